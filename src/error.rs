@@ -1,0 +1,266 @@
+//! The one error type of the crate.
+
+use std::path::PathBuf;
+
+use crate::scheduler::TimeRange;
+
+/// Shorthand for a result with the crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Which of the two sides of a batch something belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The points whose quality must stay.
+    Retain,
+    /// The points that must be forgotten.
+    Forget,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Side::Retain => "retain",
+            Side::Forget => "forget",
+        })
+    }
+}
+
+/// Everything that can go wrong, with the value that was wrong and what to do about it.
+///
+/// An error leaves the object that returned it as it was: a trainer whose `step` fails still holds
+/// the model and the optimiser state of the step before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A number lies outside its legal range.
+    #[error("{name} is {value}; it must be {requirement}")]
+    OutOfRange {
+        /// Name of the setting.
+        name: &'static str,
+        /// The value that was given.
+        value: f64,
+        /// The legal range, in words.
+        requirement: &'static str,
+    },
+
+    /// A timestep lies outside the scheduler's time range, or is not one of its discrete steps.
+    #[error("timestep {timestep} is not in the scheduler's time range {range}; draw timesteps from `Scheduler::time_range`")]
+    TimestepOutOfRange {
+        /// The timestep that was given.
+        timestep: f64,
+        /// What the scheduler accepts.
+        range: TimeRange,
+    },
+
+    /// The noise scale at a timestep is not a positive number, so nothing can be learnt there.
+    #[error("noise scale at timestep {timestep} is {noise_scale}; leave timesteps without noise out of the scheduler's time range")]
+    NoNoise {
+        /// The timestep.
+        timestep: f64,
+        /// The scheduler's noise scale there.
+        noise_scale: f64,
+    },
+
+    /// Two tensors (or lists) that belong together differ in shape.
+    #[error("{what} has shape {got:?} where {expected:?} is needed; {remedy}")]
+    ShapeMismatch {
+        /// Which tensor or list.
+        what: &'static str,
+        /// The shape that was needed.
+        expected: Vec<usize>,
+        /// The shape that was given.
+        got: Vec<usize>,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// A batch, a data set or a list has no element.
+    #[error("{what} is empty; {remedy}")]
+    Empty {
+        /// What is empty.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// Data contains NaN or an infinity.
+    #[error("row {row} of the {side} data contains {value}; clean the data: no step was taken")]
+    NonFiniteData {
+        /// The side the row belongs to.
+        side: Side,
+        /// Index of the first such row.
+        row: usize,
+        /// The first such value.
+        value: f32,
+    },
+
+    /// A point that must be forgotten is also among the points to retain, by content.
+    #[error("forgotten point {forget} is also retained point {retain}; remove it (and its duplicates) from the retain set")]
+    ForgottenPointRetained {
+        /// Index in the forget set.
+        forget: usize,
+        /// Index in the retain set.
+        retain: usize,
+    },
+
+    /// A clipper needs a gradient that the objective does not have.
+    #[error("{clipper} needs the {missing} gradient, which {loss} does not have; use {remedy}")]
+    IncompatibleClipper {
+        /// The clipper.
+        clipper: String,
+        /// The objective.
+        loss: String,
+        /// The side without a gradient.
+        missing: Side,
+        /// A clipper that works.
+        remedy: &'static str,
+    },
+
+    /// Two builder settings contradict each other, or one that is needed is missing.
+    #[error("{what}; {remedy}")]
+    InvalidSetting {
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// The model has no parameter that receives gradients.
+    #[error("the model has no trainable parameter; call `Module::unfreeze` on it, or on the part to train")]
+    NoTrainableParameters,
+
+    /// Two forwards of the same input differ: the model has active dropout or other noise.
+    #[error("two forward passes of the same input differ by {difference:e} (relative){layers}; the two gradients of an unlearning step must see the same network: set dropout to 0 or freeze those layers")]
+    StochasticModel {
+        /// Norm of the difference over the norm of the output.
+        difference: f64,
+        /// Names of layers that behave differently while training, where known.
+        layers: String,
+    },
+
+    /// A row's output depends on the other rows: the model has active batch normalisation.
+    #[error("the output for a row changes by {difference:e} (relative) with the other rows of its batch{layers}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it")]
+    BatchDependentModel {
+        /// Norm of the difference over the norm of the output.
+        difference: f64,
+        /// Names of layers that behave differently while training, where known.
+        layers: String,
+    },
+
+    /// A value read from the device could not be brought to the host.
+    #[error("reading {what} back from the device failed: {message}")]
+    DeviceRead {
+        /// Which tensor.
+        what: &'static str,
+        /// The backend's message.
+        message: String,
+    },
+
+    /// A device was asked for that is unknown or not compiled in.
+    #[error("device `{spec}` is not available: {reason}")]
+    UnknownDevice {
+        /// What was asked for.
+        spec: String,
+        /// Why it is not available, and what is.
+        reason: String,
+    },
+
+    /// A configuration file holds a value that this crate does not support.
+    #[error("{file}: `{key}` is {value}, which is not supported; {remedy}")]
+    UnsupportedConfig {
+        /// The file, or what it describes.
+        file: String,
+        /// The key of the value.
+        key: String,
+        /// The value found.
+        value: String,
+        /// What is supported.
+        remedy: String,
+    },
+
+    /// A file is not what its name or place says.
+    #[error("{path}: {message}", path = path.display())]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        message: String,
+    },
+
+    /// Weights in a file do not fit the model: a tensor is missing, extra or of another shape.
+    #[error("{path}: {problem} tensor `{tensor}`{detail}", path = path.display())]
+    WeightMismatch {
+        /// The file.
+        path: PathBuf,
+        /// `missing`, `unexpected`, `misshapen` or `unreadable`.
+        problem: &'static str,
+        /// Name of the tensor, in the file's spelling.
+        tensor: String,
+        /// Shapes, or the reason.
+        detail: String,
+    },
+
+    /// Reading or writing a file failed.
+    #[error("{action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was being done, as in "reading".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+
+    /// An observer (log, plot, progress) failed.
+    #[error("observer failed: {0}")]
+    Observer(String),
+}
+
+impl Error {
+    /// An I/O error with its path: `.map_err(Error::io("reading", path))`.
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// Checks that a setting is finite and inside `range`; the message repeats both.
+pub(crate) fn check_range(
+    name: &'static str,
+    value: f64,
+    legal: bool,
+    requirement: &'static str,
+) -> Result<f64> {
+    if value.is_finite() && legal {
+        Ok(value)
+    } else {
+        Err(Error::OutOfRange {
+            name,
+            value,
+            requirement,
+        })
+    }
+}
+
+/// Checks that a probability-like setting lies in `[0, 1]`.
+pub(crate) fn check_probability(name: &'static str, value: f64) -> Result<f64> {
+    check_range(
+        name,
+        value,
+        (0.0..=1.0).contains(&value),
+        "a number from 0 to 1",
+    )
+}
+
+/// Checks that a setting is a positive finite number.
+pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<f64> {
+    check_range(name, value, value > 0.0, "a finite number above 0")
+}

@@ -1,0 +1,624 @@
+//! The forward process `x_t = γ_t x + σ_t ε`: which timesteps there are, and how much signal and
+//! noise each holds.
+
+use std::fmt;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::denoiser::PredictionType;
+use crate::error::{Error, Result};
+use crate::schedule::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
+
+/// The timesteps on which a scheduler is defined.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeRange {
+    /// The whole numbers `0, 1, …, num_timesteps − 1`; 0 is the cleanest.
+    Discrete {
+        /// Number of steps `T`.
+        num_timesteps: usize,
+    },
+    /// Every real number from `min` to `max`; `min` is the cleanest.
+    Continuous {
+        /// The smallest time, with `σ_min > 0`.
+        min: f64,
+        /// The largest time.
+        max: f64,
+    },
+}
+
+impl TimeRange {
+    /// Whether `timestep` is one of the range's.
+    pub fn contains(&self, timestep: f64) -> bool {
+        match *self {
+            TimeRange::Discrete { num_timesteps } => {
+                timestep.fract() == 0.0 && timestep >= 0.0 && timestep < num_timesteps as f64
+            }
+            TimeRange::Continuous { min, max } => (min..=max).contains(&timestep),
+        }
+    }
+
+    /// Maps `u ∈ [0, 1)` onto the range, so that a uniform `u` gives a uniform timestep.
+    pub fn at(&self, u: f64) -> f64 {
+        match *self {
+            TimeRange::Discrete { num_timesteps } => {
+                (u * num_timesteps as f64).floor().min(num_timesteps as f64 - 1.0)
+            }
+            TimeRange::Continuous { min, max } => min + u * (max - min),
+        }
+    }
+}
+
+impl fmt::Display for TimeRange {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TimeRange::Discrete { num_timesteps } => {
+                write!(formatter, "0, 1, …, {}", num_timesteps.saturating_sub(1))
+            }
+            TimeRange::Continuous { min, max } => write!(formatter, "[{min}, {max}]"),
+        }
+    }
+}
+
+/// A forward process, known by its signal and noise scales. Plain numbers on the host, in `f64`.
+///
+/// Implement the three methods for a process of your own; [`SchedulerExt`] adds what works on
+/// tensors. Timesteps outside [`time_range`](Scheduler::time_range) may give any number, NaN
+/// included: the checked way in is [`SchedulerExt::scales`].
+pub trait Scheduler: Send + Sync + fmt::Debug {
+    /// The timesteps on which the scheduler is defined. The noise scale is positive on all of it.
+    fn time_range(&self) -> TimeRange;
+
+    /// `γ_t`, the factor of the clean point in `x_t = γ_t x + σ_t ε`. Dimensionless, usually in `[0, 1]`.
+    fn signal_scale(&self, timestep: f64) -> f64;
+
+    /// `σ_t > 0`, the factor of the noise in `x_t = γ_t x + σ_t ε`. Dimensionless, usually in `(0, 1]`.
+    fn noise_scale(&self, timestep: f64) -> f64;
+}
+
+/// Signal and noise scales of the rows of a batch, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scales {
+    /// `γ` of each row.
+    pub signal: Vec<f64>,
+    /// `σ > 0` of each row.
+    pub noise: Vec<f64>,
+}
+
+impl Scales {
+    /// `γ` as a tensor of shape `[batch, 1, …]`, to multiply a batch of rank `D` with.
+    pub fn signal_tensor<const D: usize>(&self, device: &Device) -> Tensor<D> {
+        column(&self.signal, device)
+    }
+
+    /// `σ` as a tensor of shape `[batch, 1, …]`.
+    pub fn noise_tensor<const D: usize>(&self, device: &Device) -> Tensor<D> {
+        column(&self.noise, device)
+    }
+}
+
+/// One number a row as a tensor of shape `[rows, 1, …]` that broadcasts over a batch of rank `D`.
+pub(crate) fn column<const D: usize>(values: &[f64], device: &Device) -> Tensor<D> {
+    let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    let mut shape = [1; D];
+    shape[0] = values.len();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// What every [`Scheduler`] can do.
+pub trait SchedulerExt: Scheduler {
+    /// The scales of each timestep, checked: each timestep is in range, `γ` finite, `σ` finite and positive.
+    ///
+    /// # Errors
+    /// [`Error::TimestepOutOfRange`], or [`Error::NoNoise`] where `σ` is not a positive number.
+    fn scales(&self, timesteps: &[f64]) -> Result<Scales> {
+        let range = self.time_range();
+        let mut scales = Scales {
+            signal: Vec::with_capacity(timesteps.len()),
+            noise: Vec::with_capacity(timesteps.len()),
+        };
+        for &timestep in timesteps {
+            if !range.contains(timestep) {
+                return Err(Error::TimestepOutOfRange { timestep, range });
+            }
+            let (signal, noise) = (self.signal_scale(timestep), self.noise_scale(timestep));
+            if !(noise.is_finite() && noise > 0.0 && signal.is_finite()) {
+                return Err(Error::NoNoise {
+                    timestep,
+                    noise_scale: noise,
+                });
+            }
+            scales.signal.push(signal);
+            scales.noise.push(noise);
+        }
+        Ok(scales)
+    }
+
+    /// Signal-to-noise ratio `γ² / σ²`, dimensionless.
+    fn snr(&self, timestep: f64) -> f64 {
+        (self.signal_scale(timestep) / self.noise_scale(timestep)).powi(2)
+    }
+
+    /// The noisy point `x_t = γ_t x + σ_t ε` of each row.
+    ///
+    /// # Shapes
+    /// - `clean`, `noise` and the result: `[batch, …]`; `timesteps`: `[batch]`
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`], and those of [`scales`](SchedulerExt::scales).
+    fn add_noise<const D: usize>(
+        &self,
+        clean: Tensor<D>,
+        noise: Tensor<D>,
+        timesteps: &[f64],
+    ) -> Result<Tensor<D>> {
+        let scales = self.scales(timesteps)?;
+        let expected = clean.dims();
+        if noise.dims() != expected || timesteps.len() != expected[0] {
+            let mut got = noise.dims().to_vec();
+            if noise.dims() == expected {
+                got = vec![timesteps.len()];
+            }
+            return Err(Error::ShapeMismatch {
+                what: "noise or timesteps",
+                expected: expected.to_vec(),
+                got,
+                remedy: "give one noise value an element and one timestep a row",
+            });
+        }
+        let device = clean.device();
+        Ok(clean * scales.signal_tensor(&device) + noise * scales.noise_tensor(&device))
+    }
+}
+
+impl<S: Scheduler + ?Sized> SchedulerExt for S {}
+
+/// The variance-preserving process of DDPM: `γ_t = √ᾱ_t`, `σ_t = √(1 − ᾱ_t)`, `t = 0, …, T − 1`.
+///
+/// # Example
+/// ```
+/// use siss::{DdpmScheduler, Scheduler, SchedulerExt};
+///
+/// let scheduler = DdpmScheduler::linear(1000)?;
+/// let scales = scheduler.scales(&[0.0, 999.0])?;
+/// assert!(scales.signal[0] > 0.99 && scales.signal[1] < 0.01);
+/// assert!(scheduler.scales(&[1000.0]).is_err());
+/// # Ok::<(), siss::Error>(())
+/// ```
+/// # Reference
+/// Ho et al. 2020, *Denoising Diffusion Probabilistic Models*, Eq. 4.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DdpmScheduler {
+    betas: Vec<f64>,
+    alpha_bars: Vec<f64>,
+}
+
+impl DdpmScheduler {
+    /// A process of `num_timesteps` steps with the betas of `schedule`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] or [`Error::ShapeMismatch`], see [`BetaSchedule::betas`].
+    pub fn new(schedule: &BetaSchedule, num_timesteps: usize) -> Result<Self> {
+        let betas = schedule.betas(num_timesteps)?;
+        let alpha_bars = alpha_bars(&betas);
+        Ok(Self { betas, alpha_bars })
+    }
+
+    /// The linear schedule of DDPM, `β` from 1e-4 to 0.02.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for fewer than two steps.
+    pub fn linear(num_timesteps: usize) -> Result<Self> {
+        Self::new(&BetaSchedule::linear(), num_timesteps)
+    }
+
+    /// The scaled linear schedule of Stable Diffusion, `β` from 8.5e-4 to 0.012.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for fewer than two steps.
+    pub fn scaled_linear(num_timesteps: usize) -> Result<Self> {
+        Self::new(&BetaSchedule::scaled_linear(), num_timesteps)
+    }
+
+    /// The cosine schedule of improved DDPM, diffusers' `squaredcos_cap_v2`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for fewer than two steps.
+    pub fn squared_cosine(num_timesteps: usize) -> Result<Self> {
+        Self::new(&BetaSchedule::SquaredCosine, num_timesteps)
+    }
+
+    /// The process that a diffusers `scheduler_config.json` describes.
+    ///
+    /// # Errors
+    /// As [`DdpmScheduler::new`].
+    pub fn from_config(config: &SchedulerConfig) -> Result<Self> {
+        let mut scheduler = Self::new(&config.beta_schedule, config.num_timesteps)?;
+        if config.zero_terminal_snr {
+            scheduler.alpha_bars = rescale_to_zero_terminal_snr(&scheduler.alpha_bars);
+            let before = std::iter::once(&1.0).chain(&scheduler.alpha_bars);
+            scheduler.betas = before
+                .zip(&scheduler.alpha_bars)
+                .map(|(before, now)| 1.0 - now / before)
+                .collect();
+        }
+        Ok(scheduler)
+    }
+
+    /// `ᾱ_t` of every step, from almost 1 down to almost 0.
+    pub fn alpha_bars(&self) -> &[f64] {
+        &self.alpha_bars
+    }
+
+    /// `β_t` of every step.
+    pub fn betas(&self) -> &[f64] {
+        &self.betas
+    }
+
+    /// Number of steps `T`.
+    pub fn num_timesteps(&self) -> usize {
+        self.alpha_bars.len()
+    }
+
+    fn alpha_bar(&self, timestep: f64) -> f64 {
+        if self.time_range().contains(timestep) {
+            self.alpha_bars[timestep as usize]
+        } else {
+            f64::NAN
+        }
+    }
+}
+
+impl Scheduler for DdpmScheduler {
+    fn time_range(&self) -> TimeRange {
+        TimeRange::Discrete {
+            num_timesteps: self.num_timesteps(),
+        }
+    }
+
+    fn signal_scale(&self, timestep: f64) -> f64 {
+        self.alpha_bar(timestep).sqrt()
+    }
+
+    fn noise_scale(&self, timestep: f64) -> f64 {
+        (1.0 - self.alpha_bar(timestep)).sqrt()
+    }
+}
+
+/// The straight path of flow matching (rectified flow): `γ_t = 1 − t`, `σ_t = t`, `t ∈ [min, 1]`.
+///
+/// The clean end `t = 0` has no noise and is left out by `min_time` (default 1e-3).
+///
+/// # Reference
+/// Lipman et al. 2023, *Flow Matching for Generative Modeling*, with optimal-transport paths.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FlowMatching {
+    min_time: f64,
+}
+
+impl FlowMatching {
+    /// The path from `min_time` to 1.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] unless `0 < min_time < 1`.
+    pub fn new(min_time: f64) -> Result<Self> {
+        let legal = min_time > 0.0 && min_time < 1.0;
+        crate::error::check_range("min_time", min_time, legal, "above 0 and below 1")?;
+        Ok(Self { min_time })
+    }
+}
+
+impl Default for FlowMatching {
+    fn default() -> Self {
+        Self { min_time: 1e-3 }
+    }
+}
+
+impl Scheduler for FlowMatching {
+    fn time_range(&self) -> TimeRange {
+        TimeRange::Continuous {
+            min: self.min_time,
+            max: 1.0,
+        }
+    }
+
+    fn signal_scale(&self, timestep: f64) -> f64 {
+        1.0 - timestep
+    }
+
+    fn noise_scale(&self, timestep: f64) -> f64 {
+        timestep
+    }
+}
+
+/// Which of the training steps a sampler visits (diffusers' `timestep_spacing`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepSpacing {
+    /// `0, k, 2k, …` with `k = ⌊T / n⌋`, plus an offset. The default of diffusers.
+    #[default]
+    Leading,
+    /// `T − 1, T − 1 − T/n, …`, rounded.
+    Trailing,
+    /// From `0` to `T − 1` inclusive, evenly, rounded.
+    Linspace,
+}
+
+/// The settings of a diffusers `scheduler_config.json` that concern training and sampling.
+///
+/// | field | default | purpose | range |
+/// |---|---|---|---|
+/// | `num_timesteps` | 1000 | steps of the process | ≥ 2 |
+/// | `beta_schedule` | linear, 1e-4 to 0.02 | variance of each step | `β ∈ (0, 1)` |
+/// | `zero_terminal_snr` | false | shift the schedule to end without signal | |
+/// | `prediction_type` | `Epsilon` | what the model predicts | |
+/// | `clip_sample` | true | clamp the predicted clean point while sampling | |
+/// | `clip_sample_range` | 1 | … to `[−range, range]` | > 0 |
+/// | `timestep_spacing` | leading | steps a sampler visits | |
+/// | `steps_offset` | 0 | added to them where spacing is leading | < `T / n` |
+/// | `set_alpha_to_one` | true | DDIM ends at `ᾱ = 1` instead of `ᾱ_0` | |
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SchedulerConfig {
+    /// Number of steps of the process.
+    pub num_timesteps: usize,
+    /// Variance of each step.
+    pub beta_schedule: BetaSchedule,
+    /// Whether the schedule is shifted so that its last step carries no signal.
+    pub zero_terminal_snr: bool,
+    /// What the model predicts.
+    pub prediction_type: PredictionType,
+    /// Whether a sampler clamps the predicted clean point.
+    pub clip_sample: bool,
+    /// Half-width of the clamp.
+    pub clip_sample_range: f64,
+    /// Which steps a sampler visits.
+    pub timestep_spacing: TimestepSpacing,
+    /// Added to the visited steps where spacing is leading.
+    pub steps_offset: usize,
+    /// Whether DDIM's last step goes to `ᾱ = 1` rather than to `ᾱ_0`.
+    pub set_alpha_to_one: bool,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            num_timesteps: 1000,
+            beta_schedule: BetaSchedule::linear(),
+            zero_terminal_snr: false,
+            prediction_type: PredictionType::Epsilon,
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            timestep_spacing: TimestepSpacing::Leading,
+            steps_offset: 0,
+            set_alpha_to_one: true,
+        }
+    }
+}
+
+/// The keys of the file that matter here; diffusers adds many that do not.
+#[derive(Deserialize)]
+#[serde(default)]
+struct DiffusersSchedulerFile {
+    num_train_timesteps: usize,
+    beta_start: f64,
+    beta_end: f64,
+    beta_schedule: String,
+    trained_betas: Option<Vec<f64>>,
+    prediction_type: String,
+    rescale_betas_zero_snr: bool,
+    clip_sample: bool,
+    clip_sample_range: f64,
+    thresholding: bool,
+    timestep_spacing: String,
+    steps_offset: usize,
+    set_alpha_to_one: bool,
+}
+
+impl Default for DiffusersSchedulerFile {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            beta_start: 1e-4,
+            beta_end: 0.02,
+            beta_schedule: "linear".into(),
+            trained_betas: None,
+            prediction_type: "epsilon".into(),
+            rescale_betas_zero_snr: false,
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            thresholding: false,
+            timestep_spacing: "leading".into(),
+            steps_offset: 0,
+            set_alpha_to_one: true,
+        }
+    }
+}
+
+impl SchedulerConfig {
+    /// Reads a diffusers `scheduler_config.json`. Keys that concern other things are ignored.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::InvalidFile`] where it is no such JSON, [`Error::UnsupportedConfig`]
+    /// with the key and the value where a setting is not one of this crate's.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
+        Self::from_json(&text, &path.display().to_string())
+    }
+
+    /// Reads the text of a diffusers `scheduler_config.json`; `file` names it in errors.
+    ///
+    /// # Errors
+    /// As [`from_file`](SchedulerConfig::from_file), without the I/O.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        let json: DiffusersSchedulerFile =
+            serde_json::from_str(text).map_err(|error| Error::InvalidFile {
+                path: file.into(),
+                message: format!("not a diffusers scheduler configuration: {error}"),
+            })?;
+        let unsupported = |key: &str, value: &str, remedy: &str| Error::UnsupportedConfig {
+            file: file.into(),
+            key: key.into(),
+            value: format!("`{value}`"),
+            remedy: remedy.into(),
+        };
+        if json.thresholding {
+            return Err(unsupported(
+                "thresholding",
+                "true",
+                "dynamic thresholding is not implemented: set it to false",
+            ));
+        }
+        let (start, end) = (json.beta_start, json.beta_end);
+        let beta_schedule = match (json.trained_betas, json.beta_schedule.as_str()) {
+            (Some(betas), _) => BetaSchedule::Trained(betas),
+            (None, "linear") => BetaSchedule::Linear { start, end },
+            (None, "scaled_linear") => BetaSchedule::ScaledLinear { start, end },
+            (None, "squaredcos_cap_v2") => BetaSchedule::SquaredCosine,
+            (None, other) => {
+                return Err(unsupported(
+                    "beta_schedule",
+                    other,
+                    "use linear, scaled_linear, squaredcos_cap_v2 or trained_betas",
+                ));
+            }
+        };
+        let prediction_type = match json.prediction_type.as_str() {
+            "epsilon" => PredictionType::Epsilon,
+            "sample" => PredictionType::Sample,
+            "v_prediction" => PredictionType::Velocity,
+            other => {
+                return Err(unsupported(
+                    "prediction_type",
+                    other,
+                    "use epsilon, sample or v_prediction",
+                ));
+            }
+        };
+        let timestep_spacing = match json.timestep_spacing.as_str() {
+            "leading" => TimestepSpacing::Leading,
+            "trailing" => TimestepSpacing::Trailing,
+            "linspace" => TimestepSpacing::Linspace,
+            other => {
+                return Err(unsupported(
+                    "timestep_spacing",
+                    other,
+                    "use leading, trailing or linspace",
+                ));
+            }
+        };
+        Ok(Self {
+            num_timesteps: json.num_train_timesteps,
+            beta_schedule,
+            zero_terminal_snr: json.rescale_betas_zero_snr,
+            prediction_type,
+            clip_sample: json.clip_sample,
+            clip_sample_range: json.clip_sample_range,
+            timestep_spacing,
+            steps_offset: json.steps_offset,
+            set_alpha_to_one: json.set_alpha_to_one,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_preserve_the_variance() {
+        let scheduler = DdpmScheduler::squared_cosine(100).unwrap();
+        for t in 0..100 {
+            let (gamma, sigma) = (scheduler.signal_scale(t as f64), scheduler.noise_scale(t as f64));
+            assert!((gamma * gamma + sigma * sigma - 1.0).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn timesteps_outside_the_range_are_refused_with_their_value() {
+        let scheduler = DdpmScheduler::linear(10).unwrap();
+        for bad in [-1.0, 10.0, 2.5, f64::NAN] {
+            let error = scheduler.scales(&[0.0, bad]).unwrap_err();
+            assert!(error.to_string().contains(&format!("{bad}")), "{error}");
+            assert!(scheduler.signal_scale(bad).is_nan());
+        }
+    }
+
+    #[test]
+    fn a_timestep_without_noise_is_refused() {
+        #[derive(Debug)]
+        struct Clean;
+        impl Scheduler for Clean {
+            fn time_range(&self) -> TimeRange {
+                TimeRange::Continuous { min: 0.0, max: 1.0 }
+            }
+            fn signal_scale(&self, _: f64) -> f64 {
+                1.0
+            }
+            fn noise_scale(&self, timestep: f64) -> f64 {
+                timestep
+            }
+        }
+        assert!(matches!(Clean.scales(&[0.0]), Err(Error::NoNoise { .. })));
+    }
+
+    #[test]
+    fn every_u_maps_into_the_range() {
+        for range in [
+            TimeRange::Discrete { num_timesteps: 7 },
+            TimeRange::Continuous { min: 0.01, max: 1.0 },
+        ] {
+            for u in [0.0, 0.3, 0.999_999_999_999_999_9] {
+                assert!(range.contains(range.at(u)), "{range} at {u}");
+            }
+        }
+        assert_eq!(TimeRange::Discrete { num_timesteps: 10 }.at(0.35), 3.0);
+    }
+
+    #[test]
+    fn add_noise_is_the_forward_process_at_any_rank() {
+        let device = Device::flex();
+        let scheduler = FlowMatching::default();
+        let clean = Tensor::<3>::from_data([[[1.0, 2.0]], [[3.0, 4.0]]], &device);
+        let noise = Tensor::<3>::from_data([[[1.0, 0.0]], [[0.0, 1.0]]], &device);
+        let noisy = scheduler.add_noise(clean, noise, &[0.25, 1.0]).unwrap();
+        let values: Vec<f32> = noisy.into_data().to_vec().unwrap();
+        assert_eq!(values, [1.0, 1.5, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn the_diffusers_file_is_read_and_unknown_values_are_named() {
+        let config = SchedulerConfig::from_json(
+            r#"{"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+                "beta_end": 0.012, "clip_sample": false, "steps_offset": 1, "variance_type": "fixed_small"}"#,
+            "scheduler_config.json",
+        )
+        .unwrap();
+        assert_eq!(config.beta_schedule, BetaSchedule::scaled_linear());
+        assert_eq!((config.clip_sample, config.steps_offset), (false, 1));
+        for (key, value) in [
+            ("beta_schedule", "\"sigmoid\""),
+            ("prediction_type", "\"flow\""),
+            ("timestep_spacing", "\"other\""),
+            ("thresholding", "true"),
+        ] {
+            let text = format!("{{\"{key}\": {value}}}");
+            let error = SchedulerConfig::from_json(&text, "f.json").unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains(value.trim_matches('"')), "{error}");
+        }
+    }
+
+    #[test]
+    fn zero_terminal_snr_ends_without_signal() {
+        let config = SchedulerConfig {
+            zero_terminal_snr: true,
+            ..SchedulerConfig::default()
+        };
+        let scheduler = DdpmScheduler::from_config(&config).unwrap();
+        assert_eq!(scheduler.signal_scale(999.0), 0.0);
+        assert_eq!(scheduler.snr(999.0), 0.0);
+        assert!(scheduler.scales(&[999.0]).is_ok());
+    }
+}
