@@ -158,7 +158,10 @@ mod tests {
         let condition = ((), (prompt, class));
         assert_eq!(condition.num_rows(), Some(3));
         let ((), (prompt, class)) = condition.select(&[2, 0]);
-        assert_eq!(prompt.into_data().to_vec::<f32>().unwrap(), [5.0, 6.0, 1.0, 2.0]);
+        assert_eq!(
+            prompt.into_data().try_to_vec::<f32>().unwrap(),
+            [5.0, 6.0, 1.0, 2.0]
+        );
         assert_eq!(class.into_data().iter::<i64>().collect::<Vec<_>>(), [9, 7]);
     }
 
@@ -167,7 +170,8 @@ mod tests {
         let device = Device::flex();
         let one = |value: f32| Tensor::<1>::from_data([value], &device);
         let target = |kind: PredictionType| {
-            kind.target(one(2.0), one(3.0), one(0.8), one(0.6)).into_scalar::<f32>()
+            kind.target(one(2.0), one(3.0), one(0.8), one(0.6))
+                .into_scalar::<f32>()
         };
         assert_eq!(target(PredictionType::Epsilon), 3.0);
         assert_eq!(target(PredictionType::Sample), 2.0);

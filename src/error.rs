@@ -45,7 +45,9 @@ pub enum Error {
     },
 
     /// A timestep lies outside the scheduler's time range, or is not one of its discrete steps.
-    #[error("timestep {timestep} is not in the scheduler's time range {range}; draw timesteps from `Scheduler::time_range`")]
+    #[error(
+        "timestep {timestep} is not in the scheduler's time range {range}; draw timesteps from `Scheduler::time_range`"
+    )]
     TimestepOutOfRange {
         /// The timestep that was given.
         timestep: f64,
@@ -54,7 +56,9 @@ pub enum Error {
     },
 
     /// The noise scale at a timestep is not a positive number, so nothing can be learnt there.
-    #[error("noise scale at timestep {timestep} is {noise_scale}; leave timesteps without noise out of the scheduler's time range")]
+    #[error(
+        "noise scale at timestep {timestep} is {noise_scale}; leave timesteps without noise out of the scheduler's time range"
+    )]
     NoNoise {
         /// The timestep.
         timestep: f64,
@@ -96,7 +100,9 @@ pub enum Error {
     },
 
     /// A point that must be forgotten is also among the points to retain, by content.
-    #[error("forgotten point {forget} is also retained point {retain}; remove it (and its duplicates) from the retain set")]
+    #[error(
+        "forgotten point {forget} is also retained point {retain}; remove it (and its duplicates) from the retain set"
+    )]
     ForgottenPointRetained {
         /// Index in the forget set.
         forget: usize,
@@ -127,25 +133,27 @@ pub enum Error {
     },
 
     /// The model has no parameter that receives gradients.
-    #[error("the model has no trainable parameter; call `Module::unfreeze` on it, or on the part to train")]
+    #[error(
+        "the model has no trainable parameter; call `Module::unfreeze` on it, or on the part to train"
+    )]
     NoTrainableParameters,
 
     /// Two forwards of the same input differ: the model has active dropout or other noise.
-    #[error("two forward passes of the same input differ by {difference:e} (relative){layers}; the two gradients of an unlearning step must see the same network: set dropout to 0 or freeze those layers")]
+    #[error(
+        "the model is not deterministic: {evidence}; the two gradients of an unlearning step must see the same network: set dropout to 0 or freeze those layers"
+    )]
     StochasticModel {
-        /// Norm of the difference over the norm of the output.
-        difference: f64,
-        /// Names of layers that behave differently while training, where known.
-        layers: String,
+        /// What was seen.
+        evidence: String,
     },
 
     /// A row's output depends on the other rows: the model has active batch normalisation.
-    #[error("the output for a row changes by {difference:e} (relative) with the other rows of its batch{layers}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it")]
+    #[error(
+        "the model mixes the rows of a batch: {evidence}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it"
+    )]
     BatchDependentModel {
-        /// Norm of the difference over the norm of the output.
-        difference: f64,
-        /// Names of layers that behave differently while training, where known.
-        layers: String,
+        /// What was seen.
+        evidence: String,
     },
 
     /// A value read from the device could not be brought to the host.

@@ -90,7 +90,12 @@ impl BetaSchedule {
             });
         }
         for &beta in &betas {
-            check_range("beta", beta, beta > 0.0 && beta < 1.0, "above 0 and below 1")?;
+            check_range(
+                "beta",
+                beta,
+                beta > 0.0 && beta < 1.0,
+                "above 0 and below 1",
+            )?;
         }
         Ok(betas)
     }
@@ -175,7 +180,11 @@ mod tests {
         let betas = BetaSchedule::SquaredCosine.betas(1000).unwrap();
         assert_eq!(betas[999], 0.999);
         // ᾱ after half the steps is cos²(0.508 / 1.008 · π/2) / cos²(0.008 / 1.008 · π/2).
-        let half = |u: f64| ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+        let half = |u: f64| {
+            ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+                .cos()
+                .powi(2)
+        };
         assert!((alpha_bars(&betas)[499] - half(0.5) / half(0.0)).abs() < 1e-12);
     }
 

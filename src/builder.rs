@@ -1,0 +1,326 @@
+//! Setting up a trainer: defaults, and the refusal of settings that contradict each other.
+
+use std::fmt;
+
+use burn::optim::lr_scheduler::LrScheduler;
+use burn::optim::{AdamWConfig, ModuleOptimizer};
+use serde::{Deserialize, Serialize};
+
+use crate::clipper::GradientClipper;
+use crate::denoiser::{Denoiser, PredictionType};
+use crate::draws::TimestepSampling;
+use crate::error::{Error, Result, Side, check_positive, check_range};
+use crate::loss::SissLoss;
+use crate::method::Method;
+use crate::mixture::{FixedAllocation, MixtureSampler};
+use crate::observer::Observer;
+use crate::scheduler::Scheduler;
+use crate::trainer::SissTrainer;
+
+/// The plain settings of a trainer.
+///
+/// | field | default | purpose | range |
+/// |---|---|---|---|
+/// | `seed` | 0 | key of all draws | |
+/// | `prediction_type` | `Epsilon` | what the model predicts | |
+/// | `timestep_sampling` | low discrepancy | how timesteps are drawn | |
+/// | `thin_below` | 1 | rows of smaller weight are thinned without bias; 0 is exact | ≥ 0 |
+/// | `micro_batch_size` | the whole batch | rows run at a time; changes memory, not results | ≥ 1 |
+/// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerConfig {
+    /// Key of all draws of the run.
+    pub seed: u64,
+    /// What the model predicts.
+    pub prediction_type: PredictionType,
+    /// How timesteps are drawn.
+    pub timestep_sampling: TimestepSampling,
+    /// `τ` of unbiased thinning, see [`survivors`](crate::loss::survivors).
+    pub thin_below: f64,
+    /// Rows run through the model at a time, or `None` for a whole term.
+    pub micro_batch_size: Option<usize>,
+    /// Global clip of the combined gradient.
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            prediction_type: PredictionType::Epsilon,
+            timestep_sampling: TimestepSampling::LowDiscrepancy,
+            thin_below: 1.0,
+            micro_batch_size: None,
+            max_grad_norm: Some(1.0),
+        }
+    }
+}
+
+/// The learning rate of each step.
+#[derive(Clone)]
+pub(crate) enum LearningRate {
+    Constant(f64),
+    /// A burn scheduler and the rates it gave so far: asking for a step again gives the same rate.
+    Scheduled(ScheduledRate),
+}
+
+#[derive(Clone)]
+pub(crate) struct ScheduledRate {
+    scheduler: Box<dyn LrScheduler>,
+    steps_taken: u64,
+    current: f64,
+}
+
+impl LearningRate {
+    /// The rate of optimiser step `step`; steps come in order.
+    pub(crate) fn at(&mut self, step: u64) -> f64 {
+        match self {
+            LearningRate::Constant(rate) => *rate,
+            LearningRate::Scheduled(scheduled) => {
+                while scheduled.steps_taken <= step {
+                    scheduled.current = scheduled.scheduler.step();
+                    scheduled.steps_taken += 1;
+                }
+                scheduled.current
+            }
+        }
+    }
+}
+
+impl fmt::Debug for LearningRate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LearningRate::Constant(rate) => write!(formatter, "Constant({rate})"),
+            LearningRate::Scheduled(scheduled) => {
+                write!(formatter, "Scheduled({})", scheduled.current)
+            }
+        }
+    }
+}
+
+/// A burn optimiser, which has no `Debug` of its own.
+pub(crate) struct OpaqueOptimizer(pub(crate) ModuleOptimizer);
+
+impl fmt::Debug for OpaqueOptimizer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ModuleOptimizer")
+    }
+}
+
+/// Collects a trainer's settings. Made by [`SissTrainer::builder`].
+///
+/// Unset, they are: SISS with `λ = ½` in fixed allocation, [`FractionOfRetain`](crate::FractionOfRetain) 10 %,
+/// AdamW (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6, the paper's) at 5e-5, and those of [`TrainerConfig`].
+#[derive(Debug)]
+pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
+    model: M,
+    scheduler: Box<dyn Scheduler>,
+    method: Method,
+    loss: Option<Box<dyn SissLoss<D>>>,
+    sampler: Option<Box<dyn MixtureSampler>>,
+    clipper: Option<Box<dyn GradientClipper>>,
+    optimizer: Option<OpaqueOptimizer>,
+    learning_rate: LearningRate,
+    observers: Vec<Box<dyn Observer>>,
+    config: TrainerConfig,
+}
+
+impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
+    pub(crate) fn new(model: M, scheduler: Box<dyn Scheduler>) -> Self {
+        Self {
+            model,
+            scheduler,
+            method: Method::default(),
+            loss: None,
+            sampler: None,
+            clipper: None,
+            optimizer: None,
+            learning_rate: LearningRate::Constant(5e-5),
+            observers: Vec::new(),
+            config: TrainerConfig::default(),
+        }
+    }
+
+    /// Objective and clipper of a published method; [`loss`](Self::loss) and [`clipper`](Self::clipper) override it.
+    pub fn method(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// The objective.
+    pub fn loss(mut self, loss: impl SissLoss<D> + 'static) -> Self {
+        self.loss = Some(Box::new(loss));
+        self
+    }
+
+    /// How rows are allocated to the two sides of the mixture, and `λ`.
+    pub fn sampler(mut self, sampler: impl MixtureSampler + 'static) -> Self {
+        self.sampler = Some(Box::new(sampler));
+        self
+    }
+
+    /// How the two gradients are weighed.
+    pub fn clipper(mut self, clipper: impl GradientClipper + 'static) -> Self {
+        self.clipper = Some(Box::new(clipper));
+        self
+    }
+
+    /// Any burn optimiser: `AdamWConfig::new().init()`, `SgdConfig::new().init()`, … Leave its own gradient
+    /// clipping off: burn clips each tensor by itself, [`max_grad_norm`](Self::max_grad_norm) the whole gradient.
+    pub fn optimizer(mut self, optimizer: ModuleOptimizer) -> Self {
+        self.optimizer = Some(OpaqueOptimizer(optimizer));
+        self
+    }
+
+    /// The same learning rate in every step.
+    pub fn learning_rate(mut self, learning_rate: f64) -> Self {
+        self.learning_rate = LearningRate::Constant(learning_rate);
+        self
+    }
+
+    /// A learning rate that changes from step to step, by one of burn's schedulers or your own.
+    pub fn lr_scheduler(mut self, scheduler: impl LrScheduler + 'static) -> Self {
+        self.learning_rate = LearningRate::Scheduled(ScheduledRate {
+            scheduler: Box::new(scheduler),
+            steps_taken: 0,
+            current: 0.0,
+        });
+        self
+    }
+
+    /// Called after each step, in the order they were added.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.push(Box::new(observer));
+        self
+    }
+
+    /// Replaces all plain settings.
+    pub fn config(mut self, config: TrainerConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Key of all draws of the run.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.config.seed = seed;
+        self
+    }
+
+    /// What the model predicts.
+    pub fn prediction_type(mut self, prediction_type: PredictionType) -> Self {
+        self.config.prediction_type = prediction_type;
+        self
+    }
+
+    /// How timesteps are drawn.
+    pub fn timestep_sampling(mut self, timestep_sampling: TimestepSampling) -> Self {
+        self.config.timestep_sampling = timestep_sampling;
+        self
+    }
+
+    /// `τ`: rows that weigh less are thinned without bias. 0 is exact.
+    pub fn thin_below(mut self, thin_below: f64) -> Self {
+        self.config.thin_below = thin_below;
+        self
+    }
+
+    /// Rows run through the model at a time. Changes memory and nothing else.
+    pub fn micro_batch_size(mut self, micro_batch_size: usize) -> Self {
+        self.config.micro_batch_size = Some(micro_batch_size);
+        self
+    }
+
+    /// Global clip of the combined gradient, `None` for no clip.
+    pub fn max_grad_norm(mut self, max_grad_norm: Option<f64>) -> Self {
+        self.config.max_grad_norm = max_grad_norm;
+        self
+    }
+
+    /// Checks the settings and switches the model to training.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
+    /// gradient which the objective does not have.
+    pub fn build(self) -> Result<SissTrainer<M, D>> {
+        check_config(&self.config)?;
+        if let LearningRate::Constant(rate) = self.learning_rate {
+            check_range(
+                "learning_rate",
+                rate,
+                rate >= 0.0,
+                "a finite number from 0 up",
+            )?;
+        }
+        let sampler = match self.sampler {
+            Some(sampler) => sampler,
+            None => Box::new(FixedAllocation::new(0.5)?),
+        };
+        let loss = self.loss.unwrap_or_else(|| self.method.loss());
+        let clipper = self.clipper.unwrap_or_else(|| self.method.clipper());
+        check_clipper(loss.as_ref(), clipper.as_ref())?;
+        Ok(SissTrainer {
+            model: self.model.train(),
+            optimizer: self.optimizer.unwrap_or_else(default_optimizer),
+            learning_rate: self.learning_rate,
+            scheduler: self.scheduler,
+            sampler,
+            loss,
+            clipper,
+            observers: self.observers,
+            config: self.config,
+            step: 0,
+            model_is_checked: false,
+        })
+    }
+}
+
+/// AdamW as the paper runs it; every number set, for burn's own defaults differ from PyTorch's.
+fn default_optimizer() -> OpaqueOptimizer {
+    let adamw = AdamWConfig::new()
+        .with_beta_1(0.95)
+        .with_beta_2(0.999)
+        .with_epsilon(1e-8)
+        .with_weight_decay(1e-6)
+        .init();
+    OpaqueOptimizer(adamw)
+}
+
+fn check_config(config: &TrainerConfig) -> Result<()> {
+    let thin_below = config.thin_below;
+    check_range(
+        "thin_below",
+        thin_below,
+        thin_below >= 0.0,
+        "a finite number from 0 up",
+    )?;
+    if let Some(limit) = config.max_grad_norm {
+        check_positive("max_grad_norm", limit)?;
+    }
+    if let Some(rows) = config.micro_batch_size {
+        check_range("micro_batch_size", rows as f64, rows >= 1, "at least 1")?;
+    }
+    Ok(())
+}
+
+fn check_clipper<const D: usize>(
+    loss: &dyn SissLoss<D>,
+    clipper: &dyn GradientClipper,
+) -> Result<()> {
+    for (side, remedy) in [
+        (Side::Retain, "RescaleToNorm, ClipToNorm or ConstantScale"),
+        (
+            Side::Forget,
+            "FractionOfRetain, or another that works without",
+        ),
+    ] {
+        if clipper.needs(side) && !loss.has_term(side) {
+            return Err(Error::IncompatibleClipper {
+                clipper: clipper.name().into(),
+                loss: loss.name().into(),
+                missing: side,
+                remedy,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! How the two gradients are weighed against each other: arithmetic on three numbers.
+
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, Side, check_positive};
+use crate::gradients::GradientNorms;
+
+/// The factors of the combination `g = c_r g_r + c_f g_f`. Neither carries the forgetting's sign: that is in `g_f`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Coefficients {
+    /// `c_r`.
+    pub retain: f64,
+    /// `c_f`, the paper's forget scale.
+    pub forget: f64,
+}
+
+/// Chooses the coefficients of an optimiser step from the norms of its two gradients.
+///
+/// The norms are those of the whole step's mean gradients, so micro-batches change nothing.
+pub trait GradientClipper: Send + Debug {
+    /// Name for reports and messages.
+    fn name(&self) -> &'static str;
+
+    /// Whether the rule makes no sense without a gradient of this side. A trainer refuses such a pairing.
+    fn needs(&self, side: Side) -> bool;
+
+    /// The coefficients for gradients with these norms. Norms are finite; a side without a gradient has norm 0.
+    ///
+    /// # Errors
+    /// A clipper's own; none of the crate's has any.
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients>;
+}
+
+impl GradientClipper for Box<dyn GradientClipper> {
+    fn name(&self) -> &'static str {
+        self.as_ref().name()
+    }
+
+    fn needs(&self, side: Side) -> bool {
+        self.as_ref().needs(side)
+    }
+
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
+        self.as_mut().coefficients(norms)
+    }
+}
+
+/// `numerator / norm`, or 0 where there is nothing to scale.
+fn over_norm(numerator: f64, norm: f64) -> f64 {
+    if norm > 0.0 { numerator / norm } else { 0.0 }
+}
+
+fn forget_scale(forget: f64) -> Result<Coefficients> {
+    Ok(Coefficients {
+        retain: 1.0,
+        forget,
+    })
+}
+
+/// The paper's rule: the forget gradient is scaled to a fraction of the retain gradient's norm,
+/// `c_f = fraction · ‖g_r‖ / ‖g_f‖`. The default, with 10 %.
+///
+/// It has no ceiling, as in the paper; [`with_max_scale`](FractionOfRetain::with_max_scale) sets one.
+///
+/// # Reference
+/// SISS (arXiv 2503.01034), Section 4 and the descent lemma of its appendix.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FractionOfRetain {
+    fraction: f64,
+    max_scale: Option<f64>,
+}
+
+impl FractionOfRetain {
+    /// Scales the forget gradient to `fraction` of the retain gradient's norm.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `fraction` is positive and finite.
+    pub fn new(fraction: f64) -> Result<Self> {
+        Ok(Self {
+            fraction: check_positive("fraction", fraction)?,
+            max_scale: None,
+        })
+    }
+
+    /// Never scales by more than `max_scale`: for a forget gradient that is meant to vanish.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `max_scale` is positive and finite.
+    pub fn with_max_scale(mut self, max_scale: f64) -> Result<Self> {
+        self.max_scale = Some(check_positive("max_scale", max_scale)?);
+        Ok(self)
+    }
+}
+
+impl Default for FractionOfRetain {
+    /// 10 %, without a ceiling.
+    fn default() -> Self {
+        Self {
+            fraction: 0.1,
+            max_scale: None,
+        }
+    }
+}
+
+impl GradientClipper for FractionOfRetain {
+    fn name(&self) -> &'static str {
+        "FractionOfRetain"
+    }
+
+    fn needs(&self, side: Side) -> bool {
+        side == Side::Retain
+    }
+
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
+        let scale = over_norm(self.fraction * norms.retain, norms.forget);
+        forget_scale(scale.min(self.max_scale.unwrap_or(f64::INFINITY)))
+    }
+}
+
+/// What the published code does and calls clipping: the forget gradient is always rescaled to a fixed norm,
+/// `c_f = norm / ‖g_f‖`. The paper's runs use 500 (CelebA-HQ), 5 (T-shirt), 750 (Stable Diffusion).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RescaleToNorm {
+    norm: f64,
+}
+
+impl RescaleToNorm {
+    /// Rescales the forget gradient to `norm`. Tied to sums over elements and means over the batch, as this crate has them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `norm` is positive and finite.
+    pub fn new(norm: f64) -> Result<Self> {
+        Ok(Self {
+            norm: check_positive("norm", norm)?,
+        })
+    }
+}
+
+impl GradientClipper for RescaleToNorm {
+    fn name(&self) -> &'static str {
+        "RescaleToNorm"
+    }
+
+    fn needs(&self, _side: Side) -> bool {
+        false
+    }
+
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
+        forget_scale(over_norm(self.norm, norms.forget))
+    }
+}
+
+/// A clip in the usual sense: the forget gradient is scaled down to `norm` where it is longer, and left alone where it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ClipToNorm {
+    norm: f64,
+}
+
+impl ClipToNorm {
+    /// Clips the forget gradient at `norm`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `norm` is positive and finite.
+    pub fn new(norm: f64) -> Result<Self> {
+        Ok(Self {
+            norm: check_positive("norm", norm)?,
+        })
+    }
+}
+
+impl GradientClipper for ClipToNorm {
+    fn name(&self) -> &'static str {
+        "ClipToNorm"
+    }
+
+    fn needs(&self, _side: Side) -> bool {
+        false
+    }
+
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
+        forget_scale(over_norm(self.norm, norms.forget).min(1.0))
+    }
+}
+
+/// The same factor in every step: the superfactor of the published code, the `k/(n−k)` of the paper's Eq. 4.
+#[doc(alias = "superfactor")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ConstantScale {
+    scale: f64,
+}
+
+impl ConstantScale {
+    /// The forget gradient as it is.
+    pub(crate) const UNSCALED: ConstantScale = ConstantScale { scale: 1.0 };
+
+    /// Scales the forget gradient by `scale`; 0 switches forgetting off.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `scale` is finite and at least 0.
+    pub fn new(scale: f64) -> Result<Self> {
+        let legal = scale >= 0.0;
+        Ok(Self {
+            scale: crate::error::check_range(
+                "scale",
+                scale,
+                legal,
+                "a finite number from 0 up; the forgetting's sign is in its gradient",
+            )?,
+        })
+    }
+}
+
+impl GradientClipper for ConstantScale {
+    fn name(&self) -> &'static str {
+        "ConstantScale"
+    }
+
+    fn needs(&self, _side: Side) -> bool {
+        false
+    }
+
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
+        let has_forget_gradient = norms.forget > 0.0;
+        forget_scale(if has_forget_gradient { self.scale } else { 0.0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn scale(clipper: &mut dyn GradientClipper, retain: f64, forget: f64) -> f64 {
+        let norms = GradientNorms {
+            retain,
+            forget,
+            inner_product: 0.0,
+        };
+        let coefficients = clipper.coefficients(&norms).unwrap();
+        assert_eq!(coefficients.retain, 1.0);
+        coefficients.forget
+    }
+
+    proptest! {
+        #[test]
+        fn each_clipper_keeps_its_promise(retain in 1e-6..1e6f64, forget in 1e-6..1e6f64) {
+            let near = |got: f64, expected: f64| (got - expected).abs() <= 1e-12 * expected;
+            prop_assert!(near(scale(&mut FractionOfRetain::default(), retain, forget) * forget, 0.1 * retain));
+            prop_assert!(near(scale(&mut RescaleToNorm::new(5.0).unwrap(), retain, forget) * forget, 5.0));
+            let clipped = scale(&mut ClipToNorm::new(5.0).unwrap(), retain, forget);
+            prop_assert!(near(clipped * forget, forget.min(5.0)) && clipped <= 1.0);
+            prop_assert_eq!(scale(&mut ConstantScale::new(0.3).unwrap(), retain, forget), 0.3);
+            let mut bounded = FractionOfRetain::new(0.5).unwrap().with_max_scale(2.0).unwrap();
+            prop_assert!(near(scale(&mut bounded, retain, forget), (0.5 * retain / forget).min(2.0)));
+        }
+    }
+
+    #[test]
+    fn no_forget_gradient_gives_scale_zero() {
+        let mut clippers: [Box<dyn GradientClipper>; 4] = [
+            Box::new(FractionOfRetain::default()),
+            Box::new(RescaleToNorm::new(5.0).unwrap()),
+            Box::new(ClipToNorm::new(5.0).unwrap()),
+            Box::new(ConstantScale::new(1.0).unwrap()),
+        ];
+        for clipper in &mut clippers {
+            assert_eq!(scale(clipper, 3.0, 0.0), 0.0, "{}", clipper.name());
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_with_their_value() {
+        for bad in [-1.0, f64::NAN, f64::INFINITY] {
+            for error in [
+                FractionOfRetain::new(bad).unwrap_err(),
+                FractionOfRetain::default().with_max_scale(bad).unwrap_err(),
+                RescaleToNorm::new(bad).unwrap_err(),
+                ClipToNorm::new(bad).unwrap_err(),
+                ConstantScale::new(bad).unwrap_err(),
+            ] {
+                assert!(error.to_string().contains(&format!("is {bad}")), "{error}");
+            }
+        }
+        assert!(RescaleToNorm::new(0.0).is_err());
+        assert!(ConstantScale::new(0.0).is_ok());
+    }
+}

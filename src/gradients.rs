@@ -1,0 +1,301 @@
+//! The gradients of the two sides: made, measured and combined. The arithmetic over a model's parameters is here.
+
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{FloatDType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::clipper::Coefficients;
+use crate::denoiser::{Condition, Denoiser, row_index};
+use crate::error::{Error, Result};
+use crate::kernel::weighted_squared_error;
+use crate::loss::LossTerm;
+
+/// Norms of the two sides' gradients over the whole optimiser step, and their inner product.
+///
+/// The forget gradient carries its sign: for an objective that ascends it is minus the gradient of the forget loss.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct GradientNorms {
+    /// `‖g_r‖`, 0 without a retain term.
+    pub retain: f64,
+    /// `‖g_f‖`, 0 without a forget term.
+    pub forget: f64,
+    /// `⟨g_r, g_f⟩`.
+    pub inner_product: f64,
+}
+
+impl GradientNorms {
+    /// `‖c_r g_r + c_f g_f‖`.
+    pub fn combined(&self, coefficients: Coefficients) -> f64 {
+        let retain = coefficients.retain * self.retain;
+        let forget = coefficients.forget * self.forget;
+        let cross = 2.0 * coefficients.retain * coefficients.forget * self.inner_product;
+        (retain * retain + forget * forget + cross).max(0.0).sqrt()
+    }
+
+    pub(crate) fn is_finite(&self) -> bool {
+        self.retain.is_finite() && self.forget.is_finite() && self.inner_product.is_finite()
+    }
+}
+
+/// The gradient of one side, and the unweighted losses of the rows that made it.
+#[derive(Debug, Default)]
+pub struct SideGradient {
+    /// Gradient of `(1/B) Σ w ‖ŷ − target‖²`; empty without a term or without rows.
+    pub gradients: GradientsParams,
+    /// `‖ŷ − target‖²` of each row of the term, in parts of a micro-batch, on the device.
+    pub(crate) losses: Vec<Tensor<1>>,
+}
+
+/// Runs the rows of a term through the model and back, `micro_batch` rows at a time.
+pub(crate) fn side_gradient<const D: usize, M: Denoiser<D>>(
+    model: &M,
+    term: &LossTerm<D>,
+    condition: &M::Condition,
+    batch_size: usize,
+    micro_batch: usize,
+) -> Result<SideGradient> {
+    let mut side = SideGradient::default();
+    let parts = term.rows.chunks(micro_batch);
+    for (rows, weights) in parts.zip(term.weights.chunks(micro_batch)) {
+        let (losses, gradients) =
+            micro_batch_gradient(model, term, rows, weights, condition, batch_size)?;
+        side.losses.push(losses);
+        side.gradients = accumulate(model, side.gradients, gradients);
+    }
+    Ok(side)
+}
+
+fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
+    model: &M,
+    term: &LossTerm<D>,
+    rows: &[usize],
+    weights: &[f64],
+    condition: &M::Condition,
+    batch_size: usize,
+) -> Result<(Tensor<1>, GradientsParams)> {
+    let device = term.noisy.device();
+    let index = row_index(rows, &device);
+    let timesteps = rows.iter().map(|&row| term.timesteps[row]);
+    let noisy = Tensor::select(term.noisy.clone(), 0, index.clone());
+    let target = Tensor::select(term.target.clone(), 0, index);
+
+    let prediction = model.predict(
+        noisy,
+        host_vector(timesteps, &device),
+        &condition.select(rows),
+    );
+    if prediction.dims() != target.dims() {
+        return Err(Error::ShapeMismatch {
+            what: "the model's prediction",
+            expected: target.dims().to_vec(),
+            got: prediction.dims().to_vec(),
+            remedy: "the model must predict one value for every element of its input",
+        });
+    }
+    let weights = host_vector(weights.iter().copied(), &device);
+    let error = weighted_squared_error(prediction.clone().inner(), target, weights, batch_size);
+    // The chain rule with the seed ∂L/∂ŷ: the graph holds the model and nothing of the loss.
+    let seed = error.seed.cast(prediction.dtype());
+    let gradients = (prediction * seed).sum().backward();
+    Ok((error.losses, GradientsParams::from_grads(gradients, model)))
+}
+
+/// Host numbers as a tensor of one dimension, in f32.
+pub(crate) fn host_vector(
+    values: impl Iterator<Item = f64>,
+    device: &burn::tensor::Device,
+) -> Tensor<1> {
+    let values: Vec<f32> = values.map(|value| value as f32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// `sum + more`, parameter by parameter.
+fn accumulate<M: Module>(
+    model: &M,
+    sum: GradientsParams,
+    more: GradientsParams,
+) -> GradientsParams {
+    if sum.is_empty() {
+        return more;
+    }
+    combine(model, (1.0, sum), (1.0, more))
+}
+
+/// `c_r g_r + c_f g_f`, parameter by parameter. Consumes both, so that one set of memory is freed on the way.
+pub(crate) fn combine<M: Module>(
+    model: &M,
+    retain: (f64, GradientsParams),
+    forget: (f64, GradientsParams),
+) -> GradientsParams {
+    struct Combine {
+        retain: (f64, GradientsParams),
+        forget: (f64, GradientsParams),
+        combined: GradientsParams,
+    }
+    impl ModuleVisitor for Combine {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let scaled = |(scale, gradients): &mut (f64, GradientsParams)| {
+                let gradient = gradients.remove::<D>(param.id)?;
+                Some(if *scale == 1.0 {
+                    gradient
+                } else {
+                    gradient * *scale
+                })
+            };
+            let sum = match (scaled(&mut self.retain), scaled(&mut self.forget)) {
+                (Some(retain), Some(forget)) => retain + forget,
+                (Some(one), None) | (None, Some(one)) => one,
+                (None, None) => return,
+            };
+            self.combined.register::<D>(param.id, sum);
+        }
+    }
+    let mut visitor = Combine {
+        retain,
+        forget,
+        combined: GradientsParams::new(),
+    };
+    model.visit(&mut visitor);
+    visitor.combined
+}
+
+/// `‖g_r‖²`, `‖g_f‖²` and `⟨g_r, g_f⟩` over all parameters, on the device, `[3]`; `None` where there is no gradient.
+pub(crate) fn gradient_products<M: Module>(
+    model: &M,
+    retain: &GradientsParams,
+    forget: &GradientsParams,
+) -> Option<Tensor<1>> {
+    struct Products<'a> {
+        retain: &'a GradientsParams,
+        forget: &'a GradientsParams,
+        /// A parameter shared by two layers is visited twice and counts once.
+        seen: HashSet<ParamId>,
+        sum: Option<Tensor<1>>,
+    }
+    impl ModuleVisitor for Products<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let retain = self.retain.get::<D>(param.id);
+            let forget = self.forget.get::<D>(param.id);
+            if (retain.is_none() && forget.is_none()) || !self.seen.insert(param.id) {
+                return;
+            }
+            let products = products(retain, forget);
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum + products,
+                None => products,
+            });
+        }
+    }
+    let mut visitor = Products {
+        retain,
+        forget,
+        seen: HashSet::new(),
+        sum: None,
+    };
+    model.visit(&mut visitor);
+    visitor.sum
+}
+
+fn products<const D: usize>(retain: Option<Tensor<D>>, forget: Option<Tensor<D>>) -> Tensor<1> {
+    let retain = retain.map(|gradient| gradient.cast(FloatDType::F32));
+    let forget = forget.map(|gradient| gradient.cast(FloatDType::F32));
+    let dot = |a: &Option<Tensor<D>>, b: &Option<Tensor<D>>| match (a, b) {
+        (Some(a), Some(b)) => Some((a.clone() * b.clone()).sum()),
+        _ => None,
+    };
+    let parts = [
+        dot(&retain, &retain),
+        dot(&forget, &forget),
+        dot(&retain, &forget),
+    ];
+    let zero = parts.iter().flatten().next().map(Tensor::zeros_like);
+    let parts = parts
+        .into_iter()
+        .filter_map(|part| part.or_else(|| zero.clone()));
+    Tensor::cat(parts.collect(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    #[derive(Module, Debug)]
+    struct Shared {
+        first: Linear,
+        again: Linear,
+        other: Linear,
+    }
+
+    fn model() -> (Shared, GradientsParams, GradientsParams) {
+        let device = Device::flex();
+        let first = LinearConfig::new(2, 1).with_bias(false).init(&device);
+        let other = LinearConfig::new(1, 1).with_bias(false).init(&device);
+        let model = Shared {
+            again: first.clone(),
+            first,
+            other,
+        };
+        let (mut retain, mut forget) = (GradientsParams::new(), GradientsParams::new());
+        retain.register(
+            model.first.weight.id,
+            Tensor::<2>::from_data([[3.0], [4.0]], &device),
+        );
+        forget.register(
+            model.first.weight.id,
+            Tensor::<2>::from_data([[1.0], [-1.0]], &device),
+        );
+        forget.register(
+            model.other.weight.id,
+            Tensor::<2>::from_data([[2.0]], &device),
+        );
+        (model, retain, forget)
+    }
+
+    #[test]
+    fn products_count_a_shared_parameter_once_and_missing_gradients_as_zero() {
+        let (model, retain, forget) = model();
+        let products = gradient_products(&model, &retain, &forget).unwrap();
+        assert_eq!(
+            products.into_data().try_to_vec::<f32>().unwrap(),
+            [25.0, 6.0, -1.0]
+        );
+        let none = GradientsParams::new();
+        let products = gradient_products(&model, &none, &forget).unwrap();
+        assert_eq!(
+            products.into_data().try_to_vec::<f32>().unwrap(),
+            [0.0, 6.0, 0.0]
+        );
+        assert!(gradient_products(&model, &none, &GradientsParams::new()).is_none());
+    }
+
+    #[test]
+    fn combine_scales_and_adds_each_parameter() {
+        let (model, retain, forget) = model();
+        let mut sum = combine(&model, (1.0, retain), (-2.0, forget));
+        let first = sum.remove::<2>(model.first.weight.id).unwrap();
+        assert_eq!(first.into_data().try_to_vec::<f32>().unwrap(), [1.0, 6.0]);
+        let other = sum.remove::<2>(model.other.weight.id).unwrap();
+        assert_eq!(other.into_data().try_to_vec::<f32>().unwrap(), [-4.0]);
+    }
+
+    #[test]
+    fn the_combined_norm_follows_from_three_numbers() {
+        let norms = GradientNorms {
+            retain: 5.0,
+            forget: 6f64.sqrt(),
+            inner_product: -1.0,
+        };
+        // ‖(1, 6, −4)‖ of the test above.
+        let combined = norms.combined(Coefficients {
+            retain: 1.0,
+            forget: -2.0,
+        });
+        assert!((combined - 53f64.sqrt()).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,99 @@
+//! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph.
+
+use burn::tensor::{DType, FloatDType, Tensor};
+
+use crate::mixture::sum_elements;
+
+/// What the kernel computes for a group of rows.
+#[derive(Debug, Clone)]
+pub struct WeightedSquaredError<const D: usize> {
+    /// `‖ŷ − target‖²` of each row, summed over elements and not weighted, `[rows]`, f32.
+    pub losses: Tensor<1>,
+    /// `∂L/∂ŷ = 2 w (ŷ − target) / B`, `[rows, …]`, f32.
+    pub seed: Tensor<D>,
+}
+
+/// Per-sample losses and the derivative of `L = (1/B) Σ w ‖ŷ − target‖²` with respect to the prediction.
+///
+/// The loss needs no autodiff: run the model's backward pass with `(ŷ · seed).sum().backward()`. This is the
+/// portable version, in tensor operations.
+///
+/// # Shapes
+/// - `prediction`, `target`: `[rows, …]`; not tracked by autodiff
+/// - `weights`: `[rows]`, signed
+/// - `batch_size`: `B`, the rows of the whole optimiser step, which may be more than those given here
+///
+/// # Example
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use siss::kernel::weighted_squared_error;
+///
+/// let device = Device::flex();
+/// let prediction = Tensor::<2>::from_data([[1.0, 3.0]], &device);
+/// let target = Tensor::<2>::from_data([[1.0, 1.0]], &device);
+/// let weights = Tensor::<1>::from_data([-0.5], &device);
+/// let error = weighted_squared_error(prediction, target, weights, 2);
+/// assert_eq!(error.losses.into_scalar::<f32>(), 4.0);
+/// assert_eq!(error.seed.into_data().try_to_vec::<f32>().unwrap(), [0.0, -1.0]);
+/// ```
+pub fn weighted_squared_error<const D: usize>(
+    prediction: Tensor<D>,
+    target: Tensor<D>,
+    weights: Tensor<1>,
+    batch_size: usize,
+) -> WeightedSquaredError<D> {
+    let mut column = [1; D];
+    column[0] = weights.dims()[0];
+    let difference = to_f32(prediction) - to_f32(target);
+    let factor = (weights * (2.0 / batch_size as f64)).reshape(column);
+    WeightedSquaredError {
+        losses: sum_elements(difference.clone() * difference.clone()),
+        seed: difference * factor,
+    }
+}
+
+/// The loss is computed in f32 whatever the model's precision.
+fn to_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.dtype() == DType::F32 {
+        tensor
+    } else {
+        tensor.cast(FloatDType::F32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draws::{Stream, normal_noise};
+    use burn::tensor::Device;
+
+    /// The seed is the derivative of the weighted loss, by autodiff.
+    #[test]
+    fn the_seed_is_the_gradient_that_autodiff_finds() {
+        let device = Device::flex();
+        let noise = |seed| normal_noise::<3>([4, 3, 5], seed, 0, 0, Stream::Noise, &device);
+        let weights = Tensor::<1>::from_data([0.3, -1.7, 2.0, 0.0], &device);
+        let (prediction, target) = (noise(1), noise(2));
+        let error = weighted_squared_error(prediction.clone(), target.clone(), weights.clone(), 8);
+
+        let tracked = prediction.autodiff().require_grad();
+        let difference = tracked.clone() - target;
+        let loss = (sum_elements(difference.clone() * difference) * weights).sum() / 8.0;
+        let expected = tracked.grad(&loss.backward()).unwrap();
+        let worst = (error.seed - expected).abs().max().into_scalar::<f32>();
+        assert!(worst < 1e-6, "{worst}");
+    }
+
+    #[test]
+    fn losses_are_summed_over_elements_and_not_weighted() {
+        let device = Device::flex();
+        let prediction = Tensor::<2>::from_data([[1.0, 2.0], [0.0, 0.0]], &device);
+        let target = Tensor::<2>::from_data([[0.0, 0.0], [3.0, 0.0]], &device);
+        let weights = Tensor::<1>::from_data([0.1, 0.2], &device);
+        let error = weighted_squared_error(prediction, target, weights, 1);
+        assert_eq!(
+            error.losses.into_data().try_to_vec::<f32>().unwrap(),
+            [5.0, 9.0]
+        );
+    }
+}

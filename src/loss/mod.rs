@@ -1,0 +1,246 @@
+//! The objectives. Each is two weighted regressions, a retain and a forget term; nothing else differs between them.
+
+mod naive_deletion;
+mod neg_grad;
+mod siss;
+mod siss_no_is;
+mod thinning;
+
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+
+pub use naive_deletion::NaiveDeletion;
+pub use neg_grad::NegGrad;
+pub use siss::Siss;
+pub use siss_no_is::SissNoIs;
+pub use thinning::{Survivors, survivors};
+
+use crate::denoiser::PredictionType;
+use crate::draws::Draws;
+use crate::error::{Error, Result, Side};
+use crate::scheduler::{Scales, Scheduler, SchedulerExt};
+
+/// Everything an objective may look at. No condition: an objective says which rows, the trainer finds their conditions.
+#[derive(Debug, Clone)]
+pub struct LossInputs<'a, const D: usize> {
+    /// The retained points `x`, `[batch, …]`.
+    pub retain: &'a Tensor<D>,
+    /// The forgotten points `a`, `[batch, …]`.
+    pub forget: &'a Tensor<D>,
+    /// Which forgotten point each row holds, `[batch]`.
+    pub forget_ids: &'a [u64],
+    /// The step's random numbers.
+    pub draws: &'a Draws<D>,
+    /// The forward process.
+    pub scheduler: &'a dyn Scheduler,
+    /// What the model predicts.
+    pub prediction_type: PredictionType,
+    /// The scales at the draws' timesteps, checked.
+    pub scales: Scales,
+}
+
+impl<'a, const D: usize> LossInputs<'a, D> {
+    /// Brings together a batch, its draws and the process.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if points and draws differ in shape; [`Error::TimestepOutOfRange`] or
+    /// [`Error::NoNoise`] if the draws' timesteps do not fit the scheduler.
+    pub fn new(
+        retain: &'a Tensor<D>,
+        forget: &'a Tensor<D>,
+        forget_ids: &'a [u64],
+        draws: &'a Draws<D>,
+        scheduler: &'a dyn Scheduler,
+        prediction_type: PredictionType,
+    ) -> Result<Self> {
+        let shape = retain.dims();
+        for (what, got) in [
+            ("the forget batch", forget.dims()),
+            ("the drawn noise", draws.noise.dims()),
+        ] {
+            if got != shape {
+                return Err(Error::ShapeMismatch {
+                    what,
+                    expected: shape.to_vec(),
+                    got: got.to_vec(),
+                    remedy: "draw for the batch that the step is given",
+                });
+            }
+        }
+        let scales = scheduler.scales(&draws.timesteps)?;
+        Ok(Self {
+            retain,
+            forget,
+            forget_ids,
+            draws,
+            scheduler,
+            prediction_type,
+            scales,
+        })
+    }
+
+    /// What the model should predict where a noisy point is explained by `clean` and `noise`, at the draws' timesteps.
+    pub fn target(&self, clean: &Tensor<D>, noise: Tensor<D>) -> Tensor<D> {
+        let device = clean.device();
+        self.prediction_type.target(
+            clean.clone(),
+            noise,
+            self.scales.signal_tensor(&device),
+            self.scales.noise_tensor(&device),
+        )
+    }
+
+    /// The plain regression at a side's own noisy points `γ·clean + σ ε`, every row with the same weight.
+    pub fn plain_term(&self, side: Side, weight: f64) -> LossTerm<D> {
+        let clean = match side {
+            Side::Retain => self.retain,
+            Side::Forget => self.forget,
+        };
+        let device = clean.device();
+        let noisy = clean.clone() * self.scales.signal_tensor(&device)
+            + self.draws.noise.clone() * self.scales.noise_tensor(&device);
+        LossTerm {
+            rows: (0..self.draws.batch_size()).collect(),
+            noisy,
+            timesteps: self.draws.timesteps.clone(),
+            target: self.target(clean, self.draws.noise.clone()),
+            weights: vec![weight; self.draws.batch_size()],
+            weight_bound: None,
+        }
+    }
+}
+
+/// One weighted regression: `(1/B) Σ_i w_i ‖model(noisy_i, t_i) − target_i‖²` over some rows of the batch.
+///
+/// The sign of a weight says whether the row is learnt (positive, descends) or unlearnt (negative, ascends).
+#[derive(Debug, Clone)]
+pub struct LossTerm<const D: usize> {
+    /// The rows of the batch that take part, in increasing order.
+    pub rows: Vec<usize>,
+    /// The model's input for every row of the batch, `[batch, …]`.
+    pub noisy: Tensor<D>,
+    /// The timestep of every row of the batch, `[batch]`.
+    pub timesteps: Vec<f64>,
+    /// The regression target for every row of the batch, `[batch, …]`.
+    pub target: Tensor<D>,
+    /// Signed weight of each row in `rows`.
+    pub weights: Vec<f64>,
+    /// The largest weight that a row can have, where there is a bound: for the diagnosis of degenerate weights.
+    pub weight_bound: Option<f64>,
+}
+
+impl<const D: usize> LossTerm<D> {
+    /// Thins the light rows without bias, see [`survivors`].
+    pub fn thin(&mut self, thin_below: f64, uniform: f64) {
+        let kept = survivors(&self.weights, thin_below, uniform);
+        self.rows = kept
+            .positions
+            .iter()
+            .map(|&position| self.rows[position])
+            .collect();
+        self.weights = kept.weights;
+    }
+}
+
+/// The two terms of an objective. A side without a term has no gradient.
+#[derive(Debug, Clone)]
+pub struct LossTerms<const D: usize> {
+    /// What is to be kept.
+    pub retain: Option<LossTerm<D>>,
+    /// What is to be forgotten.
+    pub forget: Option<LossTerm<D>>,
+}
+
+impl<const D: usize> LossTerms<D> {
+    /// Thins both terms with one uniform number. The forget side uses its complement, so that of two survival
+    /// probabilities that sum to one, exactly one row survives.
+    pub fn thin(&mut self, thin_below: f64, uniform: f64) {
+        if let Some(term) = &mut self.retain {
+            term.thin(thin_below, uniform);
+        }
+        if let Some(term) = &mut self.forget {
+            term.thin(thin_below, 1.0 - uniform);
+        }
+    }
+}
+
+/// An unlearning objective: turns a batch and its draws into two weighted regressions.
+pub trait SissLoss<const D: usize>: Send + Debug {
+    /// Name for reports and messages.
+    fn name(&self) -> &'static str;
+
+    /// Whether the objective has a term on this side.
+    fn has_term(&self, side: Side) -> bool;
+
+    /// The two terms. All rows that carry weight are in them: thinning comes after.
+    ///
+    /// # Errors
+    /// Those of the objective; [`Error::DeviceRead`] if weights cannot be brought to the host.
+    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>>;
+}
+
+impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
+    fn name(&self) -> &'static str {
+        self.as_ref().name()
+    }
+
+    fn has_term(&self, side: Side) -> bool {
+        self.as_ref().has_term(side)
+    }
+
+    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+        self.as_mut().terms(inputs)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_inputs {
+    use super::*;
+    use crate::draws::{Stream, normal_noise};
+    use crate::scheduler::DdpmScheduler;
+    use burn::tensor::Device;
+
+    pub struct Case {
+        pub retain: Tensor<3>,
+        pub forget: Tensor<3>,
+        pub draws: Draws<3>,
+        pub scheduler: DdpmScheduler,
+    }
+
+    impl Case {
+        /// Four rows of 2 × 3 elements at well separated timesteps, half of them from the forgotten side.
+        pub fn new(forget_prob: f64) -> Self {
+            let device = Device::flex();
+            let points = |seed| normal_noise([4, 2, 3], seed, 0, 0, Stream::Noise, &device);
+            Case {
+                retain: points(1),
+                forget: points(2),
+                draws: Draws::new(
+                    vec![5.0, 300.0, 700.0, 990.0],
+                    points(3),
+                    vec![false, true, false, true],
+                    forget_prob,
+                )
+                .unwrap(),
+                scheduler: DdpmScheduler::linear(1000).unwrap(),
+            }
+        }
+
+        pub fn inputs(&self, prediction_type: PredictionType) -> LossInputs<'_, 3> {
+            LossInputs::new(
+                &self.retain,
+                &self.forget,
+                &[0; 4],
+                &self.draws,
+                &self.scheduler,
+                prediction_type,
+            )
+            .unwrap()
+        }
+    }
+
+    pub fn host(tensor: &Tensor<3>) -> Vec<f32> {
+        tensor.to_data().try_to_vec().unwrap()
+    }
+}

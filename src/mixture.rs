@@ -1,0 +1,394 @@
+//! The defensive mixture `q_λ = (1−λ) q(·|x) + λ q(·|a)` that SISS draws its noisy points from, and the
+//! importance weights that make up for it.
+
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+use rand::seq::SliceRandom;
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, check_probability};
+use crate::scheduler::{Scales, column};
+
+/// Chooses which rows of a batch draw their noisy point from the forgotten point.
+///
+/// Every row must be chosen with probability `λ` in each step, whatever the joint distribution:
+/// the estimators stay unbiased.
+pub trait MixtureSampler: Send + Debug {
+    /// `λ`, the probability with which a row is drawn from the forgotten point.
+    fn forget_prob(&self) -> f64;
+
+    /// For each of `batch_size` rows, whether it is drawn from the forgotten point.
+    fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool>;
+}
+
+impl MixtureSampler for Box<dyn MixtureSampler> {
+    fn forget_prob(&self) -> f64 {
+        self.as_ref().forget_prob()
+    }
+
+    fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool> {
+        self.as_ref().choose_forget(batch_size, rng)
+    }
+}
+
+/// An independent coin for each row, as the paper and its code have it.
+#[doc(alias = "lambda")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CoinFlip {
+    forget_prob: f64,
+}
+
+impl CoinFlip {
+    /// Coins that fall on the forgotten side with probability `forget_prob` (`λ`).
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ λ ≤ 1`.
+    pub fn new(forget_prob: f64) -> Result<Self> {
+        check_probability("forget_prob", forget_prob)?;
+        Ok(Self { forget_prob })
+    }
+}
+
+impl MixtureSampler for CoinFlip {
+    fn forget_prob(&self) -> f64 {
+        self.forget_prob
+    }
+
+    fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool> {
+        (0..batch_size)
+            .map(|_| rng.random::<f64>() < self.forget_prob)
+            .collect()
+    }
+}
+
+/// `λ·B` of the rows, at random places; where `λ·B` is no whole number it is rounded up with the
+/// probability of its fraction. Less variance than coins, and sizes that hardly change.
+#[doc(alias = "lambda")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FixedAllocation {
+    forget_prob: f64,
+}
+
+impl FixedAllocation {
+    /// Allocates a share `forget_prob` (`λ`) of each batch to the forgotten side.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ λ ≤ 1`.
+    pub fn new(forget_prob: f64) -> Result<Self> {
+        check_probability("forget_prob", forget_prob)?;
+        Ok(Self { forget_prob })
+    }
+}
+
+impl MixtureSampler for FixedAllocation {
+    fn forget_prob(&self) -> f64 {
+        self.forget_prob
+    }
+
+    fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool> {
+        let expected = self.forget_prob * batch_size as f64;
+        let rounded_up = rng.random::<f64>() < expected.fract();
+        let count = expected.floor() as usize + usize::from(rounded_up);
+        let mut chosen: Vec<bool> = (0..batch_size).map(|row| row < count).collect();
+        chosen.shuffle(rng);
+        chosen
+    }
+}
+
+/// The two importance weights of a noisy point.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ImportanceWeights {
+    /// `w_x = q(m|x) / q_λ(m)`, in `[0, 1/(1−λ)]`.
+    pub retain: f64,
+    /// `w_a = q(m|a) / q_λ(m)`, in `[0, 1/λ]`.
+    pub forget: f64,
+}
+
+/// Importance weights from the log-ratio `δ = ln q(m|a) − ln q(m|x)`.
+///
+/// With `z = δ + ln(λ / (1−λ))`:
+/// $$ w_a = \mathrm{sigmoid}(z) / λ, \qquad w_x = \mathrm{sigmoid}(−z) / (1−λ) $$
+/// so that `(1−λ) w_x + λ w_a = 1` and nothing overflows. At `λ = 0` the retained side weighs 1 and the forgotten
+/// one `e^δ`; at `λ = 1` the other way round with `e^{−δ}`; there an exponential beyond `f64` saturates at
+/// its largest number.
+///
+/// `log_ratio` may be any number, infinities included; `forget_prob` is `λ ∈ [0, 1]`. A NaN gives NaN.
+///
+/// # Reference
+/// SISS (arXiv 2503.01034), Eq. 6, in the form that survives `f64`.
+///
+/// # Example
+/// ```
+/// let weights = siss::importance_weights(0.0, 0.25);
+/// assert_eq!((weights.retain, weights.forget), (1.0, 1.0));
+/// let weights = siss::importance_weights(-1e9, 0.5);
+/// assert_eq!((weights.retain, weights.forget), (2.0, 0.0));
+/// ```
+pub fn importance_weights(log_ratio: f64, forget_prob: f64) -> ImportanceWeights {
+    let saturated_exp = |exponent: f64| {
+        let value = exponent.exp();
+        if value.is_infinite() { f64::MAX } else { value }
+    };
+    let (lambda, rest) = (forget_prob, 1.0 - forget_prob);
+    if lambda == 0.0 {
+        return ImportanceWeights {
+            retain: 1.0,
+            forget: saturated_exp(log_ratio),
+        };
+    }
+    if rest == 0.0 {
+        return ImportanceWeights {
+            retain: saturated_exp(-log_ratio),
+            forget: 1.0,
+        };
+    }
+    // sigmoid(z) / λ = 1 / (λ + (1−λ) e^{−δ}), written so that the exponential is at most 1.
+    if log_ratio > 0.0 {
+        let ratio = (-log_ratio).exp(); // q(m|x) / q(m|a)
+        let mixture = lambda + rest * ratio;
+        ImportanceWeights {
+            retain: ratio / mixture,
+            forget: 1.0 / mixture,
+        }
+    } else {
+        let ratio = log_ratio.exp(); // q(m|a) / q(m|x)
+        let mixture = rest + lambda * ratio;
+        ImportanceWeights {
+            retain: 1.0 / mixture,
+            forget: ratio / mixture,
+        }
+    }
+}
+
+/// The noisy points of a batch and the noise that explains each from either side.
+#[derive(Debug, Clone)]
+pub struct MixturePoints<const D: usize> {
+    /// `m = γ·(x or a) + σ ε`, `[batch, …]`.
+    pub noisy: Tensor<D>,
+    /// `ε_x = (m − γ x) / σ`, `[batch, …]`.
+    pub retain_noise: Tensor<D>,
+    /// `ε_a = (m − γ a) / σ`, `[batch, …]`.
+    pub forget_noise: Tensor<D>,
+    /// `δ = ln q(m|a) − ln q(m|x)`, `[batch]`.
+    pub log_ratio: Tensor<1>,
+}
+
+/// Draws each row's noisy point from its side of the mixture and explains it from both.
+///
+/// With `r = (γ/σ)(a − x)`:
+/// $$ ε_x = ε + r·[m \sim a], \quad ε_a = ε − r·[m \sim x], \quad δ = ½⟨ε_x + ε_a, r⟩ $$
+/// No difference of huge squares and no division of `m − γx`: right at `x = a`, where `δ = 0`, and at `γ = 0`.
+///
+/// # Shapes
+/// - `retain`, `forget`, `noise`: `[batch, …]`; `from_forget` and the scales: `[batch]`
+pub fn mixture_points<const D: usize>(
+    retain: Tensor<D>,
+    forget: Tensor<D>,
+    noise: Tensor<D>,
+    scales: &Scales,
+    from_forget: &[bool],
+) -> MixturePoints<D> {
+    let device = retain.device();
+    let indicator: Vec<f64> = from_forget.iter().map(|&from| f64::from(from)).collect();
+    let from_forget = column::<D>(&indicator, &device);
+    let ratio: Vec<f64> = scales
+        .signal
+        .iter()
+        .zip(&scales.noise)
+        .map(|(signal, noise)| signal / noise)
+        .collect();
+
+    let from_retain = -from_forget.clone() + 1.0;
+    let difference = (forget.clone() - retain.clone()) * column(&ratio, &device);
+    let retain_noise = noise.clone() + difference.clone() * from_forget.clone();
+    let forget_noise = noise.clone() - difference.clone() * from_retain.clone();
+    let log_ratio = sum_elements((retain_noise.clone() + forget_noise.clone()) * difference) * 0.5;
+
+    let base = retain * from_retain + forget * from_forget;
+    let noisy = base * scales.signal_tensor(&device) + noise * scales.noise_tensor(&device);
+    MixturePoints {
+        noisy,
+        retain_noise,
+        forget_noise,
+        log_ratio,
+    }
+}
+
+/// Sums everything but dimension 0: `[rows, …]` to `[rows]`.
+pub(crate) fn sum_elements<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let rows = tensor.dims()[0];
+    let elements: usize = tensor.dims()[1..].iter().product();
+    tensor.reshape([rows, elements]).sum_dim(1).reshape([rows])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draws::{Stream, keyed_rng, normal_noise};
+    use burn::tensor::Device;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn weights_keep_their_bounds_and_their_sum(log_ratio in prop_oneof![-1e9..1e9, -50.0..50.0, -1.0..1.0f64],
+                                                   lambda in prop_oneof![0.0..=1.0f64, Just(0.0), Just(1.0), 0.0..1e-9f64]) {
+            let w = importance_weights(log_ratio, lambda);
+            prop_assert!(w.retain >= 0.0 && w.forget >= 0.0);
+            prop_assert!(w.retain.is_finite() && w.forget.is_finite());
+            prop_assert!(lambda == 1.0 || w.retain <= (1.0 + 1e-12) / (1.0 - lambda));
+            prop_assert!(lambda == 0.0 || w.forget <= (1.0 + 1e-12) / lambda);
+            prop_assert!(((1.0 - lambda) * w.retain + lambda * w.forget - 1.0).abs() < 1e-12, "{:?}", w);
+        }
+
+        #[test]
+        fn swapping_the_sides_swaps_the_weights(log_ratio in -700.0..700.0f64, lambda in 0.0..=1.0f64) {
+            let (w, swapped) = (importance_weights(log_ratio, lambda), importance_weights(-log_ratio, 1.0 - lambda));
+            prop_assert!((w.retain - swapped.forget).abs() <= 1e-9 * w.retain.abs());
+            prop_assert!((w.forget - swapped.retain).abs() <= 1e-9 * w.forget.abs());
+        }
+
+        #[test]
+        fn weights_are_the_densities_over_the_mixture(log_ratio in -30.0..30.0f64, lambda in 0.001..0.999f64) {
+            // q(m|x) = 1, q(m|a) = e^δ up to a common factor.
+            let mixture = (1.0 - lambda) + lambda * log_ratio.exp();
+            let w = importance_weights(log_ratio, lambda);
+            prop_assert!((w.retain * mixture - 1.0).abs() < 1e-10);
+            prop_assert!((w.forget * mixture / log_ratio.exp() - 1.0).abs() < 1e-10);
+        }
+    }
+
+    #[test]
+    fn the_ends_of_lambda_use_plain_likelihood_ratios() {
+        let at_zero = importance_weights(-2.0, 0.0);
+        assert_eq!((at_zero.retain, at_zero.forget), (1.0, (-2.0f64).exp()));
+        assert!((importance_weights(2.0, 0.0).forget / 2.0f64.exp() - 1.0).abs() < 1e-12);
+        assert!((importance_weights(-2.0, 1.0).retain / 2.0f64.exp() - 1.0).abs() < 1e-12);
+        let saturated = importance_weights(1e9, 0.0);
+        assert_eq!((saturated.retain, saturated.forget), (1.0, f64::MAX));
+        assert!(importance_weights(f64::NAN, 0.5).retain.is_nan());
+    }
+
+    #[test]
+    fn fixed_allocation_takes_lambda_b_rows_and_rounds_fairly() {
+        let half = FixedAllocation::new(0.5).unwrap();
+        let third = FixedAllocation::new(0.3).unwrap();
+        let mut total = 0;
+        let mut first_row = 0;
+        let steps = 10_000;
+        for step in 0..steps {
+            let mut rng = keyed_rng(1, step, 0, Stream::Mixture);
+            assert_eq!(
+                half.choose_forget(8, &mut rng)
+                    .iter()
+                    .filter(|&&from| from)
+                    .count(),
+                4
+            );
+            let chosen = third.choose_forget(8, &mut rng);
+            let count = chosen.iter().filter(|&&from| from).count();
+            assert!(count == 2 || count == 3);
+            total += count;
+            first_row += usize::from(chosen[0]);
+        }
+        // 2.4 rows a step, each row with probability 0.3.
+        assert!((total as f64 / steps as f64 - 2.4).abs() < 4.0 * 0.49 / 100.0);
+        assert!((first_row as f64 / steps as f64 - 0.3).abs() < 4.0 * 0.4583 / 100.0);
+    }
+
+    #[test]
+    fn coins_fall_with_probability_lambda_and_the_ends_are_sure() {
+        let mut rng = keyed_rng(1, 0, 0, Stream::Mixture);
+        let count = |lambda: f64, rng: &mut dyn Rng| {
+            CoinFlip::new(lambda)
+                .unwrap()
+                .choose_forget(20_000, rng)
+                .iter()
+                .filter(|&&from| from)
+                .count()
+        };
+        assert!((count(0.2, &mut rng) as f64 / 20_000.0 - 0.2).abs() < 4.0 * 0.4 / 141.4);
+        assert_eq!(count(0.0, &mut rng), 0);
+        assert_eq!(count(1.0, &mut rng), 20_000);
+        for bad in [-0.1, 1.1, f64::NAN] {
+            assert!(CoinFlip::new(bad).is_err() && FixedAllocation::new(bad).is_err());
+        }
+    }
+
+    fn points(gamma: f64, sigma: f64, spread: f32) -> (Vec<f64>, MixturePoints<2>, [Vec<f32>; 2]) {
+        let device = Device::flex();
+        let shape = [6, 40];
+        let retain = normal_noise(shape, 1, 0, 0, Stream::Noise, &device);
+        let forget = retain.clone() + normal_noise(shape, 2, 0, 0, Stream::Noise, &device) * spread;
+        let noise = normal_noise(shape, 3, 0, 0, Stream::Noise, &device);
+        let scales = Scales {
+            signal: vec![gamma; 6],
+            noise: vec![sigma; 6],
+        };
+        let from_forget = [true, false, true, false, false, true];
+        let points = mixture_points(retain.clone(), forget.clone(), noise, &scales, &from_forget);
+        let host = |t: Tensor<2>| t.into_data().try_to_vec::<f32>().unwrap();
+        let (x, a, m) = (host(retain), host(forget), host(points.noisy.clone()));
+        // The definition, in f64: (‖m − γx‖² − ‖m − γa‖²) / 2σ².
+        let delta = (0..6)
+            .map(|row| {
+                (row * 40..(row + 1) * 40)
+                    .map(|i| {
+                        let square = |clean: f32| (m[i] as f64 - gamma * clean as f64).powi(2);
+                        (square(x[i]) - square(a[i])) / (2.0 * sigma * sigma)
+                    })
+                    .sum()
+            })
+            .collect();
+        (delta, points, [x, a])
+    }
+
+    #[test]
+    fn the_log_ratio_is_that_of_the_definition() {
+        for (gamma, sigma) in [(0.99, 0.141), (0.7, 0.714), (0.01, 0.99995)] {
+            let (expected, points, _) = points(gamma, sigma, 1.0);
+            let got = points.log_ratio.into_data().try_to_vec::<f32>().unwrap();
+            for (got, expected) in got.iter().zip(expected) {
+                assert!(
+                    (*got as f64 - expected).abs() < 1e-4 * expected.abs().max(1.0),
+                    "{got} {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn both_explanations_rebuild_the_noisy_point() {
+        let (gamma, sigma) = (0.6f32, 0.8f32);
+        let (_, points, [x, a]) = points(0.6, 0.8, 1.0);
+        let host = |t: Tensor<2>| t.into_data().try_to_vec::<f32>().unwrap();
+        let (m, ex, ea) = (
+            host(points.noisy),
+            host(points.retain_noise),
+            host(points.forget_noise),
+        );
+        for i in 0..m.len() {
+            assert!((gamma * x[i] + sigma * ex[i] - m[i]).abs() < 1e-5);
+            assert!((gamma * a[i] + sigma * ea[i] - m[i]).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn equal_points_and_pure_noise_have_log_ratio_zero() {
+        for (gamma, spread) in [(0.9, 0.0), (0.0, 1.0)] {
+            let (_, points, _) = points(gamma, 0.5, spread);
+            assert!(
+                points
+                    .log_ratio
+                    .into_data()
+                    .try_to_vec::<f32>()
+                    .unwrap()
+                    .iter()
+                    .all(|&delta| delta == 0.0)
+            );
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Observers of a run: logs, and the diagnosis of a run that goes wrong.
+
+use std::collections::VecDeque;
+use std::fmt::{self, Debug};
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::step_report::{StepOutcome, StepReport, TermReport};
+
+/// Is told of every step. For progress bars, logs, plots, early stops.
+pub trait Observer: Send + Debug {
+    /// Called after each step, skipped steps included.
+    ///
+    /// # Errors
+    /// Ends [`step`](crate::SissTrainer::step) with the error; the step itself has been taken.
+    fn observe(&mut self, report: &StepReport) -> Result<()>;
+}
+
+/// A shared observer: keep one handle, give the other to the trainer.
+impl<O: Observer> Observer for Arc<Mutex<O>> {
+    fn observe(&mut self, report: &StepReport) -> Result<()> {
+        match self.lock() {
+            Ok(mut observer) => observer.observe(report),
+            Err(_) => Err(Error::Observer(
+                "a shared observer has panicked before".into(),
+            )),
+        }
+    }
+}
+
+/// Writes each step's report as a line of JSON.
+///
+/// # Example
+/// ```
+/// let lines = siss::JsonLines::new(Vec::new());
+/// // SissTrainer::builder(model, scheduler).observer(lines)
+/// ```
+#[derive(Debug)]
+pub struct JsonLines<W> {
+    writer: W,
+}
+
+impl<W: Write + Send + Debug> JsonLines<W> {
+    /// Writes to `writer`, flushing after each line.
+    pub fn new(writer: W) -> Self {
+        Self { writer }
+    }
+
+    /// The writer.
+    pub fn into_inner(self) -> W {
+        self.writer
+    }
+}
+
+impl<W: Write + Send + Debug> Observer for JsonLines<W> {
+    fn observe(&mut self, report: &StepReport) -> Result<()> {
+        let line =
+            serde_json::to_string(report).map_err(|error| Error::Observer(error.to_string()))?;
+        writeln!(self.writer, "{line}")
+            .and_then(|()| self.writer.flush())
+            .map_err(|error| Error::Observer(format!("writing the step log: {error}")))
+    }
+}
+
+/// A way in which unlearning is known to go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Symptom {
+    /// The retain loss climbs: what is to be kept is being destroyed.
+    RetainLossClimbing,
+    /// The forget gradient is longer than the retain gradient after scaling.
+    ForgetDominates,
+    /// The forget loss has not risen.
+    NothingForgotten,
+    /// The forget gradient is zero or close to it.
+    VanishingForgetGradient,
+    /// All importance weights are 0 or at their bound.
+    DegenerateWeights,
+    /// Steps are skipped for numbers that are not finite.
+    SkippedSteps,
+}
+
+/// A symptom, when it was first seen, and what to do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    /// What was seen.
+    pub symptom: Symptom,
+    /// The step at which it was seen.
+    pub step: u64,
+    /// The numbers behind it.
+    pub evidence: String,
+    /// What to do.
+    pub advice: &'static str,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "step {}: {}; {}",
+            self.step, self.evidence, self.advice
+        )
+    }
+}
+
+/// Recognises the known ways in which a run goes wrong and says what to do. Each is reported once.
+///
+/// It compares the mean over the latest `window` steps with that over the first, so it needs two windows to speak of trends.
+///
+/// # Example
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// let diagnosis = Arc::new(Mutex::new(siss::Diagnosis::default()));
+/// // SissTrainer::builder(model, scheduler).observer(diagnosis.clone()), run it, then:
+/// for finding in diagnosis.lock().unwrap().findings() {
+///     println!("{finding}");
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Diagnosis {
+    window: usize,
+    retain: Trend,
+    forget: Trend,
+    dominating: usize,
+    vanishing: usize,
+    degenerate: usize,
+    skipped: usize,
+    findings: Vec<Finding>,
+}
+
+/// Retain loss over its start from which something is wrong.
+const CLIMB: f64 = 1.5;
+/// Forget loss over its start below which nothing has been forgotten.
+const FORGOTTEN: f64 = 1.1;
+/// A forget gradient this much shorter than the retain gradient has vanished.
+const VANISHED: f64 = 1e-6;
+
+impl Default for Diagnosis {
+    /// A window of 20 steps.
+    fn default() -> Self {
+        Self::new(20)
+    }
+}
+
+impl Diagnosis {
+    /// Judges by means over `window` steps (at least 1).
+    pub fn new(window: usize) -> Self {
+        let window = window.max(1);
+        Self {
+            window,
+            retain: Trend::new(window),
+            forget: Trend::new(window),
+            dominating: 0,
+            vanishing: 0,
+            degenerate: 0,
+            skipped: 0,
+            findings: Vec::new(),
+        }
+    }
+
+    /// What was found so far, in the order of its finding.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    fn find(
+        &mut self,
+        report: &StepReport,
+        symptom: Symptom,
+        evidence: String,
+        advice: &'static str,
+    ) {
+        if self
+            .findings
+            .iter()
+            .all(|finding| finding.symptom != symptom)
+        {
+            self.findings.push(Finding {
+                symptom,
+                step: report.step,
+                evidence,
+                advice,
+            });
+        }
+    }
+
+    fn look_at_trends(&mut self, report: &StepReport) {
+        if let Some(ratio) = self.retain.update(report.retain.as_ref())
+            && ratio > CLIMB
+        {
+            self.find(
+                report,
+                Symptom::RetainLossClimbing,
+                format!("the retain loss is {ratio:.2} times what it was at the start"),
+                "the forget term dominates: lower the learning rate, the forget scale (FractionOfRetain, RescaleToNorm) or the number of steps",
+            );
+        }
+        let ascends = report
+            .forget
+            .as_ref()
+            .is_some_and(|term| term.weights.ascends);
+        if let Some(ratio) = self.forget.update(report.forget.as_ref())
+            && ascends
+            && self.forget.steps >= 5 * self.window
+            && ratio < FORGOTTEN
+        {
+            self.find(
+                report,
+                Symptom::NothingForgotten,
+                format!("after {} steps the forget loss is {ratio:.2} times what it was", self.forget.steps),
+                "raise the learning rate or the forget scale, and check that the forgotten points are those the model was trained on (same size, same pixel range)",
+            );
+        }
+    }
+
+    fn look_at_gradients(&mut self, report: &StepReport) {
+        let scaled = report.coefficients.forget * report.norms.forget;
+        let both = report.retain.is_some() && report.forget.is_some();
+        self.dominating = run_length(self.dominating, both && scaled > report.norms.retain);
+        if self.dominating >= self.window {
+            self.find(
+                report,
+                Symptom::ForgetDominates,
+                format!("the scaled forget gradient ({scaled:.3}) was longer than the retain gradient ({:.3}) for {} steps", report.norms.retain, self.window),
+                "lower the forget scale; FractionOfRetain(0.1) keeps it at a tenth",
+            );
+        }
+        let vanished = both && report.norms.forget <= VANISHED * report.norms.retain;
+        self.vanishing = run_length(self.vanishing, vanished);
+        if self.vanishing >= self.window.min(5) {
+            self.find(
+                report,
+                Symptom::VanishingForgetGradient,
+                format!("the forget gradient's norm is {:.1e} beside {:.1e} of the retain gradient", report.norms.forget, report.norms.retain),
+                "a clipper that rescales would amplify noise: use a forget_prob away from 0, or a max_scale",
+            );
+        }
+    }
+
+    fn look_at_weights(&mut self, report: &StepReport) {
+        let share = report
+            .forget
+            .as_ref()
+            .and_then(|term| term.weights.degenerate_share);
+        self.degenerate = run_length(self.degenerate, share == Some(1.0));
+        if self.degenerate >= self.window {
+            self.find(
+                report,
+                Symptom::DegenerateWeights,
+                format!("all importance weights were 0 or at their bound for {} steps", self.window),
+                "harmless: the points lie so far apart that each noisy point belongs to one side, and SISS is the Bernoulli objective here",
+            );
+        }
+    }
+}
+
+/// Counts steps in a row.
+fn run_length(before: usize, goes_on: bool) -> usize {
+    if goes_on { before + 1 } else { 0 }
+}
+
+impl Observer for Diagnosis {
+    fn observe(&mut self, report: &StepReport) -> Result<()> {
+        let skipped = report.outcome == StepOutcome::SkippedNonFinite;
+        self.skipped = run_length(self.skipped, skipped);
+        if skipped {
+            if self.skipped >= 3 {
+                self.find(
+                    report,
+                    Symptom::SkippedSteps,
+                    format!(
+                        "{} steps in a row were skipped: a loss or gradient is not finite",
+                        self.skipped
+                    ),
+                    "lower the learning rate, train in f32, and check the model's output for NaN",
+                );
+            }
+            return Ok(());
+        }
+        self.look_at_trends(report);
+        self.look_at_gradients(report);
+        self.look_at_weights(report);
+        Ok(())
+    }
+}
+
+/// A side's loss at the start of the run and now.
+#[derive(Debug, Clone)]
+struct Trend {
+    window: usize,
+    steps: usize,
+    start: f64,
+    latest: VecDeque<f64>,
+}
+
+impl Trend {
+    fn new(window: usize) -> Self {
+        Self {
+            window,
+            steps: 0,
+            start: 0.0,
+            latest: VecDeque::with_capacity(window),
+        }
+    }
+
+    /// Mean of the latest window over that of the first, once there are two windows.
+    fn update(&mut self, term: Option<&TermReport>) -> Option<f64> {
+        let loss = term?.mean_squared_error;
+        if !loss.is_finite() {
+            return None;
+        }
+        self.steps += 1;
+        if self.latest.len() == self.window {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(loss);
+        let mean = self.latest.iter().sum::<f64>() / self.latest.len() as f64;
+        if self.steps <= self.window {
+            self.start = mean;
+        }
+        (self.steps >= 2 * self.window && self.start > 0.0).then(|| mean / self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clipper::Coefficients;
+    use crate::gradients::GradientNorms;
+    use crate::step_report::WeightSummary;
+
+    fn term(loss: f64) -> TermReport {
+        TermReport {
+            rows: 8,
+            loss: 10.0 * loss,
+            mean_squared_error: loss,
+            weights: WeightSummary {
+                mean: 1.0,
+                max: 2.0,
+                effective_rows: 6.0,
+                degenerate_share: Some(0.5),
+                ascends: true,
+            },
+        }
+    }
+
+    fn report(step: u64, retain: f64, forget: f64) -> StepReport {
+        StepReport {
+            step,
+            outcome: StepOutcome::Applied,
+            batch_size: 8,
+            retain: Some(term(retain)),
+            forget: Some(term(forget)),
+            norms: GradientNorms {
+                retain: 1.0,
+                forget: 1.0,
+                inner_product: 0.0,
+            },
+            coefficients: Coefficients {
+                retain: 1.0,
+                forget: 0.1,
+            },
+            combined_norm: 1.0,
+            clip_factor: 1.0,
+            learning_rate: 1e-4,
+        }
+    }
+
+    fn symptoms(reports: impl Iterator<Item = StepReport>) -> Vec<Symptom> {
+        let mut diagnosis = Diagnosis::new(5);
+        for report in reports {
+            diagnosis.observe(&report).unwrap();
+        }
+        diagnosis
+            .findings()
+            .iter()
+            .map(|finding| finding.symptom)
+            .collect()
+    }
+
+    #[test]
+    fn a_healthy_run_has_no_symptom() {
+        assert!(
+            symptoms((0..100).map(|step| report(step, 0.03, 0.01 + 0.001 * step as f64)))
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn each_way_to_go_wrong_is_recognised_once() {
+        let rising = |step: u64| 0.01 + 0.001 * step as f64;
+        let climbing = (0..100).map(|step| report(step, rising(step), rising(step)));
+        assert_eq!(symptoms(climbing), [Symptom::RetainLossClimbing]);
+
+        let nothing = (0..100).map(|step| report(step, 0.03, 0.01));
+        assert_eq!(symptoms(nothing), [Symptom::NothingForgotten]);
+
+        let dominating = (0..100).map(|step| {
+            let mut report = report(step, 0.03, rising(step));
+            report.coefficients.forget = 2.0;
+            report
+        });
+        assert_eq!(symptoms(dominating), [Symptom::ForgetDominates]);
+
+        let vanishing = (0..100).map(|step| {
+            let mut report = report(step, 0.03, rising(step));
+            report.norms.forget = 1e-9;
+            report
+        });
+        assert_eq!(symptoms(vanishing), [Symptom::VanishingForgetGradient]);
+
+        let degenerate = (0..100).map(|step| {
+            let mut report = report(step, 0.03, rising(step));
+            if let Some(term) = &mut report.forget {
+                term.weights.degenerate_share = Some(1.0);
+            }
+            report
+        });
+        assert_eq!(symptoms(degenerate), [Symptom::DegenerateWeights]);
+
+        let skipped = (0..100).map(|step| {
+            let mut report = report(step, f64::NAN, f64::NAN);
+            report.outcome = StepOutcome::SkippedNonFinite;
+            report
+        });
+        assert_eq!(symptoms(skipped), [Symptom::SkippedSteps]);
+    }
+
+    #[test]
+    fn a_finding_says_when_what_and_what_to_do() {
+        let mut diagnosis = Diagnosis::new(1);
+        for step in 0..6 {
+            diagnosis.observe(&report(step, 0.03, 0.01)).unwrap();
+        }
+        let text = diagnosis.findings()[0].to_string();
+        assert!(text.starts_with("step 4: after 5 steps"), "{text}");
+        assert!(text.contains("raise the learning rate"), "{text}");
+    }
+
+    #[test]
+    fn json_lines_are_one_report_each_and_read_back() {
+        let mut lines = JsonLines::new(Vec::new());
+        for step in 0..3 {
+            lines.observe(&report(step, 0.03, 0.01)).unwrap();
+        }
+        let text = String::from_utf8(lines.into_inner()).unwrap();
+        let steps: Vec<StepReport> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(steps[2], report(2, 0.03, 0.01));
+    }
+
+    #[test]
+    fn a_failing_writer_is_an_error_not_a_panic() {
+        #[derive(Debug)]
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::Error::other("disk full"))
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = JsonLines::new(Full)
+            .observe(&report(0, 1.0, 1.0))
+            .unwrap_err();
+        assert!(error.to_string().contains("disk full"), "{error}");
+    }
+}

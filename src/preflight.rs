@@ -1,0 +1,132 @@
+//! What is checked once, before the first step: that the model can be trained by two separate gradients.
+
+use burn::module::{Flag, Module, ModuleVisitor, Param};
+use burn::tensor::{DType, FloatDType, Tensor};
+
+use crate::batch::{UnlearningBatch, read_f32};
+use crate::denoiser::{Condition, Denoiser};
+use crate::error::{Error, Result, Side};
+use crate::gradients::host_vector;
+use crate::loss::LossTerm;
+
+/// Refuses a model without trainable parameters, with active dropout or with active batch normalisation.
+///
+/// Layers are recognised by their training flags, and by what they do: a row of `term` is run twice, and once without
+/// its neighbour.
+pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
+    model: &M,
+    batch: &UnlearningBatch<D, M::Condition>,
+    term: &LossTerm<D>,
+) -> Result<()> {
+    let layers = TrainingLayers::of(model);
+    if !layers.has_trainable_parameter {
+        return Err(Error::NoTrainableParameters);
+    }
+    if let Some(layer) = layers
+        .active
+        .iter()
+        .find(|layer| layer.contains("BatchNorm"))
+    {
+        return Err(Error::BatchDependentModel {
+            evidence: format!("`{layer}` is active"),
+        });
+    }
+
+    let row = term.noisy.clone().narrow(0, 0, 1);
+    let pair = Tensor::cat(vec![row.clone(), -row.clone()], 0);
+    let condition = batch.condition(Side::Retain);
+    let predict = |input: Tensor<D>, rows: &[usize]| {
+        let timesteps = rows.iter().map(|_| term.timesteps[0]);
+        let timesteps = host_vector(timesteps, &input.device());
+        let output = model.predict(input, timesteps, &condition.select(rows));
+        output.inner().narrow(0, 0, 1)
+    };
+    let first = predict(pair.clone(), &[0, 0]);
+    let difference = relative_difference(&first, predict(pair, &[0, 0]))?;
+    let tolerance = match first.dtype() {
+        DType::F64 | DType::F32 | DType::Flex32 => 5e-3,
+        _ => 5e-2,
+    };
+    if difference > tolerance {
+        return Err(Error::StochasticModel {
+            evidence: format!(
+                "two forward passes of the same input differ by {difference:.1e} of their norm{}",
+                layers.described()
+            ),
+        });
+    }
+    let difference = relative_difference(&first, predict(row, &[0]))?;
+    if difference > tolerance {
+        return Err(Error::BatchDependentModel {
+            evidence: format!(
+                "a row's output changes by {difference:.1e} of its norm with the row beside it{}",
+                layers.described()
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// `‖a − b‖ / ‖a‖`; NaN for outputs that are no numbers, which the step itself will report.
+fn relative_difference<const D: usize>(a: &Tensor<D>, b: Tensor<D>) -> Result<f64> {
+    let a = a.clone().cast(FloatDType::F32);
+    let difference = a.clone() - b.cast(FloatDType::F32);
+    let squares = Tensor::cat(
+        vec![
+            (difference.clone() * difference).sum(),
+            (a.clone() * a).sum(),
+        ],
+        0,
+    );
+    let squares = read_f32(squares, "the probe of the model")?;
+    Ok((f64::from(squares[0]) / f64::from(squares[1]).max(f64::MIN_POSITIVE)).sqrt())
+}
+
+/// Layers that behave differently while training, found by their flags.
+#[derive(Default)]
+struct TrainingLayers {
+    path: Vec<String>,
+    active: Vec<String>,
+    has_trainable_parameter: bool,
+}
+
+impl TrainingLayers {
+    fn of<M: Module>(model: &M) -> Self {
+        let mut layers = TrainingLayers::default();
+        model.visit(&mut layers);
+        layers
+    }
+
+    fn described(&self) -> String {
+        if self.active.is_empty() {
+            return String::new();
+        }
+        format!(
+            " (layers with an active training flag: {})",
+            self.active.join(", ")
+        )
+    }
+}
+
+impl ModuleVisitor for TrainingLayers {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        let kind = container_type
+            .strip_prefix("Struct:")
+            .unwrap_or(container_type);
+        self.path.push(format!("{name}: {kind}"));
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.has_trainable_parameter |= param.val().is_require_grad();
+    }
+
+    fn visit_flag(&mut self, flag: &Param<Flag>) {
+        if flag.is_enabled() {
+            self.active.push(self.path.join(" / "));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What an optimiser step did, in numbers.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clipper::Coefficients;
+use crate::gradients::GradientNorms;
+use crate::loss::LossTerm;
+
+/// Whether a step changed the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOutcome {
+    /// The optimiser was applied.
+    Applied,
+    /// A loss, a norm or a gradient was NaN or infinite: model and optimiser are as before.
+    SkippedNonFinite,
+}
+
+/// What happened in one optimiser step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// Whether the model was changed.
+    pub outcome: StepOutcome,
+    /// Rows of the batch.
+    pub batch_size: usize,
+    /// The retain term, where the objective has one.
+    pub retain: Option<TermReport>,
+    /// The forget term, where the objective has one.
+    pub forget: Option<TermReport>,
+    /// Norms of the two gradients and their inner product.
+    pub norms: GradientNorms,
+    /// The factors of the combination; `coefficients.forget` is the forget scale.
+    pub coefficients: Coefficients,
+    /// Norm of the combined gradient before the global clip.
+    pub combined_norm: f64,
+    /// Factor of the global clip, at most 1.
+    pub clip_factor: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+}
+
+/// One side of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TermReport {
+    /// Rows that went through the model, after thinning.
+    pub rows: usize,
+    /// `(1/B) Σ |w| ‖ŷ − target‖²`, summed over elements: the objective's term without its sign.
+    pub loss: f64,
+    /// Mean squared error an element, rows weighted by `|w|`; NaN without a row.
+    pub mean_squared_error: f64,
+    /// The weights before thinning.
+    pub weights: WeightSummary,
+}
+
+/// The weights of a term before thinning, without their sign.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WeightSummary {
+    /// Mean of `|w|`.
+    pub mean: f64,
+    /// Largest `|w|`.
+    pub max: f64,
+    /// `(Σ|w|)² / Σw²`: how many equally weighted rows they are worth.
+    pub effective_rows: f64,
+    /// Share of rows whose weight is within 1 % of its bound, or of 0; `None` for weights without a bound.
+    pub degenerate_share: Option<f64>,
+    /// Whether the rows are unlearnt: their weights are negative.
+    pub ascends: bool,
+}
+
+impl WeightSummary {
+    pub(crate) fn of<const D: usize>(term: &LossTerm<D>) -> Self {
+        let sizes = || term.weights.iter().map(|weight| weight.abs());
+        let count = term.weights.len().max(1) as f64;
+        let (sum, squares): (f64, f64) =
+            sizes().fold((0.0, 0.0), |(sum, squares), w| (sum + w, squares + w * w));
+        let at_an_end = |bound: f64| {
+            let ends = sizes().filter(|w| *w >= 0.99 * bound || *w <= 0.01 * bound);
+            ends.count() as f64 / count
+        };
+        Self {
+            mean: sum / count,
+            max: sizes().fold(0.0, f64::max),
+            effective_rows: if squares > 0.0 {
+                sum * sum / squares
+            } else {
+                0.0
+            },
+            degenerate_share: term.weight_bound.map(at_an_end),
+            ascends: term.weights.iter().any(|&weight| weight < 0.0),
+        }
+    }
+}
+
+impl TermReport {
+    /// `losses`: `‖ŷ − target‖²` of each row of the (thinned) term; `elements`: elements a row.
+    pub(crate) fn new<const D: usize>(
+        term: &LossTerm<D>,
+        weights: WeightSummary,
+        losses: &[f32],
+        batch_size: usize,
+    ) -> Self {
+        let elements: usize = term.noisy.dims()[1..].iter().product();
+        let total: f64 = term.weights.iter().map(|weight| weight.abs()).sum();
+        let sum: f64 = term
+            .weights
+            .iter()
+            .zip(losses)
+            .map(|(weight, &loss)| weight.abs() * f64::from(loss))
+            .sum();
+        Self {
+            rows: term.rows.len(),
+            loss: sum / batch_size as f64,
+            mean_squared_error: sum / (total * elements as f64),
+            weights,
+        }
+    }
+}
+
+impl StepReport {
+    /// Rows run a sample: 1 for a training step, 2 for two forwards a sample.
+    pub fn rows_per_sample(&self) -> f64 {
+        let rows = |term: &Option<TermReport>| term.as_ref().map_or(0, |term| term.rows);
+        (rows(&self.retain) + rows(&self.forget)) as f64 / self.batch_size as f64
+    }
+}
+
+impl fmt::Display for StepReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "step {}", self.step)?;
+        for (name, term, norm) in [
+            ("retain", &self.retain, self.norms.retain),
+            ("forget", &self.forget, self.norms.forget),
+        ] {
+            if let Some(term) = term {
+                write!(
+                    formatter,
+                    "  {name} mse {:.4} |g| {norm:.3} rows {}",
+                    term.mean_squared_error, term.rows
+                )?;
+            }
+        }
+        write!(formatter, "  forget scale {:.4}", self.coefficients.forget)?;
+        if self.outcome == StepOutcome::SkippedNonFinite {
+            write!(formatter, "  SKIPPED: a loss or gradient is not finite")?;
+        }
+        Ok(())
+    }
+}
