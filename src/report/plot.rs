@@ -21,8 +21,8 @@ use crate::error::{Error, Result, check_range};
 
 /// Canvas units a pixel: plotters draws at whole units, which alone would make curves jagged.
 const UNIT: i32 = 8;
-/// Size of a panel, in pixels, as the sizes below.
-const PANEL: (i32, i32) = (640, 320);
+/// Size of a panel without its legend, in pixels, as the sizes below.
+const PANEL: (i32, i32) = (640, 300);
 /// Space around a panel.
 const MARGIN: i32 = 12;
 /// Width of the labels of the y axis, with its name.
@@ -41,14 +41,14 @@ const LEGEND_GAP: i32 = 8;
 const TITLE_FONT: i32 = 15;
 /// Size of the other letters.
 const FONT: i32 = 12;
-/// Upper estimate of a letter's width, in font sizes: the font is the viewer's.
+/// Estimate of a letter's width, in font sizes: the font is the viewer's.
 const LETTER: f64 = 0.56;
 /// Series of at most this many points have a marker at each.
 const MARKED: usize = 30;
 /// Columns of points that are drawn of a long series: about two a pixel.
 const RESOLUTION: f64 = 1000.0;
-/// A guard against a canvas that SVG viewers cannot show.
-const MOST_PANELS: usize = 100;
+/// Most panels, and most lines in one: a guard against a canvas that viewers cannot show.
+const MOST: usize = 100;
 
 /// The palette of Okabe and Ito, made for the colour-blind too, without its yellow.
 const PALETTE: [RGBColor; 7] = [
@@ -152,42 +152,37 @@ impl Panel {
             FontStyle::Bold,
             (LEFT_LABELS * UNIT, 0),
         )?;
-        let lines = self.draw_legend(&area)?;
-        let top = (TITLE_HEIGHT + LEGEND_HEIGHT * lines) * UNIT;
-        self.draw_chart(&area.margin(top, 0, 0, 0))
+        let legend = self.legend();
+        for entry in &legend {
+            entry.draw(&area)?;
+        }
+        let top = TITLE_HEIGHT + LEGEND_HEIGHT * lines_of(&legend);
+        self.draw_chart(&area.margin(top * UNIT, 0, 0, 0))
     }
 
-    /// Draws the legend below the title and returns how many lines it has.
-    fn draw_legend(&self, area: &Canvas<'_>) -> Result<i32> {
-        let series = self.series.iter().enumerate();
-        let series = series.map(|(index, series)| (&series.label, Stroke::of_series(index)));
-        let references = self.references.iter().enumerate();
-        let references = references.map(|(index, (label, _))| (label, Stroke::of_reference(index)));
-        let right = area.dim_in_pixel().0 as i32 / UNIT;
+    /// The legend: as many entries a line as there is room for.
+    fn legend(&self) -> Vec<LegendEntry<'_>> {
+        let series = self.series.iter().map(|series| &series.label).enumerate();
+        let series = series.map(|(index, label)| (label, Stroke::of_series(index)));
+        let references = self.references.iter().map(|(label, _)| label).enumerate();
+        let references = references.map(|(index, label)| (label, Stroke::of_reference(index)));
         let (mut left, mut line) = (LEFT_LABELS, 0);
+        let mut entries = Vec::new();
         for (label, stroke) in series.chain(references) {
             let letters = label.chars().count().min(1000) as f64;
             let width = SWATCH + 3 * LEGEND_GAP + (letters * LETTER * f64::from(FONT)) as i32;
-            if left > LEFT_LABELS && left + width > right {
+            if left > LEFT_LABELS && left + width > PANEL.0 - 2 * MARGIN {
                 (left, line) = (LEFT_LABELS, line + 1);
             }
-            let top = TITLE_HEIGHT + LEGEND_HEIGHT * line;
-            let middle = (top + LEGEND_HEIGHT / 2 - 4) * UNIT;
-            stroke.draw(
-                area,
-                vec![(left * UNIT, middle), ((left + SWATCH) * UNIT, middle)],
-            )?;
-            let text_left = left + SWATCH + LEGEND_GAP;
-            draw_text(
-                area,
+            entries.push(LegendEntry {
                 label,
-                FONT,
-                FontStyle::Normal,
-                (text_left * UNIT, top * UNIT),
-            )?;
+                stroke,
+                left,
+                line,
+            });
             left += width;
         }
-        Ok(if left > LEFT_LABELS { line + 1 } else { line })
+        entries
     }
 
     fn draw_chart(&self, area: &Canvas<'_>) -> Result<()> {
@@ -246,6 +241,32 @@ impl Panel {
     }
 }
 
+/// A label below the title, with a piece of its line.
+struct LegendEntry<'a> {
+    label: &'a str,
+    stroke: Stroke,
+    /// Left edge, in pixels.
+    left: i32,
+    line: i32,
+}
+
+impl LegendEntry<'_> {
+    fn draw(&self, area: &Canvas<'_>) -> Result<()> {
+        let top = TITLE_HEIGHT + LEGEND_HEIGHT * self.line;
+        let middle = (top + LEGEND_HEIGHT / 2 - 4) * UNIT;
+        let (left, right) = (self.left, self.left + SWATCH);
+        self.stroke
+            .draw(area, vec![(left * UNIT, middle), (right * UNIT, middle)])?;
+        let corner = ((right + LEGEND_GAP) * UNIT, top * UNIT);
+        draw_text(area, self.label, FONT, FontStyle::Normal, corner)
+    }
+}
+
+/// Number of lines that a legend takes.
+fn lines_of(legend: &[LegendEntry<'_>]) -> i32 {
+    legend.last().map_or(0, |entry| entry.line + 1)
+}
+
 /// Panels in a column, or in a grid of several, drawn as SVG.
 ///
 /// # Example
@@ -296,8 +317,8 @@ impl Plot {
     /// The plot as the text of an SVG file.
     ///
     /// # Errors
-    /// [`Error::Empty`] without a panel, [`Error::OutOfRange`] for 0 columns or more than 100 panels,
-    /// [`Error::Observer`] where plotters fails.
+    /// [`Error::Empty`] without a panel, [`Error::OutOfRange`] for 0 columns, more than 100 panels or more than
+    /// 100 lines in one, [`Error::Observer`] where plotters fails.
     pub fn to_svg(&self) -> Result<String> {
         let count = self.panels.len();
         if count == 0 {
@@ -315,12 +336,23 @@ impl Plot {
         check_range(
             "the number of panels",
             count as f64,
-            count <= MOST_PANELS,
+            count <= MOST,
             "at most 100",
         )?;
+        for panel in &self.panels {
+            let lines = panel.series.len() + panel.references.len();
+            check_range(
+                "the number of lines in a panel",
+                lines as f64,
+                lines <= MOST,
+                "at most 100",
+            )?;
+        }
         let columns = self.columns.min(count);
         let rows = count.div_ceil(columns);
-        let (width, height) = (PANEL.0 * columns as i32, PANEL.1 * rows as i32);
+        let legends = self.panels.iter().map(|panel| lines_of(&panel.legend()));
+        let panel_height = PANEL.1 + LEGEND_HEIGHT * legends.max().unwrap_or(0);
+        let (width, height) = (PANEL.0 * columns as i32, panel_height * rows as i32);
 
         let mut svg = String::new();
         let size = ((width * UNIT) as u32, (height * UNIT) as u32);
@@ -735,6 +767,21 @@ mod tests {
         assert!(plot(9).unwrap().contains(&size(3, 1)));
         assert!(matches!(plot(0), Err(Error::OutOfRange { .. })));
         assert!(matches!(Plot::new().to_svg(), Err(Error::Empty { .. })));
+    }
+
+    #[test]
+    fn panels_grow_with_their_legend_and_too_many_lines_are_refused() {
+        let plot = |count: usize| {
+            let series =
+                (0..count).map(|index| line(&format!("a long label of series {index}"), |_| 1.0));
+            Plot::new()
+                .panel(series.fold(Panel::new("crowded"), Panel::series))
+                .to_svg()
+        };
+        let svg = plot(100).unwrap();
+        assert!(texts(&svg).contains(&"a long label of series 99"));
+        assert!(svg.contains(&format!("height=\"{}\"", PANEL.1 + 50 * LEGEND_HEIGHT)));
+        assert!(matches!(plot(101), Err(Error::OutOfRange { .. })));
     }
 
     #[test]
