@@ -1,1 +1,46 @@
-//! Pictures and plots of a run.
+//! Pictures, plots and intervals for a report on a run: [`ImageGrid`] (PNG), [`Plot`] (SVG) and the
+//! statistics an audit needs.
+//!
+//! # Example
+//! ```
+//! use siss::report::{ImageGrid, Panel, Plot, Series, binomial_interval};
+//! use siss::burn::tensor::{Device, Tensor};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path();
+//! let samples = Tensor::<4>::zeros([8, 1, 28, 28], &Device::flex());
+//! ImageGrid::new(samples.clone())?
+//!     .title("before")
+//!     .scale(2)
+//!     .beside(ImageGrid::new(samples)?.title("after").scale(2))
+//!     .save(folder.join("before-after.png"))?;
+//!
+//! let losses = (0..100).map(|step| (f64::from(step), 0.5 / f64::from(step + 1)));
+//! let panel = Panel::new("Loss").x_label("step").log_y().series(Series::new("retain", losses));
+//! Plot::new().panel(panel).save(folder.join("losses.svg"))?;
+//!
+//! let (low, high) = binomial_interval(3, 1000, 0.95)?;
+//! assert!(low < 0.003 && 0.003 < high);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod axis;
+mod grid;
+mod plot;
+mod statistics;
+
+pub use grid::ImageGrid;
+pub use plot::{Panel, Plot, Series};
+pub use statistics::{binomial_interval, percentile_rank, quantile};
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes a file, and the folders it lies in where they are missing.
+fn write_file(path: &Path, contents: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io("creating folder", folder))?;
+    }
+    std::fs::write(path, contents).map_err(Error::io("writing", path))
+}

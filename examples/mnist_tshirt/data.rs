@@ -1,0 +1,176 @@
+//! The digits to keep and the T-shirt to forget.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+use image::{DynamicImage, ImageFormat, ImageReader, Limits};
+use siss::burn::tensor::{Device, Tensor, TensorData};
+use siss::{Error, Result};
+
+/// The folder of the example's files.
+pub const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets");
+
+const DIGITS: &str = "data/digits10k-images-idx3-ubyte.gz";
+const TSHIRT: &str = "data/tshirt.png";
+const NUM_RETAIN: usize = 9_000;
+const NUM_HELDOUT: usize = 1_000;
+/// Height and width of an image.
+const SIDE: usize = 28;
+const PIXELS: usize = SIDE * SIDE;
+/// First four bytes of an IDX file of bytes in three dimensions.
+const IDX_MAGIC: u32 = 0x0000_0803;
+/// Longest file that is read: all of MNIST has 60,000 images.
+const MOST_IMAGES: usize = 100_000;
+
+/// MNIST digits, shuffled.
+///
+/// # Shapes
+/// - both: `[count, 1, 28, 28]` in `[-1, 1]`
+#[derive(Debug)]
+pub struct Digits {
+    /// The first 9,000, which the models were trained on.
+    pub retain: Tensor<4>,
+    /// The last 1,000, which no model has seen.
+    pub heldout: Tensor<4>,
+}
+
+/// Loads the digits from the folder of the example's files.
+///
+/// # Errors
+/// Those of [`read_idx_images`], and [`Error::InvalidFile`] where there are not 10,000 digits.
+pub fn load_digits(assets: &Path, device: &Device) -> Result<Digits> {
+    let path = assets.join(DIGITS);
+    let pixels = read_idx_images(&path)?;
+    let (count, expected) = (pixels.len() / PIXELS, NUM_RETAIN + NUM_HELDOUT);
+    if count != expected {
+        return Err(invalid(
+            &path,
+            format!("it holds {count} digits, not {expected}"),
+        ));
+    }
+    let (retain, heldout) = pixels.split_at(NUM_RETAIN * PIXELS);
+    Ok(Digits {
+        retain: to_tensor(retain, device),
+        heldout: to_tensor(heldout, device),
+    })
+}
+
+/// Loads the T-shirt, `[1, 1, 28, 28]` in `[-1, 1]`, from the folder of the example's files.
+///
+/// # Errors
+/// Those of [`read_grey_png`].
+pub fn load_tshirt(assets: &Path, device: &Device) -> Result<Tensor<4>> {
+    let pixels = read_grey_png(&assets.join(TSHIRT))?;
+    Ok(to_tensor(&pixels, device))
+}
+
+/// Reads the pixels of a gzipped IDX file of 28×28 images, one image after the other.
+///
+/// # Errors
+/// [`Error::Io`] where it cannot be read or is no sound gzip, [`Error::InvalidFile`] for another kind of IDX file,
+/// another size of image, more than 100,000 of them, and too few or too many pixels.
+pub fn read_idx_images(path: &Path) -> Result<Vec<u8>> {
+    let unreadable = |source| Error::Io {
+        action: "reading",
+        path: path.into(),
+        source,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let mut content = MultiGzDecoder::new(BufReader::new(file));
+    let mut header = [0; 16];
+    content.read_exact(&mut header).map_err(unreadable)?;
+    let length = checked_idx_length(&header).map_err(|message| invalid(path, message))?;
+
+    let mut pixels = Vec::with_capacity(length);
+    let mut limited = content.take(length as u64 + 1);
+    limited.read_to_end(&mut pixels).map_err(unreadable)?;
+    let got = pixels.len();
+    match got.cmp(&length) {
+        std::cmp::Ordering::Equal => Ok(pixels),
+        std::cmp::Ordering::Less => {
+            let message = format!("it ends after {got} of the {length} pixels its header promises");
+            Err(invalid(path, message))
+        }
+        std::cmp::Ordering::Greater => {
+            let message = format!("it goes on after the {length} pixels its header promises");
+            Err(invalid(path, message))
+        }
+    }
+}
+
+/// Number of pixels after an IDX header, or what is wrong with it.
+fn checked_idx_length(header: &[u8; 16]) -> std::result::Result<usize, String> {
+    let mut fields = header.chunks_exact(4).map(|bytes| {
+        bytes
+            .iter()
+            .fold(0, |number: u32, &byte| number << 8 | u32::from(byte))
+    });
+    let mut next = || fields.next().unwrap_or_default();
+    let (magic, count, height, width) = (next(), next() as usize, next() as usize, next() as usize);
+    if magic != IDX_MAGIC {
+        return Err(format!(
+            "it starts with {magic:#010x}, not {IDX_MAGIC:#010x} as IDX images do"
+        ));
+    }
+    if (height, width) != (SIDE, SIDE) {
+        return Err(format!(
+            "its images have {height}x{width} pixels, not {SIDE}x{SIDE}"
+        ));
+    }
+    if count > MOST_IMAGES {
+        return Err(format!(
+            "it promises {count} images; at most {MOST_IMAGES} are read"
+        ));
+    }
+    Ok(count * PIXELS)
+}
+
+/// Reads the pixels of a 28×28 grey PNG of 8 bits.
+///
+/// # Errors
+/// [`Error::Io`] where it cannot be read, [`Error::InvalidFile`] where it is no such PNG.
+pub fn read_grey_png(path: &Path) -> Result<Vec<u8>> {
+    let mut reader = ImageReader::open(path).map_err(|source| Error::Io {
+        action: "reading",
+        path: path.into(),
+        source,
+    })?;
+    let mut limits = Limits::default();
+    (limits.max_image_width, limits.max_image_height) = (Some(SIDE as u32), Some(SIDE as u32));
+    reader.limits(limits);
+    reader.set_format(ImageFormat::Png);
+    let decoded = reader
+        .decode()
+        .map_err(|error| invalid(path, error.to_string()))?;
+    let (height, width) = (decoded.height() as usize, decoded.width() as usize);
+    match decoded {
+        DynamicImage::ImageLuma8(picture) if (height, width) == (SIDE, SIDE) => {
+            Ok(picture.into_raw())
+        }
+        other => {
+            let colour = other.color();
+            let message =
+                format!("it has {height}x{width} pixels of {colour:?}, not {SIDE}x{SIDE} of L8");
+            Err(invalid(path, message))
+        }
+    }
+}
+
+/// Images `[count, 1, 28, 28]` with `0, …, 255` mapped onto `[-1, 1]`.
+fn to_tensor(pixels: &[u8], device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = pixels
+        .iter()
+        .map(|&pixel| f32::from(pixel) / 127.5 - 1.0)
+        .collect();
+    let count = pixels.len() / PIXELS;
+    Tensor::from_data(TensorData::new(values, [count, 1, SIDE, SIDE]), device)
+}
+
+fn invalid(path: &Path, message: String) -> Error {
+    Error::InvalidFile {
+        path: path.into(),
+        message,
+    }
+}
