@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs, missing_debug_implementations)]
 
+pub mod backend;
 mod batch;
 mod builder;
 mod clipper;
@@ -15,6 +16,7 @@ mod method;
 mod mixture;
 mod observer;
 mod preflight;
+pub mod sampling;
 pub mod schedule;
 mod scheduler;
 mod step_report;

@@ -95,7 +95,7 @@ mod tests {
                 let delta = log_density(&a) - log_density(&x);
                 let expected = 1.0 / ((1.0 - forget_prob) * (-delta).exp() + forget_prob);
                 assert!(
-                    (forget.weights[row] + expected).abs() < 1e-3 * expected,
+                    (forget.weights[row] + expected).abs() <= 1e-3 * expected,
                     "{} {expected}",
                     forget.weights[row]
                 );

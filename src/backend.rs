@@ -1,0 +1,161 @@
+//! Devices by name, and what an application needs to share its own GPU with the crate.
+//!
+//! Nothing here is needed for a program that makes its own `burn::tensor::Device`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Device and set-up types of the wgpu backend, to run on a device that the application has opened:
+/// see `init_device` and `WgpuSetup`.
+#[cfg(feature = "wgpu")]
+pub use burn_wgpu::{RuntimeOptions, WgpuDevice, WgpuSetup, graphics, init_device, init_setup};
+
+/// The device type of the CUDA backend.
+#[cfg(feature = "cuda")]
+pub use burn_cuda::CudaDevice;
+
+/// A device by name, for configuration files and command lines: `flex`, `wgpu`, `cuda:0`.
+///
+/// A program says which device it means; the crate never picks one by what happens to be compiled in.
+///
+/// # Example
+/// ```
+/// use siss::backend::DeviceSpec;
+///
+/// let device = "flex".parse::<DeviceSpec>()?.device()?;
+/// assert!("tpu".parse::<DeviceSpec>().is_err());
+/// # Ok::<(), siss::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+#[non_exhaustive]
+pub enum DeviceSpec {
+    /// The CPU, in pure Rust.
+    #[default]
+    Flex,
+    /// The GPU that wgpu prefers, or the software driver where there is no other.
+    Wgpu,
+    /// An NVIDIA GPU by its index.
+    Cuda(usize),
+}
+
+impl DeviceSpec {
+    /// The device.
+    ///
+    /// # Errors
+    /// [`Error::UnknownDevice`] if its feature is not compiled in.
+    pub fn device(self) -> Result<Device> {
+        match self {
+            #[cfg(feature = "flex")]
+            DeviceSpec::Flex => Ok(Device::flex()),
+            #[cfg(feature = "wgpu")]
+            DeviceSpec::Wgpu => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+            #[cfg(feature = "cuda")]
+            DeviceSpec::Cuda(index) => Ok(Device::cuda(index)),
+            #[allow(
+                unreachable_patterns,
+                reason = "reached where a backend is not compiled in"
+            )]
+            missing => Err(Error::UnknownDevice {
+                spec: missing.to_string(),
+                reason: format!(
+                    "build with the feature `{}`; this build has: {}",
+                    missing.feature(),
+                    compiled_in().join(", ")
+                ),
+            }),
+        }
+    }
+
+    fn feature(self) -> &'static str {
+        match self {
+            DeviceSpec::Flex => "flex",
+            DeviceSpec::Wgpu => "wgpu",
+            DeviceSpec::Cuda(_) => "cuda",
+        }
+    }
+}
+
+fn compiled_in() -> Vec<&'static str> {
+    [
+        ("flex", cfg!(feature = "flex")),
+        ("wgpu", cfg!(feature = "wgpu")),
+        ("cuda", cfg!(feature = "cuda")),
+    ]
+    .into_iter()
+    .filter_map(|(name, compiled)| compiled.then_some(name))
+    .collect()
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceSpec::Cuda(index) => write!(formatter, "cuda:{index}"),
+            other => formatter.write_str(other.feature()),
+        }
+    }
+}
+
+impl FromStr for DeviceSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let index = |text: &str| text.parse().ok();
+        match text.split_once(':') {
+            None if text == "flex" => Some(DeviceSpec::Flex),
+            None if text == "wgpu" => Some(DeviceSpec::Wgpu),
+            None if text == "cuda" => Some(DeviceSpec::Cuda(0)),
+            Some(("cuda", number)) => index(number).map(DeviceSpec::Cuda),
+            _ => None,
+        }
+        .ok_or_else(|| Error::UnknownDevice {
+            spec: text.into(),
+            reason: "use flex, wgpu or cuda:INDEX".into(),
+        })
+    }
+}
+
+impl From<DeviceSpec> for String {
+    fn from(spec: DeviceSpec) -> String {
+        spec.to_string()
+    }
+}
+
+impl TryFrom<String> for DeviceSpec {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back_and_unknown_ones_are_refused() {
+        for spec in [DeviceSpec::Flex, DeviceSpec::Wgpu, DeviceSpec::Cuda(3)] {
+            assert_eq!(spec.to_string().parse::<DeviceSpec>().unwrap(), spec);
+        }
+        for bad in ["", "tpu", "cuda:", "cuda:x", "flex:0"] {
+            let error = bad.parse::<DeviceSpec>().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{bad}`")), "{error}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_device_that_is_not_compiled_in_says_which_feature_it_needs() {
+        let error = DeviceSpec::Cuda(0).device().unwrap_err().to_string();
+        assert!(
+            error.contains("cuda:0") && error.contains("feature `cuda`"),
+            "{error}"
+        );
+    }
+}
