@@ -220,13 +220,23 @@ fn old_attention_names_and_shapes_are_read() {
     assert!(load(folder.path()).unwrap_err().to_string().contains(name));
 }
 
+/// Rounded towards zero, without subnormal numbers.
+fn to_half(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let exponent = ((bits >> 23) & 0xff).saturating_sub(112);
+    let magnitude = (exponent << 10) | ((bits >> 13) & 0x3ff);
+    let sign = (bits >> 16) & 0x8000;
+    (sign | if exponent == 0 { 0 } else { magnitude }) as u16
+}
+
 #[test]
 fn half_and_double_precision_become_single() {
     let folder = saved();
     let original = read(folder.path());
     let single = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
     type Narrow = fn(f32) -> Vec<u8>;
-    let formats: [(Dtype, Narrow); 2] = [
+    let formats: [(Dtype, Narrow); 3] = [
+        (Dtype::F16, |value| to_half(value).to_le_bytes().to_vec()),
         (Dtype::BF16, |value| {
             (value.to_bits() >> 16).to_le_bytes()[..2].to_vec()
         }),
@@ -248,7 +258,10 @@ fn half_and_double_precision_become_single() {
             assert_eq!((kind, &shape), (Dtype::F32, expected_shape), "{name}");
             for (got, expected) in data.chunks_exact(4).zip(expected.chunks_exact(4)) {
                 let (got, expected) = (single(got), single(expected));
-                assert!((got - expected).abs() <= expected.abs() / 128.0, "{name}");
+                assert!(
+                    (got - expected).abs() <= 1e-4 + expected.abs() / 128.0,
+                    "{name}"
+                );
             }
         }
     }
@@ -295,6 +308,17 @@ fn garbage_is_an_invalid_file() {
         std::fs::write(folder.path().join(WEIGHTS), bytes).unwrap();
         let error = load(folder.path()).unwrap_err();
         assert!(matches!(error, Error::InvalidFile { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_garbage_configuration_is_an_invalid_file() {
+    let folder = saved();
+    for bytes in [vec![], vec![0xff; 32], b"{\"in_channels\": 3".to_vec()] {
+        std::fs::write(folder.path().join(CONFIG), bytes).unwrap();
+        let error = load(folder.path()).unwrap_err();
+        assert!(matches!(error, Error::InvalidFile { .. }), "{error}");
+        assert!(error.to_string().contains(CONFIG), "{error}");
     }
 }
 
