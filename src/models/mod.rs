@@ -1,1 +1,13 @@
 //! Networks in the layout of diffusers.
+//!
+//! A network here has the parameters of its Python namesake, under the same names, computes the same
+//! function, and reads and writes the same folders: `config.json` beside
+//! `diffusion_pytorch_model.safetensors`. Configurations are read strictly: a setting that would
+//! change the computation and is not implemented is refused by name, never ignored.
+
+mod folder;
+mod layers;
+mod ops;
+mod unet2d;
+
+pub use unet2d::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};

@@ -1,0 +1,75 @@
+//! Self-attention over the pixels of a feature map.
+
+use burn::module::Module;
+use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+
+use super::rescale;
+use crate::models::ops;
+
+/// What an [`AttentionBlock`] is built from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionBlockConfig {
+    /// Channels of the input and the output.
+    pub(crate) channels: usize,
+    /// Channels of each head.
+    pub(crate) head_size: usize,
+    /// Groups of the normalisation.
+    pub(crate) groups: usize,
+    /// Added to the variance in the normalisation.
+    pub(crate) epsilon: f64,
+    /// The output is divided by this.
+    pub(crate) scale_factor: f64,
+}
+
+/// diffusers' `Attention` as its image networks use it: normalised, with a residual connection.
+#[derive(Module, Debug)]
+pub(crate) struct AttentionBlock {
+    group_norm: GroupNorm,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Vec<Linear>,
+    #[module(skip)]
+    heads: usize,
+    #[module(skip)]
+    scale_factor: f64,
+}
+
+impl AttentionBlockConfig {
+    /// A fresh block. `groups` and `head_size` must divide `channels`.
+    pub(crate) fn init(&self, device: &Device) -> AttentionBlock {
+        let linear = || LinearConfig::new(self.channels, self.channels).init(device);
+        AttentionBlock {
+            group_norm: GroupNormConfig::new(self.groups, self.channels)
+                .with_epsilon(self.epsilon)
+                .init(device),
+            to_q: linear(),
+            to_k: linear(),
+            to_v: linear(),
+            to_out: vec![linear()],
+            heads: self.channels / self.head_size,
+            scale_factor: self.scale_factor,
+        }
+    }
+}
+
+impl AttentionBlock {
+    /// # Shapes
+    /// - `input` and the result: `[rows, channels, height, width]`
+    pub(crate) fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        let shape = input.dims();
+        let [rows, channels, height, width] = shape;
+        let features = ops::group_norm(&self.group_norm, input.clone());
+        let features = features.reshape([rows, channels, height * width]);
+        let query = ops::project(&self.to_q, features.clone());
+        let key = ops::project(&self.to_k, features.clone());
+        let value = ops::project(&self.to_v, features);
+        let attended = ops::attend(query, key, value, self.heads);
+        let output = self
+            .to_out
+            .iter()
+            .fold(attended, |features, layer| ops::project(layer, features));
+        rescale(output.reshape(shape) + input, self.scale_factor)
+    }
+}

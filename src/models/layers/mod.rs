@@ -1,0 +1,31 @@
+//! The layers that diffusers' networks are made of, with its names for their parameters.
+
+mod attention;
+mod resampling;
+mod resnet;
+mod timestep;
+
+pub(super) use attention::{AttentionBlock, AttentionBlockConfig};
+pub(super) use resampling::{Downsampler, Upsampler};
+pub(super) use resnet::{ResnetBlock, ResnetBlockConfig};
+pub(super) use timestep::{TimestepEmbedding, sinusoidal_embedding};
+
+use burn::nn::PaddingConfig2d;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::tensor::{Device, Tensor};
+
+/// A 3 × 3 convolution that keeps height and width.
+pub(super) fn same_convolution(inputs: usize, outputs: usize, device: &Device) -> Conv2d {
+    Conv2dConfig::new([inputs, outputs], [3, 3])
+        .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+        .init(device)
+}
+
+/// Divides a block's output by its scale factor, where there is one.
+fn rescale(output: Tensor<4>, scale_factor: f64) -> Tensor<4> {
+    if scale_factor == 1.0 {
+        output
+    } else {
+        output.div_scalar(scale_factor)
+    }
+}

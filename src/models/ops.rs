@@ -1,0 +1,150 @@
+//! The operations that take the time of a network, in one place: faster kernels go under these.
+
+use burn::nn::conv::Conv2d;
+use burn::nn::{GroupNorm, Linear};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{DType, Tensor};
+
+/// A convolution with the layer's weights, stride and padding.
+///
+/// # Shapes
+/// - `input`: `[rows, channels, height, width]`
+pub(super) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
+    layer.forward(input)
+}
+
+/// Group normalisation followed by `SiLU`.
+///
+/// # Shapes
+/// - `input` and the result: `[rows, channels, height, width]`
+pub(super) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+    silu(group_norm(layer, input))
+}
+
+/// Group normalisation. Division by the deviation and the layer's gain are one multiplication.
+///
+/// # Shapes
+/// - `input` and the result: `[rows, channels, height, width]`
+pub(super) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+    let (Some(gain), Some(offset), DType::F32 | DType::F64) =
+        (&layer.gamma, &layer.beta, input.dtype())
+    else {
+        return layer.forward(input);
+    };
+    let shape = input.dims();
+    let [rows, channels, height, width] = shape;
+    let (groups, members, pixels) = (
+        layer.num_groups,
+        channels / layer.num_groups,
+        height * width,
+    );
+
+    let grouped = input.reshape([rows, groups, members * pixels]);
+    let centred = grouped.clone() - grouped.mean_dim(2);
+    let variance = centred.clone().square().mean_dim(2);
+    let inverse_deviation = variance.add_scalar(layer.epsilon).sqrt().recip();
+    let scale = inverse_deviation * gain.val().reshape([1, groups, members]);
+
+    let centred = centred.reshape([rows, groups, members, pixels]);
+    let scaled = centred * scale.unsqueeze_dim(3);
+    (scaled + offset.val().reshape([1, groups, members, 1])).reshape(shape)
+}
+
+/// A linear layer over the channels of channel-major features: no transposition is copied.
+///
+/// # Shapes
+/// - `input`: `[rows, inputs, positions]`
+/// - the result: `[rows, outputs, positions]`
+pub(super) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
+    let weight = layer.weight.val().transpose().unsqueeze::<3>();
+    let [_, outputs, _] = weight.dims();
+    let output = weight.matmul(input);
+    match &layer.bias {
+        Some(bias) => output + bias.val().reshape([1, outputs, 1]),
+        None => output,
+    }
+}
+
+/// Scaled dot-product attention over channel-major features, `heads` heads side by side.
+///
+/// # Shapes
+/// - `query` and the result: `[rows, channels, positions]`
+/// - `key` and `value`: `[rows, channels, sources]`
+pub(super) fn attend(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    heads: usize,
+) -> Tensor<3> {
+    let [rows, channels, positions] = query.dims();
+    let [_, _, sources] = key.dims();
+    let size = channels / heads;
+
+    let query = query.mul_scalar((size as f64).sqrt().recip());
+    let query = query.reshape([rows, heads, size, positions]);
+    let key = key.reshape([rows, heads, size, sources]);
+    let value = value.reshape([rows, heads, size, sources]);
+
+    let weights = softmax(query.transpose().matmul(key), 3);
+    value
+        .matmul(weights.transpose())
+        .reshape([rows, channels, positions])
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{GroupNormConfig, LinearConfig};
+    use burn::tensor::module::attention;
+    use burn::tensor::ops::AttentionModuleOptions;
+    use burn::tensor::{Device, Distribution, Tolerance};
+
+    use super::*;
+
+    fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+        Tensor::random(shape, Distribution::Normal(0.5, 2.0), &Device::flex())
+    }
+
+    #[test]
+    fn group_norm_is_burns() {
+        let mut layer = GroupNormConfig::new(2, 6).init(&Device::flex());
+        layer.gamma = layer.gamma.map(|gain| gain.map(|_| random([6])));
+        layer.beta = layer.beta.map(|offset| offset.map(|_| random([6])));
+        let input = random([3, 6, 5, 4]);
+        group_norm(&layer, input.clone())
+            .into_data()
+            .assert_approx_eq::<f32>(&layer.forward(input).into_data(), Tolerance::default());
+    }
+
+    #[test]
+    fn projection_is_a_linear_layer_over_channels() {
+        let layer = LinearConfig::new(6, 4).init(&Device::flex());
+        let input = random([3, 6, 5]);
+        let expected = layer.forward(input.clone().swap_dims(1, 2)).swap_dims(1, 2);
+        project(&layer, input)
+            .into_data()
+            .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::default());
+    }
+
+    #[test]
+    fn attention_is_burns_for_several_heads_and_other_sources() {
+        let (query, key, value) = (random([2, 6, 5]), random([2, 6, 7]), random([2, 6, 7]));
+        let split = |features: &Tensor<3>| {
+            let [rows, channels, positions] = features.dims();
+            let heads = features.clone().reshape([rows, 3, channels / 3, positions]);
+            heads.transpose()
+        };
+        let options = AttentionModuleOptions::default();
+        let expected = attention(
+            split(&query),
+            split(&key),
+            split(&value),
+            None,
+            None,
+            options,
+        );
+        let expected = expected.transpose().reshape([2, 6, 5]);
+        attend(query, key, value, 3)
+            .into_data()
+            .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::default());
+    }
+}

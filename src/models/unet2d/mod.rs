@@ -1,0 +1,208 @@
+//! diffusers' `UNet2DModel`: the denoising network of DDPM.
+
+mod blocks;
+mod config;
+
+#[cfg(test)]
+pub(super) use config::CELEBAHQ;
+pub use config::{DownBlockType, UNet2dConfig, UpBlockType};
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::nn::conv::Conv2d;
+use burn::nn::{GroupNorm, GroupNormConfig};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Tensor};
+
+use self::blocks::{DownBlock, MidBlock, Stage, UpBlock};
+use super::layers::{TimestepEmbedding, same_convolution, sinusoidal_embedding};
+use super::{folder, ops};
+use crate::denoiser::Denoiser;
+use crate::error::Result;
+
+/// The unconditional image denoiser of DDPM, diffusers' `UNet2DModel`.
+///
+/// Its folder is the one of a published checkpoint: `config.json` and
+/// `diffusion_pytorch_model.safetensors`, readable and writable on either side.
+///
+/// # Shapes
+/// Input `[rows, in_channels, height, width]`, output `[rows, out_channels, height, width]`. Height
+/// and width are free, though at least `2^(stages − 1)`; diffusers takes multiples of that only.
+///
+/// # Example
+/// ```
+/// use siss::Denoiser;
+/// use siss::burn::tensor::{Device, Tensor};
+/// use siss::models::{DownBlockType, UNet2dConfig, UpBlockType};
+///
+/// let device = Device::flex();
+/// let unet = UNet2dConfig {
+///     block_out_channels: vec![32, 32],
+///     down_block_types: vec![DownBlockType::Resnet; 2],
+///     up_block_types: vec![UpBlockType::Resnet; 2],
+///     layers_per_block: 1,
+///     ..UNet2dConfig::default()
+/// }
+/// .init(&device)?;
+/// let noisy = Tensor::zeros([2, 3, 8, 8], &device);
+/// let timesteps = Tensor::from_data([0.0, 999.0], &device);
+/// assert_eq!(unet.predict(noisy, timesteps, &()).dims(), [2, 3, 8, 8]);
+/// # Ok::<(), siss::Error>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct UNet2d {
+    conv_in: Conv2d,
+    time_embedding: TimestepEmbedding,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+    #[module(skip)]
+    config: UNet2dConfig,
+}
+
+impl UNet2d {
+    /// Reads a diffusers folder, or the `unet` folder inside a pipeline's.
+    ///
+    /// Weights may be stored in any float type, and are `f32` in memory. Attention layers may have
+    /// the names that diffusers gave them before version 0.12.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io); the errors of [`UNet2dConfig::from_json`];
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) where the weights are no safetensors file;
+    /// [`Error::WeightMismatch`](crate::Error::WeightMismatch) with the first tensor that is missing,
+    /// unexpected, misshapen or of a type that is no float.
+    pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        let folder = folder::component(folder.as_ref(), "unet");
+        let config = UNet2dConfig::from_file(folder.join(folder::CONFIG))?;
+        folder::load_weights(config.init(device)?, &folder)
+    }
+
+    /// Writes a folder that [`load`](UNet2d::load) and diffusers read; existing files are replaced,
+    /// each at once.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io); a file that could not be written is as it was before.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        folder::save(self, &self.config.to_json(), folder.as_ref())
+    }
+
+    /// The settings the network was built from.
+    pub fn config(&self) -> &UNet2dConfig {
+        &self.config
+    }
+
+    /// The network of a configuration that has been validated.
+    fn build(config: &UNet2dConfig, device: &Device) -> Self {
+        let channels = &config.block_out_channels;
+        let outermost = channels.first().copied().unwrap_or_default();
+        let innermost = channels.last().copied().unwrap_or_default();
+        Self {
+            conv_in: same_convolution(config.in_channels, outermost, device),
+            time_embedding: TimestepEmbedding::new(outermost, config.embedding_size(), device),
+            down_blocks: down_blocks(config, device),
+            mid_block: MidBlock::new(config, innermost, device),
+            up_blocks: up_blocks(config, device),
+            conv_norm_out: GroupNormConfig::new(config.norm_num_groups, outermost)
+                .with_epsilon(config.norm_eps)
+                .init(device),
+            conv_out: same_convolution(outermost, config.out_channels, device),
+            config: config.clone(),
+        }
+    }
+
+    /// What the residual blocks see of the timesteps, after the activation they all begin with.
+    fn embed(&self, timesteps: Tensor<1>, like: &Tensor<4>) -> Tensor<2> {
+        let size = self
+            .config
+            .block_out_channels
+            .first()
+            .copied()
+            .unwrap_or_default();
+        let sinusoids = sinusoidal_embedding(
+            timesteps,
+            size,
+            self.config.flip_sin_to_cos,
+            self.config.freq_shift,
+        );
+        silu(self.time_embedding.forward(sinusoids.cast(like.dtype())))
+    }
+}
+
+/// The downward stages, outermost first.
+fn down_blocks(config: &UNet2dConfig, device: &Device) -> Vec<DownBlock> {
+    let channels = &config.block_out_channels;
+    let mut previous = channels.first().copied().unwrap_or_default();
+    let stage = |(index, (&channels_here, kind)): (usize, (&usize, &DownBlockType))| {
+        let mut inputs = vec![channels_here; config.layers_per_block];
+        inputs[0] = previous;
+        previous = channels_here;
+        let stage = Stage {
+            inputs: &inputs,
+            channels: channels_here,
+            attention: *kind == DownBlockType::Attention,
+            resample: index + 1 < channels.len(),
+        };
+        stage.down(config, device)
+    };
+    let stages = channels.iter().zip(&config.down_block_types);
+    stages.enumerate().map(stage).collect()
+}
+
+/// The upward stages, innermost first. The first residual block of a stage gets the stage before,
+/// the last one a feature map from the stage further out.
+fn up_blocks(config: &UNet2dConfig, device: &Device) -> Vec<UpBlock> {
+    let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+    let stage = |(index, kind): (usize, &UpBlockType)| {
+        let here = channels[index];
+        let before = channels[index.saturating_sub(1)];
+        let outside = channels.get(index + 1).copied().unwrap_or(here);
+        let mut inputs = vec![2 * here; config.layers_per_block + 1];
+        inputs[0] = before + here;
+        inputs[config.layers_per_block] = here + outside;
+        let stage = Stage {
+            inputs: &inputs,
+            channels: here,
+            attention: *kind == UpBlockType::Attention,
+            resample: index + 1 < channels.len(),
+        };
+        stage.up(config, device)
+    };
+    config
+        .up_block_types
+        .iter()
+        .enumerate()
+        .map(stage)
+        .collect()
+}
+
+impl Denoiser<4> for UNet2d {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, _: &()) -> Tensor<4> {
+        let embedding = self.embed(timesteps, &noisy);
+        let sample = if self.config.center_input_sample {
+            noisy.mul_scalar(2.0).sub_scalar(1.0)
+        } else {
+            noisy
+        };
+        let mut features = ops::convolve(&self.conv_in, sample);
+        let mut skips = vec![features.clone()];
+        for block in &self.down_blocks {
+            features = block.forward(features, &embedding, &mut skips);
+        }
+        features = self.mid_block.forward(features, &embedding);
+        for block in &self.up_blocks {
+            features = block.forward(features, &embedding, &mut skips);
+        }
+        ops::convolve(
+            &self.conv_out,
+            ops::group_norm_silu(&self.conv_norm_out, features),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;
