@@ -1,0 +1,581 @@
+//! Runs conformance cases: inputs and the answers that PyTorch and diffusers give for them.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors};
+use siss::kernel::weighted_squared_error;
+use siss::models::UNet2d;
+use siss::sampling::{DdimConfig, DdimSampler};
+use siss::{
+    ConstantScale, DdpmScheduler, Denoiser, Draws, FractionOfRetain, GradientClipper, LossInputs,
+    LossTerm, NaiveDeletion, NegGrad, RescaleToNorm, SchedulerConfig, Siss, SissLoss, SissNoIs,
+    SissTrainer, UnlearningBatch,
+};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// What came of a case.
+pub enum Outcome {
+    /// All tensors agree, or one does not: the one that is worst by its tolerance.
+    Compared(Comparison),
+    /// The case could not be run.
+    Broken(String),
+    /// The case asks for something that is not built.
+    Skipped(String),
+}
+
+/// A tensor's distance from its expected value.
+pub struct Comparison {
+    pub tensor: String,
+    pub error: f64,
+    pub tolerance: f64,
+}
+
+impl Comparison {
+    fn passes(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+impl Outcome {
+    pub fn failed(&self) -> bool {
+        match self {
+            Outcome::Compared(worst) => !worst.passes(),
+            Outcome::Broken(_) => true,
+            Outcome::Skipped(_) => false,
+        }
+    }
+
+    pub fn passed(&self) -> bool {
+        matches!(self, Outcome::Compared(worst) if worst.passes())
+    }
+
+    /// `PASS|FAIL|SKIP name worst_tensor error tolerance`.
+    pub fn line(&self, name: &str) -> String {
+        match self {
+            Outcome::Compared(worst) => {
+                let word = if worst.passes() { "PASS" } else { "FAIL" };
+                let Comparison {
+                    tensor,
+                    error,
+                    tolerance,
+                } = worst;
+                format!("{word} {name} {tensor} {error:.2e} {tolerance:.0e}")
+            }
+            Outcome::Broken(message) => format!("FAIL {name} - - - {message}"),
+            Outcome::Skipped(what) => format!("SKIP {name} {what} - -"),
+        }
+    }
+}
+
+/// The case files among `paths`: files as they are, of folders the `.safetensors` files directly in them.
+pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut cases = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            cases.push(path.clone());
+            continue;
+        }
+        let mut inside = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            let file = entry?.path();
+            if file
+                .extension()
+                .is_some_and(|extension| extension == "safetensors")
+            {
+                inside.push(file);
+            }
+        }
+        inside.sort();
+        cases.append(&mut inside);
+    }
+    Ok(cases)
+}
+
+/// Runs one case on a device.
+pub fn run(path: &Path, device: &Device) -> Outcome {
+    match Case::read(path, device).and_then(|case| case.run()) {
+        Ok(outcome) => outcome,
+        Err(error) => Outcome::Broken(error.to_string()),
+    }
+}
+
+/// A case file in memory.
+struct Case {
+    path: PathBuf,
+    device: Device,
+    settings: HashMap<String, String>,
+    tensors: HashMap<String, (Vec<usize>, Vec<f64>)>,
+}
+
+/// What was computed, by the name of the expected tensor.
+type Computed = Vec<(String, Vec<f64>)>;
+
+impl Case {
+    fn read(path: &Path, device: &Device) -> Result<Self> {
+        let bytes = std::fs::read(path)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let settings = header.metadata().clone().unwrap_or_default();
+        let mut tensors = HashMap::new();
+        for (name, view) in SafeTensors::deserialize(&bytes)?.tensors() {
+            let values = numbers(view.dtype(), view.data())
+                .ok_or_else(|| format!("`{name}` has dtype {:?}", view.dtype()))?;
+            tensors.insert(name, (view.shape().to_vec(), values));
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            device: device.clone(),
+            settings,
+            tensors,
+        })
+    }
+
+    fn run(&self) -> Result<Outcome> {
+        let kind = self.text("kind")?;
+        let computed = match kind {
+            "schedule" => self.schedule()?,
+            "loss" => match self.text("method")? {
+                "siss" => self.loss(Siss)?,
+                "siss_no_is" => self.loss(SissNoIs)?,
+                "naive_deletion" => self.loss(NaiveDeletion)?,
+                "neggrad" => self.loss(NegGrad)?,
+                other => return Ok(Outcome::Skipped(format!("method={other}"))),
+            },
+            "step" => self.step()?,
+            "sampler" => match self.text("sampler")? {
+                "DDIMScheduler" => self.ddim()?,
+                other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
+            },
+            "unet2d" => self.unet()?,
+            other => return Ok(Outcome::Skipped(format!("kind={other}"))),
+        };
+        self.compare(&computed)
+    }
+
+    /// The worst tensor by error over tolerance; every expected tensor must have been computed.
+    fn compare(&self, computed: &Computed) -> Result<Outcome> {
+        for expected in self
+            .tensors
+            .keys()
+            .filter(|name| name.starts_with("expect_"))
+        {
+            if computed.iter().all(|(name, _)| name != expected) {
+                return Err(format!("`{expected}` was not computed").into());
+            }
+        }
+        let mut worst: Option<Comparison> = None;
+        for (name, got) in computed {
+            let Some((_, expected)) = self.tensors.get(name) else {
+                continue;
+            };
+            if got.len() != expected.len() {
+                return Err(format!(
+                    "`{name}` has {} elements, expected {}",
+                    got.len(),
+                    expected.len()
+                )
+                .into());
+            }
+            let comparison = self.comparison(name, got, expected);
+            let badness = |c: &Comparison| match c.passes() {
+                true if c.tolerance > 0.0 => c.error / c.tolerance,
+                true => 0.0,
+                false if c.error.is_nan() => f64::INFINITY,
+                false => c.error / c.tolerance,
+            };
+            if worst
+                .as_ref()
+                .is_none_or(|worst| badness(&comparison) > badness(worst))
+            {
+                worst = Some(comparison);
+            }
+        }
+        worst
+            .map(Outcome::Compared)
+            .ok_or_else(|| "the case expects nothing".into())
+    }
+
+    fn comparison(&self, name: &str, got: &[f64], expected: &[f64]) -> Comparison {
+        let (error, tolerance) = match self.settings["kind"].as_str() {
+            "schedule" => self.schedule_error(got, expected),
+            "step" if name.starts_with("expect_delta") => (relative_norm(got, expected), 2e-2),
+            "step" if name.starts_with("expect_combined_grad") => {
+                (relative_norm(got, expected), 2e-3)
+            }
+            "step" if name.starts_with("expect_norm") || name == "expect_scale" => {
+                (relative_norm(got, expected), 1e-3)
+            }
+            _ if name == "expect_timesteps" => (relative_norm(got, expected), 0.0),
+            _ => (relative_norm(got, expected), 1e-4),
+        };
+        Comparison {
+            tensor: name.into(),
+            error,
+            tolerance,
+        }
+    }
+
+    /// Worst relative error of any step, in multiples of what float32 leaves of it: PyTorch multiplies the
+    /// cosine schedule up in float32 and is off by up to 1e-4 where the last factors are differences of near equals.
+    fn schedule_error(&self, got: &[f64], expected: &[f64]) -> (f64, f64) {
+        let cosine = self
+            .settings
+            .get("beta_schedule")
+            .is_some_and(|name| name == "squaredcos_cap_v2");
+        let tail = got.len() - if cosine { got.len() / 50 } else { 0 };
+        let relative =
+            |(got, expected): (&f64, &f64)| ((*got as f32 as f64 - expected) / expected).abs();
+        let worst = |range: std::ops::Range<usize>| {
+            got[range.clone()]
+                .iter()
+                .zip(&expected[range])
+                .map(relative)
+                .fold(0.0, f64::max)
+        };
+        let (body, last) = (worst(0..tail), worst(tail..got.len()));
+        if last / 1e-4 > body / 2e-6 {
+            (last, 1e-4)
+        } else {
+            (body, 2e-6)
+        }
+    }
+
+    fn schedule(&self) -> Result<Computed> {
+        let scheduler = DdpmScheduler::from_config(&self.scheduler_config()?)?;
+        Ok(vec![
+            ("expect_betas".into(), scheduler.betas().to_vec()),
+            (
+                "expect_alphas_cumprod".into(),
+                scheduler.alpha_bars().to_vec(),
+            ),
+        ])
+    }
+
+    fn ddim(&self) -> Result<Computed> {
+        let config = self.scheduler_config()?;
+        let scheduler = DdpmScheduler::from_config(&config)?;
+        let mut config = DdimConfig::from_scheduler(&config, self.number("num_inference_steps")?);
+        config.eta = self.number("eta")?;
+        let sampler = DdimSampler::new(&scheduler, config)?;
+        let timesteps = sampler.timesteps().iter().map(|&t| t as f64).collect();
+        let mut computed = vec![("expect_timesteps".into(), timesteps)];
+        for k in (0..).take_while(|k| self.tensors.contains_key(&format!("t_{k}"))) {
+            let timestep = self.values(&format!("t_{k}"))?[0] as usize;
+            let (noisy, output) = (
+                self.image(&format!("x_t_{k}"))?,
+                self.image(&format!("model_output_{k}"))?,
+            );
+            let noise = self.image(&format!("noise_{k}"))?;
+            let previous = sampler.step(noisy, output, timestep, Some(noise))?;
+            computed.push((format!("expect_prev_{k}"), host(previous)?));
+        }
+        Ok(computed)
+    }
+
+    fn unet(&self) -> Result<Computed> {
+        let model = self.checkpoint()?;
+        let timesteps = self.values("t")?;
+        let timesteps: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        let timesteps = Tensor::from_data(timesteps.as_slice(), &self.device);
+        let output = model.predict(self.image("x")?, timesteps, &());
+        Ok(vec![("expect_output".into(), host(output)?)])
+    }
+
+    /// The objective's terms at the recorded model outputs. No thinning.
+    fn loss(&self, mut loss: impl SissLoss<4>) -> Result<Computed> {
+        let forget = self.image("a")?;
+        let retain = self.image("x")?;
+        let draws = self.draws()?;
+        let config = self.scheduler_config()?;
+        let scheduler = DdpmScheduler::from_config(&config)?;
+        let ids = vec![0; draws.batch_size()];
+        let inputs = LossInputs::new(
+            &retain,
+            &forget,
+            &ids,
+            &draws,
+            &scheduler,
+            config.prediction_type,
+        )?;
+        let terms = loss.terms(&inputs)?;
+        let mut computed = Vec::new();
+        if let Some(term) = &terms.retain {
+            computed.push(("expect_m_t".into(), host(term.noisy.clone())?));
+            computed.extend(self.side("retain", term)?);
+        }
+        if let Some(term) = &terms.forget {
+            computed.extend(self.side("forget", term)?);
+        }
+        Ok(computed)
+    }
+
+    /// A side's weights, loss and gradient; recorded without the sign of the forgetting.
+    fn side(&self, side: &str, term: &LossTerm<4>) -> Result<Computed> {
+        let shared = self.image("model_output");
+        let output = shared.or_else(|_| self.image(&format!("model_output_{side}")))?;
+        let weights: Vec<f64> = term.weights.iter().map(|weight| weight.abs()).collect();
+        let on_device: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
+        let on_device = Tensor::from_data(on_device.as_slice(), &self.device);
+        let batch_size = weights.len();
+        let error = weighted_squared_error(output, term.target.clone(), on_device, batch_size);
+        let losses = host(error.losses)?;
+        let loss = weights
+            .iter()
+            .zip(losses)
+            .map(|(weight, loss)| weight * loss)
+            .sum::<f64>()
+            / batch_size as f64;
+        Ok(vec![
+            (format!("expect_weight_{side}"), weights),
+            (format!("expect_{side}_loss"), vec![loss]),
+            (format!("expect_grad_{side}"), host(error.seed)?),
+        ])
+    }
+
+    /// A whole optimiser step of the public trainer.
+    fn step(&self) -> Result<Computed> {
+        let mut trainer = self.trainer()?;
+        let batch = UnlearningBatch::new(self.image("x")?, self.image("a")?)?;
+        let draws = self.draws()?;
+        let gradients = trainer.gradients(&batch, &draws)?;
+        let report = gradients.report.clone();
+        let before = trainer.model().clone().valid();
+        let combined = gradients.combine(trainer.model(), 1.0);
+        let combined = parameters(&before.clone().map(&mut ReplaceByGradient(combined)))?;
+        trainer.step_with(&batch, &draws)?;
+        let (before, after) = (parameters(&before)?, parameters(&trainer.into_model())?);
+
+        let mut computed: Computed = vec![
+            ("expect_norm_retain".into(), vec![report.norms.retain]),
+            ("expect_norm_forget".into(), vec![report.norms.forget]),
+            ("expect_norm_combined".into(), vec![report.combined_norm]),
+            ("expect_scale".into(), vec![report.coefficients.forget]),
+        ];
+        for name in self.tensors.keys() {
+            if let Some(parameter) = name.strip_prefix("expect_combined_grad.") {
+                computed.push((name.clone(), combined[parameter].clone()));
+            } else if let Some(parameter) = name.strip_prefix("expect_delta.") {
+                let change = after[parameter]
+                    .iter()
+                    .zip(&before[parameter])
+                    .map(|(after, before)| after - before);
+                computed.push((name.clone(), change.collect()));
+            }
+        }
+        computed.extend(self.step_weights(&batch, &draws)?);
+        Ok(computed)
+    }
+
+    fn step_weights(&self, batch: &UnlearningBatch<4>, draws: &Draws<4>) -> Result<Computed> {
+        let config = self.scheduler_config()?;
+        let scheduler = DdpmScheduler::from_config(&config)?;
+        let (retain, forget, ids) = (batch.retain(), batch.forget(), batch.forget_ids());
+        let inputs = LossInputs::new(
+            retain,
+            forget,
+            ids,
+            draws,
+            &scheduler,
+            config.prediction_type,
+        )?;
+        let terms = Siss.terms(&inputs)?;
+        let sizes = |term: Option<LossTerm<4>>| -> Vec<f64> {
+            term.map(|term| term.weights.iter().map(|weight| weight.abs()).collect())
+                .unwrap_or_default()
+        };
+        Ok(vec![
+            ("expect_weight_retain".into(), sizes(terms.retain)),
+            ("expect_weight_forget".into(), sizes(terms.forget)),
+        ])
+    }
+
+    fn trainer(&self) -> Result<SissTrainer<UNet2d, 4>> {
+        let config = self.scheduler_config()?;
+        let optimizer = AdamWConfig::new()
+            .with_beta_1(self.number("beta1")?)
+            .with_beta_2(self.number("beta2")?)
+            .with_epsilon(self.number("eps")?)
+            .with_weight_decay(self.number("weight_decay")?)
+            .init();
+        let clipper: Box<dyn GradientClipper> = match self.text("clipper")? {
+            "fixed_norm" => Box::new(RescaleToNorm::new(self.number("norm")?)?),
+            "ratio" => Box::new(FractionOfRetain::new(self.number("ratio")?)?),
+            "none" => Box::new(ConstantScale::new(self.number("superfactor")?)?),
+            other => return Err(format!("clipper `{other}` is unknown").into()),
+        };
+        let trainer =
+            SissTrainer::builder(self.checkpoint()?, DdpmScheduler::from_config(&config)?)
+                .prediction_type(config.prediction_type)
+                .loss(Siss)
+                .clipper(clipper)
+                .optimizer(optimizer)
+                .learning_rate(self.number("lr")?)
+                .max_grad_norm(Some(self.number("max_grad_norm")?))
+                .thin_below(0.0)
+                .build()?;
+        Ok(trainer)
+    }
+
+    fn draws(&self) -> Result<Draws<4>> {
+        let timesteps = self.values("t")?.clone();
+        let from_forget = match self.tensors.get("from_forget") {
+            Some((_, values)) => values.iter().map(|&value| value != 0.0).collect(),
+            None => vec![false; timesteps.len()],
+        };
+        let forget_prob = if self.settings.contains_key("lambda") {
+            self.number("lambda")?
+        } else {
+            0.5
+        };
+        Ok(Draws::new(
+            timesteps,
+            self.image("noise")?,
+            from_forget,
+            forget_prob,
+        )?)
+    }
+
+    fn checkpoint(&self) -> Result<UNet2d> {
+        let folder = self
+            .path
+            .parent()
+            .unwrap_or(Path::new("."))
+            .join(self.text("checkpoint")?);
+        Ok(UNet2d::load(folder, &self.device)?)
+    }
+
+    /// The case's settings as a diffusers scheduler configuration: they carry its names.
+    fn scheduler_config(&self) -> Result<SchedulerConfig> {
+        let json: serde_json::Map<String, serde_json::Value> = self
+            .settings
+            .iter()
+            .map(|(key, value)| (key.clone(), json_value(value)))
+            .collect();
+        let text = serde_json::Value::Object(json).to_string();
+        Ok(SchedulerConfig::from_json(
+            &text,
+            &self.path.display().to_string(),
+        )?)
+    }
+
+    fn text(&self, key: &str) -> Result<&str> {
+        let value = self
+            .settings
+            .get(key)
+            .ok_or_else(|| format!("the metadata has no `{key}`"))?;
+        Ok(value)
+    }
+
+    fn number<T: std::str::FromStr<Err: fmt::Display>>(&self, key: &str) -> Result<T> {
+        let text = self.text(key)?;
+        text.parse()
+            .map_err(|error| format!("`{key}` is `{text}`: {error}").into())
+    }
+
+    fn values(&self, name: &str) -> Result<&Vec<f64>> {
+        let (_, values) = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| format!("there is no tensor `{name}`"))?;
+        Ok(values)
+    }
+
+    fn image(&self, name: &str) -> Result<Tensor<4>> {
+        let (shape, values) = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| format!("there is no tensor `{name}`"))?;
+        if shape.len() != 4 {
+            return Err(format!("`{name}` has shape {shape:?}, expected rank 4").into());
+        }
+        let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        Ok(Tensor::from_data(
+            TensorData::new(values, shape.clone()),
+            &self.device,
+        ))
+    }
+}
+
+/// `‖got − expected‖ / ‖expected‖`.
+fn relative_norm(got: &[f64], expected: &[f64]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| {
+        values.map(|value| value * value).sum::<f64>().sqrt()
+    };
+    let difference = norm(
+        &mut got
+            .iter()
+            .zip(expected)
+            .map(|(got, expected)| got - expected),
+    );
+    let size = norm(&mut expected.iter().copied());
+    if size > 0.0 {
+        difference / size
+    } else {
+        difference
+    }
+}
+
+/// Python's spelling of a value, as JSON.
+fn json_value(text: &str) -> serde_json::Value {
+    match text {
+        "True" => true.into(),
+        "False" => false.into(),
+        "None" => serde_json::Value::Null,
+        _ => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+    }
+}
+
+fn numbers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f64>> {
+    fn all<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+        bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|&chunk| read(chunk))
+            .collect()
+    }
+    match dtype {
+        Dtype::F32 => Some(all(bytes, |chunk| f32::from_le_bytes(chunk).into())),
+        Dtype::F64 => Some(all(bytes, f64::from_le_bytes)),
+        Dtype::I64 => Some(all(bytes, |chunk| i64::from_le_bytes(chunk) as f64)),
+        Dtype::U8 | Dtype::BOOL => Some(all(bytes, |[byte]| byte.into())),
+        _ => None,
+    }
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
+    let values = tensor
+        .into_data()
+        .try_to_vec::<f32>()
+        .map_err(|error| format!("{error:?}"))?;
+    Ok(values.into_iter().map(f64::from).collect())
+}
+
+/// Puts gradients in the place of parameters, so that they can be written in the names and layout of diffusers.
+struct ReplaceByGradient(GradientsParams);
+
+impl ModuleMapper for ReplaceByGradient {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let gradient = self.0.remove::<D>(param.id);
+        param.map(|value| gradient.unwrap_or_else(|| value.zeros_like()))
+    }
+}
+
+/// A network's parameters in the names and layout of diffusers.
+fn parameters(model: &UNet2d) -> Result<HashMap<String, Vec<f64>>> {
+    let folder = tempfile::tempdir()?;
+    model.save(folder.path())?;
+    let bytes = std::fs::read(folder.path().join("diffusion_pytorch_model.safetensors"))?;
+    let mut parameters = HashMap::new();
+    for (name, view) in SafeTensors::deserialize(&bytes)?.tensors() {
+        let values = numbers(view.dtype(), view.data()).ok_or("a parameter is not f32")?;
+        parameters.insert(name, values);
+    }
+    Ok(parameters)
+}

@@ -1,0 +1,42 @@
+//! Checks the crate against the answers of PyTorch and diffusers: `conformance PATH...`, files or folders of cases.
+//!
+//! Prints a line a case, `PASS|FAIL|SKIP name worst_tensor error tolerance`, and counts them; exits 1 on any failure.
+
+mod cases;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use siss::backend::DeviceSpec;
+
+/// Runs conformance cases and compares each tensor with its expected value.
+#[derive(Parser)]
+struct Arguments {
+    /// Case files, or folders of them.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+
+    /// Where to compute: flex, wgpu or cuda:INDEX.
+    #[arg(long, default_value_t)]
+    device: DeviceSpec,
+}
+
+fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let arguments = Arguments::parse();
+    let device = arguments.device.device()?;
+    let (mut passed, mut failed) = (0, 0);
+    for path in cases::find(&arguments.paths)? {
+        let outcome = cases::run(&path, &device);
+        passed += usize::from(outcome.passed());
+        failed += usize::from(outcome.failed());
+        let name = path.file_stem().unwrap_or(path.as_os_str());
+        println!("{}", outcome.line(&name.to_string_lossy()));
+    }
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
