@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::optim::lr_scheduler::LrScheduler;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,7 @@ use crate::clipper::GradientClipper;
 use crate::denoiser::{Denoiser, PredictionType};
 use crate::draws::TimestepSampling;
 use crate::error::{Error, Result, Side, check_positive, check_range};
+use crate::learning_rate::LearningRate;
 use crate::loss::SissLoss;
 use crate::method::Method;
 use crate::mixture::{FixedAllocation, MixtureSampler};
@@ -56,48 +57,6 @@ impl Default for TrainerConfig {
     }
 }
 
-/// The learning rate of each step.
-#[derive(Clone)]
-pub(crate) enum LearningRate {
-    Constant(f64),
-    /// A burn scheduler and the rates it gave so far: asking for a step again gives the same rate.
-    Scheduled(ScheduledRate),
-}
-
-#[derive(Clone)]
-pub(crate) struct ScheduledRate {
-    scheduler: Box<dyn LrScheduler>,
-    steps_taken: u64,
-    current: f64,
-}
-
-impl LearningRate {
-    /// The rate of optimiser step `step`; steps come in order.
-    pub(crate) fn at(&mut self, step: u64) -> f64 {
-        match self {
-            LearningRate::Constant(rate) => *rate,
-            LearningRate::Scheduled(scheduled) => {
-                while scheduled.steps_taken <= step {
-                    scheduled.current = scheduled.scheduler.step();
-                    scheduled.steps_taken += 1;
-                }
-                scheduled.current
-            }
-        }
-    }
-}
-
-impl fmt::Debug for LearningRate {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LearningRate::Constant(rate) => write!(formatter, "Constant({rate})"),
-            LearningRate::Scheduled(scheduled) => {
-                write!(formatter, "Scheduled({})", scheduled.current)
-            }
-        }
-    }
-}
-
 /// A burn optimiser, which has no `Debug` of its own.
 pub(crate) struct OpaqueOptimizer(pub(crate) ModuleOptimizer);
 
@@ -111,7 +70,6 @@ impl fmt::Debug for OpaqueOptimizer {
 ///
 /// Unset, they are: SISS with `λ = ½` in fixed allocation, [`FractionOfRetain`](crate::FractionOfRetain) 10 %,
 /// AdamW (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6, the paper's) at 5e-5, and those of [`TrainerConfig`].
-#[derive(Debug)]
 pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     model: M,
     scheduler: Box<dyn Scheduler>,
@@ -119,10 +77,20 @@ pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     loss: Option<Box<dyn SissLoss<D>>>,
     sampler: Option<Box<dyn MixtureSampler>>,
     clipper: Option<Box<dyn GradientClipper>>,
-    optimizer: Option<OpaqueOptimizer>,
-    learning_rate: LearningRate,
+    optimizer: Option<ModuleOptimizer>,
+    learning_rate: ModuleLrScheduler,
     observers: Vec<Box<dyn Observer>>,
     config: TrainerConfig,
+}
+
+impl<M: Denoiser<D>, const D: usize> fmt::Debug for SissTrainerBuilder<M, D> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SissTrainerBuilder")
+            .field("method", &self.method)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
@@ -135,7 +103,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             sampler: None,
             clipper: None,
             optimizer: None,
-            learning_rate: LearningRate::Constant(5e-5),
+            learning_rate: 5e-5.into(),
             observers: Vec::new(),
             config: TrainerConfig::default(),
         }
@@ -168,23 +136,14 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// Any burn optimiser: `AdamWConfig::new().init()`, `SgdConfig::new().init()`, … Leave its own gradient
     /// clipping off: burn clips each tensor by itself, [`max_grad_norm`](Self::max_grad_norm) the whole gradient.
     pub fn optimizer(mut self, optimizer: ModuleOptimizer) -> Self {
-        self.optimizer = Some(OpaqueOptimizer(optimizer));
+        self.optimizer = Some(optimizer);
         self
     }
 
-    /// The same learning rate in every step.
-    pub fn learning_rate(mut self, learning_rate: f64) -> Self {
-        self.learning_rate = LearningRate::Constant(learning_rate);
-        self
-    }
-
-    /// A learning rate that changes from step to step, by one of burn's schedulers or your own.
-    pub fn lr_scheduler(mut self, scheduler: impl LrScheduler + 'static) -> Self {
-        self.learning_rate = LearningRate::Scheduled(ScheduledRate {
-            scheduler: Box::new(scheduler),
-            steps_taken: 0,
-            current: 0.0,
-        });
+    /// A number for the same learning rate in every step, or any of burn's schedulers (`….init()?`), also with
+    /// rates of their own for groups of parameters.
+    pub fn learning_rate(mut self, learning_rate: impl Into<ModuleLrScheduler>) -> Self {
+        self.learning_rate = learning_rate.into();
         self
     }
 
@@ -243,14 +202,6 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// gradient which the objective does not have.
     pub fn build(self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
-        if let LearningRate::Constant(rate) = self.learning_rate {
-            check_range(
-                "learning_rate",
-                rate,
-                rate >= 0.0,
-                "a finite number from 0 up",
-            )?;
-        }
         let sampler = match self.sampler {
             Some(sampler) => sampler,
             None => Box::new(FixedAllocation::new(0.5)?),
@@ -260,8 +211,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         check_clipper(loss.as_ref(), clipper.as_ref())?;
         Ok(SissTrainer {
             model: self.model.train(),
-            optimizer: self.optimizer.unwrap_or_else(default_optimizer),
-            learning_rate: self.learning_rate,
+            optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
+            learning_rate: LearningRate::new(self.learning_rate)?,
             scheduler: self.scheduler,
             sampler,
             loss,
@@ -275,14 +226,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
 }
 
 /// AdamW as the paper runs it; every number set, for burn's own defaults differ from PyTorch's.
-fn default_optimizer() -> OpaqueOptimizer {
-    let adamw = AdamWConfig::new()
+fn default_optimizer() -> ModuleOptimizer {
+    AdamWConfig::new()
         .with_beta_1(0.95)
         .with_beta_2(0.999)
         .with_epsilon(1e-8)
         .with_weight_decay(1e-6)
-        .init();
-    OpaqueOptimizer(adamw)
+        .init()
 }
 
 fn check_config(config: &TrainerConfig) -> Result<()> {

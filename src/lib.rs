@@ -11,6 +11,7 @@ mod draws;
 mod error;
 mod gradients;
 pub mod kernel;
+mod learning_rate;
 pub mod loss;
 mod method;
 mod mixture;

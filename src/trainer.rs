@@ -5,12 +5,13 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::batch::{UnlearningBatch, read_f32};
-use crate::builder::{LearningRate, OpaqueOptimizer, SissTrainerBuilder, TrainerConfig};
+use crate::builder::{OpaqueOptimizer, SissTrainerBuilder, TrainerConfig};
 use crate::clipper::{Coefficients, GradientClipper};
 use crate::denoiser::{Denoiser, PredictionType};
 use crate::draws::{DrawSource, Draws};
 use crate::error::{Error, Result, Side};
 use crate::gradients::{GradientNorms, SideGradient, combine, gradient_products, side_gradient};
+use crate::learning_rate::LearningRate;
 use crate::loss::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::mixture::MixtureSampler;
 use crate::observer::Observer;
@@ -223,7 +224,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Measured { losses, norms }: Measured,
         batch_size: usize,
     ) -> Result<StepReport> {
-        let finite = norms.is_finite() && losses.iter().all(|loss| loss.is_finite());
+        let learning_rate = self.learning_rate.at(self.step).base();
+        let finite = norms.is_finite()
+            && learning_rate.is_finite()
+            && losses.iter().all(|loss| loss.is_finite());
         let coefficients = if finite {
             self.clipper.coefficients(&norms)?
         } else {
@@ -258,7 +262,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             coefficients,
             combined_norm,
             clip_factor: self.clip_factor(combined_norm),
-            learning_rate: self.learning_rate.at(self.step),
+            learning_rate,
         })
     }
 
@@ -282,10 +286,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             StepOutcome::Applied => {
                 let combined = gradients.combine(&self.model, report.clip_factor);
                 // A clone shares the parameters: should the optimiser panic, the trainer still holds its model.
-                self.model =
-                    self.optimizer
-                        .0
-                        .step(report.learning_rate, self.model.clone(), combined);
+                let model = self.model.clone();
+                let rates = self.learning_rate.at(self.step).clone();
+                self.model = self.optimizer.0.step(rates, model, combined);
             }
         }
         self.step += 1;

@@ -1,0 +1,276 @@
+//! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+use siss::burn::module::Module;
+use siss::burn::optim::AdamWConfig;
+use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use siss::models::UNet2d;
+use siss::sampling::{DdimConfig, DdimSampler};
+use siss::{
+    CoinFlip, DdpmScheduler, Diagnosis, Finding, FixedAllocation, Observer, PairSampler,
+    SchedulerConfig, SissTrainer, StepReport, TimestepSampling,
+};
+
+use crate::data;
+use crate::evaluate::{ByTimestep, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
+use crate::options::{Options, Protocol};
+use crate::pictures;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// The distance of the denoised T-shirt and its losses are measured this many times along the way.
+const CHECKPOINTS: usize = 15;
+/// Denoised copies and noises of each of those measurements.
+const CURVE_COPIES: usize = 4;
+const CURVE_NOISES: usize = 16;
+
+/// Is told how the job goes.
+pub trait Progress {
+    /// Something that takes a while has begun.
+    fn phase(&mut self, what: &str);
+    /// A step was taken.
+    fn step(&mut self, report: &StepReport, of: usize);
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepRecord {
+    #[serde(flatten)]
+    pub report: StepReport,
+    /// Seconds since the first step began, measurements along the way left out.
+    pub seconds: f64,
+    /// Measured now and then, after the step.
+    pub tshirt_denoise_l2: Option<f64>,
+    /// Measured now and then, after the step.
+    pub tshirt_loss: Option<ByTimestep>,
+}
+
+/// The contents of `summary.json`.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    pub before: Evaluation,
+    pub after: Evaluation,
+    pub retrained: Retrained,
+    /// Mean over the timesteps of |ln(after / retrained)| of the T-shirt's loss.
+    pub distance_to_retrained: f64,
+    /// Rows run through the model a pair of images.
+    pub rows_per_sample: f64,
+    pub findings: Vec<Finding>,
+    pub config: Options,
+    pub steps: usize,
+    /// Of the whole job.
+    pub seconds: f64,
+    /// Of the unlearning alone.
+    pub unlearning_seconds: f64,
+    pub device: String,
+}
+
+/// The model that never saw the T-shirt.
+#[derive(Debug, Serialize)]
+pub struct Retrained {
+    pub tshirt_loss: ByTimestep,
+}
+
+/// Runs the job and writes everything into `options.out`.
+pub fn run(options: Options, progress: &mut dyn Progress) -> Result<Summary> {
+    let options = options.resolved();
+    let started = Instant::now();
+    let device = options.device.device()?;
+    std::fs::create_dir_all(&options.out)
+        .map_err(|error| format!("creating {}: {error}", options.out.display()))?;
+
+    progress.phase("loading");
+    let base = options.assets.join("base");
+    let checkpoint = options.checkpoint.clone().unwrap_or_else(|| base.clone());
+    let config = scheduler_config(&checkpoint)?;
+    let digits = data::load_digits(&options.assets, &device)?;
+    let tshirt = data::load_tshirt(&options.assets, &device)?;
+    let scheduler = DdpmScheduler::from_config(&config)?;
+    let examiner = Examiner {
+        sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(&config, 25))?,
+        scheduler,
+        tshirt: tshirt.clone(),
+        heldout: digits.heldout,
+        samples: options.samples,
+    };
+    let model = UNet2d::load(&checkpoint, &device)?;
+    let retrained = UNet2d::load(base.join("retrained"), &device)?;
+    let retrained = Retrained {
+        tshirt_loss: examiner.tshirt_loss(&retrained, TSHIRT_NOISES)?,
+    };
+
+    let before = examiner.evaluate(&model, "before", progress)?;
+    let pairs = PairSampler::new(digits.retain, tshirt, options.seed)?;
+    let unlearned = unlearn(model, &config, &pairs, &examiner, &options, progress)?;
+    let after = examiner.evaluate(&unlearned.model, "after", progress)?;
+
+    progress.phase("writing");
+    save_model(&unlearned.model, &checkpoint, &options.out.join("model"))?;
+    pictures::save(
+        &options.out,
+        &before,
+        &after,
+        &examiner,
+        &unlearned.records,
+        &retrained,
+    )?;
+    let records = &unlearned.records;
+    let summary = Summary {
+        distance_to_retrained: distance_to_retrained(
+            &after.figures.tshirt_loss,
+            &retrained.tshirt_loss,
+        ),
+        before: before.figures,
+        after: after.figures,
+        retrained,
+        rows_per_sample: records
+            .iter()
+            .map(|record| record.report.rows_per_sample())
+            .sum::<f64>()
+            / records.len().max(1) as f64,
+        findings: unlearned.findings,
+        steps: records.len(),
+        seconds: started.elapsed().as_secs_f64(),
+        unlearning_seconds: records.last().map_or(0.0, |record| record.seconds),
+        device: options.device.to_string(),
+        config: options.clone(),
+    };
+    let file = File::create(options.out.join("summary.json"))?;
+    serde_json::to_writer_pretty(file, &summary)?;
+    Ok(summary)
+}
+
+/// What the unlearning leaves.
+struct Unlearned {
+    model: UNet2d,
+    records: Vec<StepRecord>,
+    findings: Vec<Finding>,
+}
+
+fn unlearn(
+    model: UNet2d,
+    config: &SchedulerConfig,
+    pairs: &PairSampler<4>,
+    examiner: &Examiner,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Unlearned> {
+    let (steps, batch) = (
+        options.steps.unwrap_or_default(),
+        options.batch.unwrap_or_default(),
+    );
+    let mut trainer = trainer(model, config, options)?;
+    let mut log = BufWriter::new(File::create(options.out.join("metrics.jsonl"))?);
+    let mut diagnosis = Diagnosis::default();
+    let mut records: Vec<StepRecord> = Vec::with_capacity(steps);
+    let mut seconds = 0.0;
+    let every = steps.div_ceil(CHECKPOINTS).max(1);
+    for step in 0..steps {
+        let began = Instant::now();
+        let report = trainer.step(pairs.batch(step as u64, batch)?)?;
+        seconds += began.elapsed().as_secs_f64();
+        progress.step(&report, steps);
+        diagnosis.observe(&report)?;
+
+        let look = (step + 1) % every == 0 || step + 1 == steps;
+        let plain = trainer.model().valid();
+        let record = StepRecord {
+            report,
+            seconds,
+            tshirt_denoise_l2: look
+                .then(|| examiner.denoise_distance(&plain, CURVE_COPIES))
+                .transpose()?,
+            tshirt_loss: look
+                .then(|| examiner.tshirt_loss(&plain, CURVE_NOISES))
+                .transpose()?,
+        };
+        writeln!(log, "{}", serde_json::to_string(&record)?)?;
+        log.flush()?;
+        records.push(record);
+    }
+    Ok(Unlearned {
+        model: trainer.into_model(),
+        records,
+        findings: diagnosis.findings().to_vec(),
+    })
+}
+
+fn trainer(
+    model: UNet2d,
+    config: &SchedulerConfig,
+    options: &Options,
+) -> Result<SissTrainer<UNet2d, 4>> {
+    let optimizer = AdamWConfig::new()
+        .with_beta_1(0.95)
+        .with_beta_2(0.999)
+        .with_epsilon(1e-8)
+        .with_weight_decay(1e-6)
+        .init();
+    let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(config)?)
+        .method(options.method)
+        .prediction_type(config.prediction_type)
+        .optimizer(optimizer)
+        .thin_below(options.thin_below)
+        .seed(options.seed);
+    if let Some(clipper) = options.clipper {
+        builder = builder.clipper(clipper.build()?);
+    }
+    let learning_rate = options.learning_rate.unwrap_or_default();
+    builder = match options.protocol {
+        Protocol::Quick => {
+            let steps = options.steps.unwrap_or_default().max(1);
+            let falling = LinearLrSchedulerConfig::new(learning_rate, 0.0, steps).init()?;
+            builder
+                .sampler(FixedAllocation::new(options.forget_prob)?)
+                .learning_rate(falling)
+        }
+        Protocol::Paper => builder
+            .sampler(CoinFlip::new(options.forget_prob)?)
+            .timestep_sampling(TimestepSampling::Uniform)
+            .learning_rate(learning_rate),
+    };
+    Ok(builder.build()?)
+}
+
+/// Reads `scheduler_config.json` where diffusers puts it: in `scheduler`, or beside the model.
+fn scheduler_config(checkpoint: &Path) -> siss::Result<SchedulerConfig> {
+    SchedulerConfig::from_file(scheduler_config_path(checkpoint))
+}
+
+fn scheduler_config_path(checkpoint: &Path) -> std::path::PathBuf {
+    let inside = checkpoint.join("scheduler/scheduler_config.json");
+    if inside.exists() {
+        inside
+    } else {
+        checkpoint.join("scheduler_config.json")
+    }
+}
+
+/// Writes the model as the folder of a diffusers `DDPMPipeline`, the network's own files at its root.
+fn save_model(model: &UNet2d, checkpoint: &Path, folder: &Path) -> Result<()> {
+    model.save(folder)?;
+    std::fs::copy(
+        scheduler_config_path(checkpoint),
+        folder.join("scheduler_config.json"),
+    )?;
+    let index = serde_json::json!({
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    });
+    std::fs::write(folder.join("model_index.json"), format!("{index:#}\n"))?;
+    Ok(())
+}
+
+fn distance_to_retrained(after: &ByTimestep, retrained: &ByTimestep) -> f64 {
+    let logs = retrained
+        .iter()
+        .map(|(timestep, retrained)| (after[timestep] / retrained).ln().abs());
+    logs.sum::<f64>() / TIMESTEPS.len() as f64
+}

@@ -1,0 +1,141 @@
+//! The main job: `cargo run --release --example mnist_tshirt`. See `--help` and `examples/README.md`.
+
+mod data;
+mod evaluate;
+mod job;
+mod options;
+mod pictures;
+
+use std::error::Error;
+use std::time::Duration;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use siss::StepReport;
+
+use crate::evaluate::TIMESTEPS;
+use crate::job::{Progress, Summary};
+use crate::options::Options;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    let out = options.out.clone();
+    let mut progress = Bar::new()?;
+    let summary = job::run(options, &mut progress)?;
+    progress.bar.finish_and_clear();
+    print_table(&summary);
+    for finding in &summary.findings {
+        println!("\nnote: {finding}");
+    }
+    println!(
+        "\npictures, curves, numbers and the model are in {}",
+        out.display()
+    );
+    Ok(())
+}
+
+/// A progress bar for the steps, a spinner for everything else.
+struct Bar {
+    bar: ProgressBar,
+    steps: ProgressStyle,
+    spinner: ProgressStyle,
+}
+
+impl Bar {
+    fn new() -> Result<Self, Box<dyn Error>> {
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Ok(Self {
+            bar,
+            steps: ProgressStyle::with_template("{elapsed:>4} {bar:24} {pos}/{len} {msg}")?,
+            spinner: ProgressStyle::with_template("{elapsed:>4} {spinner} {msg}")?,
+        })
+    }
+}
+
+impl Progress for Bar {
+    fn phase(&mut self, what: &str) {
+        self.bar.set_style(self.spinner.clone());
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn step(&mut self, report: &StepReport, of: usize) {
+        let loss = |term: &Option<siss::TermReport>| {
+            term.as_ref()
+                .map_or("-".into(), |term| format!("{:.4}", term.mean_squared_error))
+        };
+        self.bar.set_style(self.steps.clone());
+        self.bar.set_length(of as u64);
+        self.bar.set_position(report.step + 1);
+        self.bar.set_message(format!(
+            "retain {} |g| {:.1}  forget {} |g| {:.1}  scale {:.3}",
+            loss(&report.retain),
+            report.norms.retain,
+            loss(&report.forget),
+            report.norms.forget,
+            report.coefficients.forget,
+        ));
+    }
+}
+
+fn print_table(summary: &Summary) {
+    let (before, after) = (&summary.before, &summary.after);
+    let row = |name: &str, before: String, after: String, retrained: String| {
+        println!("{name:<34} {before:>20} {after:>20} {retrained:>10}");
+    };
+    let share = |evaluation: &evaluate::Evaluation| {
+        let [low, high] = evaluation.tshirt_share_interval;
+        format!(
+            "{:.1} % [{:.1}, {:.1}]",
+            100.0 * evaluation.tshirt_share,
+            100.0 * low,
+            100.0 * high
+        )
+    };
+    row("", "before".into(), "after".into(), "retrained".into());
+    row(
+        &format!("T-shirts of {} images", before.samples),
+        before.tshirt_count.to_string(),
+        after.tshirt_count.to_string(),
+        String::new(),
+    );
+    row(
+        "  share, exact 95 % interval",
+        share(before),
+        share(after),
+        String::new(),
+    );
+    for timestep in TIMESTEPS {
+        let key = timestep.to_string();
+        row(
+            &format!("loss of the T-shirt, t = {timestep}"),
+            format!("{:.4}", before.tshirt_loss[&key]),
+            format!("{:.4}", after.tshirt_loss[&key]),
+            format!("{:.4}", summary.retrained.tshirt_loss[&key]),
+        );
+    }
+    for timestep in TIMESTEPS {
+        let key = timestep.to_string();
+        let (was, is) = (before.heldout_loss[&key], after.heldout_loss[&key]);
+        row(
+            &format!("loss of 1,000 new digits, t = {timestep}"),
+            format!("{was:.4}"),
+            format!("{is:.4} ({:+.1} %)", 100.0 * (is / was - 1.0)),
+            String::new(),
+        );
+    }
+    row(
+        "L2, T-shirt to its denoised copies",
+        format!("{:.2}", before.tshirt_denoise_l2),
+        format!("{:.2}", after.tshirt_denoise_l2),
+        String::new(),
+    );
+    println!(
+        "\ndistance to the retrained model {:.2} (mean |ln| of the T-shirt's loss over its own); {} steps, {:.2} rows a sample, {:.0} s of {:.0} s",
+        summary.distance_to_retrained,
+        summary.steps,
+        summary.rows_per_sample,
+        summary.unlearning_seconds,
+        summary.seconds,
+    );
+}

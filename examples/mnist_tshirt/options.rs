@@ -1,0 +1,161 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+use serde::Serialize;
+use siss::backend::DeviceSpec;
+use siss::{ClipToNorm, ConstantScale, FractionOfRetain, GradientClipper, Method, RescaleToNorm};
+
+use crate::data::ASSETS;
+
+/// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps drawing digits.
+///
+/// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes about five minutes on
+/// two CPU cores.
+#[derive(Parser, Debug, Clone, Serialize)]
+#[command(version)]
+pub struct Options {
+    /// Optimiser steps [default: 75; 300 with --protocol paper].
+    #[arg(long)]
+    pub steps: Option<usize>,
+
+    /// Pairs of a retained and a forgotten image in a step [default: 32; 64 with --protocol paper].
+    #[arg(long)]
+    pub batch: Option<usize>,
+
+    /// Objective: siss, siss-no-is, naive-deletion or neg-grad.
+    #[arg(long, default_value_t)]
+    #[serde(serialize_with = "as_text")]
+    pub method: Method,
+
+    /// The paper's λ: share of noisy points drawn from the T-shirt.
+    #[arg(long, default_value_t = 0.5)]
+    pub forget_prob: f64,
+
+    /// How the forget gradient is scaled: fraction:F (of the retain gradient's norm), rescale:N, clip:N or constant:S
+    /// [default: the method's own; rescale:5 with --protocol paper].
+    #[arg(long)]
+    pub clipper: Option<ClipperSpec>,
+
+    /// Rows whose weight is smaller are run seldom and weighed up, without bias; 0 runs all.
+    #[arg(long, default_value_t = 1.0)]
+    pub thin_below: f64,
+
+    /// Learning rate [default: 1e-4; 5e-5 with --protocol paper].
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+
+    /// Seed of the run. Samples have a seed of their own, the same before and after.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Images generated before and after, by DDIM in 25 steps.
+    #[arg(long, default_value_t = 256)]
+    pub samples: usize,
+
+    /// Settings: quick (few steps, a falling learning rate) or paper (batch 64, 300 steps, AdamW 5e-5, rescale:5, uniform timesteps, coins).
+    #[arg(long, value_enum, default_value_t)]
+    pub protocol: Protocol,
+
+    /// Where to compute: flex (CPU), wgpu or cuda:INDEX, as far as compiled in.
+    #[arg(long, default_value_t)]
+    pub device: DeviceSpec,
+
+    /// The model that forgets: a diffusers folder with `unet` and `scheduler` [default: the bundled one].
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+
+    /// Folder for everything that is written.
+    #[arg(long, value_name = "DIR", default_value = "target/mnist_tshirt")]
+    pub out: PathBuf,
+
+    /// Folder of the digits, the T-shirt and the bundled models.
+    #[arg(long, value_name = "DIR", default_value = ASSETS, hide = true)]
+    pub assets: PathBuf,
+}
+
+/// A set of defaults.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// What was measured to forget the T-shirt in few steps.
+    #[default]
+    Quick,
+    /// What the paper ran.
+    Paper,
+}
+
+/// A clipper with its number, as `kind:number`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ClipperSpec {
+    Fraction(f64),
+    Rescale(f64),
+    Clip(f64),
+    Constant(f64),
+}
+
+impl ClipperSpec {
+    pub fn build(self) -> siss::Result<Box<dyn GradientClipper>> {
+        Ok(match self {
+            ClipperSpec::Fraction(fraction) => Box::new(FractionOfRetain::new(fraction)?),
+            ClipperSpec::Rescale(norm) => Box::new(RescaleToNorm::new(norm)?),
+            ClipperSpec::Clip(norm) => Box::new(ClipToNorm::new(norm)?),
+            ClipperSpec::Constant(scale) => Box::new(ConstantScale::new(scale)?),
+        })
+    }
+}
+
+impl FromStr for ClipperSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, number) = text
+            .split_once(':')
+            .ok_or("write it as kind:number, as in fraction:0.1")?;
+        let number = number
+            .parse()
+            .map_err(|_| format!("`{number}` is not a number"))?;
+        match kind {
+            "fraction" => Ok(ClipperSpec::Fraction(number)),
+            "rescale" => Ok(ClipperSpec::Rescale(number)),
+            "clip" => Ok(ClipperSpec::Clip(number)),
+            "constant" => Ok(ClipperSpec::Constant(number)),
+            _ => Err(format!(
+                "`{kind}` is not fraction, rescale, clip or constant"
+            )),
+        }
+    }
+}
+
+impl Serialize for ClipperSpec {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = match self {
+            ClipperSpec::Fraction(number) => format!("fraction:{number}"),
+            ClipperSpec::Rescale(number) => format!("rescale:{number}"),
+            ClipperSpec::Clip(number) => format!("clip:{number}"),
+            ClipperSpec::Constant(number) => format!("constant:{number}"),
+        };
+        serializer.serialize_str(&text)
+    }
+}
+
+fn as_text<S: serde::Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(method)
+}
+
+impl Options {
+    /// Fills in the protocol's defaults, so that what is written down is what was run.
+    pub fn resolved(mut self) -> Self {
+        let paper = self.protocol == Protocol::Paper;
+        self.steps.get_or_insert(if paper { 300 } else { 75 });
+        self.batch.get_or_insert(if paper { 64 } else { 32 });
+        self.learning_rate
+            .get_or_insert(if paper { 5e-5 } else { 1e-4 });
+        if paper {
+            self.clipper.get_or_insert(ClipperSpec::Rescale(5.0));
+        }
+        self
+    }
+}

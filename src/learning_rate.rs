@@ -1,0 +1,75 @@
+//! The learning rate of each step, from burn's schedulers.
+
+use std::fmt;
+
+use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
+
+use crate::error::{Result, check_range};
+
+/// A burn scheduler and the rate it gave last: asking for a step again gives the same rate.
+#[derive(Clone)]
+pub(crate) struct LearningRate {
+    scheduler: ModuleLrScheduler,
+    steps_taken: u64,
+    current: ModuleLearningRate,
+}
+
+impl LearningRate {
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless the first rate is finite and at least 0.
+    pub(crate) fn new(mut scheduler: ModuleLrScheduler) -> Result<Self> {
+        let current = scheduler.step();
+        let rate = current.base();
+        check_range(
+            "learning_rate",
+            rate,
+            rate >= 0.0,
+            "a finite number from 0 up",
+        )?;
+        Ok(Self {
+            scheduler,
+            steps_taken: 1,
+            current,
+        })
+    }
+
+    /// The rates of optimiser step `step`, for each group of parameters; steps come in order.
+    pub(crate) fn at(&mut self, step: u64) -> &ModuleLearningRate {
+        while self.steps_taken <= step {
+            self.current = self.scheduler.step();
+            self.steps_taken += 1;
+        }
+        &self.current
+    }
+}
+
+impl fmt::Debug for LearningRate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "LearningRate({})", self.current.base())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+
+    #[test]
+    fn a_scheduler_advances_with_the_step_and_repeats_for_the_same_one() {
+        let falling = LinearLrSchedulerConfig::new(1.0, 0.0, 4).init().unwrap();
+        let mut rate = LearningRate::new(falling).unwrap();
+        let rates = [0, 0, 1, 1, 3, 9].map(|step| rate.at(step).base());
+        assert_eq!(rates, [1.0, 1.0, 0.75, 0.75, 0.25, 0.0]);
+    }
+
+    #[test]
+    fn a_rate_that_is_no_rate_is_refused() {
+        for bad in [-1e-3, f64::NAN, f64::INFINITY] {
+            let error = LearningRate::new(bad.into()).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("learning_rate is {bad}")),
+                "{error}"
+            );
+        }
+    }
+}
