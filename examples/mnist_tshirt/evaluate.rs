@@ -1,7 +1,9 @@
 //! What a model makes of the T-shirt and of digits it has never seen.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::Serialize;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
@@ -18,7 +20,7 @@ pub const TSHIRT_DISTANCE: f64 = 10.0;
 /// The T-shirt is noised to this timestep and denoised.
 pub const DENOISE_FROM: usize = 250;
 /// Images run at a time.
-const CHUNK: usize = 64;
+const CHUNK: usize = 32;
 /// Noises over which the T-shirt's loss is averaged.
 pub const TSHIRT_NOISES: usize = 64;
 /// Denoised copies of the T-shirt.
@@ -67,7 +69,7 @@ impl Examiner {
         &self,
         model: &UNet2d,
         name: &str,
-        progress: &mut dyn Progress,
+        progress: &dyn Progress,
     ) -> Result<Evaluated> {
         let generated = self.generate(model, name, progress)?;
         let distances = distances(&generated, &self.tshirt);
@@ -134,37 +136,32 @@ impl Examiner {
         )))
     }
 
-    fn generate(
-        &self,
-        model: &UNet2d,
-        name: &str,
-        progress: &mut dyn Progress,
-    ) -> Result<Tensor<4>> {
-        let mut generated = Vec::new();
-        for first in (0..self.samples).step_by(CHUNK) {
-            progress.phase(&format!("sampling {name}: {first} of {}", self.samples));
-            let shape = [CHUNK.min(self.samples - first), 1, 28, 28];
-            let device = self.tshirt.device();
-            generated.push(self.sampler.sample(
-                model,
-                &(),
-                shape,
-                EVALUATION_SEED,
-                first as u64,
-                &device,
-            )?);
-        }
+    fn generate(&self, model: &UNet2d, name: &str, progress: &dyn Progress) -> Result<Tensor<4>> {
+        let device = self.tshirt.device();
+        let done = AtomicUsize::new(0);
+        let generated = in_chunks(self.samples, |first, count| {
+            progress.phase(&format!(
+                "sampling {name}: {} of {}",
+                done.load(Relaxed),
+                self.samples
+            ));
+            let shape = [count, 1, 28, 28];
+            let images =
+                self.sampler
+                    .sample(model, &(), shape, EVALUATION_SEED, first as u64, &device);
+            done.fetch_add(count, Relaxed);
+            images
+        })?;
         Ok(Tensor::cat(generated, 0))
     }
 
     /// Squared error of the predicted noise for each image, mean over elements. Image `i` has the same noise at
     /// every timestep and for every model.
     fn losses(&self, model: &UNet2d, images: &Tensor<4>, timestep: usize) -> Result<Vec<f64>> {
-        let mut losses = Vec::new();
-        for first in (0..images.dims()[0]).step_by(CHUNK) {
-            let count = CHUNK.min(images.dims()[0] - first);
+        let device = images.device();
+        let losses = in_chunks(images.dims()[0], |first, count| {
             let clean = images.clone().narrow(0, first, count);
-            let (shape, device) = (clean.dims(), clean.device());
+            let shape = clean.dims();
             let noise = normal_noise(
                 shape,
                 EVALUATION_SEED,
@@ -178,10 +175,21 @@ impl Examiner {
                     .add_noise(clean, noise.clone(), &vec![timestep as f64; count])?;
             let timesteps = Tensor::full([count], timestep as f64, &device);
             let error = model.predict(noisy, timesteps, &()) - noise;
-            losses.extend(row_means(error.clone() * error));
-        }
-        Ok(losses)
+            Ok(row_means(error.clone() * error))
+        })?;
+        Ok(losses.concat())
     }
+}
+
+/// Runs `work(first, count)` over `0 .. total` in chunks, on all cores, and keeps their order.
+fn in_chunks<T: Send>(
+    total: usize,
+    work: impl Fn(usize, usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let chunks = (0..total.div_ceil(CHUNK)).into_par_iter();
+    chunks
+        .map(|chunk| work(chunk * CHUNK, CHUNK.min(total - chunk * CHUNK)))
+        .collect()
 }
 
 /// Euclidean distance of each image from the T-shirt, pixels in `[0, 1]`.

@@ -31,11 +31,11 @@ const CURVE_COPIES: usize = 4;
 const CURVE_NOISES: usize = 16;
 
 /// Is told how the job goes.
-pub trait Progress {
+pub trait Progress: Sync {
     /// Something that takes a while has begun.
-    fn phase(&mut self, what: &str);
+    fn phase(&self, what: &str);
     /// A step was taken.
-    fn step(&mut self, report: &StepReport, of: usize);
+    fn step(&self, report: &StepReport, of: usize);
 }
 
 /// A line of `metrics.jsonl`.
@@ -78,7 +78,7 @@ pub struct Retrained {
 }
 
 /// Runs the job and writes everything into `options.out`.
-pub fn run(options: Options, progress: &mut dyn Progress) -> Result<Summary> {
+pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let options = options.resolved();
     let started = Instant::now();
     let device = options.device.device()?;
@@ -159,7 +159,7 @@ fn unlearn(
     pairs: &PairSampler<4>,
     examiner: &Examiner,
     options: &Options,
-    progress: &mut dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<Unlearned> {
     let (steps, batch) = (
         options.steps.unwrap_or_default(),

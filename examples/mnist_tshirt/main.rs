@@ -20,8 +20,8 @@ use crate::options::Options;
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     let out = options.out.clone();
-    let mut progress = Bar::new()?;
-    let summary = job::run(options, &mut progress)?;
+    let progress = Bar::new()?;
+    let summary = job::run(options, &progress)?;
     progress.bar.finish_and_clear();
     print_table(&summary);
     for finding in &summary.findings {
@@ -54,12 +54,12 @@ impl Bar {
 }
 
 impl Progress for Bar {
-    fn phase(&mut self, what: &str) {
+    fn phase(&self, what: &str) {
         self.bar.set_style(self.spinner.clone());
         self.bar.set_message(what.to_owned());
     }
 
-    fn step(&mut self, report: &StepReport, of: usize) {
+    fn step(&self, report: &StepReport, of: usize) {
         let loss = |term: &Option<siss::TermReport>| {
             term.as_ref()
                 .map_or("-".into(), |term| format!("{:.4}", term.mean_squared_error))
