@@ -96,7 +96,11 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(&config, 25))?,
         scheduler,
         tshirt: tshirt.clone(),
-        heldout: digits.heldout,
+        heldout: digits.heldout.clone().narrow(
+            0,
+            0,
+            options.heldout.clamp(1, digits.heldout.dims()[0]),
+        ),
         samples: options.samples,
     };
     let model = UNet2d::load(&checkpoint, &device)?;

@@ -118,7 +118,10 @@ fn print_table(summary: &Summary) {
         let key = timestep.to_string();
         let (was, is) = (before.heldout_loss[&key], after.heldout_loss[&key]);
         row(
-            &format!("loss of 1,000 new digits, t = {timestep}"),
+            &format!(
+                "loss of {} new digits, t = {timestep}",
+                summary.config.heldout
+            ),
             format!("{was:.4}"),
             format!("{is:.4} ({:+.1} %)", 100.0 * (is / was - 1.0)),
             String::new(),
