@@ -29,6 +29,7 @@ pub mod models;
 pub mod report;
 
 pub use burn;
+pub use rand;
 
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
@@ -38,7 +39,7 @@ pub use clipper::{
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
-pub use gradients::{GradientNorms, SideGradient};
+pub use gradients::GradientNorms;
 pub use loss::{LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs};
 pub use method::Method;
 pub use mixture::{

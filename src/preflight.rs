@@ -11,8 +11,8 @@ use crate::loss::LossTerm;
 
 /// Refuses a model without trainable parameters, with active dropout or with active batch normalisation.
 ///
-/// Layers are recognised by their training flags, and by what they do: a row of `term` is run twice, and once without
-/// its neighbour.
+/// Layers are recognised by their training flags, and by what they do: rows of `term` are run several times, and once
+/// without their neighbour. A network whose last layer is zero hides what it does.
 pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     model: &M,
     batch: &UnlearningBatch<D, M::Condition>,

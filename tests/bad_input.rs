@@ -234,11 +234,11 @@ fn batches_and_draws<'a>() -> Vec<Case<'a>> {
         case("too few coins", "[1]", || {
             Draws::new(vec![1.0; 2], zeros([2, 3]), vec![true], 0.5)
         }),
-        case("thinning at 1", "thinning is 1", || {
-            draws(vec![1.0], 0.5)?.with_thinning(1.0)
+        case("thinning at 1", "thinning_uniform is 1", || {
+            draws(vec![1.0], 0.5)?.with_thinning_uniform(1.0)
         }),
-        case("thinning below 0", "thinning is -0.1", || {
-            draws(vec![1.0], 0.5)?.with_thinning(-0.1)
+        case("thinning below 0", "thinning_uniform is -0.1", || {
+            draws(vec![1.0], 0.5)?.with_thinning_uniform(-0.1)
         }),
         case("draws for another batch", "[3, 3]", || {
             let (points, draws, process) = (zeros([2, 3]), draws(vec![1.0; 3], 0.5)?, linear());
@@ -352,7 +352,9 @@ fn models_and_reports<'a>() -> Vec<Case<'a>> {
         case("more successes than trials", "5", || {
             binomial_interval(5, 3, 0.95)
         }),
-        case("no trials", "trials is empty", || binomial_interval(0, 0, 0.95)),
+        case("no trials", "trials is empty", || {
+            binomial_interval(0, 0, 0.95)
+        }),
         case("a confidence of 1", "confidence is 1", || {
             binomial_interval(1, 3, 1.0)
         }),

@@ -109,9 +109,12 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         tshirt_loss: examiner.tshirt_loss(&retrained, TSHIRT_NOISES)?,
     };
 
-    let before = examiner.evaluate(&model, "before", progress)?;
+    // Settings are refused here, before anything that takes time.
     let pairs = PairSampler::new(digits.retain, tshirt, options.seed)?;
-    let unlearned = unlearn(model, &config, &pairs, &examiner, &options, progress)?;
+    pairs.pairs(0, options.batch.unwrap_or_default())?;
+    let trainer = trainer(model.clone(), &config, &options)?;
+    let before = examiner.evaluate(&model, "before", progress)?;
+    let unlearned = unlearn(trainer, &pairs, &examiner, &options, progress)?;
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
 
     progress.phase("writing");
@@ -158,8 +161,7 @@ struct Unlearned {
 }
 
 fn unlearn(
-    model: UNet2d,
-    config: &SchedulerConfig,
+    mut trainer: SissTrainer<UNet2d, 4>,
     pairs: &PairSampler<4>,
     examiner: &Examiner,
     options: &Options,
@@ -169,7 +171,6 @@ fn unlearn(
         options.steps.unwrap_or_default(),
         options.batch.unwrap_or_default(),
     );
-    let mut trainer = trainer(model, config, options)?;
     let mut log = BufWriter::new(File::create(options.out.join("metrics.jsonl"))?);
     let mut diagnosis = Diagnosis::default();
     let mut records: Vec<StepRecord> = Vec::with_capacity(steps);

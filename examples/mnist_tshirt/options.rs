@@ -77,6 +77,7 @@ pub struct Options {
 
     /// Folder of the digits, the T-shirt and the bundled models.
     #[arg(long, value_name = "DIR", default_value = ASSETS, hide = true)]
+    #[serde(skip)]
     pub assets: PathBuf,
 }
 
