@@ -131,7 +131,7 @@ fn print_table(summary: &Summary) {
         "L2, T-shirt to its denoised copies",
         format!("{:.2}", before.tshirt_denoise_l2),
         format!("{:.2}", after.tshirt_denoise_l2),
-        String::new(),
+        format!("{:.2}", summary.retrained.tshirt_denoise_l2),
     );
     println!(
         "\ndistance to the retrained model {:.2} (mean |ln| of the T-shirt's loss over its own); {} steps, {:.2} rows a sample, {:.0} s of {:.0} s",

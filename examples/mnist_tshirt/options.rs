@@ -17,7 +17,7 @@ use crate::data::ASSETS;
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(version)]
 pub struct Options {
-    /// Optimiser steps [default: 75; 300 with --protocol paper].
+    /// Optimiser steps [default: 100; 300 with --protocol paper].
     #[arg(long)]
     pub steps: Option<usize>,
 
@@ -154,7 +154,7 @@ impl Options {
     /// Fills in the protocol's defaults, so that what is written down is what was run.
     pub fn resolved(mut self) -> Self {
         let paper = self.protocol == Protocol::Paper;
-        self.steps.get_or_insert(if paper { 300 } else { 75 });
+        self.steps.get_or_insert(if paper { 300 } else { 100 });
         self.batch.get_or_insert(if paper { 64 } else { 32 });
         self.learning_rate
             .get_or_insert(if paper { 5e-5 } else { 1e-4 });
