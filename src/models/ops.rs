@@ -1,5 +1,7 @@
 //! The operations that take the time of a network, in one place: faster kernels go under these.
 
+#[cfg(feature = "flex-kernels")]
+use crate::kernel::flex;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, Linear};
 use burn::tensor::activation::{silu, softmax};
@@ -9,7 +11,7 @@ use burn::tensor::{DType, Tensor};
 ///
 /// # Shapes
 /// - `input`: `[rows, channels, height, width]`
-pub(super) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
+pub(crate) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
     layer.forward(input)
 }
 
@@ -17,7 +19,11 @@ pub(super) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
 ///
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
-pub(super) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+pub(crate) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = own_group_norm(layer, &input, true) {
+        return output;
+    }
     silu(group_norm(layer, input))
 }
 
@@ -25,7 +31,11 @@ pub(super) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> 
 ///
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
-pub(super) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+pub(crate) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = own_group_norm(layer, &input, false) {
+        return output;
+    }
     let (Some(gain), Some(offset), DType::F32 | DType::F64) =
         (&layer.gamma, &layer.beta, input.dtype())
     else {
@@ -50,12 +60,20 @@ pub(super) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
     (scaled + offset.val().reshape([1, groups, members, 1])).reshape(shape)
 }
 
+/// Group normalisation by the crate's own operation, where that applies.
+#[cfg(feature = "flex-kernels")]
+fn own_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) -> Option<Tensor<4>> {
+    let (gain, offset) = (layer.gamma.as_ref()?.val(), layer.beta.as_ref()?.val());
+    let (groups, epsilon) = (layer.num_groups, layer.epsilon);
+    flex::group_norm(input, &gain, &offset, groups, epsilon, activated)
+}
+
 /// A linear layer over the channels of channel-major features: no transposition is copied.
 ///
 /// # Shapes
 /// - `input`: `[rows, inputs, positions]`
 /// - the result: `[rows, outputs, positions]`
-pub(super) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
+pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
     let weight = layer.weight.val().transpose().unsqueeze::<3>();
     let [_, outputs, _] = weight.dims();
     let output = weight.matmul(input);
@@ -70,7 +88,7 @@ pub(super) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
 /// # Shapes
 /// - `query` and the result: `[rows, channels, positions]`
 /// - `key` and `value`: `[rows, channels, sources]`
-pub(super) fn attend(
+pub(crate) fn attend(
     query: Tensor<3>,
     key: Tensor<3>,
     value: Tensor<3>,
