@@ -2,9 +2,13 @@
 
 #[cfg(feature = "flex-kernels")]
 use crate::kernel::flex;
+#[cfg(feature = "flex-kernels")]
+use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, Linear};
 use burn::tensor::activation::{silu, softmax};
+#[cfg(feature = "flex-kernels")]
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor};
 
 /// A convolution with the layer's weights, stride and padding.
@@ -12,7 +16,25 @@ use burn::tensor::{DType, Tensor};
 /// # Shapes
 /// - `input`: `[rows, channels, height, width]`
 pub(crate) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = own_convolution(layer, &input) {
+        return output;
+    }
     layer.forward(input)
+}
+
+/// A convolution by the crate's own operation, where that applies.
+#[cfg(feature = "flex-kernels")]
+fn own_convolution(layer: &Conv2d, input: &Tensor<4>) -> Option<Tensor<4>> {
+    let padding = match layer.padding {
+        PaddingConfig2d::Valid => [(0, 0), (0, 0)],
+        PaddingConfig2d::Explicit(top, left, bottom, right) => [(top, bottom), (left, right)],
+        PaddingConfig2d::Same => return None,
+    };
+    let options =
+        ConvOptions::new_with_padding(layer.stride, padding, layer.dilation, layer.groups);
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    flex::convolve(input, &layer.weight.val(), bias.as_ref(), &options)
 }
 
 /// Group normalisation followed by `SiLU`.

@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use burn::nn::GroupNormConfig;
+use burn::nn::conv::Conv2dConfig;
+use burn::nn::{GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::tests::PLAIN;
@@ -14,13 +15,27 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
 }
 
-/// Seconds of the plain and of the own version: medians of interleaved rounds.
+/// Seconds that the processor spent on this program, all threads together: a busy machine does not
+/// count.
+fn processor_seconds() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let nanoseconds = tasks.filter_map(|task| {
+        let statistics = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        statistics.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() * 1e-9
+}
+
+/// Processor time of the own and of the plain version: medians of interleaved rounds.
 fn compare(name: &str, rounds: usize, run: impl Fn()) {
     let time = |plain: bool| {
         PLAIN.set(plain);
-        let start = Instant::now();
+        let start = (Instant::now(), processor_seconds());
         run();
-        start.elapsed().as_secs_f64()
+        [
+            start.0.elapsed().as_secs_f64(),
+            processor_seconds() - start.1,
+        ]
     };
     time(false);
     time(true);
@@ -30,16 +45,20 @@ fn compare(name: &str, rounds: usize, run: impl Fn()) {
         plain.push(time(true));
     }
     PLAIN.set(false);
-    let median = |mut times: Vec<f64>| {
+    let median = |times: &[[f64; 2]], which: usize| {
+        let mut times: Vec<f64> = times.iter().map(|time| time[which] * 1e3).collect();
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
-    let (own, plain) = (median(own), median(plain));
+    let [wall, processor] = [0, 1].map(|which| [median(&own, which), median(&plain, which)]);
     println!(
-        "{name:44} own {:8.2} ms  plain {:8.2} ms  ratio {:.2}",
-        own * 1e3,
-        plain * 1e3,
-        own / plain
+        "{name:58} processor ms: own {:7.2} plain {:7.2} ratio {:.2}; wall: {:7.2} {:7.2} {:.2}",
+        processor[0],
+        processor[1],
+        processor[0] / processor[1],
+        wall[0],
+        wall[1],
+        wall[0] / wall[1],
     );
 }
 
@@ -86,5 +105,45 @@ fn group_norm_silu() {
                 let _ = (output * seed.clone()).sum().backward();
             },
         );
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn convolution() {
+    for ([inputs, outputs, size], [kernel, stride]) in [
+        ([1, 32, 28], [3, 1]),
+        ([32, 32, 28], [3, 1]),
+        ([64, 32, 28], [3, 1]),
+        ([64, 64, 14], [3, 1]),
+        ([128, 64, 14], [3, 1]),
+        ([64, 64, 7], [3, 1]),
+        ([32, 32, 28], [3, 2]),
+        ([64, 64, 28], [1, 1]),
+        ([32, 1, 28], [3, 1]),
+    ] {
+        let layer = Conv2dConfig::new([inputs, outputs], [kernel, kernel])
+            .with_stride([stride, stride])
+            .with_padding(PaddingConfig2d::Explicit(
+                kernel / 2,
+                kernel / 2,
+                kernel / 2,
+                kernel / 2,
+            ));
+        let plain = layer.init(&Device::flex());
+        let layer = layer.init(&Device::flex().autodiff());
+        let input = random([32, inputs, size, size]);
+        let name = format!("{inputs} → {outputs}, {size}², {kernel}×{kernel} / {stride}");
+        let work = 32 * inputs * outputs * (size / stride).pow(2) * kernel * kernel;
+        let name = format!("{name}, {:.2} GFLOP", 2e-9 * work as f64);
+        compare(&format!("conv forward {name}"), 9, || {
+            crate::models::ops::convolve(&plain, input.clone());
+        });
+        let seed = crate::models::ops::convolve(&plain, input.clone());
+        let tracked = input.autodiff().require_grad();
+        compare(&format!("conv both    {name}"), 9, || {
+            let output = crate::models::ops::convolve(&layer, tracked.clone());
+            let _ = (output * seed.clone()).sum().backward();
+        });
     }
 }

@@ -4,9 +4,13 @@
 //! number, for a shape that it leaves to burn. Results depend on the processor's instructions, not on
 //! the number of threads.
 
+mod convolution;
 mod norm;
 mod operations;
+mod planes;
 mod simd;
+mod tile;
+mod weight_gradient;
 
 #[cfg(test)]
 mod bench;
@@ -14,8 +18,10 @@ mod bench;
 mod tests;
 
 use burn::backend::Dispatch;
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
 
+use self::convolution::ConvolutionShape;
 use self::norm::GroupNormShape;
 use self::operations::FastOperations;
 
@@ -58,5 +64,41 @@ pub(crate) fn group_norm(
     let [gain, offset] = [gain, offset].map(|tensor| tensor.clone().into_dispatch());
     let input = input.clone().into_dispatch();
     let output = <Dispatch as FastOperations>::normalise_groups(input, gain, offset, shape);
+    Some(Tensor::from_dispatch(output))
+}
+
+/// Convolution in two dimensions, of one group.
+///
+/// # Shapes
+/// - `input`: `[rows, inputs, height, width]`
+/// - `weight`: `[outputs, inputs, kernel height, kernel width]`
+/// - `bias`: `[outputs]`
+pub(crate) fn convolve(
+    input: &Tensor<4>,
+    weight: &Tensor<4>,
+    bias: Option<&Tensor<1>>,
+    options: &ConvOptions<2>,
+) -> Option<Tensor<4>> {
+    let [rows, inputs, height, width] = input.dims();
+    let [outputs, kernel_inputs, kernel_height, kernel_width] = weight.dims();
+    let shape = ConvolutionShape {
+        input: [inputs, height, width],
+        outputs,
+        kernel: [kernel_height, kernel_width],
+        stride: options.stride,
+        dilation: options.dilation,
+        leading: options.padding_begin(),
+        trailing: options.padding_end(),
+    };
+    let bias_fits = bias.is_none_or(|bias| takes(bias) && bias.dims() == [outputs]);
+    let one_group = options.groups == 1 && inputs == kernel_inputs && rows > 0;
+    if !(takes(input) && takes(weight) && bias_fits && one_group && shape.fits()) {
+        return None;
+    }
+    let bias = bias.cloned();
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], (&Device::flex(), DType::F32)));
+    let [input, weight] = [input, weight].map(|tensor| tensor.clone().into_dispatch());
+    let bias = bias.into_dispatch();
+    let output = <Dispatch as FastOperations>::convolve(input, weight, bias, shape);
     Some(Tensor::from_dispatch(output))
 }

@@ -1,7 +1,9 @@
 //! The operations as burn sees them: on Flex tensors, and with their backward passes.
 
+use super::convolution::{self, ConvolutionShape};
 use super::norm::{self, GroupNormShape, Statistics};
 use super::simd::instructions;
+use super::weight_gradient::{bias_gradient, weight_gradient};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -20,6 +22,14 @@ pub(crate) trait FastOperations: Backend {
         gain: FloatTensor<Self>,
         offset: FloatTensor<Self>,
         shape: GroupNormShape,
+    ) -> FloatTensor<Self>;
+
+    /// Convolution in two dimensions.
+    fn convolve(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        shape: ConvolutionShape,
     ) -> FloatTensor<Self>;
 }
 
@@ -47,6 +57,20 @@ impl FastOperations for Flex {
         )
         .0
     }
+
+    fn convolve(
+        input: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        shape: ConvolutionShape,
+    ) -> FlexTensor {
+        convolve(
+            &input.to_contiguous(),
+            &weight.to_contiguous(),
+            &bias.to_contiguous(),
+            &shape,
+        )
+    }
 }
 
 fn normalise(
@@ -63,6 +87,18 @@ fn normalise(
         numbers(offset),
     );
     (tensor(output, input.shape()), statistics)
+}
+
+fn convolve(
+    input: &FlexTensor,
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    shape: &ConvolutionShape,
+) -> FlexTensor {
+    let (x, w, b) = (numbers(input), numbers(weight), numbers(bias));
+    let output = convolution::forward(instructions(), shape, x, w, b);
+    let [height, width] = shape.output();
+    tensor(output, [input.shape()[0], shape.outputs, height, width])
 }
 
 impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
@@ -84,6 +120,22 @@ impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
             OpsKind::Tracked(prepared) => {
                 prepared.finish((input, gain, offset, statistics, shape), output)
             }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+
+    fn convolve(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        shape: ConvolutionShape,
+    ) -> FloatTensor<Self> {
+        let nodes = [input.node(), weight.node(), bias.node()];
+        let [input, weight, bias] =
+            [input, weight, bias].map(|t| t.into_primitive().to_contiguous());
+        let output = convolve(&input, &weight, &bias, &shape);
+        match Convolve.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish((input, weight, shape), output),
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
     }
@@ -123,6 +175,32 @@ impl Backward<Flex, 3> for NormaliseGroups {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, gradient);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Convolve;
+
+impl Backward<Flex, 3> for Convolve {
+    type State = (FlexTensor, FlexTensor, ConvolutionShape);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (input, weight, shape) = ops.state;
+        let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let g = numbers(&gradient);
+        let [for_input, for_weight, for_bias] = ops.parents;
+        if let Some(parent) = for_input {
+            let found = convolution::input_gradient(instructions(), &shape, numbers(&weight), g);
+            grads.register::<Flex>(parent.id, tensor(found, input.shape()));
+        }
+        if let Some(parent) = for_weight {
+            let found = weight_gradient(instructions(), &shape, numbers(&input), g);
+            grads.register::<Flex>(parent.id, tensor(found, weight.shape()));
+        }
+        if let Some(parent) = for_bias {
+            let found = bias_gradient(instructions(), &shape, g);
+            grads.register::<Flex>(parent.id, tensor(found, [shape.outputs]));
         }
     }
 }
