@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use burn::nn::conv::Conv2dConfig;
-use burn::nn::{GroupNormConfig, PaddingConfig2d};
+use burn::nn::{GroupNormConfig, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::tests::PLAIN;
@@ -143,6 +143,47 @@ fn convolution() {
         let tracked = input.autodiff().require_grad();
         compare(&format!("conv both    {name}"), 9, || {
             let output = crate::models::ops::convolve(&layer, tracked.clone());
+            let _ = (output * seed.clone()).sum().backward();
+        });
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn attention() {
+    for (positions, channels, heads) in [(196, 64, 8), (49, 64, 8), (196, 64, 1), (1024, 64, 2)] {
+        let rows = 32 * 196 / positions;
+        let [query, key, value, seed] =
+            [(); 4].map(|()| random([rows.max(1), channels, positions]));
+        let name = format!("{positions} positions, {heads} heads of {channels} channels");
+        compare(&format!("attention forward {name}"), 9, || {
+            crate::models::ops::attend(query.clone(), key.clone(), value.clone(), heads);
+        });
+        let [query, key, value] = [query, key, value].map(|t| t.autodiff().require_grad());
+        compare(&format!("attention both    {name}"), 9, || {
+            let output =
+                crate::models::ops::attend(query.clone(), key.clone(), value.clone(), heads);
+            let _ = (output * seed.clone()).sum().backward();
+        });
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn projection() {
+    let layer = LinearConfig::new(64, 64);
+    let (plain, layer) = (
+        layer.init(&Device::flex()),
+        layer.init(&Device::flex().autodiff()),
+    );
+    for positions in [196, 49] {
+        let (input, seed) = (random([32, 64, positions]), random([32, 64, positions]));
+        compare(&format!("projection forward {positions}"), 15, || {
+            crate::models::ops::project(&plain, input.clone());
+        });
+        let tracked = input.autodiff().require_grad();
+        compare(&format!("projection both    {positions}"), 15, || {
+            let output = crate::models::ops::project(&layer, tracked.clone());
             let _ = (output * seed.clone()).sum().backward();
         });
     }

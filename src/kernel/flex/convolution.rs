@@ -60,7 +60,6 @@ impl ConvolutionShape {
         [self.input.iter().product(), self.outputs * height * width]
     }
 
-
     /// How the input is laid out.
     pub(super) fn input_planes(&self) -> Planes {
         let padded = [self.padded(0), self.padded(1)];

@@ -4,6 +4,8 @@
 //! number, for a shape that it leaves to burn. Results depend on the processor's instructions, not on
 //! the number of threads.
 
+mod attention;
+mod attention_gradient;
 mod convolution;
 mod norm;
 mod operations;
@@ -21,6 +23,7 @@ use burn::backend::Dispatch;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
 
+use self::attention::AttentionShape;
 use self::convolution::ConvolutionShape;
 use self::norm::GroupNormShape;
 use self::operations::FastOperations;
@@ -100,5 +103,34 @@ pub(crate) fn convolve(
     let [input, weight] = [input, weight].map(|tensor| tensor.clone().into_dispatch());
     let bias = bias.into_dispatch();
     let output = <Dispatch as FastOperations>::convolve(input, weight, bias, shape);
+    Some(Tensor::from_dispatch(output))
+}
+
+/// Scaled dot-product attention over channel-major features, `heads` heads side by side.
+///
+/// # Shapes
+/// - `query` and the result: `[rows, channels, positions]`
+/// - `key` and `value`: `[rows, channels, sources]`
+pub(crate) fn attend(
+    query: &Tensor<3>,
+    key: &Tensor<3>,
+    value: &Tensor<3>,
+    heads: usize,
+) -> Option<Tensor<3>> {
+    let [rows, channels, positions] = query.dims();
+    let [_, _, sources] = key.dims();
+    let fits = key.dims() == [rows, channels, sources] && value.dims() == key.dims();
+    let divides = heads > 0 && channels.is_multiple_of(heads);
+    let numbers = takes(query) && takes(key) && takes(value);
+    if !(fits && divides && numbers) || rows * channels * positions * sources == 0 {
+        return None;
+    }
+    let shape = AttentionShape {
+        size: channels / heads,
+        positions,
+        sources,
+    };
+    let [query, key, value] = [query, key, value].map(|tensor| tensor.clone().into_dispatch());
+    let output = <Dispatch as FastOperations>::attend(query, key, value, shape);
     Some(Tensor::from_dispatch(output))
 }

@@ -1,5 +1,7 @@
 //! The operations as burn sees them: on Flex tensors, and with their backward passes.
 
+use super::attention::{self, AttentionShape};
+use super::attention_gradient;
 use super::convolution::{self, ConvolutionShape};
 use super::norm::{self, GroupNormShape, Statistics};
 use super::simd::instructions;
@@ -30,6 +32,14 @@ pub(crate) trait FastOperations: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         shape: ConvolutionShape,
+    ) -> FloatTensor<Self>;
+
+    /// Attention, heads one after another.
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        shape: AttentionShape,
     ) -> FloatTensor<Self>;
 }
 
@@ -71,6 +81,21 @@ impl FastOperations for Flex {
             &shape,
         )
     }
+
+    fn attend(
+        query: FlexTensor,
+        key: FlexTensor,
+        value: FlexTensor,
+        shape: AttentionShape,
+    ) -> FlexTensor {
+        attend(
+            &query.to_contiguous(),
+            &key.to_contiguous(),
+            &value.to_contiguous(),
+            &shape,
+        )
+        .0
+    }
 }
 
 fn normalise(
@@ -99,6 +124,21 @@ fn convolve(
     let output = convolution::forward(instructions(), shape, x, w, b);
     let [height, width] = shape.output();
     tensor(output, [input.shape()[0], shape.outputs, height, width])
+}
+
+fn attend(
+    query: &FlexTensor,
+    key: &FlexTensor,
+    value: &FlexTensor,
+    shape: &AttentionShape,
+) -> (FlexTensor, Vec<f32>) {
+    let inputs = attention::Inputs {
+        query: numbers(query),
+        key: numbers(key),
+        value: numbers(value),
+    };
+    let (output, logs) = attention::forward(instructions(), shape, inputs);
+    (tensor(output, query.shape()), logs)
 }
 
 impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
@@ -136,6 +176,23 @@ impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
         let output = convolve(&input, &weight, &bias, &shape);
         match Convolve.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => prepared.finish((input, weight, shape), output),
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> FloatTensor<Self> {
+        let nodes = [query.node(), key.node(), value.node()];
+        let [query, key, value] = [query, key, value].map(|t| t.into_primitive().to_contiguous());
+        let (output, logs) = attend(&query, &key, &value, &shape);
+        match Attend.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => {
+                prepared.finish(([query, key, value, output.clone()], logs, shape), output)
+            }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
     }
@@ -201,6 +258,35 @@ impl Backward<Flex, 3> for Convolve {
         if let Some(parent) = for_bias {
             let found = bias_gradient(instructions(), &shape, g);
             grads.register::<Flex>(parent.id, tensor(found, [shape.outputs]));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Attend;
+
+impl Backward<Flex, 3> for Attend {
+    type State = ([FlexTensor; 4], Vec<f32>, AttentionShape);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let ([query, key, value, output], logs, shape) = ops.state;
+        let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let inputs = attention::Inputs {
+            query: numbers(&query),
+            key: numbers(&key),
+            value: numbers(&value),
+        };
+        let outputs = attention_gradient::Outputs {
+            output: numbers(&output),
+            logs: &logs,
+            gradient: numbers(&gradient),
+        };
+        let found = attention_gradient::backward(instructions(), &shape, inputs, outputs);
+        let inputs = [query, key, value];
+        for ((parent, found), input) in ops.parents.into_iter().zip(found).zip(inputs) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, tensor(found, input.shape()));
+            }
         }
     }
 }

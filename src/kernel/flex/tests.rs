@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use burn::nn::GroupNormConfig;
-use burn::tensor::activation::silu;
+use burn::tensor::activation::{silu, softmax};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Tensor};
@@ -212,4 +212,98 @@ fn convolution_leaves_groups_and_wide_padding_to_burn() {
     assert!(super::convolve(&input, &random([4, 4, 3, 3]), None, &wide).is_none());
     let empty = ConvOptions::new([1, 1], [0, 0], [3, 3], 1);
     assert!(super::convolve(&input, &random([4, 4, 3, 3]), None, &empty).is_none());
+}
+
+/// Rows, channels, positions, sources and heads.
+const ATTENTIONS: [[usize; 5]; 8] = [
+    [2, 16, 196, 196, 2],
+    [1, 8, 49, 49, 1],
+    [2, 12, 5, 7, 3],
+    [1, 64, 33, 20, 1],
+    [2, 40, 17, 64, 4],
+    [1, 32, 64, 32, 2],
+    [3, 3, 1, 1, 1],
+    [1, 192, 9, 9, 8],
+];
+
+fn check_attention([query, key, value]: [&Tensor<3>; 3], heads: usize, what: &str) {
+    let seed = random(query.dims());
+    let burns = |query: Tensor<3>, key: Tensor<3>, value: Tensor<3>| {
+        let split = |features: Tensor<3>| {
+            let [rows, channels, positions] = features.dims();
+            features.reshape([rows, heads, channels / heads, positions])
+        };
+        let shape = query.dims();
+        let scale = ((shape[1] / heads) as f64).sqrt().recip();
+        let scores = split(query).transpose().matmul(split(key)) * scale;
+        let weights = softmax(scores, 3).transpose();
+        split(value).matmul(weights).reshape(shape)
+    };
+    at_every_level(|| {
+        let inputs = (query, key, value);
+        let got = differentiate(inputs, &seed, |query, key, value| {
+            super::attend(&query, &key, &value, heads).unwrap()
+        });
+        let expected = differentiate(inputs, &seed, burns);
+        assert_same(got, expected, &format!("{what} {:?}", FORCED.get()));
+    });
+}
+
+#[test]
+fn attention_is_burns() {
+    for [rows, channels, positions, sources, heads] in ATTENTIONS {
+        let (query, key) = (
+            random([rows, channels, positions]),
+            random([rows, channels, sources]),
+        );
+        let value = random([rows, channels, sources]);
+        let what = format!("{positions} × {sources}, {heads} heads of {channels}");
+        check_attention([&query, &key, &value], heads, &what);
+    }
+}
+
+#[test]
+fn attention_takes_transposed_tensors_and_great_scores() {
+    let [query, key, value] = [(); 3].map(|()| random([2, 9, 8]).swap_dims(1, 2));
+    check_attention([&query, &key, &value], 2, "transposed");
+    let query = query * 50.0;
+    check_attention([&query, &key, &value], 2, "great");
+}
+
+#[test]
+fn attention_leaves_other_shapes_to_burn() {
+    let tensor = random([2, 6, 5]);
+    assert!(super::attend(&tensor, &tensor, &tensor, 4).is_none());
+    assert!(super::attend(&tensor, &random([2, 4, 5]), &tensor, 2).is_none());
+}
+
+/// Everything is added in an order that the number of threads does not change.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let (input, weight, bias, options) =
+        convolution_inputs(&([21, 8, 9, 9], 8, [3, 3], [1, 1], [(1, 1); 2], [1, 1]));
+    let (seed, gain) = (random([21, 8, 9, 9]), random([8]));
+    let run = || {
+        let convolved = differentiate((&input, &weight, &bias), &seed, |input, weight, bias| {
+            super::convolve(&input, &weight, Some(&bias), &options).unwrap()
+        });
+        let normalised = differentiate((&input, &gain, &bias), &seed, |input, gain, bias| {
+            super::group_norm(&input, &gain, &bias, 4, 1e-5, true).unwrap()
+        });
+        let features: Tensor<3> = input.clone().reshape([21, 8, 81]);
+        let attended = super::attend(&features, &features, &features, 2).unwrap();
+        [
+            convolved.2.reshape([-1]),
+            convolved.3,
+            normalised.2,
+            normalised.3,
+            attended.reshape([-1]),
+        ]
+        .map(|tensor: Tensor<1>| tensor.into_data().try_to_vec::<f32>().unwrap())
+    };
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(run)
+    };
+    assert_eq!(with(1), with(5));
 }
