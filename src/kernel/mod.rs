@@ -1,5 +1,8 @@
 //! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph.
 
+#[cfg(all(feature = "flex-kernels", feature = "models"))]
+pub(crate) mod flex;
+
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::mixture::sum_elements;

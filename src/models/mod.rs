@@ -7,7 +7,7 @@
 
 mod folder;
 mod layers;
-mod ops;
+pub(crate) mod ops;
 mod unet2d;
 
 pub use unet2d::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};

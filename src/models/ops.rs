@@ -1,23 +1,51 @@
 //! The operations that take the time of a network, in one place: faster kernels go under these.
 
+#[cfg(feature = "flex-kernels")]
+use crate::kernel::flex;
+#[cfg(feature = "flex-kernels")]
+use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, Linear};
 use burn::tensor::activation::{silu, softmax};
+#[cfg(feature = "flex-kernels")]
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor};
 
 /// A convolution with the layer's weights, stride and padding.
 ///
 /// # Shapes
 /// - `input`: `[rows, channels, height, width]`
-pub(super) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
+pub(crate) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = own_convolution(layer, &input) {
+        return output;
+    }
     layer.forward(input)
+}
+
+/// A convolution by the crate's own operation, where that applies.
+#[cfg(feature = "flex-kernels")]
+fn own_convolution(layer: &Conv2d, input: &Tensor<4>) -> Option<Tensor<4>> {
+    let padding = match layer.padding {
+        PaddingConfig2d::Valid => [(0, 0), (0, 0)],
+        PaddingConfig2d::Explicit(top, left, bottom, right) => [(top, bottom), (left, right)],
+        PaddingConfig2d::Same => return None,
+    };
+    let options =
+        ConvOptions::new_with_padding(layer.stride, padding, layer.dilation, layer.groups);
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    flex::convolve(input, &layer.weight.val(), bias.as_ref(), &options)
 }
 
 /// Group normalisation followed by `SiLU`.
 ///
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
-pub(super) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+pub(crate) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = own_group_norm(layer, &input, true) {
+        return output;
+    }
     silu(group_norm(layer, input))
 }
 
@@ -25,7 +53,11 @@ pub(super) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> 
 ///
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
-pub(super) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+pub(crate) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = own_group_norm(layer, &input, false) {
+        return output;
+    }
     let (Some(gain), Some(offset), DType::F32 | DType::F64) =
         (&layer.gamma, &layer.beta, input.dtype())
     else {
@@ -50,12 +82,24 @@ pub(super) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
     (scaled + offset.val().reshape([1, groups, members, 1])).reshape(shape)
 }
 
+/// Group normalisation by the crate's own operation, where that applies.
+#[cfg(feature = "flex-kernels")]
+fn own_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) -> Option<Tensor<4>> {
+    let (gain, offset) = (layer.gamma.as_ref()?.val(), layer.beta.as_ref()?.val());
+    let (groups, epsilon) = (layer.num_groups, layer.epsilon);
+    flex::group_norm(input, &gain, &offset, groups, epsilon, activated)
+}
+
 /// A linear layer over the channels of channel-major features: no transposition is copied.
 ///
 /// # Shapes
 /// - `input`: `[rows, inputs, positions]`
 /// - the result: `[rows, outputs, positions]`
-pub(super) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
+pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = own_projection(layer, &input) {
+        return output;
+    }
     let weight = layer.weight.val().transpose().unsqueeze::<3>();
     let [_, outputs, _] = weight.dims();
     let output = weight.matmul(input);
@@ -65,17 +109,36 @@ pub(super) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
     }
 }
 
+/// A linear layer over channels by the crate's own operation, where that applies: a convolution with
+/// a kernel of one number.
+#[cfg(feature = "flex-kernels")]
+fn own_projection(layer: &Linear, input: &Tensor<3>) -> Option<Tensor<3>> {
+    let [rows, inputs, positions] = input.dims();
+    let weight = layer.weight.val();
+    let [_, outputs] = weight.dims();
+    let weight = weight.transpose().reshape([outputs, inputs, 1, 1]);
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    let options = ConvOptions::new([1, 1], [0, 0], [1, 1], 1);
+    let image = input.clone().reshape([rows, inputs, 1, positions]);
+    let output = flex::convolve(&image, &weight, bias.as_ref(), &options)?;
+    Some(output.reshape([rows, outputs, positions]))
+}
+
 /// Scaled dot-product attention over channel-major features, `heads` heads side by side.
 ///
 /// # Shapes
 /// - `query` and the result: `[rows, channels, positions]`
 /// - `key` and `value`: `[rows, channels, sources]`
-pub(super) fn attend(
+pub(crate) fn attend(
     query: Tensor<3>,
     key: Tensor<3>,
     value: Tensor<3>,
     heads: usize,
 ) -> Tensor<3> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = flex::attend(&query, &key, &value, heads) {
+        return output;
+    }
     let [rows, channels, positions] = query.dims();
     let [_, _, sources] = key.dims();
     let size = channels / heads;

@@ -1,0 +1,230 @@
+//! Scaled dot-product attention that never holds a matrix of weights.
+
+use pulp::{Arch, Simd};
+use rayon::prelude::*;
+
+use super::simd::{MAX_WIDTH, Vectorised, dispatch, exp};
+use super::tile::{ROWS, Tile, load, multiply, pack_columns, pack_rows, splat_rows, store};
+
+/// The sizes of one head: queries are `[size, positions]`, keys and values `[size, sources]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionShape {
+    /// Channels of a head.
+    pub(crate) size: usize,
+    /// Positions that ask.
+    pub(crate) positions: usize,
+    /// Positions that are asked.
+    pub(crate) sources: usize,
+}
+
+impl AttentionShape {
+    pub(super) fn scale(&self) -> f32 {
+        (self.size as f64).sqrt().recip() as f32
+    }
+}
+
+/// The inputs, heads one after another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) query: &'a [f32],
+    pub(super) key: &'a [f32],
+    pub(super) value: &'a [f32],
+}
+
+impl<'a> Inputs<'a> {
+    pub(super) fn head(&self, shape: &AttentionShape, index: usize) -> Inputs<'a> {
+        let (queries, keys) = (shape.size * shape.positions, shape.size * shape.sources);
+        Inputs {
+            query: &self.query[index * queries..][..queries],
+            key: &self.key[index * keys..][..keys],
+            value: &self.value[index * keys..][..keys],
+        }
+    }
+}
+
+/// `o[c, i] = Σⱼ p[i, j] v[c, j]` with `p[i, j] = exp(s[i, j] − l[i])`, `s = qᵀk / √size` and
+/// `l[i] = ln Σⱼ exp s[i, j]`; the output and `l`.
+pub(super) fn forward(
+    arch: Arch,
+    shape: &AttentionShape,
+    inputs: Inputs<'_>,
+) -> (Vec<f32>, Vec<f32>) {
+    let size = shape.size * shape.positions;
+    let mut output = vec![0.0; inputs.query.len()];
+    let mut logs = vec![0.0; output.len() / shape.size];
+    output
+        .par_chunks_mut(size)
+        .zip(logs.par_chunks_mut(shape.positions))
+        .enumerate()
+        .for_each_init(Scratch::default, |scratch, (index, (output, logs))| {
+            let head = Forward {
+                shape,
+                inputs: inputs.head(shape, index),
+                scratch,
+                output,
+                logs,
+            };
+            dispatch(arch, head);
+        });
+    (output, logs)
+}
+
+/// What a thread works in.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Rows that tiles are read from, each filled up with zeros.
+    pub(super) rows: [Vec<f32>; 2],
+    /// Panels of factors.
+    pub(super) panels: [Vec<[f32; ROWS]>; 4],
+    /// A strip of weights, and of their gradients: a row for each position of the other side.
+    pub(super) strips: [Vec<f32>; 2],
+}
+
+/// Rows `[count, length]` times `factor`, each filled up with zeros to a length that is returned.
+pub(super) fn pad(from: &[f32], length: usize, factor: f32, to: &mut Vec<f32>) -> usize {
+    let padded = length.next_multiple_of(MAX_WIDTH);
+    to.clear();
+    for row in from.chunks_exact(length) {
+        to.extend(row.iter().map(|number| number * factor));
+        to.resize(to.len() + padded - length, 0.0);
+    }
+    padded
+}
+
+/// Where rows of a length begin.
+pub(super) fn starts(count: usize, length: usize) -> Vec<usize> {
+    (0..count).map(|index| index * length).collect()
+}
+
+/// A strip of products: row `j` is `Σ_c panels[c][j] · rows[c][start ..]`.
+#[inline(always)]
+pub(super) fn strip<S: Simd, const VECTORS: usize>(
+    simd: S,
+    panels: &[[f32; ROWS]],
+    offsets: &[usize],
+    rows: &[f32],
+    strip: &mut [f32],
+) {
+    let width = VECTORS * S::F32_LANES;
+    let blocks = strip.chunks_exact_mut(ROWS * width);
+    for (panel, block) in panels.chunks_exact(offsets.len()).zip(blocks) {
+        let zeros = splat_rows::<S, VECTORS>(simd, &[0.0; ROWS]);
+        let tile = multiply(simd, zeros, panel, offsets, rows);
+        for (row, to) in tile.into_iter().zip(block.chunks_exact_mut(width)) {
+            store::<S, VECTORS>(row, to);
+        }
+    }
+}
+
+/// Reduces a strip: `output[c][start ..] = factor · Σⱼ panels[j][c] · strip[j]`, as far as rows of
+/// `length` reach.
+#[inline(always)]
+pub(super) fn reduce<S: Simd, const VECTORS: usize>(
+    simd: S,
+    panels: &[[f32; ROWS]],
+    offsets: &[usize],
+    strip: &[f32],
+    factor: [S::f32s; VECTORS],
+    (output, length, start): (&mut [f32], usize, usize),
+) {
+    let width = VECTORS * S::F32_LANES;
+    let used = width.min(length - start);
+    let blocks = output.chunks_mut(ROWS * length);
+    for (panel, block) in panels.chunks_exact(offsets.len()).zip(blocks) {
+        let zeros = splat_rows::<S, VECTORS>(simd, &[0.0; ROWS]);
+        let tile: Tile<S::f32s, VECTORS> = multiply(simd, zeros, panel, offsets, strip);
+        for (row, channel) in tile.into_iter().zip(block.chunks_exact_mut(length)) {
+            let mut row = row;
+            for (number, &factor) in row.iter_mut().zip(&factor) {
+                *number = simd.mul_f32s(*number, factor);
+            }
+            let mut numbers = [0.0; MAX_WIDTH];
+            store::<S, VECTORS>(row, &mut numbers);
+            channel[start..start + used].copy_from_slice(&numbers[..used]);
+        }
+    }
+}
+
+/// One head of one row.
+struct Forward<'a> {
+    shape: &'a AttentionShape,
+    inputs: Inputs<'a>,
+    scratch: &'a mut Scratch,
+    output: &'a mut [f32],
+    logs: &'a mut [f32],
+}
+
+impl Vectorised for Forward<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
+        let AttentionShape {
+            size,
+            positions,
+            sources,
+        } = *self.shape;
+        let Scratch {
+            rows: [queries, _],
+            panels: [keys, values, ..],
+            strips: [weights, _],
+        } = self.scratch;
+        let width = VECTORS * S::F32_LANES;
+        let length = pad(self.inputs.query, positions, self.shape.scale(), queries);
+        pack_columns(self.inputs.key, sources, keys);
+        pack_rows(self.inputs.value, sources, values);
+        weights.resize(sources.next_multiple_of(ROWS) * width, 0.0);
+        let (channels, lines) = (starts(size, length), starts(sources, width));
+
+        for start in (0..positions).step_by(width) {
+            strip::<S, VECTORS>(simd, keys, &channels, &queries[start..], weights);
+            let used = &mut weights[..sources * width];
+            let (most, total) = exponentiate::<S, VECTORS>(simd, used);
+            let inverse = total.map(|total| simd.div_f32s(simd.splat_f32s(1.0), total));
+            let place = (&mut *self.output, positions, start);
+            reduce::<S, VECTORS>(simd, values, &lines, weights, inverse, place);
+            write_logs::<S, VECTORS>(&mut self.logs[start..], most, total);
+        }
+    }
+}
+
+/// Takes each column's greatest number off and exponentiates; those, and the sums.
+#[inline(always)]
+fn exponentiate<S: Simd, const VECTORS: usize>(
+    simd: S,
+    strip: &mut [f32],
+) -> ([S::f32s; VECTORS], [S::f32s; VECTORS]) {
+    let width = VECTORS * S::F32_LANES;
+    let mut most = load::<S, VECTORS>(simd, strip);
+    for row in strip.chunks_exact(width) {
+        let row = load::<S, VECTORS>(simd, row);
+        for (most, number) in most.iter_mut().zip(row) {
+            *most = simd.max_f32s(*most, number);
+        }
+    }
+    let mut total = [simd.splat_f32s(0.0); VECTORS];
+    for line in strip.chunks_exact_mut(width) {
+        let mut row = load::<S, VECTORS>(simd, line);
+        for ((number, &most), total) in row.iter_mut().zip(&most).zip(&mut total) {
+            *number = exp(simd, simd.sub_f32s(*number, most));
+            *total = simd.add_f32s(*total, *number);
+        }
+        store::<S, VECTORS>(row, line);
+    }
+    (most, total)
+}
+
+/// `l = most + ln total`.
+#[inline(always)]
+fn write_logs<S: Simd, const VECTORS: usize>(
+    logs: &mut [f32],
+    most: [S::f32s; VECTORS],
+    total: [S::f32s; VECTORS],
+) {
+    let (mut greatest, mut sums) = ([0.0; MAX_WIDTH], [0.0; MAX_WIDTH]);
+    store::<S, VECTORS>(most, &mut greatest);
+    store::<S, VECTORS>(total, &mut sums);
+    let numbers = greatest.into_iter().zip(sums);
+    let width = VECTORS * S::F32_LANES;
+    for (log, (greatest, sum)) in logs.iter_mut().zip(numbers.take(width)) {
+        *log = greatest + sum.ln();
+    }
+}

@@ -1,0 +1,92 @@
+//! Images laid out so that every tap of a kernel reads them as one run of numbers.
+
+use super::simd::MAX_WIDTH;
+
+/// The layout of an image with its padding.
+///
+/// Output position `(y, x)` is number `y · pitch + x`, and the tap `(dy, dx)` reads the number that
+/// lies a fixed way further on, whatever the position: a convolution becomes a product of the weights
+/// with shifted copies of the image that need not be made. Numbers at `x` beyond the output's width
+/// are computed in vain.
+///
+/// Where the stride is above 1, the padded image is dealt out to `stride²` smaller ones, so that the
+/// positions of a tap follow one another again. Where it is 1, the padding right of a row is also
+/// that left of the next.
+#[derive(Debug, Clone)]
+pub(super) struct Planes {
+    /// Channels, height and width of the image.
+    image: [usize; 3],
+    /// Where the image begins in the padded one.
+    leading: [usize; 2],
+    /// How far its numbers are apart in the padded one.
+    spacing: [usize; 2],
+    stride: [usize; 2],
+    /// From a number to the one below it.
+    pub(super) pitch: usize,
+    /// Numbers of one of the smaller images.
+    plane: usize,
+}
+
+impl Planes {
+    /// The layout of an image in a padded one of `padded` numbers, read with a stride.
+    pub(super) fn new(
+        image: [usize; 3],
+        leading: [usize; 2],
+        padded: [usize; 2],
+        spacing: [usize; 2],
+        stride: [usize; 2],
+    ) -> Self {
+        let end = leading[1] + (image[2] - 1) * spacing[1] + 1;
+        let shared = if stride[1] == 1 {
+            leading[1].min(padded[1] - end)
+        } else {
+            0
+        };
+        let pitch = padded[1].div_ceil(stride[1]) - shared;
+        Self {
+            image,
+            leading,
+            spacing,
+            stride,
+            pitch,
+            plane: padded[0].div_ceil(stride[0]) * pitch,
+        }
+    }
+
+    /// Where a tap of a channel reads for the first position.
+    pub(super) fn offset(&self, channel: usize, tap: [usize; 2]) -> usize {
+        let [down, across] = self.stride;
+        let phase = (channel * down + tap[0] % down) * across + tap[1] % across;
+        phase * self.plane + tap[0] / down * self.pitch + tap[1] / across
+    }
+
+    /// Zeros enough for an image: padding is never written. A tile may read past the end.
+    pub(super) fn empty(&self) -> Vec<f32> {
+        let planes = self.image[0] * self.stride[0] * self.stride[1];
+        vec![0.0; planes * self.plane + self.pitch + 2 * MAX_WIDTH]
+    }
+
+    /// Writes an image to its place.
+    pub(super) fn fill(&self, image: &[f32], planes: &mut [f32]) {
+        let [_, height, width] = self.image;
+        let contiguous = self.spacing[1] == 1 && self.stride[1] == 1;
+        for (index, row) in image.chunks_exact(width).enumerate() {
+            let (channel, y) = (index / height, index % height);
+            let y = self.leading[0] + y * self.spacing[0];
+            if contiguous {
+                let start = self.offset(channel, [y, self.leading[1]]);
+                planes[start..start + width].copy_from_slice(row);
+                continue;
+            }
+            for (x, &value) in row.iter().enumerate() {
+                let x = self.leading[1] + x * self.spacing[1];
+                planes[self.offset(channel, [y, x])] = value;
+            }
+        }
+    }
+
+    /// Numbers from the first to the last position of an output.
+    pub(super) fn positions(&self, output: [usize; 2]) -> usize {
+        (output[0] - 1) * self.pitch + output[1]
+    }
+}

@@ -1,0 +1,309 @@
+//! The operations against burn's own, with every set of instructions.
+
+use std::cell::Cell;
+
+use burn::nn::GroupNormConfig;
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Distribution, Tensor};
+use pulp::Arch;
+
+use super::simd::levels;
+
+thread_local! {
+    /// The instructions to use on this thread, in the place of the best.
+    pub(super) static FORCED: Cell<Option<Arch>> = const { Cell::new(None) };
+    /// Whether the operations refuse all tensors on this thread.
+    pub(crate) static PLAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `check` with every set of instructions.
+fn at_every_level(check: impl Fn()) {
+    for level in levels() {
+        FORCED.set(Some(level));
+        check();
+    }
+    FORCED.set(None);
+}
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.3, 1.5), &Device::flex())
+}
+
+fn tracked<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone().autodiff().require_grad()
+}
+
+fn assert_close<const D: usize>(got: Tensor<D>, expected: Tensor<D>, what: &str) {
+    assert_eq!(got.dims(), expected.dims(), "{what}");
+    let scale = expected.clone().abs().max().into_scalar::<f32>();
+    let error = (got - expected).abs().max().into_scalar::<f32>();
+    assert!(error <= 1e-5 * scale, "{what}: {error} of {scale}");
+}
+
+/// An operation's output and the gradients of its three inputs.
+type Found<const A: usize, const B: usize, const C: usize> =
+    (Tensor<A>, Tensor<A>, Tensor<B>, Tensor<C>);
+
+/// Output and gradients of `Σ operation(a, b, c) · seed`.
+fn differentiate<const A: usize, const B: usize, const C: usize>(
+    inputs: (&Tensor<A>, &Tensor<B>, &Tensor<C>),
+    seed: &Tensor<A>,
+    operation: impl Fn(Tensor<A>, Tensor<B>, Tensor<C>) -> Tensor<A>,
+) -> Found<A, B, C> {
+    let (a, b, c) = (tracked(inputs.0), tracked(inputs.1), tracked(inputs.2));
+    let output = operation(a.clone(), b.clone(), c.clone());
+    let grads = (output.clone() * seed.clone()).sum().backward();
+    let gradients = (a.grad(&grads), b.grad(&grads), c.grad(&grads));
+    (
+        output.inner(),
+        gradients.0.unwrap(),
+        gradients.1.unwrap(),
+        gradients.2.unwrap(),
+    )
+}
+
+fn assert_same<const A: usize, const B: usize, const C: usize>(
+    got: Found<A, B, C>,
+    expected: Found<A, B, C>,
+    what: &str,
+) {
+    assert_close(got.0, expected.0, &format!("output, {what}"));
+    assert_close(got.1, expected.1, &format!("first gradient, {what}"));
+    assert_close(got.2, expected.2, &format!("second gradient, {what}"));
+    assert_close(got.3, expected.3, &format!("third gradient, {what}"));
+}
+
+fn check_group_norm(shape: [usize; 4], groups: usize, activated: bool, transposed: bool) {
+    let what = format!(
+        "{shape:?} in {groups}, activated: {activated}, {:?}",
+        FORCED.get()
+    );
+    let input = match transposed {
+        true => random([shape[0], shape[1], shape[3], shape[2]]).swap_dims(2, 3),
+        false => random(shape),
+    };
+    let (gain, offset, seed) = (random([shape[1]]), random([shape[1]]), random(shape));
+    let inputs = (&input, &gain, &offset);
+    let got = differentiate(inputs, &seed, |input, gain, offset| {
+        super::group_norm(&input, &gain, &offset, groups, 1e-5, activated).unwrap()
+    });
+    let expected = differentiate(inputs, &seed, |input, gain, offset| {
+        let mut layer = GroupNormConfig::new(groups, shape[1]).init(&Device::flex());
+        layer.gamma = layer.gamma.map(|parameter| parameter.map(|_| gain));
+        layer.beta = layer.beta.map(|parameter| parameter.map(|_| offset));
+        let output = layer.forward(input);
+        if activated { silu(output) } else { output }
+    });
+    assert_same(got, expected, &what);
+}
+
+#[test]
+fn group_norm_is_burns() {
+    let shapes = [
+        ([2, 8, 28, 28], 4),
+        ([3, 6, 5, 7], 2),
+        ([1, 4, 1, 3], 4),
+        ([2, 32, 7, 7], 8),
+        ([1, 6, 16, 16], 1),
+    ];
+    at_every_level(|| {
+        for (shape, groups) in shapes {
+            for activated in [false, true] {
+                check_group_norm(shape, groups, activated, false);
+            }
+            check_group_norm(shape, groups, true, true);
+        }
+    });
+}
+
+#[test]
+fn group_norm_leaves_other_types_to_burn() {
+    let half = random([1, 4, 2, 2]).cast(burn::tensor::DType::F16);
+    let (gain, offset) = (random([4]), random([4]));
+    assert!(super::group_norm(&half, &gain, &offset, 2, 1e-5, true).is_none());
+    assert!(super::group_norm(&random([1, 4, 2, 2]), &gain, &offset, 3, 1e-5, true).is_none());
+}
+
+/// A convolution: shape of the input, outputs, kernel, stride, padding before and after, dilation.
+type Case = (
+    [usize; 4],
+    usize,
+    [usize; 2],
+    [usize; 2],
+    [(usize, usize); 2],
+    [usize; 2],
+);
+
+const CONVOLUTIONS: [Case; 14] = [
+    ([2, 3, 9, 7], 5, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
+    ([3, 16, 28, 28], 32, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
+    ([1, 1, 28, 28], 1, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
+    ([9, 8, 7, 7], 17, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
+    ([2, 6, 8, 8], 12, [1, 1], [1, 1], [(0, 0); 2], [1, 1]),
+    ([2, 6, 9, 8], 12, [1, 1], [2, 2], [(0, 0); 2], [1, 1]),
+    ([2, 4, 28, 28], 6, [3, 3], [2, 2], [(1, 1); 2], [1, 1]),
+    ([2, 4, 9, 10], 6, [3, 3], [2, 2], [(0, 1); 2], [1, 1]),
+    ([2, 4, 11, 13], 6, [3, 3], [2, 3], [(1, 2), (2, 0)], [1, 1]),
+    ([1, 2, 6, 5], 3, [3, 3], [1, 1], [(0, 0); 2], [1, 1]),
+    ([2, 3, 12, 11], 4, [3, 2], [1, 2], [(2, 1), (0, 1)], [2, 1]),
+    ([2, 3, 12, 11], 4, [3, 3], [3, 2], [(0, 3), (2, 3)], [2, 2]),
+    ([1, 2, 5, 5], 3, [5, 5], [1, 1], [(2, 2); 2], [1, 1]),
+    ([1, 48, 3, 40], 40, [1, 3], [1, 1], [(0, 0), (1, 1)], [1, 1]),
+];
+
+fn convolution_inputs(case: &Case) -> (Tensor<4>, Tensor<4>, Tensor<1>, ConvOptions<2>) {
+    let (shape, outputs, kernel, stride, padding, dilation) = *case;
+    let options = ConvOptions::new_with_padding(stride, padding, dilation, 1);
+    let weight = random([outputs, shape[1], kernel[0], kernel[1]]);
+    (random(shape), weight, random([outputs]), options)
+}
+
+#[test]
+fn convolution_is_burns() {
+    for case in &CONVOLUTIONS {
+        let (input, weight, bias, options) = convolution_inputs(case);
+        check_convolution(&input, &weight, &bias, &options, &format!("{case:?}"));
+    }
+}
+
+#[test]
+fn convolution_takes_transposed_tensors() {
+    let input = random([2, 9, 5, 3]).swap_dims(1, 3);
+    let weight = random([3, 4, 3, 3]).swap_dims(0, 1);
+    let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+    check_convolution(&input, &weight, &random([4]), &options, "transposed");
+}
+
+fn check_convolution(
+    input: &Tensor<4>,
+    weight: &Tensor<4>,
+    bias: &Tensor<1>,
+    options: &ConvOptions<2>,
+    what: &str,
+) {
+    let burns = |input, weight, bias| conv2d(input, weight, Some(bias), options.clone());
+    let own = |input, weight, bias| super::convolve(&input, &weight, Some(&bias), options).unwrap();
+    let seed = random(burns(input.clone(), weight.clone(), bias.clone()).dims());
+    at_every_level(|| {
+        let inputs = (input, weight, bias);
+        let (got, expected) = (
+            differentiate(inputs, &seed, own),
+            differentiate(inputs, &seed, burns),
+        );
+        assert_same(got, expected, &format!("{what} {:?}", FORCED.get()));
+    });
+}
+
+#[test]
+fn convolution_without_bias_and_without_gradients() {
+    let (input, weight, _, options) = convolution_inputs(&CONVOLUTIONS[0]);
+    let got = super::convolve(&input, &weight, None, &options).unwrap();
+    assert_close(got, conv2d(input, weight, None, options), "no bias");
+}
+
+#[test]
+fn convolution_leaves_groups_and_wide_padding_to_burn() {
+    let (input, weight) = (random([1, 4, 5, 5]), random([4, 2, 3, 3]));
+    let grouped = ConvOptions::new([1, 1], [1, 1], [1, 1], 2);
+    assert!(super::convolve(&input, &weight, None, &grouped).is_none());
+    let wide = ConvOptions::new([1, 1], [3, 3], [1, 1], 1);
+    assert!(super::convolve(&input, &random([4, 4, 3, 3]), None, &wide).is_none());
+    let empty = ConvOptions::new([1, 1], [0, 0], [3, 3], 1);
+    assert!(super::convolve(&input, &random([4, 4, 3, 3]), None, &empty).is_none());
+}
+
+/// Rows, channels, positions, sources and heads.
+const ATTENTIONS: [[usize; 5]; 8] = [
+    [2, 16, 196, 196, 2],
+    [1, 8, 49, 49, 1],
+    [2, 12, 5, 7, 3],
+    [1, 64, 33, 20, 1],
+    [2, 40, 17, 64, 4],
+    [1, 32, 64, 32, 2],
+    [3, 3, 1, 1, 1],
+    [1, 192, 9, 9, 8],
+];
+
+fn check_attention([query, key, value]: [&Tensor<3>; 3], heads: usize, what: &str) {
+    let seed = random(query.dims());
+    let burns = |query: Tensor<3>, key: Tensor<3>, value: Tensor<3>| {
+        let split = |features: Tensor<3>| {
+            let [rows, channels, positions] = features.dims();
+            features.reshape([rows, heads, channels / heads, positions])
+        };
+        let shape = query.dims();
+        let scale = ((shape[1] / heads) as f64).sqrt().recip();
+        let scores = split(query).transpose().matmul(split(key)) * scale;
+        let weights = softmax(scores, 3).transpose();
+        split(value).matmul(weights).reshape(shape)
+    };
+    at_every_level(|| {
+        let inputs = (query, key, value);
+        let got = differentiate(inputs, &seed, |query, key, value| {
+            super::attend(&query, &key, &value, heads).unwrap()
+        });
+        let expected = differentiate(inputs, &seed, burns);
+        assert_same(got, expected, &format!("{what} {:?}", FORCED.get()));
+    });
+}
+
+#[test]
+fn attention_is_burns() {
+    for [rows, channels, positions, sources, heads] in ATTENTIONS {
+        let (query, key) = (
+            random([rows, channels, positions]),
+            random([rows, channels, sources]),
+        );
+        let value = random([rows, channels, sources]);
+        let what = format!("{positions} × {sources}, {heads} heads of {channels}");
+        check_attention([&query, &key, &value], heads, &what);
+    }
+}
+
+#[test]
+fn attention_takes_transposed_tensors_and_great_scores() {
+    let [query, key, value] = [(); 3].map(|()| random([2, 9, 8]).swap_dims(1, 2));
+    check_attention([&query, &key, &value], 2, "transposed");
+    let query = query * 50.0;
+    check_attention([&query, &key, &value], 2, "great");
+}
+
+#[test]
+fn attention_leaves_other_shapes_to_burn() {
+    let tensor = random([2, 6, 5]);
+    assert!(super::attend(&tensor, &tensor, &tensor, 4).is_none());
+    assert!(super::attend(&tensor, &random([2, 4, 5]), &tensor, 2).is_none());
+}
+
+/// Everything is added in an order that the number of threads does not change.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let (input, weight, bias, options) =
+        convolution_inputs(&([21, 8, 9, 9], 8, [3, 3], [1, 1], [(1, 1); 2], [1, 1]));
+    let (seed, gain) = (random([21, 8, 9, 9]), random([8]));
+    let run = || {
+        let convolved = differentiate((&input, &weight, &bias), &seed, |input, weight, bias| {
+            super::convolve(&input, &weight, Some(&bias), &options).unwrap()
+        });
+        let normalised = differentiate((&input, &gain, &bias), &seed, |input, gain, bias| {
+            super::group_norm(&input, &gain, &bias, 4, 1e-5, true).unwrap()
+        });
+        let features: Tensor<3> = input.clone().reshape([21, 8, 81]);
+        let attended = super::attend(&features, &features, &features, 2).unwrap();
+        [
+            convolved.2.reshape([-1]),
+            convolved.3,
+            normalised.2,
+            normalised.3,
+            attended.reshape([-1]),
+        ]
+        .map(|tensor: Tensor<1>| tensor.into_data().try_to_vec::<f32>().unwrap())
+    };
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(run)
+    };
+    assert_eq!(with(1), with(5));
+}

@@ -1,0 +1,121 @@
+//! The product that convolution and attention are made of: a tile of results kept in registers.
+//!
+//! No crate offers a matrix product that is safe to call and takes its rows from anywhere; here that
+//! is a few lines. Taking rows from anywhere means that nothing is gathered into columns first: a
+//! shifted image is a row like any other.
+
+use pulp::Simd;
+
+/// Rows of a tile.
+pub(super) const ROWS: usize = 8;
+
+/// A tile: [`ROWS`] rows of some vectors.
+pub(super) type Tile<V, const VECTORS: usize> = [[V; VECTORS]; ROWS];
+
+/// A tile of equal numbers in each row.
+#[inline(always)]
+pub(super) fn splat_rows<S: Simd, const VECTORS: usize>(
+    simd: S,
+    numbers: &[f32; ROWS],
+) -> Tile<S::f32s, VECTORS> {
+    let mut tile = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+    for (row, &number) in tile.iter_mut().zip(numbers) {
+        *row = [simd.splat_f32s(number); VECTORS];
+    }
+    tile
+}
+
+/// `tile[i] += Σₖ panel[k][i] · source[offsets[k] ..]`.
+#[inline(always)]
+pub(super) fn multiply<S: Simd, const VECTORS: usize>(
+    simd: S,
+    mut tile: Tile<S::f32s, VECTORS>,
+    panel: &[[f32; ROWS]],
+    offsets: &[usize],
+    source: &[f32],
+) -> Tile<S::f32s, VECTORS> {
+    for (factors, &offset) in panel.iter().zip(offsets) {
+        let row = load::<S, VECTORS>(simd, &source[offset..]);
+        for (sums, &factor) in tile.iter_mut().zip(factors) {
+            accumulate(simd, sums, factor, row);
+        }
+    }
+    tile
+}
+
+/// `tile[i] += Σₖ streams[i][k] · matrix[k · pitch ..]`.
+#[inline(always)]
+pub(super) fn multiply_streams<S: Simd, const VECTORS: usize>(
+    simd: S,
+    mut tile: Tile<S::f32s, VECTORS>,
+    streams: [&[f32]; ROWS],
+    length: usize,
+    matrix: &[f32],
+    pitch: usize,
+) -> Tile<S::f32s, VECTORS> {
+    let streams = streams.map(|stream| &stream[..length]);
+    for k in 0..length {
+        let row = load::<S, VECTORS>(simd, &matrix[k * pitch..]);
+        for (sums, stream) in tile.iter_mut().zip(streams) {
+            accumulate(simd, sums, stream[k], row);
+        }
+    }
+    tile
+}
+
+#[inline(always)]
+fn accumulate<S: Simd, const VECTORS: usize>(
+    simd: S,
+    sums: &mut [S::f32s; VECTORS],
+    factor: f32,
+    row: [S::f32s; VECTORS],
+) {
+    let factor = simd.splat_f32s(factor);
+    for (sum, value) in sums.iter_mut().zip(row) {
+        *sum = simd.mul_add_e_f32s(factor, value, *sum);
+    }
+}
+
+/// The vectors at the beginning of a slice.
+#[inline(always)]
+pub(super) fn load<S: Simd, const VECTORS: usize>(simd: S, from: &[f32]) -> [S::f32s; VECTORS] {
+    let vectors = S::as_simd_f32s(&from[..VECTORS * S::F32_LANES]).0;
+    let mut row = [simd.splat_f32s(0.0); VECTORS];
+    row.copy_from_slice(&vectors[..VECTORS]);
+    row
+}
+
+/// Writes vectors to the beginning of a slice.
+#[inline(always)]
+pub(super) fn store<S: Simd, const VECTORS: usize>(row: [S::f32s; VECTORS], to: &mut [f32]) {
+    let vectors = S::as_mut_simd_f32s(&mut to[..VECTORS * S::F32_LANES]).0;
+    vectors[..VECTORS].copy_from_slice(&row);
+}
+
+/// Panels of a matrix `[rows, depth]`, for [`multiply`]: [`ROWS`] rows side by side, zeros past the
+/// last.
+pub(super) fn pack_rows(matrix: &[f32], depth: usize, panels: &mut Vec<[f32; ROWS]>) {
+    panels.clear();
+    for block in matrix.chunks(ROWS * depth) {
+        let start = panels.len();
+        panels.resize(start + depth, [0.0; ROWS]);
+        for (lane, row) in block.chunks_exact(depth).enumerate() {
+            for (factors, &value) in panels[start..].iter_mut().zip(row) {
+                factors[lane] = value;
+            }
+        }
+    }
+}
+
+/// Panels of the transpose of a matrix `[depth, columns]`.
+pub(super) fn pack_columns(matrix: &[f32], columns: usize, panels: &mut Vec<[f32; ROWS]>) {
+    panels.clear();
+    for start in (0..columns).step_by(ROWS) {
+        let width = ROWS.min(columns - start);
+        for row in matrix.chunks_exact(columns) {
+            let mut factors = [0.0; ROWS];
+            factors[..width].copy_from_slice(&row[start..start + width]);
+            panels.push(factors);
+        }
+    }
+}
