@@ -32,7 +32,8 @@ fn loss_kernel(criterion: &mut Criterion) {
                     target.clone(),
                     weights.clone(),
                     shape[0],
-                );
+                )
+                .expect("fitting shapes");
                 device.sync().ok();
                 error
             });
@@ -63,7 +64,8 @@ fn mixture(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || points.clone(),
                 |[retain, forget, noise]| {
-                    let points = mixture_points(retain, forget, noise, &scales, &from_forget);
+                    let points = mixture_points(retain, forget, noise, &scales, &from_forget)
+                        .expect("fitting shapes");
                     device.sync().ok();
                     points
                 },

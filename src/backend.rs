@@ -48,7 +48,8 @@ impl DeviceSpec {
     /// The device.
     ///
     /// # Errors
-    /// [`Error::UnknownDevice`] if its feature is not compiled in.
+    /// [`Error::UnknownDevice`] if its feature is not compiled in. Whether the hardware exists shows at the first tensor:
+    /// burn panics there without it.
     pub fn device(self) -> Result<Device> {
         match self {
             #[cfg(feature = "flex")]

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use burn::tensor::Tensor;
 use rand::seq::SliceRandom;
 
-use crate::denoiser::{Condition, row_index};
+use crate::denoiser::Condition;
 use crate::draws::{Stream, keyed_rng};
-use crate::error::{Error, Result, Side};
+use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
+use crate::host::{read_f32, select_rows, to_f32};
 
 /// The retained and the forgotten points of one optimiser step, paired row by row.
 ///
@@ -69,40 +70,24 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
                 remedy: "give at least one retained and one forgotten point",
             });
         }
-        if forget.dims() != shape {
-            return Err(Error::ShapeMismatch {
-                what: "the forget batch",
-                expected: shape.to_vec(),
-                got: forget.dims().to_vec(),
-                remedy: "pair each retained point with one forgotten point of its shape; repeat forgotten points",
-            });
-        }
+        let remedy = "pair each retained point with one forgotten point of its shape; repeat forgotten points";
+        check_shape("the forget batch", &shape, &forget.dims(), remedy)?;
+        check_device("forgotten points", &retain.device(), &forget.device())?;
         for (what, condition) in [
             ("the retain condition", &retain_condition),
             ("the forget condition", &forget_condition),
         ] {
-            if let Err(rows) = condition.check_rows(shape[0]) {
-                return Err(Error::ShapeMismatch {
-                    what,
-                    expected: vec![shape[0]],
-                    got: vec![rows],
-                    remedy: "give one condition for every row",
-                });
-            }
-        }
-        if retain.device() != forget.device() {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "retained points are on {:?}, forgotten ones on {:?}",
-                    retain.device(),
-                    forget.device()
-                ),
-                remedy: "move both to the model's device",
-            });
+            let rows = condition.check_rows(shape[0]).err().unwrap_or(shape[0]);
+            check_shape(
+                what,
+                &shape[..1],
+                &[rows],
+                "give one condition for every row",
+            )?;
         }
         Ok(Self {
-            retain: retain.inner(),
-            forget: forget.inner(),
+            retain: to_f32(retain.inner()),
+            forget: to_f32(forget.inner()),
             retain_condition,
             forget_condition,
             forget_ids: vec![0; shape[0]],
@@ -115,14 +100,13 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
     /// # Errors
     /// [`Error::ShapeMismatch`] unless there is one id for every row.
     pub fn with_forget_ids(mut self, ids: Vec<u64>) -> Result<Self> {
-        if ids.len() != self.batch_size() {
-            return Err(Error::ShapeMismatch {
-                what: "the ids of the forgotten points",
-                expected: vec![self.batch_size()],
-                got: vec![ids.len()],
-                remedy: "give one id for every row",
-            });
-        }
+        let what = "the list of ids of the forgotten points";
+        check_shape(
+            what,
+            &[self.batch_size()],
+            &[ids.len()],
+            "give one id for every row",
+        )?;
         self.forget_ids = ids;
         Ok(self)
     }
@@ -163,8 +147,11 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
 }
 
 fn check_finite<const D: usize>(points: &Tensor<D>, side: Side) -> Result<()> {
-    let rows = points.dims()[0];
     let values = read_f32(points.clone(), "the data")?;
+    check_finite_values(&values, points.dims()[0], side)
+}
+
+fn check_finite_values(values: &[f32], rows: usize, side: Side) -> Result<()> {
     let elements = values.len() / rows.max(1);
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
@@ -174,16 +161,6 @@ fn check_finite<const D: usize>(points: &Tensor<D>, side: Side) -> Result<()> {
             value: values[index],
         }),
     }
-}
-
-/// Brings a float tensor to the host.
-pub(crate) fn read_f32<const D: usize>(tensor: Tensor<D>, what: &'static str) -> Result<Vec<f32>> {
-    tensor
-        .try_into_vec_as::<f32>()
-        .map_err(|error| Error::DeviceRead {
-            what,
-            message: error.to_string(),
-        })
 }
 
 /// Which retained point meets which forgotten point, by index.
@@ -226,17 +203,21 @@ impl<const D: usize> PairSampler<D> {
                 });
             }
         }
-        if retain.dims()[1..] != forget.dims()[1..] {
-            return Err(Error::ShapeMismatch {
-                what: "a forgotten point",
-                expected: retain.dims()[1..].to_vec(),
-                got: forget.dims()[1..].to_vec(),
-                remedy: "bring both sets to the model's input shape",
-            });
-        }
-        check_finite(&retain, Side::Retain)?;
-        check_finite(&forget, Side::Forget)?;
-        refuse_common_points(&retain, &forget)?;
+        let remedy = "bring both sets to the model's input shape";
+        check_shape(
+            "a forgotten point",
+            &retain.dims()[1..],
+            &forget.dims()[1..],
+            remedy,
+        )?;
+        check_device("forgotten points", &retain.device(), &forget.device())?;
+        let (retain, forget) = (to_f32(retain.inner()), to_f32(forget.inner()));
+        let retain_values = read_f32(retain.clone(), "the data")?;
+        let forget_values = read_f32(forget.clone(), "the data")?;
+        check_finite_values(&retain_values, retain.dims()[0], Side::Retain)?;
+        check_finite_values(&forget_values, forget.dims()[0], Side::Forget)?;
+        let elements = retain.dims()[1..].iter().product();
+        refuse_common_points(&retain_values, &forget_values, elements)?;
         Ok(Self {
             retain,
             forget,
@@ -244,17 +225,28 @@ impl<const D: usize> PairSampler<D> {
         })
     }
 
+    /// The retain set, `[n, …]`.
+    pub fn retain(&self) -> &Tensor<D> {
+        &self.retain
+    }
+
+    /// The forget set, `[k, …]`.
+    pub fn forget(&self) -> &Tensor<D> {
+        &self.forget
+    }
+
     /// The indices that meet in optimiser step `step`.
     ///
     /// # Errors
-    /// [`Error::Empty`] for `batch_size = 0`.
+    /// [`Error::OutOfRange`] unless `batch_size` is from 1 to 1,000,000.
     pub fn pairs(&self, step: u64, batch_size: usize) -> Result<Pairs> {
-        if batch_size == 0 {
-            return Err(Error::Empty {
-                what: "the batch",
-                remedy: "set a batch size of at least 1",
-            });
-        }
+        let legal = (1..=LARGEST_BATCH).contains(&batch_size);
+        check_range(
+            "batch_size",
+            batch_size as f64,
+            legal,
+            "from 1 to 1,000,000",
+        )?;
         let first = u128::from(step) * batch_size as u128;
         Ok(Pairs {
             retain: shuffled_epochs(self.retain.dims()[0], first, batch_size, self.seed, 0),
@@ -265,20 +257,59 @@ impl<const D: usize> PairSampler<D> {
     /// The batch of optimiser step `step`, with the indices of the forgotten points as their ids.
     ///
     /// # Errors
-    /// [`Error::Empty`] for `batch_size = 0`.
+    /// As [`pairs`](PairSampler::pairs).
     pub fn batch(&self, step: u64, batch_size: usize) -> Result<UnlearningBatch<D>> {
+        self.batch_with_conditions(step, batch_size, &(), &())
+    }
+
+    /// The same for a model with a condition: each point's own goes with it.
+    ///
+    /// # Shapes
+    /// - `retain_condition`: a row for each point of the retain set; `forget_condition`: likewise
+    ///
+    /// # Errors
+    /// As [`pairs`](PairSampler::pairs); [`Error::ShapeMismatch`] if a condition has not a row for each point.
+    pub fn batch_with_conditions<C: Condition>(
+        &self,
+        step: u64,
+        batch_size: usize,
+        retain_condition: &C,
+        forget_condition: &C,
+    ) -> Result<UnlearningBatch<D, C>> {
         let pairs = self.pairs(step, batch_size)?;
-        let take = |set: &Tensor<D>, rows: &[usize]| {
-            let index = row_index(rows, &set.device());
-            Tensor::select(set.clone(), 0, index)
+        let conditions = |what, condition: &C, set: &Tensor<D>, rows: &[usize]| {
+            let points = set.dims()[0];
+            let found = condition.check_rows(points).err().unwrap_or(points);
+            check_shape(
+                what,
+                &[points],
+                &[found],
+                "give one condition for every point of the set",
+            )?;
+            Ok(condition.select(rows))
         };
-        UnlearningBatch::new(
-            take(&self.retain, &pairs.retain),
-            take(&self.forget, &pairs.forget),
+        UnlearningBatch::with_conditions(
+            select_rows(&self.retain, &pairs.retain),
+            select_rows(&self.forget, &pairs.forget),
+            conditions(
+                "the retain condition",
+                retain_condition,
+                &self.retain,
+                &pairs.retain,
+            )?,
+            conditions(
+                "the forget condition",
+                forget_condition,
+                &self.forget,
+                &pairs.forget,
+            )?,
         )?
         .with_forget_ids(pairs.forget.iter().map(|&index| index as u64).collect())
     }
 }
+
+/// A larger batch is a mistake, not a batch.
+const LARGEST_BATCH: usize = 1_000_000;
 
 /// Positions `first .. first + count` of an endless sequence of shuffled passes over `0 .. size`.
 fn shuffled_epochs(size: usize, first: u128, count: usize, seed: u64, set: u64) -> Vec<usize> {
@@ -303,14 +334,12 @@ fn shuffled(size: usize, seed: u64, epoch: u64, set: u64) -> Vec<usize> {
     order
 }
 
-fn refuse_common_points<const D: usize>(retain: &Tensor<D>, forget: &Tensor<D>) -> Result<()> {
-    let elements: usize = retain.dims()[1..].iter().product();
+fn refuse_common_points(retain: &[f32], forget: &[f32], elements: usize) -> Result<()> {
     // Adding 0 makes −0 and 0, which are the same colour, the same bits.
-    let bits = |set: &Tensor<D>| -> Result<Vec<u32>> {
-        let values = read_f32(set.clone(), "the data")?;
-        Ok(values.iter().map(|value| (value + 0.0).to_bits()).collect())
+    let bits = |values: &[f32]| -> Vec<u32> {
+        values.iter().map(|value| (value + 0.0).to_bits()).collect()
     };
-    let (retain, forget) = (bits(retain)?, bits(forget)?);
+    let (retain, forget) = (bits(retain), bits(forget));
     let forgotten: HashMap<&[u32], usize> = forget
         .chunks_exact(elements)
         .enumerate()

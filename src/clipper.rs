@@ -6,13 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, Side, check_positive};
 use crate::gradients::GradientNorms;
+use crate::step_report::number_or_null;
 
 /// The factors of the combination `g = c_r g_r + c_f g_f`. Neither carries the forgetting's sign: that is in `g_f`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Coefficients {
     /// `c_r`.
+    #[serde(deserialize_with = "number_or_null")]
     pub retain: f64,
     /// `c_f`, the paper's forget scale.
+    #[serde(deserialize_with = "number_or_null")]
     pub forget: f64,
 }
 
@@ -190,7 +193,8 @@ impl GradientClipper for ClipToNorm {
     }
 }
 
-/// The same factor in every step: the superfactor of the published code, the `k/(n−k)` of the paper's Eq. 4.
+/// The same factor in every step: the superfactor of the published code. The paper's Eq. 4, up to a common factor, is
+/// `(1+s) k/n` with `x` from all data, or `s k/(n−k)` with `x` from the data without the forgotten points.
 #[doc(alias = "superfactor")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ConstantScale {

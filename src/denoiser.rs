@@ -1,8 +1,11 @@
 //! The user's model: a burn module behind one method, of any rank and with any condition.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::host::row_index;
 
 /// A denoising network of rank `D` (audio 3, images 4, video 5).
 ///
@@ -40,6 +43,7 @@ pub trait Denoiser<const D: usize>: Module {
     ///
     /// # Shapes
     /// - `noisy` and the result: `[rows, …]`
+    /// - all inputs are f32
     /// - `timesteps`: `[rows]`, as the scheduler counts them (`0, …, T − 1`, or continuous time)
     /// - `condition`: `rows` rows
     fn predict(
@@ -48,13 +52,23 @@ pub trait Denoiser<const D: usize>: Module {
         timesteps: Tensor<1>,
         condition: &Self::Condition,
     ) -> Tensor<D>;
+
+    /// Whether the model takes inputs of this shape, `[rows, …]`: the place to refuse a wrong number of channels with an
+    /// error instead of a panic in [`predict`](Denoiser::predict). Accepts everything unless implemented.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or another that says what the model takes.
+    fn check_input(&self, shape: [usize; D]) -> Result<()> {
+        let _ = shape;
+        Ok(())
+    }
 }
 
 /// What a prediction is conditioned on, one entry a row.
 ///
 /// The trainer runs parts of a batch, so it must be able to take some of the rows.
 pub trait Condition: Clone + Send {
-    /// The rows with these indices, in this order. Called with indices below the number that
+    /// The rows with these indices, in this order; an index may come twice. Called with indices below the number that
     /// [`check_rows`](Condition::check_rows) accepted.
     fn select(&self, rows: &[usize]) -> Self;
 
@@ -75,8 +89,7 @@ impl Condition for () {
 
 impl<const D: usize> Condition for Tensor<D> {
     fn select(&self, rows: &[usize]) -> Self {
-        let index = row_index(rows, &self.device());
-        Tensor::select(self.clone(), 0, index)
+        Tensor::select(self.clone(), 0, row_index(rows, &self.device()))
     }
 
     fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
@@ -86,8 +99,7 @@ impl<const D: usize> Condition for Tensor<D> {
 
 impl<const D: usize> Condition for Tensor<D, Int> {
     fn select(&self, rows: &[usize]) -> Self {
-        let index = row_index(rows, &self.device());
-        Tensor::select(self.clone(), 0, index)
+        Tensor::select(self.clone(), 0, row_index(rows, &self.device()))
     }
 
     fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
@@ -108,13 +120,6 @@ impl<A: Condition, B: Condition> Condition for (A, B) {
 
 fn check_count(found: usize, rows: usize) -> std::result::Result<(), usize> {
     if found == rows { Ok(()) } else { Err(found) }
-}
-
-/// Row numbers as an index tensor, for `Tensor::select` along dimension 0.
-pub(crate) fn row_index(rows: &[usize], device: &burn::tensor::Device) -> Tensor<1, Int> {
-    let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-    let count = rows.len();
-    Tensor::from_data(TensorData::new(rows, [count]), device)
 }
 
 /// What a model predicts. All kinds are affine in (clean point, noise), so every objective works with each.
@@ -138,6 +143,9 @@ impl PredictionType {
     ///
     /// # Shapes
     /// - `clean`, `noise` and the result: `[batch, …]`; `signal_scale`, `noise_scale`: `[batch, 1, …]`
+    ///
+    /// # Panics
+    /// As burn's arithmetic, for shapes that do not fit each other.
     pub fn target<const D: usize>(
         self,
         clean: Tensor<D>,

@@ -4,17 +4,18 @@
 //! the size of a micro-batch, not of what was drawn before. So a step repeats anywhere, and a resumed run
 //! draws what the run would have drawn.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, check_probability};
+use crate::error::{Result, check_probability, check_range, check_shape};
+use crate::host::{tensor, to_f32};
 use crate::mixture::MixtureSampler;
 use crate::scheduler::TimeRange;
 
-/// What a random stream is used for. Streams of one key are independent.
+/// What a random stream is used for. The streams of one (seed, step, row) are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stream {
@@ -52,7 +53,7 @@ impl Stream {
 /// The generator of one key. Batch-wide draws use row 0.
 ///
 /// ChaCha with the key (seed, step, row, stream) written little-endian into its 32 bytes.
-pub fn keyed_rng(seed: u64, step: u64, row: u64, stream: Stream) -> ChaCha8Rng {
+pub fn keyed_rng(seed: u64, step: u64, row: u64, stream: Stream) -> impl Rng {
     let mut key = [0; 32];
     for (bytes, part) in key.chunks_exact_mut(8).zip([seed, step, row, stream.tag()]) {
         bytes.copy_from_slice(&part.to_le_bytes());
@@ -78,7 +79,7 @@ pub fn normal_noise<const D: usize>(
         let rng = keyed_rng(seed, step, first_row + row, stream);
         values.extend(rng.sample_iter::<f32, _>(StandardNormal).take(elements));
     }
-    Tensor::from_data(TensorData::new(values, shape), device)
+    tensor(values, shape, device)
 }
 
 /// How the timesteps of a batch are drawn. Each row's timestep is uniform over the scheduler's range either way.
@@ -143,31 +144,21 @@ impl<const D: usize> Draws<D> {
     /// - `noise`: `[batch, …]`, standard normal
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if the lengths differ, [`Error::OutOfRange`] unless `0 ≤ forget_prob ≤ 1`.
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the lengths differ, [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ forget_prob ≤ 1`.
     pub fn new(
         timesteps: Vec<f64>,
         noise: Tensor<D>,
         from_forget: Vec<bool>,
         forget_prob: f64,
     ) -> Result<Self> {
-        let batch_size = noise.dims()[0];
-        for (what, length) in [
-            ("timesteps", timesteps.len()),
-            ("from_forget", from_forget.len()),
-        ] {
-            if length != batch_size {
-                return Err(Error::ShapeMismatch {
-                    what,
-                    expected: vec![batch_size],
-                    got: vec![length],
-                    remedy: "draw one of each for every row of the noise",
-                });
-            }
-        }
+        let rows = &noise.dims()[..1];
+        let remedy = "draw one of each for every row of the noise";
+        check_shape("the list of timesteps", rows, &[timesteps.len()], remedy)?;
+        check_shape("the list of components", rows, &[from_forget.len()], remedy)?;
         check_probability("forget_prob", forget_prob)?;
         Ok(Self {
             timesteps,
-            noise,
+            noise: to_f32(noise.inner()),
             from_forget,
             forget_prob,
             thinning_uniform: 0.5,
@@ -177,16 +168,18 @@ impl<const D: usize> Draws<D> {
     /// Sets the one uniform number in `[0, 1)` that thinning uses.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] unless `0 ≤ uniform < 1`.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ uniform < 1`.
     pub fn with_thinning_uniform(mut self, uniform: f64) -> Result<Self> {
         let legal = (0.0..1.0).contains(&uniform);
-        self.thinning_uniform = crate::error::check_range(
-            "thinning_uniform",
-            uniform,
-            legal,
-            "at least 0 and below 1",
-        )?;
+        self.thinning_uniform =
+            check_range("thinning_uniform", uniform, legal, "at least 0 and below 1")?;
         Ok(self)
+    }
+
+    /// The same draws on another device: to replay a step there.
+    pub fn to_device(mut self, device: &Device) -> Self {
+        self.noise = self.noise.to_device(device);
+        self
     }
 
     /// Number of rows.
@@ -233,7 +226,7 @@ impl DrawSource {
     /// The draws of optimiser step `step` for a batch of this shape.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the sampler breaks its contract.
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::OutOfRange`](crate::Error::OutOfRange) if the sampler breaks its contract.
     pub fn draw<const D: usize>(
         &self,
         step: u64,
@@ -304,6 +297,23 @@ mod tests {
         assert_eq!(draws.from_forget, VALUE_STABILITY.2);
         assert_eq!(draws.thinning_uniform, VALUE_STABILITY.3);
     }
+
+    /// The streams that other modules draw from: pairs, samples, and the default timesteps.
+    #[test]
+    fn value_stability_of_the_other_streams() {
+        let lowdiscrepancy = TimestepSampling::LowDiscrepancy.timesteps(RANGE, 4, 7, 3);
+        assert_eq!(lowdiscrepancy, [438.0, 688.0, 938.0, 188.0]);
+        let device = Device::flex();
+        let set = |rows: usize, value: f64| Tensor::<2>::full([rows, 1], value, &device);
+        let retain = Tensor::cat((0..5).map(|row| set(1, f64::from(row))).collect(), 0);
+        let pairs = crate::PairSampler::new(retain, set(1, 9.0), 7).unwrap();
+        assert_eq!(pairs.pairs(0, 5).unwrap().retain, PAIRS);
+        let noise: Tensor<2> = normal_noise([1, 3], 7, 0, 2, Stream::Sampling, &device);
+        assert_eq!(noise.into_data().try_to_vec::<f32>().unwrap(), SAMPLING);
+    }
+
+    const PAIRS: [usize; 5] = [0, 3, 2, 1, 4];
+    const SAMPLING: [f32; 3] = [-1.6162187, -1.0104249, -1.5862929];
 
     fn draw_at<const D: usize>(source: DrawSource, step: u64, shape: [usize; D]) -> Draws<D> {
         let sampler = CoinFlip::new(0.5).unwrap();

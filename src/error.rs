@@ -29,7 +29,8 @@ impl std::fmt::Display for Side {
 /// Everything that can go wrong, with the value that was wrong and what to do about it.
 ///
 /// An error leaves the object that returned it as it was: a trainer whose `step` fails still holds
-/// the model and the optimiser state of the step before.
+/// the model and the optimiser state of the step before. The exception is [`Error::Observer`], which
+/// comes after the step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -89,7 +90,7 @@ pub enum Error {
     },
 
     /// Data contains NaN or an infinity.
-    #[error("row {row} of the {side} data contains {value}; clean the data: no step was taken")]
+    #[error("row {row} of the {side} data contains {value}; clean the data")]
     NonFiniteData {
         /// The side the row belongs to.
         side: Side,
@@ -220,6 +221,10 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// A picture or a plot could not be made.
+    #[error("the picture could not be made: {0}")]
+    Picture(String),
+
     /// An observer (log, plot, progress) failed.
     #[error("observer failed: {0}")]
     Observer(String),
@@ -240,7 +245,7 @@ impl Error {
     }
 }
 
-/// Checks that a setting is finite and inside `range`; the message repeats both.
+/// Checks that a setting is finite and legal; the message repeats its value and what is required.
 pub(crate) fn check_range(
     name: &'static str,
     value: f64,
@@ -256,6 +261,39 @@ pub(crate) fn check_range(
             requirement,
         })
     }
+}
+
+/// Checks a shape or a number of rows.
+pub(crate) fn check_shape(
+    what: &'static str,
+    expected: &[usize],
+    got: &[usize],
+    remedy: &'static str,
+) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::ShapeMismatch {
+        what,
+        expected: expected.to_vec(),
+        got: got.to_vec(),
+        remedy,
+    })
+}
+
+/// Checks that two tensors that meet are on the same device.
+pub(crate) fn check_device(
+    what: &'static str,
+    expected: &burn::tensor::Device,
+    got: &burn::tensor::Device,
+) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::InvalidSetting {
+        what: format!("{what} are on {got:?}, where {expected:?} is needed"),
+        remedy: "move everything to the model's device",
+    })
 }
 
 /// Checks that a probability-like setting lies in `[0, 1]`.

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{FloatDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::clipper::Coefficients;
-use crate::denoiser::{Condition, Denoiser, row_index};
-use crate::error::{Error, Result};
+use crate::denoiser::{Condition, Denoiser};
+use crate::error::{Result, check_shape};
+use crate::host::{read_f32, select_rows, vector};
 use crate::kernel::weighted_squared_error;
 use crate::loss::LossTerm;
 use crate::step_report::number_or_null;
@@ -83,40 +84,23 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     batch_size: usize,
 ) -> Result<(Tensor<1>, GradientsParams)> {
     let device = term.noisy.device();
-    let index = row_index(rows, &device);
-    let timesteps = rows.iter().map(|&row| term.timesteps[row]);
-    let noisy = Tensor::select(term.noisy.clone(), 0, index.clone());
-    let target = Tensor::select(term.target.clone(), 0, index);
-
-    let prediction = model.predict(
-        noisy,
-        host_vector(timesteps, &device),
-        &condition.select(rows),
-    );
-    if prediction.dims() != target.dims() {
-        return Err(Error::ShapeMismatch {
-            what: "the model's prediction",
-            expected: target.dims().to_vec(),
-            got: prediction.dims().to_vec(),
-            remedy: "the model must predict one value for every element of its input",
-        });
-    }
-    let weights = host_vector(weights.iter().copied(), &device);
-    let error = weighted_squared_error(prediction.clone().inner(), target, weights, batch_size);
+    let timesteps = vector(rows.iter().map(|&row| term.timesteps[row]), &device);
+    let noisy = select_rows(&term.noisy, rows);
+    let target = select_rows(&term.target, rows);
+    let prediction = model.predict(noisy, timesteps, &condition.select(rows));
+    let remedy = "the model must predict one value for every element of its input";
+    check_shape(
+        "the model's prediction",
+        &target.dims(),
+        &prediction.dims(),
+        remedy,
+    )?;
+    let weights = vector(weights.iter().copied(), &device);
+    let error = weighted_squared_error(prediction.clone().inner(), target, weights, batch_size)?;
     // The chain rule with the seed ∂L/∂ŷ: the graph holds the model and nothing of the loss.
     let seed = error.seed.cast(prediction.dtype());
     let gradients = (prediction * seed).sum().backward();
     Ok((error.losses, GradientsParams::from_grads(gradients, model)))
-}
-
-/// Host numbers as a tensor of one dimension, in f32.
-pub(crate) fn host_vector(
-    values: impl Iterator<Item = f64>,
-    device: &burn::tensor::Device,
-) -> Tensor<1> {
-    let values: Vec<f32> = values.map(|value| value as f32).collect();
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
 /// `sum + more`, parameter by parameter.
@@ -167,6 +151,52 @@ pub(crate) fn combine<M: Module>(
     };
     model.visit(&mut visitor);
     visitor.combined
+}
+
+/// What one read brings from the device: losses of each side's rows, and the norms.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    /// `‖ŷ − target‖²` of each row of the retain term.
+    pub(crate) retain_losses: Vec<f32>,
+    /// `‖ŷ − target‖²` of each row of the forget term.
+    pub(crate) forget_losses: Vec<f32>,
+    pub(crate) norms: GradientNorms,
+}
+
+impl Measured {
+    pub(crate) fn is_finite(&self) -> bool {
+        let mut losses = self.retain_losses.iter().chain(&self.forget_losses);
+        self.norms.is_finite() && losses.all(|loss| loss.is_finite())
+    }
+}
+
+/// Brings losses and norms to the host, in one read.
+pub(crate) fn measure<M: Module>(
+    model: &M,
+    retain: &SideGradient,
+    forget: &SideGradient,
+) -> Result<Measured> {
+    let products = gradient_products(model, &retain.gradients, &forget.gradients);
+    let num_products = products.as_ref().map_or(0, |products| products.dims()[0]);
+    let losses = retain.losses.iter().chain(&forget.losses).cloned();
+    let parts: Vec<Tensor<1>> = losses.chain(products).collect();
+    if parts.is_empty() {
+        return Ok(Measured::default());
+    }
+    let mut retain_losses = read_f32(Tensor::cat(parts, 0), "losses and gradient norms")?;
+    let products = retain_losses.split_off(retain_losses.len() - num_products);
+    let rows: usize = retain.losses.iter().map(|losses| losses.dims()[0]).sum();
+    let forget_losses = retain_losses.split_off(rows);
+    let product = |index: usize| products.get(index).copied().map_or(0.0, f64::from);
+    Ok(Measured {
+        retain_losses,
+        forget_losses,
+        norms: GradientNorms {
+            retain: product(0).sqrt(),
+            forget: product(1).sqrt(),
+            inner_product: product(2),
+        },
+    })
 }
 
 /// `‖g_r‖²`, `‖g_f‖²` and `⟨g_r, g_f⟩` over all parameters, on the device, `[3]`; `None` where there is no gradient.

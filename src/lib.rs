@@ -8,7 +8,8 @@
 //! # Quick start
 //!
 //! Three things are needed: the model behind [`Denoiser`], the [`Scheduler`] it was trained with, and the data of both
-//! sides. What is not set has the paper's values.
+//! sides. What is not set has defaults that work, listed at
+//! [`SissTrainerBuilder`].
 //!
 //! ```
 //! use burn::module::Module;
@@ -87,6 +88,16 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 #![deny(missing_docs, missing_debug_implementations)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::print_stdout,
+        clippy::print_stderr
+    )
+)]
 
 pub mod backend;
 mod batch;
@@ -96,6 +107,7 @@ mod denoiser;
 mod draws;
 mod error;
 mod gradients;
+mod host;
 pub mod kernel;
 mod learning_rate;
 pub mod loss;

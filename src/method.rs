@@ -1,4 +1,4 @@
-//! The published combinations of objective, mixture and clipper, by name.
+//! The published combinations of objective and clipper, by name.
 
 use std::fmt;
 use std::str::FromStr;

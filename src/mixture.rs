@@ -7,8 +7,9 @@ use burn::tensor::Tensor;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 
-use crate::error::{Result, check_probability};
-use crate::scheduler::{Scales, column};
+use crate::error::{Result, check_device, check_probability, check_shape};
+use crate::host::{column, sum_elements};
+use crate::scheduler::Scales;
 
 /// Chooses which rows of a batch draw their noisy point from the forgotten point.
 ///
@@ -182,14 +183,37 @@ pub struct MixturePoints<const D: usize> {
 ///
 /// # Shapes
 /// - `retain`, `forget`, `noise`: `[batch, …]`; `from_forget` and the scales: `[batch]`
+///
+/// # Errors
+/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::InvalidSetting`](crate::Error::InvalidSetting) if
+/// they do not fit each other or lie on different devices.
 pub fn mixture_points<const D: usize>(
     retain: Tensor<D>,
     forget: Tensor<D>,
     noise: Tensor<D>,
     scales: &Scales,
     from_forget: &[bool],
-) -> MixturePoints<D> {
+) -> Result<MixturePoints<D>> {
     let device = retain.device();
+    for (what, other) in [
+        ("forgotten points", &forget),
+        ("the drawn noise values", &noise),
+    ] {
+        check_shape(
+            what,
+            &retain.dims(),
+            &other.dims(),
+            "draw for the batch that the step is given",
+        )?;
+        check_device(what, &device, &other.device())?;
+    }
+    for (what, rows) in [
+        ("the list of components", from_forget.len()),
+        ("the signal scales", scales.signal.len()),
+        ("the noise scales", scales.noise.len()),
+    ] {
+        check_shape(what, &retain.dims()[..1], &[rows], "give one for every row")?;
+    }
     let indicator: Vec<f64> = from_forget.iter().map(|&from| f64::from(from)).collect();
     let from_forget = column::<D>(&indicator, &device);
     let ratio: Vec<f64> = scales
@@ -207,19 +231,12 @@ pub fn mixture_points<const D: usize>(
 
     let base = retain * from_retain + forget * from_forget;
     let noisy = base * scales.signal_tensor(&device) + noise * scales.noise_tensor(&device);
-    MixturePoints {
+    Ok(MixturePoints {
         noisy,
         retain_noise,
         forget_noise,
         log_ratio,
-    }
-}
-
-/// Sums everything but dimension 0: `[rows, …]` to `[rows]`.
-pub(crate) fn sum_elements<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
-    let rows = tensor.dims()[0];
-    let elements: usize = tensor.dims()[1..].iter().product();
-    tensor.reshape([rows, elements]).sum_dim(1).reshape([rows])
+    })
 }
 
 #[cfg(test)]
@@ -328,7 +345,8 @@ mod tests {
             noise: vec![sigma; 6],
         };
         let from_forget = [true, false, true, false, false, true];
-        let points = mixture_points(retain.clone(), forget.clone(), noise, &scales, &from_forget);
+        let points =
+            mixture_points(retain.clone(), forget.clone(), noise, &scales, &from_forget).unwrap();
         let host = |t: Tensor<2>| t.into_data().try_to_vec::<f32>().unwrap();
         let (x, a, m) = (host(retain), host(forget), host(points.noisy.clone()));
         // The definition, in f64: (‖m − γx‖² − ‖m − γa‖²) / 2σ².

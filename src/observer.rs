@@ -10,12 +10,13 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::step_report::{StepOutcome, StepReport, TermReport};
 
-/// Is told of every step. For progress bars, logs, plots, early stops.
+/// Is told of every step. For progress bars, logs, plots.
 pub trait Observer: Send + Debug {
     /// Called after each step, skipped steps included.
     ///
     /// # Errors
-    /// Ends [`step`](crate::SissTrainer::step) with the error; the step itself has been taken.
+    /// Becomes the error of [`step`](crate::SissTrainer::step); the step itself has been taken, and the other observers
+    /// have seen it.
     fn observe(&mut self, report: &StepReport) -> Result<()>;
 }
 
@@ -84,6 +85,8 @@ pub enum Symptom {
     NothingForgotten,
     /// The forget gradient is zero or close to it.
     VanishingForgetGradient,
+    /// Many steps have rows on one side only.
+    OneSidedSteps,
     /// All importance weights are 0 or at their bound.
     DegenerateWeights,
     /// Steps are skipped for numbers that are not finite.
@@ -134,6 +137,8 @@ pub struct Diagnosis {
     dominating: usize,
     vanishing: usize,
     degenerate: usize,
+    one_sided: usize,
+    steps: usize,
     skipped: usize,
     findings: Vec<Finding>,
 }
@@ -163,6 +168,8 @@ impl Diagnosis {
             dominating: 0,
             vanishing: 0,
             degenerate: 0,
+            one_sided: 0,
+            steps: 0,
             skipped: 0,
             findings: Vec::new(),
         }
@@ -248,6 +255,23 @@ impl Diagnosis {
         }
     }
 
+    /// A batch so small that thinning leaves one side: a clipper that compares the sides has nothing to compare.
+    fn look_at_rows(&mut self, report: &StepReport) {
+        let (Some(retain), Some(forget)) = (&report.retain, &report.forget) else {
+            return;
+        };
+        self.steps += 1;
+        self.one_sided += usize::from(retain.rows == 0 || forget.rows == 0);
+        if self.steps >= self.window && 2 * self.one_sided > self.steps {
+            self.find(
+                report,
+                Symptom::OneSidedSteps,
+                format!("{} of {} steps had rows on one side only", self.one_sided, self.steps),
+                "FractionOfRetain forgets nothing in such a step: use larger batches (micro_batch_size bounds the memory), or RescaleToNorm or ConstantScale",
+            );
+        }
+    }
+
     fn look_at_weights(&mut self, report: &StepReport) {
         let share = report
             .forget
@@ -291,6 +315,7 @@ impl Observer for Diagnosis {
         self.look_at_trends(report);
         self.look_at_gradients(report);
         self.look_at_weights(report);
+        self.look_at_rows(report);
         Ok(())
     }
 }
@@ -428,6 +453,15 @@ mod tests {
             report
         });
         assert_eq!(symptoms(degenerate), [Symptom::DegenerateWeights]);
+
+        let one_sided = (0..100).map(|step| {
+            let mut report = report(step, 0.03, rising(step));
+            if let Some(term) = &mut report.forget {
+                term.rows = usize::from(step % 3 == 0);
+            }
+            report
+        });
+        assert_eq!(symptoms(one_sided), [Symptom::OneSidedSteps]);
 
         let skipped = (0..100).map(|step| {
             let mut report = report(step, f64::NAN, f64::NAN);

@@ -1,12 +1,12 @@
 //! What is checked once, before the first step: that the model can be trained by two separate gradients.
 
 use burn::module::{Flag, Module, ModuleVisitor, Param};
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, Tensor};
 
-use crate::batch::{UnlearningBatch, read_f32};
+use crate::batch::UnlearningBatch;
 use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Error, Result, Side};
-use crate::gradients::host_vector;
+use crate::host::{read_f32, to_f32, vector};
 use crate::loss::LossTerm;
 
 /// Refuses a model without trainable parameters, with active dropout or with active batch normalisation.
@@ -31,38 +31,58 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
             evidence: format!("`{layer}` is active"),
         });
     }
-
-    let row = term.noisy.clone().narrow(0, 0, 1);
-    let pair = Tensor::cat(vec![row.clone(), -row.clone()], 0);
     let condition = batch.condition(Side::Retain);
-    let predict = |input: Tensor<D>, rows: &[usize]| {
-        let timesteps = rows.iter().map(|_| term.timesteps[0]);
-        let timesteps = host_vector(timesteps, &input.device());
+    let predict = |input: &Tensor<D>| {
+        let rows = vec![0; input.dims()[0]];
+        let timesteps = vector(rows.iter().map(|_| term.timesteps[0]), &input.device());
         model
-            .predict(input, timesteps, &condition.select(rows))
+            .predict(input.clone(), timesteps, &condition.select(&rows))
             .inner()
     };
-    let first = predict(pair.clone(), &[0, 0]);
-    // Small networks can roll the same dice twice, but hardly four times.
-    let mut difference: f64 = 0.0;
-    for _ in 0..3 {
-        difference = difference.max(relative_difference(&first, predict(pair.clone(), &[0, 0]))?);
-    }
-    let tolerance = match first.dtype() {
+    let row = term.noisy.clone().narrow(0, 0, 1);
+    let pair = Tensor::cat(vec![row.clone(), -row.clone()], 0);
+    let first = predict(&pair);
+    check_repeats(&first, || predict(&pair), &layers)?;
+    check_alone(&first, predict(&row), &layers)
+}
+
+/// Relative difference of outputs that counts as one.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
         DType::F64 | DType::F32 | DType::Flex32 => 5e-3,
         _ => 5e-2,
-    };
-    if difference > tolerance {
-        return Err(Error::StochasticModel {
-            evidence: format!(
-                "two forward passes of the same input differ by {difference:.1e} of their norm{}",
-                layers.described()
-            ),
-        });
     }
-    let beside_another = first.narrow(0, 0, 1);
-    let difference = relative_difference(&beside_another, predict(row, &[0]))?;
-    if difference > tolerance {
+}
+
+/// The same input must give the same output. Small networks can roll the same dice twice, but hardly four times.
+fn check_repeats<const D: usize>(
+    first: &Tensor<D>,
+    again: impl Fn() -> Tensor<D>,
+    layers: &TrainingLayers,
+) -> Result<()> {
+    for _ in 0..3 {
+        let difference = relative_difference(first, again())?;
+        if difference > tolerance(first.dtype()) {
+            return Err(Error::StochasticModel {
+                evidence: format!(
+                    "two forward passes of the same input differ by {difference:.1e} of their norm{}",
+                    layers.described()
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A row must give the same output with another beside it and alone.
+fn check_alone<const D: usize>(
+    pair: &Tensor<D>,
+    alone: Tensor<D>,
+    layers: &TrainingLayers,
+) -> Result<()> {
+    let beside_another = pair.clone().narrow(0, 0, 1);
+    let difference = relative_difference(&beside_another, alone)?;
+    if difference > tolerance(pair.dtype()) {
         return Err(Error::BatchDependentModel {
             evidence: format!(
                 "a row's output changes by {difference:.1e} of its norm with the row beside it{}",
@@ -75,8 +95,8 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
 
 /// `‖a − b‖ / ‖a‖`; NaN for outputs that are no numbers, which the step itself will report.
 fn relative_difference<const D: usize>(a: &Tensor<D>, b: Tensor<D>) -> Result<f64> {
-    let a = a.clone().cast(FloatDType::F32);
-    let difference = a.clone() - b.cast(FloatDType::F32);
+    let a = to_f32(a.clone());
+    let difference = a.clone() - to_f32(b);
     let squares = Tensor::cat(
         vec![
             (difference.clone() * difference).sum(),

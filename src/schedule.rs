@@ -58,6 +58,17 @@ impl BetaSchedule {
         }
     }
 
+    fn check_ends(&self) -> Result<()> {
+        if let BetaSchedule::Linear { start, end } | BetaSchedule::ScaledLinear { start, end } =
+            self
+        {
+            for &beta in [start, end] {
+                check_beta(beta)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The betas of a process of `num_timesteps` steps.
     ///
     /// # Errors
@@ -67,9 +78,10 @@ impl BetaSchedule {
         check_range(
             "num_timesteps",
             num_timesteps as f64,
-            num_timesteps >= 2,
-            "at least 2",
+            (2..=MOST_TIMESTEPS).contains(&num_timesteps),
+            "from 2 to 1,000,000",
         )?;
+        self.check_ends()?;
         let betas = match self {
             BetaSchedule::Linear { start, end } => evenly_spaced(*start, *end, num_timesteps),
             BetaSchedule::ScaledLinear { start, end } => {
@@ -90,16 +102,23 @@ impl BetaSchedule {
             });
         }
         for &beta in &betas {
-            check_range(
-                "beta",
-                beta,
-                beta > 0.0 && beta < 1.0,
-                "above 0 and below 1",
-            )?;
+            check_beta(beta)?;
         }
         Ok(betas)
     }
 }
+
+fn check_beta(beta: f64) -> Result<f64> {
+    check_range(
+        "beta",
+        beta,
+        beta > 0.0 && beta < 1.0,
+        "above 0 and below 1",
+    )
+}
+
+/// More steps than any process has: a number beyond it is a mistake, not a schedule.
+const MOST_TIMESTEPS: usize = 1_000_000;
 
 fn evenly_spaced(start: f64, end: f64, count: usize) -> Vec<f64> {
     let step = (end - start) / (count - 1) as f64;

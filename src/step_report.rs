@@ -23,6 +23,16 @@ pub enum StepOutcome {
     SkippedNonFinite,
 }
 
+impl StepOutcome {
+    pub(crate) fn of(is_applied: bool) -> Self {
+        if is_applied {
+            StepOutcome::Applied
+        } else {
+            StepOutcome::SkippedNonFinite
+        }
+    }
+}
+
 /// What happened in one optimiser step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
@@ -107,27 +117,29 @@ impl WeightSummary {
 }
 
 impl TermReport {
-    /// `losses`: `‖ŷ − target‖²` of each row of the (thinned) term; `elements`: elements a row.
-    pub(crate) fn new<const D: usize>(
-        term: &LossTerm<D>,
-        weights: WeightSummary,
+    /// The report of a thinned term. `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows.
+    pub(crate) fn of<const D: usize>(
+        term: &Option<LossTerm<D>>,
+        weights: Option<WeightSummary>,
         losses: &[f32],
-        batch_size: usize,
-    ) -> Self {
-        let elements: usize = term.noisy.dims()[1..].iter().product();
-        let total: f64 = term.weights.iter().map(|weight| weight.abs()).sum();
-        let sum: f64 = term
-            .weights
-            .iter()
+    ) -> Option<Self> {
+        let (term, weights) = (term.as_ref()?, weights?);
+        let [batch_size, elements @ ..] = &term.noisy.dims()[..] else {
+            return None;
+        };
+        let elements: usize = elements.iter().product();
+        let sizes = term.weights.iter().map(|weight| weight.abs());
+        let total: f64 = sizes.clone().sum();
+        let sum: f64 = sizes
             .zip(losses)
-            .map(|(weight, &loss)| weight.abs() * f64::from(loss))
+            .map(|(size, &loss)| size * f64::from(loss))
             .sum();
-        Self {
+        Some(Self {
             rows: term.rows.len(),
-            loss: sum / batch_size as f64,
+            loss: sum / *batch_size as f64,
             mean_squared_error: sum / (total * elements as f64),
             weights,
-        }
+        })
     }
 }
 

@@ -2,22 +2,21 @@
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
 
-use crate::batch::{UnlearningBatch, read_f32};
+use crate::batch::UnlearningBatch;
 use crate::builder::{OpaqueOptimizer, SissTrainerBuilder, TrainerConfig};
 use crate::clipper::{Coefficients, GradientClipper};
-use crate::denoiser::{Denoiser, PredictionType};
+use crate::denoiser::Denoiser;
 use crate::draws::{DrawSource, Draws};
-use crate::error::{Error, Result, Side};
-use crate::gradients::{GradientNorms, SideGradient, combine, gradient_products, side_gradient};
+use crate::error::{Result, Side, check_device};
+use crate::gradients::{Measured, SideGradient, combine, measure, side_gradient};
 use crate::learning_rate::LearningRate;
 use crate::loss::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::mixture::MixtureSampler;
 use crate::observer::Observer;
 use crate::preflight::check_model;
 use crate::scheduler::Scheduler;
-use crate::step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
+use crate::step_report::{StepOutcome, StepReport, TermReport};
 
 /// Fine-tunes a model until it has forgotten what it must forget.
 ///
@@ -98,9 +97,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     ///
     /// # Errors
     /// [`Error::NonFiniteData`] for a batch with NaN or infinities, [`Error::InvalidSetting`] for one on another
-    /// device, [`Error::ShapeMismatch`] if the model's output has another shape than its input. In the first step
-    /// [`Error::NoTrainableParameters`], [`Error::StochasticModel`], [`Error::BatchDependentModel`] for a model that
-    /// cannot be trained so. [`Error::Observer`] after the step. Model and optimiser are as before but for the last.
+    /// device, [`Error::ShapeMismatch`] if the model's output has another shape than its input, and what the model's
+    /// [`check_input`](Denoiser::check_input) refuses. In the first step [`Error::NoTrainableParameters`],
+    /// [`Error::StochasticModel`], [`Error::BatchDependentModel`] for a model that cannot be trained so.
+    /// [`Error::Observer`] after the step. Model and optimiser are as before but for the last.
     pub fn step(&mut self, batch: UnlearningBatch<D, M::Condition>) -> Result<StepReport> {
         let draws = self.draw(&batch)?;
         self.step_with(&batch, &draws)
@@ -116,13 +116,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         draws: &Draws<D>,
     ) -> Result<StepReport> {
         let gradients = self.gradients(batch, draws)?;
-        self.optimise(gradients, batch)
+        self.apply(gradients, batch)
     }
 
     /// The draws of the next step, a function of the seed and the step's number.
     ///
     /// # Errors
-    /// If the mixture sampler breaks its contract.
+    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the mixture sampler breaks its contract.
     pub fn draw(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<Draws<D>> {
         let source = DrawSource {
             seed: self.config.seed,
@@ -143,11 +143,30 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         batch: &UnlearningBatch<D, M::Condition>,
         draws: &Draws<D>,
     ) -> Result<StepGradients> {
-        let (terms, weights) = self.terms(batch, draws)?;
+        self.check_batch(batch)?;
+        let mut terms = self.terms(batch, draws)?;
+        self.check_model(batch, &terms)?;
+        let weights = terms.weight_summaries();
+        terms.thin(self.config.thin_below, draws.thinning_uniform);
+
         let retain = self.side(Side::Retain, &terms.retain, batch)?;
         let forget = self.side(Side::Forget, &terms.forget, batch)?;
-        let measured = self.measure(&retain, &forget)?;
-        let report = self.report(&terms, weights, measured, batch.batch_size())?;
+        let measured = measure(&self.model, &retain, &forget)?;
+        let coefficients = self.coefficients(&measured)?;
+        let combined_norm = measured.norms.combined(coefficients.unwrap_or_default());
+        let is_applied = coefficients.is_some() && combined_norm.is_finite();
+        let report = StepReport {
+            step: self.step,
+            outcome: StepOutcome::of(is_applied),
+            batch_size: batch.batch_size(),
+            retain: TermReport::of(&terms.retain, weights.0, &measured.retain_losses),
+            forget: TermReport::of(&terms.forget, weights.1, &measured.forget_losses),
+            norms: measured.norms,
+            coefficients: coefficients.unwrap_or_default(),
+            combined_norm,
+            clip_factor: self.clip_factor(combined_norm),
+            learning_rate: self.learning_rate.at(self.step)?.base(),
+        };
         Ok(StepGradients {
             retain: retain.gradients,
             forget: forget.gradients,
@@ -155,129 +174,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         })
     }
 
-    /// The objective's terms, thinned over the whole batch.
-    fn terms(
-        &mut self,
-        batch: &UnlearningBatch<D, M::Condition>,
-        draws: &Draws<D>,
-    ) -> Result<(LossTerms<D>, Sides<WeightSummary>)> {
-        self.check_device(batch)?;
-        let (retain, forget) = (&batch.retain, &batch.forget);
-        let kind = self.config.prediction_type;
-        let scheduler = self.scheduler.as_ref();
-        let inputs = LossInputs::new(retain, forget, &batch.forget_ids, draws, scheduler, kind)?;
-        let mut terms = self.loss.terms(&inputs)?;
-        for term in terms.retain.iter().chain(&terms.forget) {
-            term.check(batch.retain.dims())?;
-        }
-        if !self.model_is_checked
-            && let Some(term) = terms.retain.as_ref().or(terms.forget.as_ref())
-        {
-            check_model(&self.model, batch, term)?;
-            self.model_is_checked = true;
-        }
-        let weights = Sides {
-            retain: terms.retain.as_ref().map(WeightSummary::of),
-            forget: terms.forget.as_ref().map(WeightSummary::of),
-        };
-        terms.thin(self.config.thin_below, draws.thinning_uniform);
-        Ok((terms, weights))
-    }
-
-    fn side(
-        &self,
-        side: Side,
-        term: &Option<LossTerm<D>>,
-        batch: &UnlearningBatch<D, M::Condition>,
-    ) -> Result<SideGradient> {
-        let Some(term) = term else {
-            return Ok(SideGradient::default());
-        };
-        let batch_size = batch.batch_size();
-        let micro_batch = self.config.micro_batch_size.unwrap_or(batch_size);
-        let condition = batch.condition(side);
-        side_gradient(&self.model, term, condition, batch_size, micro_batch)
-    }
-
-    /// Brings losses and norms to the host, in one read.
-    fn measure(&self, retain: &SideGradient, forget: &SideGradient) -> Result<Measured> {
-        let products = gradient_products(&self.model, &retain.gradients, &forget.gradients);
-        let has_gradient = products.is_some();
-        let losses = retain.losses.iter().chain(&forget.losses).cloned();
-        let parts: Vec<Tensor<1>> = losses.chain(products).collect();
-        if parts.is_empty() {
-            return Ok(Measured::default());
-        }
-        let mut losses = read_f32(Tensor::cat(parts, 0), "losses and gradient norms")?;
-        let products = losses.split_off(losses.len() - if has_gradient { 3 } else { 0 });
-        let product = |index: usize| products.get(index).copied().map_or(0.0, f64::from);
-        Ok(Measured {
-            losses,
-            norms: GradientNorms {
-                retain: product(0).sqrt(),
-                forget: product(1).sqrt(),
-                inner_product: product(2),
-            },
-        })
-    }
-
-    fn report(
-        &mut self,
-        terms: &LossTerms<D>,
-        weights: Sides<WeightSummary>,
-        Measured { losses, norms }: Measured,
-        batch_size: usize,
-    ) -> Result<StepReport> {
-        let learning_rate = self.learning_rate.at(self.step)?.base();
-        let finite = norms.is_finite() && losses.iter().all(|loss| loss.is_finite());
-        let coefficients = if finite {
-            self.clipper.coefficients(&norms)?
-        } else {
-            Coefficients {
-                retain: 0.0,
-                forget: 0.0,
-            }
-        };
-        let combined_norm = norms.combined(coefficients);
-        let applied = finite && coefficients.is_finite() && combined_norm.is_finite();
-        let (retain_rows, _) = row_counts(terms);
-        let (retain_losses, forget_losses) = losses.split_at(retain_rows);
-        let term = |term: &Option<LossTerm<D>>, weights: Option<WeightSummary>, losses| {
-            Some(TermReport::new(
-                term.as_ref()?,
-                weights?,
-                losses,
-                batch_size,
-            ))
-        };
-        Ok(StepReport {
-            step: self.step,
-            outcome: if applied {
-                StepOutcome::Applied
-            } else {
-                StepOutcome::SkippedNonFinite
-            },
-            batch_size,
-            retain: term(&terms.retain, weights.retain, retain_losses),
-            forget: term(&terms.forget, weights.forget, forget_losses),
-            norms,
-            coefficients,
-            combined_norm,
-            clip_factor: self.clip_factor(combined_norm),
-            learning_rate,
-        })
-    }
-
-    /// The global clip: `min(1, max_grad_norm / ‖g‖)`.
-    fn clip_factor(&self, combined_norm: f64) -> f64 {
-        match self.config.max_grad_norm {
-            Some(limit) if combined_norm > limit => limit / combined_norm,
-            _ => 1.0,
-        }
-    }
-
-    /// Applies the combined gradient, or leaves everything as it is where a number is not finite.
-    fn optimise(
+    /// Applies the combined gradient, or leaves everything as it is where a number was not finite, and tells the
+    /// observers.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteData`] if the batch is to blame for a number that is not finite; [`Error::Observer`].
+    pub fn apply(
         &mut self,
         gradients: StepGradients,
         batch: &UnlearningBatch<D, M::Condition>,
@@ -294,21 +196,84 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             }
         }
         self.step += 1;
-        for observer in &mut self.observers {
-            observer.observe(&report)?;
-        }
+        let observed = self
+            .observers
+            .iter_mut()
+            .map(|observer| observer.observe(&report));
+        // Every observer sees the step; the first failure is returned.
+        observed.fold(Ok(()), Result::and)?;
         Ok(report)
     }
 
-    fn check_device(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<()> {
-        let device = batch.retain.device();
-        match self.model.devices().first() {
-            Some(model) if *model != device => Err(Error::InvalidSetting {
-                what: format!("the batch is on {device:?}, the model on {model:?}"),
-                remedy: "move the batch to the model's device",
-            }),
-            _ => Ok(()),
+    fn terms(
+        &mut self,
+        batch: &UnlearningBatch<D, M::Condition>,
+        draws: &Draws<D>,
+    ) -> Result<LossTerms<D>> {
+        let (retain, forget) = (&batch.retain, &batch.forget);
+        let (scheduler, kind) = (self.scheduler.as_ref(), self.config.prediction_type);
+        let inputs = LossInputs::new(retain, forget, &batch.forget_ids, draws, scheduler, kind)?;
+        let terms = self.loss.terms(&inputs)?;
+        for term in terms.retain.iter().chain(&terms.forget) {
+            term.check(retain.dims())?;
         }
+        Ok(terms)
+    }
+
+    /// The gradient of one side.
+    fn side(
+        &self,
+        side: Side,
+        term: &Option<LossTerm<D>>,
+        batch: &UnlearningBatch<D, M::Condition>,
+    ) -> Result<SideGradient> {
+        let Some(term) = term else {
+            return Ok(SideGradient::default());
+        };
+        let batch_size = batch.batch_size();
+        let micro_batch = self.config.micro_batch_size.unwrap_or(batch_size);
+        let condition = batch.condition(side);
+        side_gradient(&self.model, term, condition, batch_size, micro_batch)
+    }
+
+    /// The clipper's coefficients, or `None` where a number is not finite.
+    fn coefficients(&mut self, measured: &Measured) -> Result<Option<Coefficients>> {
+        if !measured.is_finite() {
+            return Ok(None);
+        }
+        let coefficients = self.clipper.coefficients(&measured.norms)?;
+        Ok(coefficients.is_finite().then_some(coefficients))
+    }
+
+    /// The global clip: `min(1, max_grad_norm / ‖g‖)`.
+    fn clip_factor(&self, combined_norm: f64) -> f64 {
+        match self.config.max_grad_norm {
+            Some(limit) if combined_norm > limit => limit / combined_norm,
+            _ => 1.0,
+        }
+    }
+
+    fn check_batch(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<()> {
+        if let Some(device) = self.model.devices().first() {
+            check_device("the batch's points", device, &batch.retain.device())?;
+        }
+        self.model.check_input(batch.retain.dims())
+    }
+
+    /// Checks, once, that the model can be trained by two separate gradients.
+    fn check_model(
+        &mut self,
+        batch: &UnlearningBatch<D, M::Condition>,
+        terms: &LossTerms<D>,
+    ) -> Result<()> {
+        if let (false, Some(term)) = (
+            self.model_is_checked,
+            terms.retain.as_ref().or(terms.forget.as_ref()),
+        ) {
+            check_model(&self.model, batch, term)?;
+            self.model_is_checked = true;
+        }
+        Ok(())
     }
 
     /// The model as it is now, on its training device. For sampling use [`Module::valid`] of it.
@@ -331,31 +296,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         &self.config
     }
 
-    /// What the model predicts.
-    pub fn prediction_type(&self) -> PredictionType {
-        self.config.prediction_type
-    }
-
     /// The forward process.
     pub fn scheduler(&self) -> &dyn Scheduler {
         self.scheduler.as_ref()
     }
-}
-
-/// Something for either side.
-struct Sides<T> {
-    retain: Option<T>,
-    forget: Option<T>,
-}
-
-/// What one read brings from the device: losses of the retain rows, then of the forget rows, and the norms.
-#[derive(Default)]
-struct Measured {
-    losses: Vec<f32>,
-    norms: GradientNorms,
-}
-
-fn row_counts<const D: usize>(terms: &LossTerms<D>) -> (usize, usize) {
-    let count = |term: &Option<LossTerm<D>>| term.as_ref().map_or(0, |term| term.rows.len());
-    (count(&terms.retain), count(&terms.forget))
 }

@@ -13,6 +13,13 @@ use siss::sampling::{DdimConfig, DdimSampler};
 use siss::schedule::BetaSchedule;
 use siss::*;
 
+/// A network of one channel and two stages.
+fn tiny_unet() -> Result<UNet2d> {
+    let blocks = r#""block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
+        "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]"#;
+    UNet2dConfig::from_json(&format!("{{{blocks}}}"), "config.json")?.init(&device())
+}
+
 /// What was tried, what its message must contain, and the attempt.
 type Case<'a> = (&'static str, &'static str, Box<dyn Fn() -> Result<()> + 'a>);
 
@@ -45,6 +52,28 @@ fn schedules<'a>() -> Vec<Case<'a>> {
         case("one timestep", "num_timesteps is 1", || {
             DdpmScheduler::scaled_linear(1)
         }),
+        case(
+            "more timesteps than memory",
+            "num_timesteps is 1000000000000",
+            || DdpmScheduler::linear(1_000_000_000_000),
+        ),
+        case("a negative scaled beta", "beta is -0.1", || {
+            BetaSchedule::ScaledLinear {
+                start: -0.1,
+                end: 0.1,
+            }
+            .betas(3)
+        }),
+        case(
+            "a process of another kind",
+            "FlowMatchEulerDiscreteScheduler",
+            || {
+                SchedulerConfig::from_json(
+                    r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#,
+                    "scheduler_config.json",
+                )
+            },
+        ),
         case("a beta of 1", "beta is 1", || {
             BetaSchedule::Trained(vec![0.5, 1.0]).betas(2)
         }),
@@ -225,7 +254,7 @@ fn batches_and_draws<'a>() -> Vec<Case<'a>> {
             "row 0 of the forget data contains inf",
             move || PairSampler::new(zeros([1, 3]), infinite(), 0),
         ),
-        case("a batch of 0 pairs", "the batch is empty", || {
+        case("a batch of 0 pairs", "batch_size is 0", || {
             PairSampler::new(zeros([2, 3]), zeros([1, 3]) + 1.0, 0)?.batch(0, 0)
         }),
         case("too few timesteps", "[1]", || {
@@ -286,6 +315,22 @@ fn samplers<'a>() -> Vec<Case<'a>> {
                 })
             },
         ),
+        case("a huge offset", "steps_offset is", move || {
+            ddim(DdimConfig {
+                steps_offset: usize::MAX,
+                ..DdimConfig::default()
+            })
+        }),
+        case("a stochastic step without noise", "eta is 0.5", move || {
+            let sampler = ddim(DdimConfig {
+                eta: 0.5,
+                ..DdimConfig::default()
+            })?;
+            sampler.step(zeros([1, 3]), zeros([1, 3]), 500, None)
+        }),
+        case("an output of another shape", "[1, 4]", move || {
+            ddim(DdimConfig::default())?.step(zeros([1, 3]), zeros([1, 4]), 500, None)
+        }),
         case("eta above 1", "eta is 1.5", move || {
             ddim(DdimConfig {
                 eta: 1.5,
@@ -344,6 +389,21 @@ fn models_and_reports<'a>() -> Vec<Case<'a>> {
         case("dropout", "dropout", move || config(r#"{"dropout": 0.1}"#)),
         case("a config that is not JSON", "config.json", move || {
             config("[")
+        }),
+        case(
+            "an image of another size for the network",
+            "[2, 3, 8, 8]",
+            || {
+                let (model, batch) = (
+                    tiny_unet()?,
+                    UnlearningBatch::new(zeros([2, 3, 8, 8]), zeros([2, 3, 8, 8]))?,
+                );
+                SissTrainer::builder(model, linear()).build()?.step(batch)
+            },
+        ),
+        case("an image too small for the network", "[1, 1, 1, 1]", || {
+            let sampler = DdimSampler::new(&linear(), DdimConfig::default())?;
+            sampler.sample(&tiny_unet()?, &(), [1, 1, 1, 1], 0, 0, &device())
         }),
         case("no images", "empty", || ImageGrid::new(zeros([0, 1, 4, 4]))),
         case("two channels", "[1, 2, 4, 4]", || {

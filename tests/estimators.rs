@@ -22,6 +22,17 @@ fn mean_gradients(
     thin_below: f64,
     seed: u64,
 ) -> Vec<(f64, f64)> {
+    let sampler = CoinFlip::new(forget_prob).unwrap();
+    mean_gradients_with(loss, &sampler, TimestepSampling::Uniform, thin_below, seed)
+}
+
+fn mean_gradients_with(
+    loss: Box<dyn SissLoss<2>>,
+    sampler: &dyn MixtureSampler,
+    timestep_sampling: TimestepSampling,
+    thin_below: f64,
+    seed: u64,
+) -> Vec<(f64, f64)> {
     const STEPS: u64 = 200;
     const ROWS: usize = 1024;
     let device = device();
@@ -29,19 +40,17 @@ fn mean_gradients(
     let batch = batch(ROWS, 0.4, 21, &device);
     let mut trainer = SissTrainer::builder(Mlp::new(3, &device), process())
         .loss(loss)
-        .sampler(CoinFlip::new(forget_prob).unwrap())
         .thin_below(thin_below)
         .build()
         .unwrap();
     let source = DrawSource {
         seed,
-        timestep_sampling: TimestepSampling::Uniform,
+        timestep_sampling,
     };
-    let sampler = CoinFlip::new(forget_prob).unwrap();
     let mut sums: Vec<(f64, f64)> = Vec::new();
     for step in 0..STEPS {
         let draws = source
-            .draw(step, [ROWS, 3], process().time_range(), &sampler, &device)
+            .draw(step, [ROWS, 3], process().time_range(), sampler, &device)
             .unwrap();
         let gradients = trainer.gradients(&batch, &draws).unwrap();
         let model = trainer.model();
@@ -94,6 +103,24 @@ fn siss_is_unbiased_for_every_lambda_and_every_thinning() {
         }
     }
     println!("{compared} coordinates compared, 204,800 draws each");
+}
+
+/// The defaults together, which make rows depend on each other: fixed allocation, low-discrepancy timesteps, τ = 1.
+#[test]
+fn the_defaults_are_unbiased_together() {
+    let reference = mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 41);
+    for (seed, forget_prob) in [(42, 0.5), (43, 0.3)] {
+        let sampler = FixedAllocation::new(forget_prob).unwrap();
+        let policy = TimestepSampling::LowDiscrepancy;
+        let means = mean_gradients_with(Box::new(Siss), &sampler, policy, 1.0, seed);
+        for ((mean, variance), (expected, expected_variance)) in means.iter().zip(&reference) {
+            let error = (variance + expected_variance).sqrt();
+            assert!(
+                (mean - expected).abs() <= 4.0 * error,
+                "λ {forget_prob}: {mean} is not {expected} ± {error}"
+            );
+        }
+    }
 }
 
 /// Thinning alone is unbiased for SISS (No IS) as well, where all weights are 1.

@@ -15,7 +15,8 @@ fn losses_and_seeds_are_those_of_the_host() {
         let (prediction, target) = (noise(1), noise(2));
         let weights: Vec<f32> = (0..shape[0]).map(|row| 1.5 - row as f32).collect();
         let on_device = Tensor::from_data(weights.as_slice(), &device);
-        let got = weighted_squared_error(prediction.clone(), target.clone(), on_device, 10);
+        let got =
+            weighted_squared_error(prediction.clone(), target.clone(), on_device, 10).unwrap();
 
         let difference = difference(&host(prediction), &host(target));
         let elements = difference.len() / shape[0];
@@ -56,7 +57,8 @@ fn the_mixture_draw_is_that_of_the_host() {
         epsilon.clone(),
         &scales,
         &from_forget,
-    );
+    )
+    .unwrap();
     let (x, a, e) = (host(retain), host(forget), host(epsilon));
     let (m, ex, ea, delta) = (
         host(got.noisy),

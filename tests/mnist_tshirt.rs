@@ -105,6 +105,6 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
             );
         }
     }
-    let device = summary.config.device.device().unwrap();
+    let device = summary.config.options.device.device().unwrap();
     UNet2d::load(folder.path().join("model"), &device).unwrap();
 }

@@ -44,16 +44,12 @@ impl Comparison {
 }
 
 impl Outcome {
-    pub fn failed(&self) -> bool {
-        match self {
-            Outcome::Compared(worst) => !worst.passes(),
-            Outcome::Broken(_) => true,
-            Outcome::Skipped(_) => false,
-        }
-    }
-
     pub fn passed(&self) -> bool {
         matches!(self, Outcome::Compared(worst) if worst.passes())
+    }
+
+    pub fn skipped(&self) -> bool {
+        matches!(self, Outcome::Skipped(_))
     }
 
     /// `PASS|FAIL|SKIP name worst_tensor error tolerance`.
@@ -272,7 +268,10 @@ impl Case {
         let timesteps = sampler.timesteps().iter().map(|&t| t as f64).collect();
         let mut computed = vec![("expect_timesteps".into(), timesteps)];
         for k in (0..).take_while(|k| self.tensors.contains_key(&format!("t_{k}"))) {
-            let timestep = self.values(&format!("t_{k}"))?[0] as usize;
+            let timestep = *self
+                .values(&format!("t_{k}"))?
+                .first()
+                .ok_or("an empty timestep")? as usize;
             let (noisy, output) = (
                 self.image(&format!("x_t_{k}"))?,
                 self.image(&format!("model_output_{k}"))?,
@@ -329,7 +328,7 @@ impl Case {
         let on_device: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
         let on_device = Tensor::from_data(on_device.as_slice(), &self.device);
         let batch_size = weights.len();
-        let error = weighted_squared_error(output, term.target.clone(), on_device, batch_size);
+        let error = weighted_squared_error(output, term.target.clone(), on_device, batch_size)?;
         let losses = host(error.losses)?;
         let loss = weights
             .iter()
@@ -365,11 +364,11 @@ impl Case {
         ];
         for name in self.tensors.keys() {
             if let Some(parameter) = name.strip_prefix("expect_combined_grad.") {
-                computed.push((name.clone(), combined[parameter].clone()));
+                computed.push((name.clone(), parameter_named(&combined, parameter)?.clone()));
             } else if let Some(parameter) = name.strip_prefix("expect_delta.") {
-                let change = after[parameter]
+                let change = parameter_named(&after, parameter)?
                     .iter()
-                    .zip(&before[parameter])
+                    .zip(parameter_named(&before, parameter)?)
                     .map(|(after, before)| after - before);
                 computed.push((name.clone(), change.collect()));
             }
@@ -421,7 +420,7 @@ impl Case {
                 .loss(Siss)
                 .clipper(clipper)
                 .optimizer(optimizer)
-                .learning_rate(self.number("lr")?)
+                .learning_rate(self.number::<f64>("lr")?)
                 .max_grad_norm(Some(self.number("max_grad_norm")?))
                 .thin_below(0.0)
                 .build()?;
@@ -571,6 +570,14 @@ impl ModuleMapper for ReplaceByGradient {
         let gradient = self.0.remove::<D>(param.id);
         param.map(|value| gradient.unwrap_or_else(|| value.zeros_like()))
     }
+}
+
+fn parameter_named<'a>(
+    parameters: &'a HashMap<String, Vec<f64>>,
+    name: &str,
+) -> Result<&'a Vec<f64>> {
+    let found = parameters.get(name);
+    found.ok_or_else(|| format!("the network has no parameter `{name}`").into())
 }
 
 /// A network's parameters in the names and layout of diffusers.

@@ -128,11 +128,6 @@ impl Examiner {
             .noise_and_denoise(model, &(), tshirts, DENOISE_FROM, EVALUATION_SEED, 0)
     }
 
-    /// Mean distance of denoised copies from the T-shirt, pixels in `[0, 1]`.
-    pub fn denoise_distance(&self, model: &UNet2d, copies: usize) -> Result<f64> {
-        Ok(self.distance(&self.denoise(model, copies)?))
-    }
-
     /// Mean distance of images from the T-shirt, pixels in `[0, 1]`.
     pub fn distance(&self, images: &Tensor<4>) -> f64 {
         mean(&distances(images, &self.tshirt))

@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use serde::Serialize;
 use siss::burn::module::Module;
-use siss::burn::optim::AdamWConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
@@ -20,7 +19,7 @@ use siss::{
 
 use crate::data;
 use crate::evaluate::{ByTimestep, COPIES, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
-use crate::options::{Options, Protocol};
+use crate::options::{Options, Protocol, Settings};
 use crate::pictures;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -63,13 +62,22 @@ pub struct Summary {
     /// Rows run through the model a pair of images.
     pub rows_per_sample: f64,
     pub findings: Vec<Finding>,
-    pub config: Options,
+    pub config: Config,
     pub steps: usize,
     /// Of the whole job.
     pub seconds: f64,
     /// Of the unlearning alone.
     pub unlearning_seconds: f64,
     pub device: String,
+}
+
+/// What was asked for, and what it amounts to.
+#[derive(Debug, Serialize)]
+pub struct Config {
+    #[serde(flatten)]
+    pub options: Options,
+    #[serde(flatten)]
+    pub settings: Settings,
 }
 
 /// The model that never saw the T-shirt: what the unlearned model is compared with.
@@ -94,7 +102,7 @@ impl Retrained {
 
 /// Runs the job and writes everything into `options.out`.
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
-    let options = options.resolved();
+    let settings = options.settings()?;
     let started = Instant::now();
     let device = options.device.device()?;
     std::fs::create_dir_all(&options.out)
@@ -111,11 +119,10 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(&config, 25))?,
         scheduler,
         tshirt: tshirt.clone(),
-        heldout: digits.heldout.clone().narrow(
-            0,
-            0,
-            options.heldout.clamp(1, digits.heldout.dims()[0]),
-        ),
+        heldout: digits
+            .heldout
+            .clone()
+            .narrow(0, 0, options.heldout.min(digits.heldout.dims()[0])),
         samples: options.samples,
     };
     let model = UNet2d::load(&checkpoint, &device)?;
@@ -123,10 +130,17 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
 
     // Settings are refused here, before anything that takes time.
     let pairs = PairSampler::new(digits.retain, tshirt, options.seed)?;
-    pairs.pairs(0, options.batch.unwrap_or_default())?;
-    let trainer = trainer(model.clone(), &config, &options)?;
+    pairs.pairs(0, settings.batch)?;
+    let trainer = trainer(model.clone(), &config, &options, &settings)?;
     let before = examiner.evaluate(&model, "before", progress)?;
-    let unlearned = unlearn(trainer, &pairs, &examiner, &options, progress)?;
+    let unlearned = unlearn(
+        trainer,
+        &pairs,
+        &examiner,
+        &settings,
+        &options.out,
+        progress,
+    )?;
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
 
     progress.phase("writing");
@@ -158,9 +172,9 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         seconds: started.elapsed().as_secs_f64(),
         unlearning_seconds: records.last().map_or(0.0, |record| record.seconds),
         device: options.device.to_string(),
-        config: options.clone(),
+        config: Config { options, settings },
     };
-    let file = File::create(options.out.join("summary.json"))?;
+    let file = File::create(summary.config.options.out.join("summary.json"))?;
     serde_json::to_writer_pretty(file, &summary)?;
     Ok(summary)
 }
@@ -176,14 +190,12 @@ fn unlearn(
     mut trainer: SissTrainer<UNet2d, 4>,
     pairs: &PairSampler<4>,
     examiner: &Examiner,
-    options: &Options,
+    settings: &Settings,
+    out: &Path,
     progress: &dyn Progress,
 ) -> Result<Unlearned> {
-    let (steps, batch) = (
-        options.steps.unwrap_or_default(),
-        options.batch.unwrap_or_default(),
-    );
-    let mut log = BufWriter::new(File::create(options.out.join("metrics.jsonl"))?);
+    let Settings { steps, batch, .. } = *settings;
+    let mut log = BufWriter::new(File::create(out.join("metrics.jsonl"))?);
     let mut diagnosis = Diagnosis::default();
     let mut records: Vec<StepRecord> = Vec::with_capacity(steps);
     let mut seconds = 0.0;
@@ -196,16 +208,15 @@ fn unlearn(
         diagnosis.observe(&report)?;
 
         let look = (step + 1) % every == 0 || step + 1 == steps;
-        let plain = trainer.model().valid();
+        let measured = look
+            .then(|| measure_along(trainer.model(), examiner))
+            .transpose()?;
+        let (tshirt_denoise_l2, tshirt_loss) = measured.unzip();
         let record = StepRecord {
             report,
             seconds,
-            tshirt_denoise_l2: look
-                .then(|| examiner.denoise_distance(&plain, CURVE_COPIES))
-                .transpose()?,
-            tshirt_loss: look
-                .then(|| examiner.tshirt_loss(&plain, CURVE_NOISES))
-                .transpose()?,
+            tshirt_denoise_l2,
+            tshirt_loss,
         };
         writeln!(log, "{}", serde_json::to_string(&record)?)?;
         log.flush()?;
@@ -218,39 +229,38 @@ fn unlearn(
     })
 }
 
+/// The T-shirt's distance and losses, with few noises.
+fn measure_along(model: &UNet2d, examiner: &Examiner) -> siss::Result<(f64, ByTimestep)> {
+    let plain = model.valid();
+    let distance = examiner.distance(&examiner.denoise(&plain, CURVE_COPIES)?);
+    Ok((distance, examiner.tshirt_loss(&plain, CURVE_NOISES)?))
+}
+
 fn trainer(
     model: UNet2d,
     config: &SchedulerConfig,
     options: &Options,
+    settings: &Settings,
 ) -> Result<SissTrainer<UNet2d, 4>> {
-    let optimizer = AdamWConfig::new()
-        .with_beta_1(0.95)
-        .with_beta_2(0.999)
-        .with_epsilon(1e-8)
-        .with_weight_decay(1e-6)
-        .init();
     let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(config)?)
         .method(options.method)
         .prediction_type(config.prediction_type)
-        .optimizer(optimizer)
-        .thin_below(options.thin_below)
+        .thin_below(settings.thin_below)
         .seed(options.seed);
-    if let Some(clipper) = options.clipper {
+    if let Some(clipper) = settings.clipper {
         builder = builder.clipper(clipper.build()?);
     }
-    let learning_rate = options.learning_rate.unwrap_or_default();
     builder = match options.protocol {
         Protocol::Quick => {
-            let steps = options.steps.unwrap_or_default().max(1);
-            let falling = LinearLrSchedulerConfig::new(learning_rate, 0.0, steps).init()?;
+            let falling = LinearLrSchedulerConfig::new(settings.learning_rate, 0.0, settings.steps);
             builder
                 .sampler(FixedAllocation::new(options.forget_prob)?)
-                .learning_rate(falling)
+                .learning_rate(falling.init()?)
         }
         Protocol::Paper => builder
             .sampler(CoinFlip::new(options.forget_prob)?)
             .timestep_sampling(TimestepSampling::Uniform)
-            .learning_rate(learning_rate),
+            .learning_rate(settings.learning_rate),
     };
     Ok(builder.build()?)
 }

@@ -120,7 +120,7 @@ fn print_table(summary: &Summary) {
         row(
             &format!(
                 "loss of {} new digits, t = {timestep}",
-                summary.config.heldout
+                summary.config.options.heldout
             ),
             format!("{was:.4}"),
             format!("{is:.4} ({:+.1} %)", 100.0 * (is / was - 1.0)),

@@ -19,10 +19,12 @@ use crate::data::ASSETS;
 pub struct Options {
     /// Optimiser steps [default: 100; 300 with --protocol paper].
     #[arg(long)]
+    #[serde(skip)]
     pub steps: Option<usize>,
 
     /// Pairs of a retained and a forgotten image in a step [default: 32; 64 with --protocol paper].
     #[arg(long)]
+    #[serde(skip)]
     pub batch: Option<usize>,
 
     /// Objective: siss, siss-no-is, naive-deletion or neg-grad.
@@ -37,14 +39,18 @@ pub struct Options {
     /// How the forget gradient is scaled: fraction:F (of the retain gradient's norm), rescale:N, clip:N or constant:S
     /// [default: the method's own; rescale:5 with --protocol paper].
     #[arg(long)]
+    #[serde(skip)]
     pub clipper: Option<ClipperSpec>,
 
-    /// Rows whose weight is smaller are run seldom and weighed up, without bias; 0 runs all.
-    #[arg(long, default_value_t = 1.0)]
-    pub thin_below: f64,
+    /// Rows whose weight is smaller are run seldom and weighed up, without bias; 0 runs all [default: 1; 0 with
+    /// --protocol paper].
+    #[arg(long)]
+    #[serde(skip)]
+    pub thin_below: Option<f64>,
 
     /// Learning rate [default: 1e-4; 5e-5 with --protocol paper].
     #[arg(long)]
+    #[serde(skip)]
     pub learning_rate: Option<f64>,
 
     /// Seed of the run. Samples have a seed of their own, the same before and after.
@@ -150,17 +156,52 @@ fn as_text<S: serde::Serializer>(method: &Method, serializer: S) -> Result<S::Ok
     serializer.collect_str(method)
 }
 
+/// What the options and their protocol amount to.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Settings {
+    pub steps: usize,
+    pub batch: usize,
+    pub learning_rate: f64,
+    pub thin_below: f64,
+    /// `None` is the method's own.
+    pub clipper: Option<ClipperSpec>,
+}
+
 impl Options {
-    /// Fills in the protocol's defaults, so that what is written down is what was run.
-    pub fn resolved(mut self) -> Self {
-        let paper = self.protocol == Protocol::Paper;
-        self.steps.get_or_insert(if paper { 300 } else { 100 });
-        self.batch.get_or_insert(if paper { 64 } else { 32 });
-        self.learning_rate
-            .get_or_insert(if paper { 5e-5 } else { 1e-4 });
-        if paper {
-            self.clipper.get_or_insert(ClipperSpec::Rescale(5.0));
+    /// The settings: an option that is given wins over the protocol.
+    pub fn settings(&self) -> Result<Settings, String> {
+        let defaults = match self.protocol {
+            Protocol::Quick => Settings {
+                steps: 100,
+                batch: 32,
+                learning_rate: 1e-4,
+                thin_below: 1.0,
+                clipper: None,
+            },
+            Protocol::Paper => Settings {
+                steps: 300,
+                batch: 64,
+                learning_rate: 5e-5,
+                thin_below: 0.0,
+                clipper: Some(ClipperSpec::Rescale(5.0)),
+            },
+        };
+        let settings = Settings {
+            steps: self.steps.unwrap_or(defaults.steps),
+            batch: self.batch.unwrap_or(defaults.batch),
+            learning_rate: self.learning_rate.unwrap_or(defaults.learning_rate),
+            thin_below: self.thin_below.unwrap_or(defaults.thin_below),
+            clipper: self.clipper.or(defaults.clipper),
+        };
+        for (option, value) in [
+            ("steps", settings.steps),
+            ("samples", self.samples),
+            ("heldout", self.heldout),
+        ] {
+            if value == 0 {
+                return Err(format!("--{option} is 0; it must be at least 1"));
+            }
         }
-        self
+        Ok(settings)
     }
 }

@@ -3,9 +3,10 @@
 #[cfg(all(feature = "flex-kernels", feature = "models"))]
 pub(crate) mod flex;
 
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::Tensor;
 
-use crate::mixture::sum_elements;
+use crate::error::{Result, check_device, check_shape};
+use crate::host::{sum_elements, to_f32};
 
 /// What the kernel computes for a group of rows.
 #[derive(Debug, Clone)]
@@ -26,6 +27,10 @@ pub struct WeightedSquaredError<const D: usize> {
 /// - `weights`: `[rows]`, signed
 /// - `batch_size`: `B`, the rows of the whole optimiser step, which may be more than those given here
 ///
+/// # Errors
+/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::InvalidSetting`](crate::Error::InvalidSetting) if they do
+/// not fit each other or lie on different devices.
+///
 /// # Example
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -35,33 +40,39 @@ pub struct WeightedSquaredError<const D: usize> {
 /// let prediction = Tensor::<2>::from_data([[1.0, 3.0]], &device);
 /// let target = Tensor::<2>::from_data([[1.0, 1.0]], &device);
 /// let weights = Tensor::<1>::from_data([-0.5], &device);
-/// let error = weighted_squared_error(prediction, target, weights, 2);
+/// let error = weighted_squared_error(prediction, target, weights, 2)?;
 /// assert_eq!(error.losses.into_scalar::<f32>(), 4.0);
 /// assert_eq!(error.seed.into_data().try_to_vec::<f32>().unwrap(), [0.0, -1.0]);
+/// # Ok::<(), siss::Error>(())
 /// ```
 pub fn weighted_squared_error<const D: usize>(
     prediction: Tensor<D>,
     target: Tensor<D>,
     weights: Tensor<1>,
     batch_size: usize,
-) -> WeightedSquaredError<D> {
+) -> Result<WeightedSquaredError<D>> {
+    let shape = prediction.dims();
+    check_shape(
+        "the target",
+        &shape,
+        &target.dims(),
+        "the model must predict one value for every element of its input",
+    )?;
+    check_shape(
+        "the weights",
+        &shape[..1],
+        &weights.dims(),
+        "give one weight for every row",
+    )?;
+    check_device("targets", &prediction.device(), &target.device())?;
     let mut column = [1; D];
     column[0] = weights.dims()[0];
     let difference = to_f32(prediction) - to_f32(target);
     let factor = (weights * (2.0 / batch_size as f64)).reshape(column);
-    WeightedSquaredError {
+    Ok(WeightedSquaredError {
         losses: sum_elements(difference.clone() * difference.clone()),
         seed: difference * factor,
-    }
-}
-
-/// The loss is computed in f32 whatever the model's precision.
-fn to_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    if tensor.dtype() == DType::F32 {
-        tensor
-    } else {
-        tensor.cast(FloatDType::F32)
-    }
+    })
 }
 
 #[cfg(test)]
@@ -77,7 +88,8 @@ mod tests {
         let noise = |seed| normal_noise::<3>([4, 3, 5], seed, 0, 0, Stream::Noise, &device);
         let weights = Tensor::<1>::from_data([0.3, -1.7, 2.0, 0.0], &device);
         let (prediction, target) = (noise(1), noise(2));
-        let error = weighted_squared_error(prediction.clone(), target.clone(), weights.clone(), 8);
+        let error =
+            weighted_squared_error(prediction.clone(), target.clone(), weights.clone(), 8).unwrap();
 
         let tracked = prediction.autodiff().require_grad();
         let difference = tracked.clone() - target;
@@ -93,7 +105,7 @@ mod tests {
         let prediction = Tensor::<2>::from_data([[1.0, 2.0], [0.0, 0.0]], &device);
         let target = Tensor::<2>::from_data([[0.0, 0.0], [3.0, 0.0]], &device);
         let weights = Tensor::<1>::from_data([0.1, 0.2], &device);
-        let error = weighted_squared_error(prediction, target, weights, 1);
+        let error = weighted_squared_error(prediction, target, weights, 1).unwrap();
         assert_eq!(
             error.losses.into_data().try_to_vec::<f32>().unwrap(),
             [5.0, 9.0]

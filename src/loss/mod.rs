@@ -18,11 +18,13 @@ pub use thinning::{Survivors, survivors};
 
 use crate::denoiser::PredictionType;
 use crate::draws::Draws;
-use crate::error::{Error, Result, Side};
+use crate::error::{Result, Side, check_device, check_range, check_shape};
 use crate::scheduler::{Scales, Scheduler, SchedulerExt};
+use crate::step_report::WeightSummary;
 
 /// Everything an objective may look at. No condition: an objective says which rows, the trainer finds their conditions.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct LossInputs<'a, const D: usize> {
     /// The retained points `x`, `[batch, …]`.
     pub retain: &'a Tensor<D>,
@@ -44,8 +46,9 @@ impl<'a, const D: usize> LossInputs<'a, D> {
     /// Brings together a batch, its draws and the process.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if points and draws differ in shape; [`Error::TimestepOutOfRange`] or
-    /// [`Error::NoNoise`] if the draws' timesteps do not fit the scheduler.
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::InvalidSetting`](crate::Error::InvalidSetting) if points
+    /// and draws differ in shape or device; [`Error::TimestepOutOfRange`](crate::Error::TimestepOutOfRange) or
+    /// [`Error::NoNoise`](crate::Error::NoNoise) if the draws' timesteps do not fit the scheduler.
     pub fn new(
         retain: &'a Tensor<D>,
         forget: &'a Tensor<D>,
@@ -55,27 +58,22 @@ impl<'a, const D: usize> LossInputs<'a, D> {
         prediction_type: PredictionType,
     ) -> Result<Self> {
         let shape = retain.dims();
-        for (what, got) in [
-            ("the forget batch", forget.dims()),
-            ("the drawn noise", draws.noise.dims()),
-        ] {
-            if got != shape {
-                return Err(Error::ShapeMismatch {
-                    what,
-                    expected: shape.to_vec(),
-                    got: got.to_vec(),
-                    remedy: "draw for the batch that the step is given",
-                });
-            }
-        }
-        if forget_ids.len() != shape[0] {
-            return Err(Error::ShapeMismatch {
-                what: "the ids of the forgotten points",
-                expected: vec![shape[0]],
-                got: vec![forget_ids.len()],
-                remedy: "give one id for every row",
-            });
-        }
+        let remedy = "draw for the batch that the step is given";
+        check_shape("the forget batch", &shape, &forget.dims(), remedy)?;
+        check_shape("the drawn noise", &shape, &draws.noise.dims(), remedy)?;
+        let what = "the list of ids of the forgotten points";
+        check_shape(
+            what,
+            &shape[..1],
+            &[forget_ids.len()],
+            "give one id for every row",
+        )?;
+        check_device("forgotten points", &retain.device(), &forget.device())?;
+        check_device(
+            "the drawn noise values",
+            &retain.device(),
+            &draws.noise.device(),
+        )?;
         let scales = scheduler.scales(&draws.timesteps)?;
         Ok(Self {
             retain,
@@ -108,21 +106,18 @@ impl<'a, const D: usize> LossInputs<'a, D> {
         let device = clean.device();
         let noisy = clean.clone() * self.scales.signal_tensor(&device)
             + self.draws.noise.clone() * self.scales.noise_tensor(&device);
-        LossTerm {
-            rows: (0..self.draws.batch_size()).collect(),
-            noisy,
-            timesteps: self.draws.timesteps.clone(),
-            target: self.target(clean, self.draws.noise.clone()),
-            weights: vec![weight; self.draws.batch_size()],
-            weight_bound: None,
-        }
+        let target = self.target(clean, self.draws.noise.clone());
+        let weights = vec![weight; self.draws.batch_size()];
+        LossTerm::new(noisy, self.draws.timesteps.clone(), target, weights)
     }
 }
 
 /// One weighted regression: `(1/B) Σ_i w_i ‖model(noisy_i, t_i) − target_i‖²` over some rows of the batch.
 ///
-/// The sign of a weight says whether the row is learnt (positive, descends) or unlearnt (negative, ascends).
+/// The sign of a weight says whether the row is learnt (positive, descends) or unlearnt (negative, ascends). Weights are
+/// to be of order 1: thinning compares them with a threshold whose default is 1.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct LossTerm<const D: usize> {
     /// The rows of the batch that take part, in increasing order.
     pub rows: Vec<usize>,
@@ -139,39 +134,62 @@ pub struct LossTerm<const D: usize> {
 }
 
 impl<const D: usize> LossTerm<D> {
-    /// Checks that the term fits a batch of this shape: objectives can come from outside the crate.
-    pub(crate) fn check(&self, shape: [usize; D]) -> Result<()> {
-        for (what, expected, got) in [
-            ("a term's noisy points", &shape[..], &self.noisy.dims()[..]),
-            ("a term's targets", &shape[..], &self.target.dims()[..]),
-            ("a term's timesteps", &shape[..1], &[self.timesteps.len()]),
-            (
-                "a term's weights",
-                &[self.rows.len()],
-                &[self.weights.len()],
-            ),
-        ] {
-            if expected != got {
-                return Err(Error::ShapeMismatch {
-                    what,
-                    expected: expected.to_vec(),
-                    got: got.to_vec(),
-                    remedy: "an objective's term must cover the batch and weigh rows of it",
-                });
-            }
-        }
-        match self.rows.iter().find(|&&row| row >= shape[0]) {
-            None => Ok(()),
-            Some(&row) => Err(Error::OutOfRange {
-                name: "a term's row",
-                value: row as f64,
-                requirement: "a row of the batch",
-            }),
+    /// A term of all rows of the batch.
+    ///
+    /// # Shapes
+    /// - `noisy`, `target`: `[batch, …]`; `timesteps`, `weights`: `[batch]`
+    pub fn new(
+        noisy: Tensor<D>,
+        timesteps: Vec<f64>,
+        target: Tensor<D>,
+        weights: Vec<f64>,
+    ) -> Self {
+        Self {
+            rows: (0..weights.len()).collect(),
+            noisy,
+            timesteps,
+            target,
+            weights,
+            weight_bound: None,
         }
     }
 
+    /// States the largest weight that a row can have.
+    pub fn with_weight_bound(mut self, bound: f64) -> Self {
+        self.weight_bound = bound.is_finite().then_some(bound);
+        self
+    }
+
+    /// Checks that the term fits a batch of this shape: objectives can come from outside the crate.
+    pub(crate) fn check(&self, shape: [usize; D]) -> Result<()> {
+        let remedy = "an objective's term must cover the batch and weigh rows of it";
+        check_shape("a term's noisy points", &shape, &self.noisy.dims(), remedy)?;
+        check_shape("a term's targets", &shape, &self.target.dims(), remedy)?;
+        check_shape(
+            "a term's timesteps",
+            &shape[..1],
+            &[self.timesteps.len()],
+            remedy,
+        )?;
+        check_shape(
+            "a term's weights",
+            &[self.rows.len()],
+            &[self.weights.len()],
+            remedy,
+        )?;
+        for &row in &self.rows {
+            check_range(
+                "a term's row",
+                row as f64,
+                row < shape[0],
+                "a row of the batch",
+            )?;
+        }
+        Ok(())
+    }
+
     /// Thins the light rows without bias, see [`survivors`].
-    pub fn thin(&mut self, thin_below: f64, uniform: f64) {
+    pub(crate) fn thin(&mut self, thin_below: f64, uniform: f64) {
         let kept = survivors(&self.weights, thin_below, uniform);
         self.rows = kept
             .positions
@@ -192,9 +210,15 @@ pub struct LossTerms<const D: usize> {
 }
 
 impl<const D: usize> LossTerms<D> {
+    /// The weights of the two terms, retain and forget, as they are now.
+    pub(crate) fn weight_summaries(&self) -> (Option<WeightSummary>, Option<WeightSummary>) {
+        let summary = |term: &Option<LossTerm<D>>| term.as_ref().map(WeightSummary::of);
+        (summary(&self.retain), summary(&self.forget))
+    }
+
     /// Thins both terms with one uniform number. The forget side uses its complement, so that of two survival
     /// probabilities that sum to one, exactly one row survives.
-    pub fn thin(&mut self, thin_below: f64, uniform: f64) {
+    pub(crate) fn thin(&mut self, thin_below: f64, uniform: f64) {
         if let Some(term) = &mut self.retain {
             term.thin(thin_below, uniform);
         }
@@ -215,7 +239,7 @@ pub trait SissLoss<const D: usize>: Send + Debug {
     /// The two terms. All rows that carry weight are in them: thinning comes after.
     ///
     /// # Errors
-    /// Those of the objective; [`Error::DeviceRead`] if weights cannot be brought to the host.
+    /// Those of the objective; [`Error::DeviceRead`](crate::Error::DeviceRead) if weights cannot be brought to the host.
     fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>>;
 }
 

@@ -1,8 +1,8 @@
 //! SISS: subtracted importance sampled scores.
 
 use super::{LossInputs, LossTerm, LossTerms, SissLoss};
-use crate::batch::read_f32;
 use crate::error::{Result, Side};
+use crate::host::read_f32;
 use crate::mixture::{importance_weights, mixture_points};
 
 /// The paper's objective. Both terms look at the same noisy point `m`, drawn from the defensive mixture of the two
@@ -34,20 +34,16 @@ impl<const D: usize> SissLoss<D> for Siss {
             draws.noise.clone(),
             &inputs.scales,
             &draws.from_forget,
-        );
+        )?;
         let log_ratios = read_f32(points.log_ratio, "the log-ratios of the mixture")?;
         let weights: Vec<_> = log_ratios
             .iter()
             .map(|&log_ratio| importance_weights(f64::from(log_ratio), draws.forget_prob))
             .collect();
 
-        let term = |target, weights, bound: f64| LossTerm {
-            rows: (0..draws.batch_size()).collect(),
-            noisy: points.noisy.clone(),
-            timesteps: draws.timesteps.clone(),
-            target,
-            weights,
-            weight_bound: bound.is_finite().then_some(bound),
+        let term = |target, weights, bound| {
+            let timesteps = draws.timesteps.clone();
+            LossTerm::new(points.noisy.clone(), timesteps, target, weights).with_weight_bound(bound)
         };
         Ok(LossTerms {
             retain: Some(term(

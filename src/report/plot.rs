@@ -318,7 +318,7 @@ impl Plot {
     ///
     /// # Errors
     /// [`Error::Empty`] without a panel, [`Error::OutOfRange`] for 0 columns, more than 100 panels or more than
-    /// 100 lines in one, [`Error::Observer`] where plotters fails.
+    /// 100 lines in one, [`Error::Picture`] where plotters fails.
     pub fn to_svg(&self) -> Result<String> {
         let count = self.panels.len();
         if count == 0 {
@@ -549,7 +549,7 @@ fn draw_text(
 }
 
 fn not_drawn(error: impl Display) -> Error {
-    Error::Observer(format!("the plot could not be drawn: {error}"))
+    Error::Picture(format!("the plot could not be drawn: {error}"))
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::denoiser::{Condition, Denoiser, PredictionType};
 use crate::draws::{Stream, normal_noise};
-use crate::error::{Error, Result, check_positive, check_probability, check_range};
-use crate::gradients::host_vector;
+use crate::error::{Error, Result, check_positive, check_probability, check_range, check_shape};
+use crate::host::vector;
 use crate::scheduler::{DdpmScheduler, SchedulerConfig, SchedulerExt, TimestepSpacing};
 
 /// Settings of [`DdimSampler`].
@@ -21,7 +21,7 @@ use crate::scheduler::{DdpmScheduler, SchedulerConfig, SchedulerExt, TimestepSpa
 /// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
 /// | `set_alpha_to_one` | true | the last step goes to `ᾱ = 1` rather than to `ᾱ_0` | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct DdimConfig {
     /// Steps from noise to a sample.
     pub num_inference_steps: usize,
@@ -29,7 +29,7 @@ pub struct DdimConfig {
     pub eta: f64,
     /// Half-width of the clamp of the predicted clean point, `None` for no clamp.
     pub clip_sample: Option<f64>,
-    /// What the model predicts.
+    /// What the model predicts: the same as the trainer is told.
     pub prediction_type: PredictionType,
     /// Which of the training steps are visited.
     pub timestep_spacing: TimestepSpacing,
@@ -113,16 +113,8 @@ impl DdimSampler {
             last < total,
             "small enough that every visited step exists",
         )?;
-        let pure_noise = timesteps
-            .iter()
-            .find(|&&visited| scheduler.alpha_bars()[visited] == 0.0);
-        if let (Some(timestep), PredictionType::Epsilon) = (pure_noise, config.prediction_type) {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "timestep {timestep} has no signal, so a predicted noise says nothing about the clean point"
-                ),
-                remedy: "use a model that predicts Sample or Velocity, or a schedule without zero terminal SNR",
-            });
+        for &timestep in &timesteps {
+            check_signal(scheduler, timestep, config.prediction_type)?;
         }
         Ok(Self {
             scheduler: scheduler.clone(),
@@ -148,7 +140,7 @@ impl DdimSampler {
     /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`; `noise` is used where `eta > 0`
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`].
+    /// [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]; [`Error::InvalidSetting`] for `eta > 0` without noise.
     pub fn step<const D: usize>(
         &self,
         noisy: Tensor<D>,
@@ -176,6 +168,17 @@ impl DdimSampler {
         noise: Option<Tensor<D>>,
     ) -> Result<Tensor<D>> {
         let scales = self.scheduler.scales(&[timestep as f64])?;
+        check_signal(&self.scheduler, timestep, self.config.prediction_type)?;
+        let remedy = "give model output and noise of the noisy batch's shape";
+        check_shape(
+            "the model output",
+            &noisy.dims(),
+            &model_output.dims(),
+            remedy,
+        )?;
+        if let Some(noise) = &noise {
+            check_shape("the noise", &noisy.dims(), &noise.dims(), remedy)?;
+        }
         let (gamma, sigma) = (scales.signal[0], scales.noise[0]);
         // x_0 and ε that the output stands for.
         let (clean, epsilon) = match self.config.prediction_type {
@@ -203,10 +206,17 @@ impl DdimSampler {
             .max(0.0)
             .sqrt();
         let mean = clean * previous_alpha_bar.sqrt() + epsilon * direction;
-        Ok(match noise {
-            Some(noise) if deviation > 0.0 => mean + noise * deviation,
-            _ => mean,
-        })
+        match noise {
+            Some(noise) => Ok(mean + noise * deviation),
+            None if deviation == 0.0 => Ok(mean),
+            None => Err(Error::InvalidSetting {
+                what: format!(
+                    "eta is {}, and there is no noise for the step",
+                    self.config.eta
+                ),
+                remedy: "give standard normal noise, or set eta to 0",
+            }),
+        }
     }
 
     fn alpha_bar_before(&self, previous: Option<usize>) -> f64 {
@@ -219,7 +229,7 @@ impl DdimSampler {
 
     /// Draws samples from noise.
     ///
-    /// Give the model in its plain form (`model.valid()`): nothing here is to be differentiated.
+    /// The model runs in its plain form: without autodiff, dropout off.
     ///
     /// # Shapes
     /// - `shape` and the result: `[count, …]`; `condition`: `count` rows
@@ -236,12 +246,6 @@ impl DdimSampler {
         first_row: u64,
         device: &Device,
     ) -> Result<Tensor<D>> {
-        if shape.contains(&0) {
-            return Err(Error::Empty {
-                what: "the shape of the samples",
-                remedy: "ask for at least one sample of at least one element",
-            });
-        }
         let start = normal_noise(shape, seed, 0, first_row, Stream::Sampling, device);
         self.denoise(model, condition, start, &self.timesteps, seed, first_row)
     }
@@ -289,26 +293,25 @@ impl DdimSampler {
     ) -> Result<Tensor<D>> {
         let (shape, device) = (start.dims(), start.device());
         let rows: Vec<usize> = (0..shape[0]).collect();
-        condition
-            .check_rows(shape[0])
-            .map_err(|got| Error::ShapeMismatch {
-                what: "the condition",
-                expected: vec![shape[0]],
-                got: vec![got],
-                remedy: "give one condition for every sample",
-            })?;
+        if shape.contains(&0) {
+            return Err(Error::Empty {
+                what: "the batch to denoise",
+                remedy: "ask for at least one sample of at least one element",
+            });
+        }
+        let found = condition.check_rows(shape[0]).err().unwrap_or(shape[0]);
+        check_shape(
+            "the condition",
+            &shape[..1],
+            &[found],
+            "give one condition for every sample",
+        )?;
+        let model = model.valid();
+        model.check_input(shape)?;
         let mut noisy = start;
         for (index, &timestep) in path.iter().enumerate() {
-            let timesteps = host_vector(rows.iter().map(|_| timestep as f64), &device);
+            let timesteps = vector(rows.iter().map(|_| timestep as f64), &device);
             let output = model.predict(noisy.clone(), timesteps, condition);
-            if output.dims() != shape {
-                return Err(Error::ShapeMismatch {
-                    what: "the model's prediction",
-                    expected: shape.to_vec(),
-                    got: output.dims().to_vec(),
-                    remedy: "the model must predict one value for every element of its input",
-                });
-            }
             let noise = (self.config.eta > 0.0).then(|| {
                 let step = 1 + index as u64;
                 normal_noise(shape, seed, step, first_row, Stream::Sampling, &device)
@@ -319,6 +322,23 @@ impl DdimSampler {
     }
 }
 
+/// Refuses a predicted noise where there is no signal: it says nothing about the clean point.
+fn check_signal(scheduler: &DdpmScheduler, timestep: usize, kind: PredictionType) -> Result<()> {
+    let has_signal = scheduler
+        .alpha_bars()
+        .get(timestep)
+        .is_none_or(|&alpha_bar| alpha_bar > 0.0);
+    if has_signal || kind != PredictionType::Epsilon {
+        return Ok(());
+    }
+    Err(Error::InvalidSetting {
+        what: format!(
+            "timestep {timestep} has no signal, so a predicted noise says nothing about the clean point"
+        ),
+        remedy: "use a model that predicts Sample or Velocity, or a schedule without zero terminal SNR",
+    })
+}
+
 /// diffusers' `set_timesteps`, noisiest first.
 fn inference_timesteps(total: usize, config: &DdimConfig) -> Vec<usize> {
     let count = config.num_inference_steps;
@@ -327,7 +347,7 @@ fn inference_timesteps(total: usize, config: &DdimConfig) -> Vec<usize> {
             let stride = total / count;
             let visited = (0..count).rev();
             visited
-                .map(|index| index * stride + config.steps_offset)
+                .map(|index| (index * stride).saturating_add(config.steps_offset))
                 .collect()
         }
         TimestepSpacing::Trailing => {
@@ -409,50 +429,105 @@ mod tests {
         }
     }
 
+    /// Halves what it is given, and writes down when.
+    #[derive(Module, Debug)]
+    struct Halves {
+        #[module(skip)]
+        visited: std::sync::Arc<std::sync::Mutex<Vec<f32>>>,
+    }
+
+    impl Denoiser<2> for Halves {
+        type Condition = ();
+
+        fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+            let first = timesteps.narrow(0, 0, 1).into_scalar::<f32>();
+            self.visited.lock().unwrap().push(first);
+            noisy * 0.5
+        }
+    }
+
     #[test]
     fn a_row_is_the_same_in_any_batch() {
         let (device, model) = (
             Device::flex(),
-            Oracle {
-                kind: PredictionType::Epsilon,
+            Halves {
+                visited: Default::default(),
             },
         );
         let config = DdimConfig {
-            num_inference_steps: 1,
+            num_inference_steps: 5,
             eta: 1.0,
             clip_sample: None,
             ..DdimConfig::default()
         };
-        let sampler = sampler(DdimConfig {
-            num_inference_steps: 5,
-            ..config
-        });
+        let sampler = sampler(config);
         let host = |t: Tensor<2>| t.into_data().try_to_vec::<f32>().unwrap();
         let all = host(sampler.sample(&model, &(), [4, 3], 9, 0, &device).unwrap());
         let tail = host(sampler.sample(&model, &(), [1, 3], 9, 3, &device).unwrap());
         assert_eq!(all[9..], tail);
+        assert_ne!(all[..3], all[3..6]);
     }
 
     #[test]
     fn noising_and_denoising_starts_at_the_timestep_asked_for() {
         let device = Device::flex();
-        let model = Oracle {
-            kind: PredictionType::Epsilon,
+        let model = Halves {
+            visited: Default::default(),
         };
         let clean = Tensor::<2>::zeros([2, 3], &device);
         let sampler = sampler(DdimConfig {
             num_inference_steps: 25,
             ..DdimConfig::default()
         });
-        let back = sampler
+        sampler
             .noise_and_denoise(&model, &(), clean.clone(), 250, 3, 0)
             .unwrap();
-        assert!((back - 0.5).abs().max().into_scalar::<f32>() < 1e-4);
+        let visited = model.visited.lock().unwrap().clone();
+        assert_eq!(
+            visited,
+            [250.0, 240.0, 200.0, 160.0, 120.0, 80.0, 40.0, 0.0]
+        );
         assert!(
             sampler
                 .noise_and_denoise(&model, &(), clean, 1000, 3, 0)
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_stochastic_step_without_noise_and_a_predicted_noise_without_signal_are_refused() {
+        let points = || Tensor::<2>::zeros([2, 3], &Device::flex());
+        let stochastic = sampler(DdimConfig {
+            eta: 0.5,
+            ..DdimConfig::default()
+        });
+        let error = stochastic
+            .step(points(), points(), 500, None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("eta is 0.5"), "{error}");
+
+        let config = SchedulerConfig {
+            zero_terminal_snr: true,
+            ..SchedulerConfig::default()
+        };
+        let scheduler = DdpmScheduler::from_config(&config).unwrap();
+        let sampler = DdimSampler::new(&scheduler, DdimConfig::default()).unwrap();
+        let error = sampler
+            .step(points(), points(), 999, None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("999 has no signal"), "{error}");
+        let trailing = DdimConfig {
+            timestep_spacing: TimestepSpacing::Trailing,
+            ..DdimConfig::default()
+        };
+        assert!(DdimSampler::new(&scheduler, trailing.clone()).is_err());
+        let velocity = DdimConfig {
+            prediction_type: PredictionType::Velocity,
+            ..trailing
+        };
+        assert!(DdimSampler::new(&scheduler, velocity).is_ok());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use self::blocks::{DownBlock, MidBlock, Stage, UpBlock};
 use super::layers::{TimestepEmbedding, same_convolution, sinusoidal_embedding};
 use super::{folder, ops};
 use crate::denoiser::Denoiser;
-use crate::error::Result;
+use crate::error::{Result, check_shape};
 
 /// The unconditional image denoiser of DDPM, diffusers' `UNet2DModel`.
 ///
@@ -28,7 +28,8 @@ use crate::error::Result;
 ///
 /// # Shapes
 /// Input `[rows, in_channels, height, width]`, output `[rows, out_channels, height, width]`. Height
-/// and width are free, though at least `2^(stages − 1)`; diffusers takes multiples of that only.
+/// and width are free, though at least `2^(stages − 1)`; diffusers takes multiples of that only. Trainer and
+/// samplers refuse other inputs with an error; `predict` alone panics in burn.
 ///
 /// # Example
 /// ```
@@ -180,6 +181,23 @@ fn up_blocks(config: &UNet2dConfig, device: &Device) -> Vec<UpBlock> {
 
 impl Denoiser<4> for UNet2d {
     type Condition = ();
+
+    fn check_input(&self, [rows, channels, height, width]: [usize; 4]) -> Result<()> {
+        let config = &self.config;
+        // Each stage but the last halves the image.
+        let smallest = 1 << (config.block_out_channels.len() - 1);
+        check_shape(
+            "the input of the UNet",
+            &[
+                rows,
+                config.in_channels,
+                height.max(smallest),
+                width.max(smallest),
+            ],
+            &[rows, channels, height, width],
+            "give images of the model's channels that its stages can halve",
+        )
+    }
 
     fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, _: &()) -> Tensor<4> {
         let embedding = self.embed(timesteps, &noisy);

@@ -1,15 +1,18 @@
 //! The forward process `x_t = γ_t x + σ_t ε`: which timesteps there are, and how much signal and
 //! noise each holds.
 
-use std::fmt;
-use std::path::Path;
+mod config;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use std::fmt;
+
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::denoiser::PredictionType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_range, check_shape};
+use crate::host::column;
 use crate::schedule::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
+
+pub use config::{SchedulerConfig, TimestepSpacing};
 
 /// The timesteps on which a scheduler is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -113,14 +116,6 @@ impl Scales {
     }
 }
 
-/// One number a row as a tensor of shape `[rows, 1, …]` that broadcasts over a batch of rank `D`.
-pub(crate) fn column<const D: usize>(values: &[f64], device: &Device) -> Tensor<D> {
-    let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-    let mut shape = [1; D];
-    shape[0] = values.len();
-    Tensor::from_data(TensorData::new(values, shape), device)
-}
-
 /// What every [`Scheduler`] can do.
 pub trait SchedulerExt: Scheduler {
     /// The scales of each timestep, checked: each timestep is in range, `γ` finite, `σ` finite and positive.
@@ -138,12 +133,13 @@ pub trait SchedulerExt: Scheduler {
                 return Err(Error::TimestepOutOfRange { timestep, range });
             }
             let (signal, noise) = (self.signal_scale(timestep), self.noise_scale(timestep));
-            if !(noise.is_finite() && noise > 0.0 && signal.is_finite()) {
+            if !(noise.is_finite() && noise > 0.0) {
                 return Err(Error::NoNoise {
                     timestep,
                     noise_scale: noise,
                 });
             }
+            check_range("signal_scale", signal, true, "a finite number")?;
             scales.signal.push(signal);
             scales.noise.push(noise);
         }
@@ -170,22 +166,15 @@ pub trait SchedulerExt: Scheduler {
     ) -> Result<Tensor<D>> {
         let scales = self.scales(timesteps)?;
         let shape = clean.dims();
-        if noise.dims() != shape {
-            return Err(Error::ShapeMismatch {
-                what: "the noise",
-                expected: shape.to_vec(),
-                got: noise.dims().to_vec(),
-                remedy: "draw one value for every element",
-            });
-        }
-        if timesteps.len() != shape[0] {
-            return Err(Error::ShapeMismatch {
-                what: "the list of timesteps",
-                expected: vec![shape[0]],
-                got: vec![timesteps.len()],
-                remedy: "give one timestep for every row",
-            });
-        }
+        let remedy = "draw one value for every element";
+        check_shape("the noise", &shape, &noise.dims(), remedy)?;
+        let remedy = "give one timestep for every row";
+        check_shape(
+            "the list of timesteps",
+            &shape[..1],
+            &[timesteps.len()],
+            remedy,
+        )?;
         let device = clean.device();
         Ok(clean * scales.signal_tensor(&device) + noise * scales.noise_tensor(&device))
     }
@@ -307,7 +296,8 @@ impl Scheduler for DdpmScheduler {
 
 /// The straight path of flow matching (rectified flow): `γ_t = 1 − t`, `σ_t = t`, `t ∈ [min, 1]`.
 ///
-/// The clean end `t = 0` has no noise and is left out by `min_time` (default 1e-3).
+/// The clean end `t = 0` has no noise and is left out by `min_time` (default 1e-3). Models of this process can be
+/// unlearned; the samplers of this crate are for discrete processes.
 ///
 /// # Reference
 /// Lipman et al. 2023, *Flow Matching for Generative Modeling*, with optimal-transport paths.
@@ -323,7 +313,7 @@ impl FlowMatching {
     /// [`Error::OutOfRange`] unless `0 < min_time < 1`.
     pub fn new(min_time: f64) -> Result<Self> {
         let legal = min_time > 0.0 && min_time < 1.0;
-        crate::error::check_range("min_time", min_time, legal, "above 0 and below 1")?;
+        check_range("min_time", min_time, legal, "above 0 and below 1")?;
         Ok(Self { min_time })
     }
 }
@@ -348,197 +338,6 @@ impl Scheduler for FlowMatching {
 
     fn noise_scale(&self, timestep: f64) -> f64 {
         timestep
-    }
-}
-
-/// Which of the training steps a sampler visits (diffusers' `timestep_spacing`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimestepSpacing {
-    /// `0, k, 2k, …` with `k = ⌊T / n⌋`, plus an offset. The default of diffusers.
-    #[default]
-    Leading,
-    /// `T − 1, T − 1 − T/n, …`, rounded.
-    Trailing,
-    /// From `0` to `T − 1` inclusive, evenly, rounded.
-    Linspace,
-}
-
-/// The settings of a diffusers `scheduler_config.json` that concern training and sampling.
-///
-/// | field | default | purpose | range |
-/// |---|---|---|---|
-/// | `num_timesteps` | 1000 | steps of the process | ≥ 2 |
-/// | `beta_schedule` | linear, 1e-4 to 0.02 | variance of each step | `β ∈ (0, 1)` |
-/// | `zero_terminal_snr` | false | shift the schedule to end without signal | |
-/// | `prediction_type` | `Epsilon` | what the model predicts | |
-/// | `clip_sample` | true | clamp the predicted clean point while sampling | |
-/// | `clip_sample_range` | 1 | … to `[−range, range]` | > 0 |
-/// | `timestep_spacing` | leading | steps a sampler visits | |
-/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
-/// | `set_alpha_to_one` | true | DDIM ends at `ᾱ = 1` instead of `ᾱ_0` | |
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SchedulerConfig {
-    /// Number of steps of the process.
-    pub num_timesteps: usize,
-    /// Variance of each step.
-    pub beta_schedule: BetaSchedule,
-    /// Whether the schedule is shifted so that its last step carries no signal.
-    pub zero_terminal_snr: bool,
-    /// What the model predicts.
-    pub prediction_type: PredictionType,
-    /// Whether a sampler clamps the predicted clean point.
-    pub clip_sample: bool,
-    /// Half-width of the clamp.
-    pub clip_sample_range: f64,
-    /// Which steps a sampler visits.
-    pub timestep_spacing: TimestepSpacing,
-    /// Added to the visited steps where spacing is leading.
-    pub steps_offset: usize,
-    /// Whether DDIM's last step goes to `ᾱ = 1` rather than to `ᾱ_0`.
-    pub set_alpha_to_one: bool,
-}
-
-impl Default for SchedulerConfig {
-    fn default() -> Self {
-        Self {
-            num_timesteps: 1000,
-            beta_schedule: BetaSchedule::linear(),
-            zero_terminal_snr: false,
-            prediction_type: PredictionType::Epsilon,
-            clip_sample: true,
-            clip_sample_range: 1.0,
-            timestep_spacing: TimestepSpacing::Leading,
-            steps_offset: 0,
-            set_alpha_to_one: true,
-        }
-    }
-}
-
-/// The keys of the file that matter here; diffusers adds many that do not.
-#[derive(Deserialize)]
-#[serde(default)]
-struct DiffusersSchedulerFile {
-    num_train_timesteps: usize,
-    beta_start: f64,
-    beta_end: f64,
-    beta_schedule: String,
-    trained_betas: Option<Vec<f64>>,
-    prediction_type: String,
-    rescale_betas_zero_snr: bool,
-    clip_sample: bool,
-    clip_sample_range: f64,
-    thresholding: bool,
-    timestep_spacing: String,
-    steps_offset: usize,
-    set_alpha_to_one: bool,
-}
-
-impl Default for DiffusersSchedulerFile {
-    fn default() -> Self {
-        Self {
-            num_train_timesteps: 1000,
-            beta_start: 1e-4,
-            beta_end: 0.02,
-            beta_schedule: "linear".into(),
-            trained_betas: None,
-            prediction_type: "epsilon".into(),
-            rescale_betas_zero_snr: false,
-            clip_sample: true,
-            clip_sample_range: 1.0,
-            thresholding: false,
-            timestep_spacing: "leading".into(),
-            steps_offset: 0,
-            set_alpha_to_one: true,
-        }
-    }
-}
-
-impl SchedulerConfig {
-    /// Reads a diffusers `scheduler_config.json`. Keys that concern other things are ignored.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::InvalidFile`] where it is no such JSON, [`Error::UnsupportedConfig`]
-    /// with the key and the value where a setting is not one of this crate's.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
-        Self::from_json(&text, &path.display().to_string())
-    }
-
-    /// Reads the text of a diffusers `scheduler_config.json`; `file` names it in errors.
-    ///
-    /// # Errors
-    /// As [`from_file`](SchedulerConfig::from_file), without the I/O.
-    pub fn from_json(text: &str, file: &str) -> Result<Self> {
-        let json: DiffusersSchedulerFile =
-            serde_json::from_str(text).map_err(|error| Error::InvalidFile {
-                path: file.into(),
-                message: format!("not a diffusers scheduler configuration: {error}"),
-            })?;
-        let unsupported = |key: &str, value: &str, remedy: &str| Error::UnsupportedConfig {
-            file: file.into(),
-            key: key.into(),
-            value: format!("`{value}`"),
-            remedy: remedy.into(),
-        };
-        if json.thresholding {
-            return Err(unsupported(
-                "thresholding",
-                "true",
-                "dynamic thresholding is not implemented: set it to false",
-            ));
-        }
-        let (start, end) = (json.beta_start, json.beta_end);
-        let beta_schedule = match (json.trained_betas, json.beta_schedule.as_str()) {
-            (Some(betas), _) => BetaSchedule::Trained(betas),
-            (None, "linear") => BetaSchedule::Linear { start, end },
-            (None, "scaled_linear") => BetaSchedule::ScaledLinear { start, end },
-            (None, "squaredcos_cap_v2") => BetaSchedule::SquaredCosine,
-            (None, other) => {
-                return Err(unsupported(
-                    "beta_schedule",
-                    other,
-                    "use linear, scaled_linear, squaredcos_cap_v2 or trained_betas",
-                ));
-            }
-        };
-        let prediction_type = match json.prediction_type.as_str() {
-            "epsilon" => PredictionType::Epsilon,
-            "sample" => PredictionType::Sample,
-            "v_prediction" => PredictionType::Velocity,
-            other => {
-                return Err(unsupported(
-                    "prediction_type",
-                    other,
-                    "use epsilon, sample or v_prediction",
-                ));
-            }
-        };
-        let timestep_spacing = match json.timestep_spacing.as_str() {
-            "leading" => TimestepSpacing::Leading,
-            "trailing" => TimestepSpacing::Trailing,
-            "linspace" => TimestepSpacing::Linspace,
-            other => {
-                return Err(unsupported(
-                    "timestep_spacing",
-                    other,
-                    "use leading, trailing or linspace",
-                ));
-            }
-        };
-        Ok(Self {
-            num_timesteps: json.num_train_timesteps,
-            beta_schedule,
-            zero_terminal_snr: json.rescale_betas_zero_snr,
-            prediction_type,
-            clip_sample: json.clip_sample,
-            clip_sample_range: json.clip_sample_range,
-            timestep_spacing,
-            steps_offset: json.steps_offset,
-            set_alpha_to_one: json.set_alpha_to_one,
-        })
     }
 }
 
@@ -611,33 +410,6 @@ mod tests {
         let noisy = scheduler.add_noise(clean, noise, &[0.25, 1.0]).unwrap();
         let values: Vec<f32> = noisy.into_data().try_to_vec().unwrap();
         assert_eq!(values, [1.0, 1.5, 0.0, 1.0]);
-    }
-
-    #[test]
-    fn the_diffusers_file_is_read_and_unknown_values_are_named() {
-        let config = SchedulerConfig::from_json(
-            r#"{"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-                "beta_end": 0.012, "clip_sample": false, "steps_offset": 1, "variance_type": "fixed_small"}"#,
-            "scheduler_config.json",
-        )
-        .unwrap();
-        assert_eq!(config.beta_schedule, BetaSchedule::scaled_linear());
-        assert_eq!((config.clip_sample, config.steps_offset), (false, 1));
-        for (key, value) in [
-            ("beta_schedule", "\"sigmoid\""),
-            ("prediction_type", "\"flow\""),
-            ("timestep_spacing", "\"other\""),
-            ("thresholding", "true"),
-        ] {
-            let text = format!("{{\"{key}\": {value}}}");
-            let error = SchedulerConfig::from_json(&text, "f.json")
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains(key) && error.contains(value.trim_matches('"')),
-                "{error}"
-            );
-        }
     }
 
     #[test]
