@@ -65,7 +65,7 @@ pub struct Options {
     #[arg(long, default_value_t = 1_000, hide = true)]
     pub heldout: usize,
 
-    /// Settings: quick (few steps, a falling learning rate) or paper (batch 64, 300 steps, AdamW 5e-5, rescale:5, uniform timesteps, coins).
+    /// Settings: quick (few steps, a falling learning rate) or paper (batch 64, 300 steps, AdamW 5e-5, rescale:5, uniform timesteps, coins, no thinning).
     #[arg(long, value_enum, default_value_t)]
     pub protocol: Protocol,
 
