@@ -81,7 +81,7 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
             ("the retain condition", &retain_condition),
             ("the forget condition", &forget_condition),
         ] {
-            if let Some(rows) = condition.num_rows().filter(|&rows| rows != shape[0]) {
+            if let Err(rows) = condition.check_rows(shape[0]) {
                 return Err(Error::ShapeMismatch {
                     what,
                     expected: vec![shape[0]],
@@ -255,7 +255,7 @@ impl<const D: usize> PairSampler<D> {
                 remedy: "set a batch size of at least 1",
             });
         }
-        let first = step * batch_size as u64;
+        let first = u128::from(step) * batch_size as u128;
         Ok(Pairs {
             retain: shuffled_epochs(self.retain.dims()[0], first, batch_size, self.seed, 0),
             forget: shuffled_epochs(self.forget.dims()[0], first, batch_size, self.seed, 1),
@@ -281,16 +281,16 @@ impl<const D: usize> PairSampler<D> {
 }
 
 /// Positions `first .. first + count` of an endless sequence of shuffled passes over `0 .. size`.
-fn shuffled_epochs(size: usize, first: u64, count: usize, seed: u64, set: u64) -> Vec<usize> {
+fn shuffled_epochs(size: usize, first: u128, count: usize, seed: u64, set: u64) -> Vec<usize> {
     let mut epoch_order: Option<(u64, Vec<usize>)> = None;
-    (first..first + count as u64)
+    (first..first + count as u128)
         .map(|position| {
-            let epoch = position / size as u64;
+            let epoch = (position / size as u128) as u64;
             let order = match epoch_order.take() {
                 Some((current, order)) if current == epoch => order,
                 _ => shuffled(size, seed, epoch, set),
             };
-            let index = order[(position % size as u64) as usize];
+            let index = order[(position % size as u128) as usize];
             epoch_order = Some((epoch, order));
             index
         })

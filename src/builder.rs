@@ -29,6 +29,7 @@ use crate::trainer::SissTrainer;
 /// | `micro_batch_size` | the whole batch | rows run at a time; changes memory, not results | ≥ 1 |
 /// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TrainerConfig {
     /// Key of all draws of the run.
     pub seed: u64,
@@ -177,7 +178,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// `τ`: rows that weigh less are thinned without bias. 0 is exact.
+    /// `τ`: rows that weigh less are thinned without bias, see [`survivors`](crate::loss::survivors). 0 is exact.
+    ///
+    /// It applies to every objective: at `τ = 2` one whose weights are all 1 runs half its rows, each with weight 2. A `τ`
+    /// above `1/λ` and `1/(1−λ)` only adds variance.
     pub fn thin_below(mut self, thin_below: f64) -> Self {
         self.config.thin_below = thin_below;
         self

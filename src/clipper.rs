@@ -16,6 +16,12 @@ pub struct Coefficients {
     pub forget: f64,
 }
 
+impl Coefficients {
+    pub(crate) fn is_finite(&self) -> bool {
+        self.retain.is_finite() && self.forget.is_finite()
+    }
+}
+
 /// Chooses the coefficients of an optimiser step from the norms of its two gradients.
 ///
 /// The norms are those of the whole step's mean gradients, so micro-batches change nothing.
@@ -66,7 +72,7 @@ fn forget_scale(forget: f64) -> Result<Coefficients> {
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), Section 4 and the descent lemma of its appendix.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FractionOfRetain {
     fraction: f64,
     max_scale: Option<f64>,
@@ -121,7 +127,7 @@ impl GradientClipper for FractionOfRetain {
 
 /// What the published code does and calls clipping: the forget gradient is always rescaled to a fixed norm,
 /// `c_f = norm / ‖g_f‖`. The paper's runs use 500 (CelebA-HQ), 5 (T-shirt), 750 (Stable Diffusion).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RescaleToNorm {
     norm: f64,
 }
@@ -153,7 +159,7 @@ impl GradientClipper for RescaleToNorm {
 }
 
 /// A clip in the usual sense: the forget gradient is scaled down to `norm` where it is longer, and left alone where it is not.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClipToNorm {
     norm: f64,
 }
@@ -186,7 +192,7 @@ impl GradientClipper for ClipToNorm {
 
 /// The same factor in every step: the superfactor of the published code, the `k/(n−k)` of the paper's Eq. 4.
 #[doc(alias = "superfactor")]
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ConstantScale {
     scale: f64,
 }

@@ -54,18 +54,22 @@ pub trait Denoiser<const D: usize>: Module {
 ///
 /// The trainer runs parts of a batch, so it must be able to take some of the rows.
 pub trait Condition: Clone + Send {
-    /// The rows with these indices, in this order. Indices are within [`num_rows`](Condition::num_rows).
+    /// The rows with these indices, in this order. Called with indices below the number that
+    /// [`check_rows`](Condition::check_rows) accepted.
     fn select(&self, rows: &[usize]) -> Self;
 
-    /// Number of rows, or `None` where it fits any number, as `()` does.
-    fn num_rows(&self) -> Option<usize>;
+    /// Whether there is one entry for each of `rows` rows; `()` fits any number.
+    ///
+    /// # Errors
+    /// The number of entries that there are instead.
+    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize>;
 }
 
 impl Condition for () {
     fn select(&self, _rows: &[usize]) -> Self {}
 
-    fn num_rows(&self) -> Option<usize> {
-        None
+    fn check_rows(&self, _rows: usize) -> std::result::Result<(), usize> {
+        Ok(())
     }
 }
 
@@ -75,8 +79,8 @@ impl<const D: usize> Condition for Tensor<D> {
         Tensor::select(self.clone(), 0, index)
     }
 
-    fn num_rows(&self) -> Option<usize> {
-        Some(self.dims()[0])
+    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
+        check_count(self.dims()[0], rows)
     }
 }
 
@@ -86,8 +90,8 @@ impl<const D: usize> Condition for Tensor<D, Int> {
         Tensor::select(self.clone(), 0, index)
     }
 
-    fn num_rows(&self) -> Option<usize> {
-        Some(self.dims()[0])
+    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
+        check_count(self.dims()[0], rows)
     }
 }
 
@@ -96,9 +100,14 @@ impl<A: Condition, B: Condition> Condition for (A, B) {
         (self.0.select(rows), self.1.select(rows))
     }
 
-    fn num_rows(&self) -> Option<usize> {
-        self.0.num_rows().or(self.1.num_rows())
+    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
+        self.0.check_rows(rows)?;
+        self.1.check_rows(rows)
     }
+}
+
+fn check_count(found: usize, rows: usize) -> std::result::Result<(), usize> {
+    if found == rows { Ok(()) } else { Err(found) }
 }
 
 /// Row numbers as an index tensor, for `Tensor::select` along dimension 0.
@@ -156,7 +165,13 @@ mod tests {
         let prompt = Tensor::<2>::from_data([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device);
         let class = Tensor::<1, Int>::from_data([7, 8, 9], &device);
         let condition = ((), (prompt, class));
-        assert_eq!(condition.num_rows(), Some(3));
+        assert_eq!(condition.check_rows(3), Ok(()));
+        assert_eq!(condition.check_rows(2), Err(3));
+        let uneven = (
+            Tensor::<1>::zeros([3], &device),
+            Tensor::<1>::zeros([4], &device),
+        );
+        assert_eq!(uneven.check_rows(3), Err(4));
         let ((), (prompt, class)) = condition.select(&[2, 0]);
         assert_eq!(
             prompt.into_data().try_to_vec::<f32>().unwrap(),

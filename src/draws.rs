@@ -129,13 +129,13 @@ pub struct Draws<const D: usize> {
     pub(crate) noise: Tensor<D>,
     pub(crate) from_forget: Vec<bool>,
     pub(crate) forget_prob: f64,
-    pub(crate) thinning: f64,
+    pub(crate) thinning_uniform: f64,
 }
 
 impl<const D: usize> Draws<D> {
     /// Draws made elsewhere: for tests, for golden values, for replaying a step.
     ///
-    /// The thinning uniform is ½; see [`with_thinning`](Draws::with_thinning).
+    /// The thinning uniform is ½; see [`with_thinning_uniform`](Draws::with_thinning_uniform).
     ///
     /// # Shapes
     /// - `timesteps`, `from_forget`: `[batch]`; `from_forget[i]` says that row `i`'s noisy point is drawn from
@@ -170,7 +170,7 @@ impl<const D: usize> Draws<D> {
             noise,
             from_forget,
             forget_prob,
-            thinning: 0.5,
+            thinning_uniform: 0.5,
         })
     }
 
@@ -178,10 +178,14 @@ impl<const D: usize> Draws<D> {
     ///
     /// # Errors
     /// [`Error::OutOfRange`] unless `0 ≤ uniform < 1`.
-    pub fn with_thinning(mut self, uniform: f64) -> Result<Self> {
+    pub fn with_thinning_uniform(mut self, uniform: f64) -> Result<Self> {
         let legal = (0.0..1.0).contains(&uniform);
-        self.thinning =
-            crate::error::check_range("thinning", uniform, legal, "at least 0 and below 1")?;
+        self.thinning_uniform = crate::error::check_range(
+            "thinning_uniform",
+            uniform,
+            legal,
+            "at least 0 and below 1",
+        )?;
         Ok(self)
     }
 
@@ -203,6 +207,11 @@ impl<const D: usize> Draws<D> {
     /// Whether a row's noisy point is drawn from the forgotten point.
     pub fn from_forget(&self) -> &[bool] {
         &self.from_forget
+    }
+
+    /// The uniform number in `[0, 1)` that thinning uses.
+    pub fn thinning_uniform(&self) -> f64 {
+        self.thinning_uniform
     }
 
     /// The mixture's `λ` with which `from_forget` was drawn.
@@ -241,7 +250,8 @@ impl DrawSource {
         let mixture_rng: &mut dyn Rng = &mut keyed_rng(self.seed, step, 0, Stream::Mixture);
         let from_forget = sampler.choose_forget(batch_size, mixture_rng);
         let thinning = keyed_rng(self.seed, step, 0, Stream::Thinning).random();
-        Draws::new(timesteps, noise, from_forget, sampler.forget_prob())?.with_thinning(thinning)
+        Draws::new(timesteps, noise, from_forget, sampler.forget_prob())?
+            .with_thinning_uniform(thinning)
     }
 }
 
@@ -292,7 +302,7 @@ mod tests {
             VALUE_STABILITY.1
         );
         assert_eq!(draws.from_forget, VALUE_STABILITY.2);
-        assert_eq!(draws.thinning, VALUE_STABILITY.3);
+        assert_eq!(draws.thinning_uniform, VALUE_STABILITY.3);
     }
 
     fn draw_at<const D: usize>(source: DrawSource, step: u64, shape: [usize; D]) -> Draws<D> {
@@ -388,6 +398,6 @@ mod tests {
             );
         }
         let draws = Draws::new(vec![1.0; 2], noise(), vec![true; 2], 0.5).unwrap();
-        assert!(draws.with_thinning(1.0).is_err());
+        assert!(draws.with_thinning_uniform(1.0).is_err());
     }
 }

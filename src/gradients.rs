@@ -12,6 +12,7 @@ use crate::denoiser::{Condition, Denoiser, row_index};
 use crate::error::{Error, Result};
 use crate::kernel::weighted_squared_error;
 use crate::loss::LossTerm;
+use crate::step_report::number_or_null;
 
 /// Norms of the two sides' gradients over the whole optimiser step, and their inner product.
 ///
@@ -19,10 +20,13 @@ use crate::loss::LossTerm;
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct GradientNorms {
     /// `‖g_r‖`, 0 without a retain term.
+    #[serde(deserialize_with = "number_or_null")]
     pub retain: f64,
     /// `‖g_f‖`, 0 without a forget term.
+    #[serde(deserialize_with = "number_or_null")]
     pub forget: f64,
     /// `⟨g_r, g_f⟩`.
+    #[serde(deserialize_with = "number_or_null")]
     pub inner_product: f64,
 }
 
@@ -32,7 +36,9 @@ impl GradientNorms {
         let retain = coefficients.retain * self.retain;
         let forget = coefficients.forget * self.forget;
         let cross = 2.0 * coefficients.retain * coefficients.forget * self.inner_product;
-        (retain * retain + forget * forget + cross).max(0.0).sqrt()
+        let squared = retain * retain + forget * forget + cross;
+        // Rounding can take opposite gradients below 0; what is no number stays none.
+        if squared < 0.0 { 0.0 } else { squared.sqrt() }
     }
 
     pub(crate) fn is_finite(&self) -> bool {
@@ -42,9 +48,9 @@ impl GradientNorms {
 
 /// The gradient of one side, and the unweighted losses of the rows that made it.
 #[derive(Debug, Default)]
-pub struct SideGradient {
+pub(crate) struct SideGradient {
     /// Gradient of `(1/B) Σ w ‖ŷ − target‖²`; empty without a term or without rows.
-    pub gradients: GradientsParams,
+    pub(crate) gradients: GradientsParams,
     /// `‖ŷ − target‖²` of each row of the term, in parts of a micro-batch, on the device.
     pub(crate) losses: Vec<Tensor<1>>,
 }

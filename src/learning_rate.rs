@@ -18,29 +18,36 @@ impl LearningRate {
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless the first rate is finite and at least 0.
     pub(crate) fn new(mut scheduler: ModuleLrScheduler) -> Result<Self> {
-        let current = scheduler.step();
-        let rate = current.base();
-        check_range(
-            "learning_rate",
-            rate,
-            rate >= 0.0,
-            "a finite number from 0 up",
-        )?;
         Ok(Self {
-            scheduler,
+            current: checked(scheduler.step())?,
             steps_taken: 1,
-            current,
+            scheduler,
         })
     }
 
     /// The rates of optimiser step `step`, for each group of parameters; steps come in order.
-    pub(crate) fn at(&mut self, step: u64) -> &ModuleLearningRate {
+    ///
+    /// # Errors
+    /// As [`LearningRate::new`], for the rate of this step.
+    pub(crate) fn at(&mut self, step: u64) -> Result<&ModuleLearningRate> {
         while self.steps_taken <= step {
             self.current = self.scheduler.step();
             self.steps_taken += 1;
         }
-        &self.current
+        checked(self.current.clone())?;
+        Ok(&self.current)
     }
+}
+
+fn checked(rates: ModuleLearningRate) -> Result<ModuleLearningRate> {
+    let rate = rates.base();
+    check_range(
+        "learning_rate",
+        rate,
+        rate >= 0.0,
+        "a finite number from 0 up",
+    )?;
+    Ok(rates)
 }
 
 impl fmt::Debug for LearningRate {
@@ -58,7 +65,7 @@ mod tests {
     fn a_scheduler_advances_with_the_step_and_repeats_for_the_same_one() {
         let falling = LinearLrSchedulerConfig::new(1.0, 0.0, 4).init().unwrap();
         let mut rate = LearningRate::new(falling).unwrap();
-        let rates = [0, 0, 1, 1, 3, 9].map(|step| rate.at(step).base());
+        let rates = [0, 0, 1, 1, 3, 9].map(|step| rate.at(step).unwrap().base());
         assert_eq!(rates, [1.0, 1.0, 0.75, 0.75, 0.25, 0.0]);
     }
 

@@ -1,4 +1,90 @@
-//! Data unlearning in diffusion models.
+//! Data unlearning in diffusion models: a trained model forgets some of its training points and keeps the rest.
+//!
+//! A diffusion model was trained on a set X. Some points A ⊂ X must be forgotten: a face, a copyrighted picture, a
+//! patient's scan. This crate fine-tunes the model until it no longer reproduces them, with the quality of everything else
+//! kept. It implements SISS (*Data Unlearning in Diffusion Models*, ICLR 2025, arXiv 2503.01034) and its baselines for any
+//! [burn] model that denoises: any rank, any condition, any prediction type.
+//!
+//! # Quick start
+//!
+//! Three things are needed: the model behind [`Denoiser`], the [`Scheduler`] it was trained with, and the data of both
+//! sides. What is not set has the paper's values.
+//!
+//! ```
+//! use burn::module::Module;
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use siss::{DdpmScheduler, Denoiser, PairSampler, SissTrainer};
+//!
+//! // Your model: here one layer over points of three numbers.
+//! #[derive(Module, Debug)]
+//! struct Model {
+//!     layer: Linear,
+//! }
+//!
+//! impl Denoiser<2> for Model {
+//!     type Condition = ();
+//!     fn predict(&self, noisy: Tensor<2>, _timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+//!         self.layer.forward(noisy)
+//!     }
+//! }
+//!
+//! let device = Device::flex();
+//! let model = Model { layer: LinearConfig::new(3, 3).init(&device) };
+//! let retain = Tensor::<2>::random([100, 3], Distribution::Default, &device);
+//! let forget = Tensor::<2>::zeros([1, 3], &device);
+//!
+//! let pairs = PairSampler::new(retain, forget, 0)?;
+//! let mut trainer = SissTrainer::builder(model, DdpmScheduler::linear(1000)?)
+//!     .learning_rate(5e-5)
+//!     .build()?;
+//! for step in 0..10 {
+//!     let report = trainer.step(pairs.batch(step, 16)?)?;
+//!     println!("{report}");
+//! }
+//! let model = trainer.into_model();
+//! # Ok::<(), siss::Error>(())
+//! ```
+//!
+//! # How a step works
+//!
+//! [`SissTrainer::step`] draws all randomness of the step ([`Draws`]), lets the objective ([`SissLoss`]) turn batch and
+//! draws into two weighted regressions ([`LossTerms`]), runs the rows that carry weight through the model, measures the
+//! two gradients, lets the [`GradientClipper`] weigh them against each other, and hands the combination to a burn
+//! optimiser. Each of the four parts is a trait object that you can replace:
+//!
+//! | trait | decides | built in |
+//! |---|---|---|
+//! | [`Scheduler`] | signal and noise at a timestep | [`DdpmScheduler`], [`FlowMatching`] |
+//! | [`MixtureSampler`] | which rows are drawn from the forgotten side | [`FixedAllocation`], [`CoinFlip`] |
+//! | [`SissLoss`] | noisy points, targets and weights | [`Siss`], [`SissNoIs`], [`NaiveDeletion`], [`NegGrad`] |
+//! | [`GradientClipper`] | how much forgetting a step takes | [`FractionOfRetain`], [`RescaleToNorm`], [`ClipToNorm`], [`ConstantScale`] |
+//!
+//! [`Method`] names the published combinations. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
+//! [`sampling`] draws from a model, before and after. [`kernel`] and [`loss`] hold the loss alone, for trainers of your own.
+//!
+//! # Promises
+//!
+//! - The draws of a step follow from (seed, step): the same on every device and for every micro-batch size.
+//! - A step with a number that is not finite changes nothing and says so.
+//! - The library does not panic on input and does not print. An [`Error`] names the value and the remedy.
+//!
+//! What it does not promise is legal sufficiency: unlearning is evidence of forgetting, not a proof of erasure.
+//!
+//! # Features
+//!
+//! | feature | brings | default |
+//! |---|---|---|
+//! | `flex` | burn's pure-Rust CPU backend | yes |
+//! | `wgpu` | Vulkan, Metal, DirectX, WebGPU | |
+//! | `cuda` | NVIDIA GPUs | |
+//! | `models` | `models::UNet2d`: diffusers' UNet2DModel, loaded and saved strictly | |
+//! | `report` | pictures, plots and exact intervals of a run | |
+//!
+//! The guide *Unlearn your own model*, the mathematics with equation numbers and the design are in the repository's
+//! `docs` folder.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 #![deny(missing_docs, missing_debug_implementations)]
 
@@ -29,6 +115,7 @@ pub mod models;
 pub mod report;
 
 pub use burn;
+pub use rand;
 
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
@@ -38,7 +125,7 @@ pub use clipper::{
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
-pub use gradients::{GradientNorms, SideGradient};
+pub use gradients::GradientNorms;
 pub use loss::{LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs};
 pub use method::Method;
 pub use mixture::{
@@ -52,3 +139,12 @@ pub use scheduler::{
 };
 pub use step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
 pub use trainer::{SissTrainer, StepGradients};
+
+/// The examples of the guide and the README are tests.
+#[cfg(all(doctest, feature = "models"))]
+mod pages {
+    #[doc = include_str!("../docs/guide.md")]
+    mod guide {}
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+}

@@ -15,7 +15,7 @@ use crate::loss::{NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs};
 /// |---|---|---|---|
 /// | `Siss` | [`Siss`] | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
 /// | `SissNoIs` | [`SissNoIs`] | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
-/// | `NaiveDeletion` | [`NaiveDeletion`] | none needed | arXiv 2503.01034 |
+/// | `NaiveDeletion` | [`NaiveDeletion`] | [`FractionOfRetain`], with nothing to scale | arXiv 2503.01034 |
 /// | `NegGrad` | [`NegGrad`] | [`ConstantScale`] 1 | arXiv 2503.01034 |
 ///
 /// # Example

@@ -6,7 +6,6 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, check_probability};
 use crate::scheduler::{Scales, column};
@@ -35,7 +34,7 @@ impl MixtureSampler for Box<dyn MixtureSampler> {
 
 /// An independent coin for each row, as the paper and its code have it.
 #[doc(alias = "lambda")]
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CoinFlip {
     forget_prob: f64,
 }
@@ -66,7 +65,7 @@ impl MixtureSampler for CoinFlip {
 /// `λ·B` of the rows, at random places; where `λ·B` is no whole number it is rounded up with the
 /// probability of its fraction. Less variance than coins, and sizes that hardly change.
 #[doc(alias = "lambda")]
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FixedAllocation {
     forget_prob: f64,
 }

@@ -19,6 +19,12 @@ pub trait Observer: Send + Debug {
     fn observe(&mut self, report: &StepReport) -> Result<()>;
 }
 
+impl Observer for Box<dyn Observer> {
+    fn observe(&mut self, report: &StepReport) -> Result<()> {
+        self.as_mut().observe(report)
+    }
+}
+
 /// A shared observer: keep one handle, give the other to the trainer.
 impl<O: Observer> Observer for Arc<Mutex<O>> {
     fn observe(&mut self, report: &StepReport) -> Result<()> {
@@ -220,12 +226,13 @@ impl Diagnosis {
     fn look_at_gradients(&mut self, report: &StepReport) {
         let scaled = report.coefficients.forget * report.norms.forget;
         let both = report.retain.is_some() && report.forget.is_some();
-        self.dominating = run_length(self.dominating, both && scaled > report.norms.retain);
+        let kept = report.coefficients.retain * report.norms.retain;
+        self.dominating = run_length(self.dominating, both && scaled > kept);
         if self.dominating >= self.window {
             self.find(
                 report,
                 Symptom::ForgetDominates,
-                format!("the scaled forget gradient ({scaled:.3}) was longer than the retain gradient ({:.3}) for {} steps", report.norms.retain, self.window),
+                format!("the scaled forget gradient ({scaled:.3}) was longer than the retain gradient ({kept:.3}) for {} steps", self.window),
                 "lower the forget scale; FractionOfRetain(0.1) keeps it at a tenth",
             );
         }
@@ -453,6 +460,13 @@ mod tests {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
         assert_eq!(steps[2], report(2, 0.03, 0.01));
+
+        let mut skipped = JsonLines::new(Vec::new());
+        skipped
+            .observe(&report(3, f64::NAN, f64::INFINITY))
+            .unwrap();
+        let back: StepReport = serde_json::from_slice(&skipped.into_inner()).unwrap();
+        assert!(back.retain.unwrap().mean_squared_error.is_nan());
     }
 
     #[test]

@@ -78,6 +78,20 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     fn noise_scale(&self, timestep: f64) -> f64;
 }
 
+impl Scheduler for Box<dyn Scheduler> {
+    fn time_range(&self) -> TimeRange {
+        self.as_ref().time_range()
+    }
+
+    fn signal_scale(&self, timestep: f64) -> f64 {
+        self.as_ref().signal_scale(timestep)
+    }
+
+    fn noise_scale(&self, timestep: f64) -> f64 {
+        self.as_ref().noise_scale(timestep)
+    }
+}
+
 /// Signal and noise scales of the rows of a batch, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scales {
@@ -155,17 +169,21 @@ pub trait SchedulerExt: Scheduler {
         timesteps: &[f64],
     ) -> Result<Tensor<D>> {
         let scales = self.scales(timesteps)?;
-        let expected = clean.dims();
-        if noise.dims() != expected || timesteps.len() != expected[0] {
-            let mut got = noise.dims().to_vec();
-            if noise.dims() == expected {
-                got = vec![timesteps.len()];
-            }
+        let shape = clean.dims();
+        if noise.dims() != shape {
             return Err(Error::ShapeMismatch {
-                what: "noise or timesteps",
-                expected: expected.to_vec(),
-                got,
-                remedy: "give one noise value an element and one timestep a row",
+                what: "the noise",
+                expected: shape.to_vec(),
+                got: noise.dims().to_vec(),
+                remedy: "draw one value for every element",
+            });
+        }
+        if timesteps.len() != shape[0] {
+            return Err(Error::ShapeMismatch {
+                what: "the list of timesteps",
+                expected: vec![shape[0]],
+                got: vec![timesteps.len()],
+                remedy: "give one timestep for every row",
             });
         }
         let device = clean.device();
@@ -189,7 +207,7 @@ impl<S: Scheduler + ?Sized> SchedulerExt for S {}
 /// ```
 /// # Reference
 /// Ho et al. 2020, *Denoising Diffusion Probabilistic Models*, Eq. 4.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DdpmScheduler {
     betas: Vec<f64>,
     alpha_bars: Vec<f64>,
@@ -293,7 +311,7 @@ impl Scheduler for DdpmScheduler {
 ///
 /// # Reference
 /// Lipman et al. 2023, *Flow Matching for Generative Modeling*, with optimal-transport paths.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FlowMatching {
     min_time: f64,
 }
@@ -357,9 +375,10 @@ pub enum TimestepSpacing {
 /// | `clip_sample` | true | clamp the predicted clean point while sampling | |
 /// | `clip_sample_range` | 1 | … to `[−range, range]` | > 0 |
 /// | `timestep_spacing` | leading | steps a sampler visits | |
-/// | `steps_offset` | 0 | added to them where spacing is leading | < `T / n` |
+/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
 /// | `set_alpha_to_one` | true | DDIM ends at `ᾱ = 1` instead of `ᾱ_0` | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SchedulerConfig {
     /// Number of steps of the process.
     pub num_timesteps: usize,

@@ -2,11 +2,16 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::clipper::Coefficients;
 use crate::gradients::GradientNorms;
 use crate::loss::LossTerm;
+
+/// JSON has no NaN or infinity: they are written as `null` and read back as NaN.
+pub(crate) fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
 
 /// Whether a step changed the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +41,7 @@ pub struct StepReport {
     /// The factors of the combination; `coefficients.forget` is the forget scale.
     pub coefficients: Coefficients,
     /// Norm of the combined gradient before the global clip.
+    #[serde(deserialize_with = "number_or_null")]
     pub combined_norm: f64,
     /// Factor of the global clip, at most 1.
     pub clip_factor: f64,
@@ -49,8 +55,10 @@ pub struct TermReport {
     /// Rows that went through the model, after thinning.
     pub rows: usize,
     /// `(1/B) Σ |w| ‖ŷ − target‖²`, summed over elements: the objective's term without its sign.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// Mean squared error an element, rows weighted by `|w|`; NaN without a row.
+    #[serde(deserialize_with = "number_or_null")]
     pub mean_squared_error: f64,
     /// The weights before thinning.
     pub weights: WeightSummary,
@@ -60,10 +68,13 @@ pub struct TermReport {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WeightSummary {
     /// Mean of `|w|`.
+    #[serde(deserialize_with = "number_or_null")]
     pub mean: f64,
     /// Largest `|w|`.
+    #[serde(deserialize_with = "number_or_null")]
     pub max: f64,
     /// `(Σ|w|)² / Σw²`: how many equally weighted rows they are worth.
+    #[serde(deserialize_with = "number_or_null")]
     pub effective_rows: f64,
     /// Share of rows whose weight is within 1 % of its bound, or of 0; `None` for weights without a bound.
     pub degenerate_share: Option<f64>,
@@ -143,7 +154,9 @@ impl fmt::Display for StepReport {
                 )?;
             }
         }
-        write!(formatter, "  forget scale {:.4}", self.coefficients.forget)?;
+        if self.forget.is_some() {
+            write!(formatter, "  forget scale {:.4}", self.coefficients.forget)?;
+        }
         if self.outcome == StepOutcome::SkippedNonFinite {
             write!(formatter, "  SKIPPED: a loss or gradient is not finite")?;
         }

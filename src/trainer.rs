@@ -106,7 +106,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         self.step_with(&batch, &draws)
     }
 
-    /// One optimiser step with draws made elsewhere: a pure function of model, optimiser state, batch and draws.
+    /// One optimiser step with draws made elsewhere: no other randomness enters it.
     ///
     /// # Errors
     /// As [`step`](SissTrainer::step), and those of draws that do not fit the batch or the scheduler.
@@ -133,7 +133,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         source.draw(self.step, shape, range, self.sampler.as_ref(), &device)
     }
 
-    /// The two gradients of a step and their coefficients; the model is not changed.
+    /// The two gradients of a step and their coefficients; the model is not changed. An objective or clipper with
+    /// a state of its own may change that.
     ///
     /// # Errors
     /// As [`step_with`](SissTrainer::step_with).
@@ -166,6 +167,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let scheduler = self.scheduler.as_ref();
         let inputs = LossInputs::new(retain, forget, &batch.forget_ids, draws, scheduler, kind)?;
         let mut terms = self.loss.terms(&inputs)?;
+        for term in terms.retain.iter().chain(&terms.forget) {
+            term.check(batch.retain.dims())?;
+        }
         if !self.model_is_checked
             && let Some(term) = terms.retain.as_ref().or(terms.forget.as_ref())
         {
@@ -176,7 +180,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             retain: terms.retain.as_ref().map(WeightSummary::of),
             forget: terms.forget.as_ref().map(WeightSummary::of),
         };
-        terms.thin(self.config.thin_below, draws.thinning);
+        terms.thin(self.config.thin_below, draws.thinning_uniform);
         Ok((terms, weights))
     }
 
@@ -224,10 +228,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Measured { losses, norms }: Measured,
         batch_size: usize,
     ) -> Result<StepReport> {
-        let learning_rate = self.learning_rate.at(self.step).base();
-        let finite = norms.is_finite()
-            && learning_rate.is_finite()
-            && losses.iter().all(|loss| loss.is_finite());
+        let learning_rate = self.learning_rate.at(self.step)?.base();
+        let finite = norms.is_finite() && losses.iter().all(|loss| loss.is_finite());
         let coefficients = if finite {
             self.clipper.coefficients(&norms)?
         } else {
@@ -237,7 +239,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             }
         };
         let combined_norm = norms.combined(coefficients);
-        let applied = finite && combined_norm.is_finite();
+        let applied = finite && coefficients.is_finite() && combined_norm.is_finite();
         let (retain_rows, _) = row_counts(terms);
         let (retain_losses, forget_losses) = losses.split_at(retain_rows);
         let term = |term: &Option<LossTerm<D>>, weights: Option<WeightSummary>, losses| {
@@ -287,7 +289,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
                 let combined = gradients.combine(&self.model, report.clip_factor);
                 // A clone shares the parameters: should the optimiser panic, the trainer still holds its model.
                 let model = self.model.clone();
-                let rates = self.learning_rate.at(self.step).clone();
+                let rates = self.learning_rate.at(self.step)?.clone();
                 self.model = self.optimizer.0.step(rates, model, combined);
             }
         }

@@ -236,7 +236,13 @@ impl Case {
                 .iter()
                 .zip(&expected[range])
                 .map(relative)
-                .fold(0.0, f64::max)
+                .fold(0.0, |worst: f64, error| {
+                    if error > worst || error.is_nan() {
+                        error
+                    } else {
+                        worst
+                    }
+                })
         };
         let (body, last) = (worst(0..tail), worst(tail..got.len()));
         if last / 1e-4 > body / 2e-6 {

@@ -26,7 +26,11 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let device = arguments.device.device()?;
     let (mut passed, mut failed) = (0, 0);
-    for path in cases::find(&arguments.paths)? {
+    let cases = cases::find(&arguments.paths)?;
+    if cases.is_empty() {
+        return Err("there is no case in these folders".into());
+    }
+    for path in cases {
         let outcome = cases::run(&path, &device);
         passed += usize::from(outcome.passed());
         failed += usize::from(outcome.failed());

@@ -89,7 +89,7 @@ impl Examiner {
             heldout_loss: ByTimestep::new(),
             heldout_loss_p99: ByTimestep::new(),
             tshirt_loss_percentile: ByTimestep::new(),
-            tshirt_denoise_l2: mean(&self::distances(&denoised, &self.tshirt)),
+            tshirt_denoise_l2: self.distance(&denoised),
         };
         for timestep in TIMESTEPS {
             progress.phase(&format!("digits' loss {name}, t = {timestep}"));
@@ -130,10 +130,12 @@ impl Examiner {
 
     /// Mean distance of denoised copies from the T-shirt, pixels in `[0, 1]`.
     pub fn denoise_distance(&self, model: &UNet2d, copies: usize) -> Result<f64> {
-        Ok(mean(&distances(
-            &self.denoise(model, copies)?,
-            &self.tshirt,
-        )))
+        Ok(self.distance(&self.denoise(model, copies)?))
+    }
+
+    /// Mean distance of images from the T-shirt, pixels in `[0, 1]`.
+    pub fn distance(&self, images: &Tensor<4>) -> f64 {
+        mean(&distances(images, &self.tshirt))
     }
 
     fn generate(&self, model: &UNet2d, name: &str, progress: &dyn Progress) -> Result<Tensor<4>> {
@@ -208,6 +210,6 @@ fn row_means(values: Tensor<4>) -> Vec<f64> {
     means.into_data().iter::<f64>().collect()
 }
 
-pub fn mean(values: &[f64]) -> f64 {
+fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use siss::burn::module::Module;
 use siss::burn::optim::AdamWConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::sampling::{DdimConfig, DdimSampler};
 use siss::{
@@ -18,7 +19,7 @@ use siss::{
 };
 
 use crate::data;
-use crate::evaluate::{ByTimestep, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
+use crate::evaluate::{ByTimestep, COPIES, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
 use crate::options::{Options, Protocol};
 use crate::pictures;
 
@@ -71,10 +72,24 @@ pub struct Summary {
     pub device: String,
 }
 
-/// The model that never saw the T-shirt.
+/// The model that never saw the T-shirt: what the unlearned model is compared with.
 #[derive(Debug, Serialize)]
 pub struct Retrained {
     pub tshirt_loss: ByTimestep,
+    pub tshirt_denoise_l2: f64,
+    #[serde(skip)]
+    pub denoised: Tensor<4>,
+}
+
+impl Retrained {
+    fn measure(examiner: &Examiner, model: &UNet2d) -> siss::Result<Self> {
+        let denoised = examiner.denoise(model, COPIES)?;
+        Ok(Self {
+            tshirt_loss: examiner.tshirt_loss(model, TSHIRT_NOISES)?,
+            tshirt_denoise_l2: examiner.distance(&denoised),
+            denoised,
+        })
+    }
 }
 
 /// Runs the job and writes everything into `options.out`.
@@ -96,18 +111,22 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(&config, 25))?,
         scheduler,
         tshirt: tshirt.clone(),
-        heldout: digits.heldout,
+        heldout: digits.heldout.clone().narrow(
+            0,
+            0,
+            options.heldout.clamp(1, digits.heldout.dims()[0]),
+        ),
         samples: options.samples,
     };
     let model = UNet2d::load(&checkpoint, &device)?;
-    let retrained = UNet2d::load(base.join("retrained"), &device)?;
-    let retrained = Retrained {
-        tshirt_loss: examiner.tshirt_loss(&retrained, TSHIRT_NOISES)?,
-    };
+    let retrained = Retrained::measure(&examiner, &UNet2d::load(base.join("retrained"), &device)?)?;
 
-    let before = examiner.evaluate(&model, "before", progress)?;
+    // Settings are refused here, before anything that takes time.
     let pairs = PairSampler::new(digits.retain, tshirt, options.seed)?;
-    let unlearned = unlearn(model, &config, &pairs, &examiner, &options, progress)?;
+    pairs.pairs(0, options.batch.unwrap_or_default())?;
+    let trainer = trainer(model.clone(), &config, &options)?;
+    let before = examiner.evaluate(&model, "before", progress)?;
+    let unlearned = unlearn(trainer, &pairs, &examiner, &options, progress)?;
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
 
     progress.phase("writing");
@@ -154,8 +173,7 @@ struct Unlearned {
 }
 
 fn unlearn(
-    model: UNet2d,
-    config: &SchedulerConfig,
+    mut trainer: SissTrainer<UNet2d, 4>,
     pairs: &PairSampler<4>,
     examiner: &Examiner,
     options: &Options,
@@ -165,7 +183,6 @@ fn unlearn(
         options.steps.unwrap_or_default(),
         options.batch.unwrap_or_default(),
     );
-    let mut trainer = trainer(model, config, options)?;
     let mut log = BufWriter::new(File::create(options.out.join("metrics.jsonl"))?);
     let mut diagnosis = Diagnosis::default();
     let mut records: Vec<StepRecord> = Vec::with_capacity(steps);

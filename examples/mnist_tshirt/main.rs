@@ -118,7 +118,10 @@ fn print_table(summary: &Summary) {
         let key = timestep.to_string();
         let (was, is) = (before.heldout_loss[&key], after.heldout_loss[&key]);
         row(
-            &format!("loss of 1,000 new digits, t = {timestep}"),
+            &format!(
+                "loss of {} new digits, t = {timestep}",
+                summary.config.heldout
+            ),
             format!("{was:.4}"),
             format!("{is:.4} ({:+.1} %)", 100.0 * (is / was - 1.0)),
             String::new(),
@@ -128,7 +131,7 @@ fn print_table(summary: &Summary) {
         "L2, T-shirt to its denoised copies",
         format!("{:.2}", before.tshirt_denoise_l2),
         format!("{:.2}", after.tshirt_denoise_l2),
-        String::new(),
+        format!("{:.2}", summary.retrained.tshirt_denoise_l2),
     );
     println!(
         "\ndistance to the retrained model {:.2} (mean |ln| of the T-shirt's loss over its own); {} steps, {:.2} rows a sample, {:.0} s of {:.0} s",

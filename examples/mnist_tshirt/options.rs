@@ -17,7 +17,7 @@ use crate::data::ASSETS;
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(version)]
 pub struct Options {
-    /// Optimiser steps [default: 75; 300 with --protocol paper].
+    /// Optimiser steps [default: 100; 300 with --protocol paper].
     #[arg(long)]
     pub steps: Option<usize>,
 
@@ -55,6 +55,10 @@ pub struct Options {
     #[arg(long, default_value_t = 256)]
     pub samples: usize,
 
+    /// New digits whose loss is measured.
+    #[arg(long, default_value_t = 1_000, hide = true)]
+    pub heldout: usize,
+
     /// Settings: quick (few steps, a falling learning rate) or paper (batch 64, 300 steps, AdamW 5e-5, rescale:5, uniform timesteps, coins).
     #[arg(long, value_enum, default_value_t)]
     pub protocol: Protocol,
@@ -73,6 +77,7 @@ pub struct Options {
 
     /// Folder of the digits, the T-shirt and the bundled models.
     #[arg(long, value_name = "DIR", default_value = ASSETS, hide = true)]
+    #[serde(skip)]
     pub assets: PathBuf,
 }
 
@@ -149,7 +154,7 @@ impl Options {
     /// Fills in the protocol's defaults, so that what is written down is what was run.
     pub fn resolved(mut self) -> Self {
         let paper = self.protocol == Protocol::Paper;
-        self.steps.get_or_insert(if paper { 300 } else { 75 });
+        self.steps.get_or_insert(if paper { 300 } else { 100 });
         self.batch.get_or_insert(if paper { 64 } else { 32 });
         self.learning_rate
             .get_or_insert(if paper { 5e-5 } else { 1e-4 });

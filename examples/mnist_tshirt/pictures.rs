@@ -6,7 +6,7 @@ use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Panel, Plot, Series};
 
-use crate::evaluate::{DENOISE_FROM, Evaluated, Examiner, TIMESTEPS, TSHIRT_DISTANCE};
+use crate::evaluate::{DENOISE_FROM, Evaluated, Examiner, TIMESTEPS};
 use crate::job::{Retrained, StepRecord};
 
 /// Generated images shown.
@@ -28,6 +28,7 @@ pub fn save(
     tshirt
         .beside(copies("before", &before.denoised)?)
         .beside(copies("after", &after.denoised)?)
+        .beside(copies("retrained", &retrained.denoised)?)
         .save(out.join("denoised.png"))?;
     curves(before, records, retrained).save(out.join("curves.svg"))
 }
@@ -40,9 +41,8 @@ fn generated(model: &Evaluated) -> Result<ImageGrid> {
 }
 
 fn copies(title: &str, images: &Tensor<4>) -> Result<ImageGrid> {
-    let title = format!("{title}, from t = {DENOISE_FROM}");
     Ok(ImageGrid::new(images.clone())?
-        .title(title)
+        .title(format!("{title}, from t = {DENOISE_FROM}"))
         .columns(4)
         .scale(3))
 }
@@ -96,7 +96,7 @@ fn curves(before: &Evaluated, records: &[StepRecord], retrained: &Retrained) -> 
             &|r| r.tshirt_denoise_l2,
             "denoised copies",
         ))
-        .reference("counts as a T-shirt", TSHIRT_DISTANCE);
+        .reference("retrained", retrained.tshirt_denoise_l2);
     let mut tshirt_loss = panel("The T-shirt's loss", "squared error an element").log_y();
     for timestep in TIMESTEPS {
         let key = timestep.to_string();

@@ -68,6 +68,14 @@ impl<'a, const D: usize> LossInputs<'a, D> {
                 });
             }
         }
+        if forget_ids.len() != shape[0] {
+            return Err(Error::ShapeMismatch {
+                what: "the ids of the forgotten points",
+                expected: vec![shape[0]],
+                got: vec![forget_ids.len()],
+                remedy: "give one id for every row",
+            });
+        }
         let scales = scheduler.scales(&draws.timesteps)?;
         Ok(Self {
             retain,
@@ -131,6 +139,37 @@ pub struct LossTerm<const D: usize> {
 }
 
 impl<const D: usize> LossTerm<D> {
+    /// Checks that the term fits a batch of this shape: objectives can come from outside the crate.
+    pub(crate) fn check(&self, shape: [usize; D]) -> Result<()> {
+        for (what, expected, got) in [
+            ("a term's noisy points", &shape[..], &self.noisy.dims()[..]),
+            ("a term's targets", &shape[..], &self.target.dims()[..]),
+            ("a term's timesteps", &shape[..1], &[self.timesteps.len()]),
+            (
+                "a term's weights",
+                &[self.rows.len()],
+                &[self.weights.len()],
+            ),
+        ] {
+            if expected != got {
+                return Err(Error::ShapeMismatch {
+                    what,
+                    expected: expected.to_vec(),
+                    got: got.to_vec(),
+                    remedy: "an objective's term must cover the batch and weigh rows of it",
+                });
+            }
+        }
+        match self.rows.iter().find(|&&row| row >= shape[0]) {
+            None => Ok(()),
+            Some(&row) => Err(Error::OutOfRange {
+                name: "a term's row",
+                value: row as f64,
+                requirement: "a row of the batch",
+            }),
+        }
+    }
+
     /// Thins the light rows without bias, see [`survivors`].
     pub fn thin(&mut self, thin_below: f64, uniform: f64) {
         let kept = survivors(&self.weights, thin_below, uniform);

@@ -18,9 +18,10 @@ use crate::scheduler::{DdpmScheduler, SchedulerConfig, SchedulerExt, TimestepSpa
 /// | `clip_sample` | `Some(1.0)` | clamps the predicted clean point to `[−c, c]` | > 0 |
 /// | `prediction_type` | `Epsilon` | what the model predicts | not `FlowVelocity` |
 /// | `timestep_spacing` | leading | which of the `T` steps are visited | |
-/// | `steps_offset` | 0 | added to them where spacing is leading | < `T` |
+/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
 /// | `set_alpha_to_one` | true | the last step goes to `ᾱ = 1` rather than to `ᾱ_0` | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DdimConfig {
     /// Steps from noise to a sample.
     pub num_inference_steps: usize,
@@ -112,6 +113,17 @@ impl DdimSampler {
             last < total,
             "small enough that every visited step exists",
         )?;
+        let pure_noise = timesteps
+            .iter()
+            .find(|&&visited| scheduler.alpha_bars()[visited] == 0.0);
+        if let (Some(timestep), PredictionType::Epsilon) = (pure_noise, config.prediction_type) {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "timestep {timestep} has no signal, so a predicted noise says nothing about the clean point"
+                ),
+                remedy: "use a model that predicts Sample or Velocity, or a schedule without zero terminal SNR",
+            });
+        }
         Ok(Self {
             scheduler: scheduler.clone(),
             config,
@@ -129,7 +141,8 @@ impl DdimSampler {
         &self.config
     }
 
-    /// One step from `timestep` to the one before it on an even grid, `T / num_inference_steps` lower.
+    /// One step from `timestep` to the one `⌊T / num_inference_steps⌋` lower, as diffusers takes it. On grids that
+    /// are not even, [`sample`](DdimSampler::sample) goes from each visited timestep to the next instead.
     ///
     /// # Shapes
     /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`; `noise` is used where `eta > 0`
@@ -276,11 +289,26 @@ impl DdimSampler {
     ) -> Result<Tensor<D>> {
         let (shape, device) = (start.dims(), start.device());
         let rows: Vec<usize> = (0..shape[0]).collect();
-        let condition = condition.select(&rows);
+        condition
+            .check_rows(shape[0])
+            .map_err(|got| Error::ShapeMismatch {
+                what: "the condition",
+                expected: vec![shape[0]],
+                got: vec![got],
+                remedy: "give one condition for every sample",
+            })?;
         let mut noisy = start;
         for (index, &timestep) in path.iter().enumerate() {
             let timesteps = host_vector(rows.iter().map(|_| timestep as f64), &device);
-            let output = model.predict(noisy.clone(), timesteps, &condition);
+            let output = model.predict(noisy.clone(), timesteps, condition);
+            if output.dims() != shape {
+                return Err(Error::ShapeMismatch {
+                    what: "the model's prediction",
+                    expected: shape.to_vec(),
+                    got: output.dims().to_vec(),
+                    remedy: "the model must predict one value for every element of its input",
+                });
+            }
             let noise = (self.config.eta > 0.0).then(|| {
                 let step = 1 + index as u64;
                 normal_noise(shape, seed, step, first_row, Stream::Sampling, &device)

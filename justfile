@@ -1,0 +1,40 @@
+# The commands of the project, for people; `.ci/run` runs the same.
+
+# Types only, fastest.
+check:
+    cargo check --all-targets
+
+# Unit, property, conformance and documentation tests.
+test:
+    cargo test --release
+
+# Formatting, clippy, licences, spelling.
+lint:
+    cargo fmt --check
+    cargo clippy --release --all-targets -- -D warnings
+    cargo deny check
+    typos
+
+# The documentation, without a warning.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features models,report
+
+# A line for each case from PyTorch and diffusers.
+conformance *PATHS="tests/conformance":
+    cargo run --release --example conformance -- {{PATHS}}
+
+# The conformance and kernel tests on wgpu, over a GPU or a software driver.
+wgpu:
+    SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu --test conformance --test kernel
+
+# The main job.
+tshirt *ARGS:
+    cargo run --release --example mnist_tshirt -- {{ARGS}}
+
+# The benchmarks.
+bench:
+    cargo bench
+
+# Everything that the gate checks.
+ci:
+    bash .ci/run

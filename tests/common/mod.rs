@@ -1,0 +1,105 @@
+//! A small model and points for tests of the public interface.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
+use siss::{Denoiser, Stream, UnlearningBatch, normal_noise};
+
+/// The device under test: `SISS_TEST_DEVICE`, or the CPU.
+pub fn device() -> Device {
+    let spec = std::env::var("SISS_TEST_DEVICE").unwrap_or_else(|_| "flex".into());
+    spec.parse::<siss::backend::DeviceSpec>()
+        .unwrap()
+        .device()
+        .unwrap()
+}
+
+/// Two layers over three elements and the timestep. Its parameters follow from a seed.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    first: Linear,
+    second: Linear,
+}
+
+impl Mlp {
+    pub fn new(seed: u64, device: &Device) -> Self {
+        let weights = |index: u64, shape: [usize; 2]| {
+            let noise: Tensor<2> =
+                normal_noise(shape, seed, 0, 100 * index, Stream::Evaluation, device);
+            Param::from_tensor(noise * 0.4)
+        };
+        let bias = |size: usize| Some(Param::from_tensor(Tensor::<1>::zeros([size], device)));
+        let mut first = LinearConfig::new(4, 8).init(device);
+        let mut second = LinearConfig::new(8, 3).init(device);
+        (first.weight, first.bias) = (weights(1, [4, 8]), bias(8));
+        (second.weight, second.bias) = (weights(2, [8, 3]), bias(3));
+        Self { first, second }
+    }
+}
+
+impl Denoiser<2> for Mlp {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+        let time = (timesteps / 1000.0).unsqueeze_dim(1);
+        let hidden = self.first.forward(Tensor::cat(vec![noisy, time], 1));
+        self.second.forward(hidden.tanh())
+    }
+}
+
+/// Pairs of points of three elements; the two sides lie `distance` apart in each element.
+pub fn batch(rows: usize, distance: f64, seed: u64, device: &Device) -> UnlearningBatch<2> {
+    let points = |part| normal_noise([rows, 3], seed, part, 0, Stream::Evaluation, device) * 0.3;
+    UnlearningBatch::new(points(1), points(2) + distance).unwrap()
+}
+
+pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().iter::<f64>().collect()
+}
+
+/// All parameters of a model, one after the other.
+pub fn parameters<M: Module>(model: &M) -> Vec<f64> {
+    struct Collect(Vec<f64>);
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.extend(host(param.val().inner()));
+        }
+    }
+    let mut collect = Collect(Vec::new());
+    model.visit(&mut collect);
+    collect.0
+}
+
+/// A gradient in the order of [`parameters`]; zero where a parameter has none.
+pub fn flat<M: Module>(model: &M, gradients: &GradientsParams) -> Vec<f64> {
+    struct Collect<'a>(&'a GradientsParams, Vec<f64>);
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            match self.0.get::<D>(param.id) {
+                Some(gradient) => self.1.extend(host(gradient)),
+                None => self.1.extend(vec![0.0; param.val().shape().num_elements()]),
+            }
+        }
+    }
+    let mut collect = Collect(gradients, Vec::new());
+    model.visit(&mut collect);
+    collect.1
+}
+
+pub fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
+}
+
+/// A tensor of one element a row.
+pub fn scalars(values: &[f64], device: &Device) -> Tensor<2> {
+    let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    let rows = values.len();
+    Tensor::from_data(TensorData::new(values, [rows, 1]), device)
+}

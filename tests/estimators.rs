@@ -1,0 +1,312 @@
+//! What the estimators estimate: SISS is unbiased for every λ and τ, and lands on the optimum of the data without
+//! the forgotten points.
+
+mod common;
+
+use burn::module::{Module, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::SgdConfig;
+use burn::tensor::{Device, Tensor};
+use common::*;
+use rand::RngExt;
+use siss::*;
+
+fn process() -> DdpmScheduler {
+    DdpmScheduler::linear(1000).unwrap()
+}
+
+/// Mean of each coordinate of both gradients over many steps, and its squared standard error.
+fn mean_gradients(
+    loss: Box<dyn SissLoss<2>>,
+    forget_prob: f64,
+    thin_below: f64,
+    seed: u64,
+) -> Vec<(f64, f64)> {
+    const STEPS: u64 = 200;
+    const ROWS: usize = 1024;
+    let device = device();
+    // Points near enough for both sides to explain many noisy points.
+    let batch = batch(ROWS, 0.4, 21, &device);
+    let mut trainer = SissTrainer::builder(Mlp::new(3, &device), process())
+        .loss(loss)
+        .sampler(CoinFlip::new(forget_prob).unwrap())
+        .thin_below(thin_below)
+        .build()
+        .unwrap();
+    let source = DrawSource {
+        seed,
+        timestep_sampling: TimestepSampling::Uniform,
+    };
+    let sampler = CoinFlip::new(forget_prob).unwrap();
+    let mut sums: Vec<(f64, f64)> = Vec::new();
+    for step in 0..STEPS {
+        let draws = source
+            .draw(step, [ROWS, 3], process().time_range(), &sampler, &device)
+            .unwrap();
+        let gradients = trainer.gradients(&batch, &draws).unwrap();
+        let model = trainer.model();
+        let both = [
+            flat(model, &gradients.retain),
+            flat(model, &gradients.forget),
+        ]
+        .concat();
+        sums.resize(both.len(), (0.0, 0.0));
+        for ((sum, squares), value) in sums.iter_mut().zip(both) {
+            *sum += value;
+            *squares += value * value;
+        }
+    }
+    let count = STEPS as f64;
+    let moments = |(sum, squares): (f64, f64)| {
+        (
+            sum / count,
+            (squares / count - (sum / count).powi(2)) / count,
+        )
+    };
+    sums.into_iter().map(moments).collect()
+}
+
+/// 2 × 10⁵ draws for each of three λ and three τ, against as many of SISS (No IS): every coordinate of both
+/// gradients is within 4 standard errors.
+#[test]
+fn siss_is_unbiased_for_every_lambda_and_every_thinning() {
+    let reference = mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 1);
+    assert!(
+        reference
+            .iter()
+            .any(|(mean, variance)| mean.abs() > 20.0 * variance.sqrt()),
+        "no signal to compare"
+    );
+    let mut compared = 0;
+    let mut seed = 2;
+    for forget_prob in [0.2, 0.5, 0.8] {
+        for thin_below in [0.0, 1.0, 2.0] {
+            let means = mean_gradients(Box::new(Siss), forget_prob, thin_below, seed);
+            seed += 1;
+            for ((mean, variance), (expected, expected_variance)) in means.iter().zip(&reference) {
+                let error = (variance + expected_variance).sqrt();
+                assert!(
+                    (mean - expected).abs() <= 4.0 * error,
+                    "λ {forget_prob} τ {thin_below}: {mean} is not {expected} ± {error}"
+                );
+                compared += 1;
+            }
+        }
+    }
+    println!("{compared} coordinates compared, 204,800 draws each");
+}
+
+/// Thinning alone is unbiased for SISS (No IS) as well, where all weights are 1.
+#[test]
+fn thinning_is_unbiased_without_importance_weights() {
+    let (exact, thinned) = (
+        mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 31),
+        mean_gradients(Box::new(SissNoIs), 0.5, 3.0, 32),
+    );
+    for ((mean, variance), (expected, expected_variance)) in thinned.iter().zip(&exact) {
+        assert!((mean - expected).abs() <= 4.0 * (variance + expected_variance).sqrt());
+    }
+}
+
+/// The gradient of each side against central differences of its weighted loss, in 200 random coordinates.
+#[test]
+fn gradients_agree_with_finite_differences() {
+    let device = device();
+    let batch = batch(8, 0.4, 5, &device);
+    let mut checked = 0;
+    for (case, method) in Method::ALL.into_iter().enumerate() {
+        let mut trainer = SissTrainer::builder(Mlp::new(7, &device), process())
+            .method(method)
+            .thin_below(0.0)
+            .seed(case as u64)
+            .build()
+            .unwrap();
+        let draws = trainer.draw(&batch).unwrap();
+        let gradients = trainer.gradients(&batch, &draws).unwrap();
+        let scheduler = process();
+        let inputs = LossInputs::new(
+            batch.retain(),
+            batch.forget(),
+            batch.forget_ids(),
+            &draws,
+            &scheduler,
+            PredictionType::Epsilon,
+        )
+        .unwrap();
+        let terms = method.loss().terms(&inputs).unwrap();
+        for (term, gradient) in [
+            (terms.retain, &gradients.retain),
+            (terms.forget, &gradients.forget),
+        ] {
+            let Some(term) = term else { continue };
+            let gradient = flat(trainer.model(), gradient);
+            let size = norm(&gradient) / (gradient.len() as f64).sqrt();
+            let mut rng = keyed_rng(case as u64, 0, 0, Stream::Evaluation);
+            for _ in 0..200 {
+                let index = rng.random_range(0..gradient.len());
+                let step = 4e-3;
+                let loss =
+                    |shift| weighted_loss(&nudged(trainer.model(), index, shift), &term, &device);
+                // Two differences cancel the error of third order.
+                let slope = |h: f64| (loss(h) - loss(-h)) / (2.0 * h);
+                let expected = (4.0 * slope(step) - slope(2.0 * step)) / 3.0;
+                let error = (gradient[index] - expected).abs() / expected.abs().max(size);
+                assert!(
+                    error < 1e-3,
+                    "{method} coordinate {index}: {} is not {expected}",
+                    gradient[index]
+                );
+                checked += 1;
+            }
+        }
+    }
+    println!("{checked} coordinates checked");
+}
+
+/// `(1/B) Σ w ‖ŷ − target‖²`, summed on the host in f64.
+fn weighted_loss(model: &Mlp, term: &LossTerm<2>, device: &Device) -> f64 {
+    let timesteps: Vec<f32> = term.timesteps.iter().map(|&t| t as f32).collect();
+    let prediction = host(
+        model
+            .predict(
+                term.noisy.clone(),
+                Tensor::from_data(timesteps.as_slice(), device),
+                &(),
+            )
+            .inner(),
+    );
+    let target = host(term.target.clone());
+    let squares: Vec<f64> = prediction
+        .iter()
+        .zip(&target)
+        .map(|(p, t)| (p - t).powi(2))
+        .collect();
+    let rows = squares.chunks(3).zip(&term.weights);
+    rows.map(|(row, weight)| weight * row.iter().sum::<f64>())
+        .sum::<f64>()
+        / term.weights.len() as f64
+}
+
+/// The model with one of its parameters shifted.
+fn nudged(model: &Mlp, index: usize, shift: f64) -> Mlp {
+    use burn::module::ModuleMapper;
+    struct Nudge {
+        left: Option<usize>,
+        shift: f64,
+    }
+    impl ModuleMapper for Nudge {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let elements = param.val().shape().num_elements();
+            let Some(left) = self.left else { return param };
+            if left >= elements {
+                self.left = Some(left - elements);
+                return param;
+            }
+            self.left = None;
+            let shift = self.shift;
+            param.map(|value| {
+                let mut data = value.to_data().try_to_vec::<f32>().unwrap();
+                data[left] = (f64::from(data[left]) + shift) as f32;
+                Tensor::from_data(
+                    burn::tensor::TensorData::new(data, value.shape()),
+                    &value.device(),
+                )
+            })
+        }
+    }
+    model.valid().map(&mut Nudge {
+        left: Some(index),
+        shift,
+    })
+}
+
+/// A denoiser that is linear in the noisy point.
+#[derive(Module, Debug)]
+struct Affine {
+    layer: Linear,
+}
+
+impl Denoiser<2> for Affine {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        self.layer.forward(noisy)
+    }
+}
+
+/// A process of one timestep.
+#[derive(Debug)]
+struct OneStep;
+
+impl Scheduler for OneStep {
+    fn time_range(&self) -> TimeRange {
+        TimeRange::Discrete { num_timesteps: 1 }
+    }
+
+    fn signal_scale(&self, _: f64) -> f64 {
+        0.8
+    }
+
+    fn noise_scale(&self, _: f64) -> f64 {
+        0.6
+    }
+}
+
+/// The best affine prediction of the noise in `m = γx + σε` for points of this mean and variance, the optimum of the
+/// denoising loss: slope `σ / (γ² s² + σ²)`, offset `−slope · γ μ`.
+fn optimum(points: &[f64]) -> [f64; 2] {
+    let count = points.len() as f64;
+    let mean = points.iter().sum::<f64>() / count;
+    let variance = points.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
+    let (gamma, sigma) = (OneStep.signal_scale(0.0), OneStep.noise_scale(0.0));
+    let slope = sigma / (gamma * gamma * variance + sigma * sigma);
+    [slope, -slope * gamma * mean]
+}
+
+/// The paper's Eq. 4, up to a constant factor: with x from X *including* A and the forget gradient scaled by k/n, SISS
+/// lands on the optimum of X ∖ A.
+#[test]
+fn siss_lands_on_the_optimum_of_the_retained_points() {
+    let device = device();
+    let retained = [-1.0, -0.6, -0.3, -0.1, 0.0, 0.2, 0.3, 0.7];
+    let forgotten = [1.6, 2.0];
+    let all: Vec<f64> = retained.iter().chain(&forgotten).copied().collect();
+    let (with, without) = (optimum(&all), optimum(&retained));
+
+    let mut layer = LinearConfig::new(1, 1).init(&device);
+    layer.weight = Param::from_tensor(Tensor::from_data([[with[0] as f32]], &device));
+    layer.bias = Some(Param::from_tensor(Tensor::from_data(
+        [with[1] as f32],
+        &device,
+    )));
+    let share = forgotten.len() as f64 / all.len() as f64;
+    let steps = 600;
+    let falling = burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig::new(0.1, 0.0, steps);
+    let mut trainer = SissTrainer::builder(Affine { layer }, OneStep)
+        .clipper(ConstantScale::new(share).unwrap())
+        .optimizer(SgdConfig::new().init())
+        .learning_rate(falling.init().unwrap())
+        .max_grad_norm(None)
+        .build()
+        .unwrap();
+    for step in 0..steps as u64 {
+        let mut rng = keyed_rng(17, step, 0, Stream::Pairs);
+        let mut pick = |points: &[f64]| -> Vec<f64> {
+            (0..1000)
+                .map(|_| points[rng.random_range(0..points.len())])
+                .collect()
+        };
+        let (x, a) = (
+            scalars(&pick(&all), &device),
+            scalars(&pick(&forgotten), &device),
+        );
+        trainer.step(UnlearningBatch::new(x, a).unwrap()).unwrap();
+    }
+    let landed = parameters(&trainer.into_model());
+    for (landed, (without, with)) in landed.iter().zip(without.iter().zip(&with)) {
+        println!(
+            "landed on {landed:.4}, optimum without the forgotten points {without:.4}, with them {with:.4}"
+        );
+        assert!((landed - without).abs() < 0.05 * (with - without).abs());
+    }
+}

@@ -1,0 +1,110 @@
+//! The main job in short: the example's own code with a tiny budget.
+
+#[path = "../examples/mnist_tshirt/data.rs"]
+#[allow(dead_code, reason = "the example uses more of it")]
+mod data;
+#[path = "../examples/mnist_tshirt/evaluate.rs"]
+#[allow(dead_code, reason = "the example uses more of it")]
+mod evaluate;
+#[path = "../examples/mnist_tshirt/job.rs"]
+mod job;
+#[path = "../examples/mnist_tshirt/options.rs"]
+#[allow(dead_code, reason = "the example uses more of it")]
+mod options;
+#[path = "../examples/mnist_tshirt/pictures.rs"]
+mod pictures;
+
+use clap::Parser;
+use siss::models::UNet2d;
+use siss::{StepOutcome, StepReport};
+
+struct Quiet;
+
+impl job::Progress for Quiet {
+    fn phase(&self, _: &str) {}
+    fn step(&self, report: &StepReport, _: usize) {
+        assert_eq!(report.outcome, StepOutcome::Applied, "{report}");
+    }
+}
+
+/// In 12 steps of 8 the T-shirt's loss rises at every timestep and the digits' does not; everything promised is written.
+#[test]
+fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let arguments = [
+        "test",
+        "--steps",
+        "12",
+        "--batch",
+        "8",
+        "--samples",
+        "4",
+        "--heldout",
+        "64",
+        "--out",
+        out,
+    ];
+    let summary = job::run(options::Options::parse_from(arguments), &Quiet).unwrap();
+
+    for timestep in ["100", "250", "400"] {
+        let ratio = |before: &evaluate::ByTimestep, after: &evaluate::ByTimestep| {
+            after[timestep] / before[timestep]
+        };
+        let tshirt = ratio(&summary.before.tshirt_loss, &summary.after.tshirt_loss);
+        let digits = ratio(&summary.before.heldout_loss, &summary.after.heldout_loss);
+        println!("t = {timestep}: T-shirt's loss times {tshirt:.2}, digits' times {digits:.3}");
+        assert!(
+            tshirt > 1.5,
+            "t = {timestep}: the T-shirt's loss went from {} to {}",
+            summary.before.tshirt_loss[timestep],
+            summary.after.tshirt_loss[timestep]
+        );
+        assert!(
+            digits < 1.03,
+            "t = {timestep}: the digits' loss is {digits} times what it was"
+        );
+    }
+    assert_eq!((summary.steps, summary.before.samples), (12, 4));
+
+    let file = |name: &str| {
+        std::fs::read(folder.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    };
+    for picture in ["before.png", "after.png", "denoised.png"] {
+        assert!(file(picture).starts_with(b"\x89PNG"), "{picture}");
+    }
+    let curves = String::from_utf8(file("curves.svg")).unwrap();
+    for label in ["forget scale", "retrained, t = 250", "Denoised T-shirt"] {
+        assert!(curves.contains(label), "curves.svg has no `{label}`");
+    }
+    let metrics = String::from_utf8(file("metrics.jsonl")).unwrap();
+    let steps: Vec<StepReport> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        steps.iter().map(|report| report.step).collect::<Vec<_>>(),
+        (0..12).collect::<Vec<_>>()
+    );
+    let written: serde_json::Value = serde_json::from_slice(&file("summary.json")).unwrap();
+    for key in ["before", "after"] {
+        for figure in [
+            "samples",
+            "tshirt_count",
+            "tshirt_share",
+            "tshirt_share_interval",
+            "tshirt_loss",
+            "heldout_loss",
+            "heldout_loss_p99",
+            "tshirt_loss_percentile",
+            "tshirt_denoise_l2",
+        ] {
+            assert!(
+                !written[key][figure].is_null(),
+                "summary.json has no {key}.{figure}"
+            );
+        }
+    }
+    let device = summary.config.device.device().unwrap();
+    UNet2d::load(folder.path().join("model"), &device).unwrap();
+}

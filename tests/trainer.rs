@@ -1,0 +1,537 @@
+//! The trainer's promises: micro-batches, reproducibility, refusals, steps that change nothing.
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use burn::module::Module;
+use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig};
+use burn::optim::SgdConfig;
+use burn::tensor::Tensor;
+use common::*;
+use siss::*;
+
+fn scheduler() -> DdpmScheduler {
+    DdpmScheduler::linear(1000).unwrap()
+}
+
+fn builder(seed: u64) -> SissTrainerBuilder<Mlp, 2> {
+    SissTrainer::builder(Mlp::new(seed, &device()), scheduler()).seed(seed)
+}
+
+/// 64 rows at once and 4 × 16 give the same step, within the rounding of f32.
+#[test]
+fn micro_batches_change_nothing() {
+    let batch = batch(64, 0.5, 3, &device());
+    let step = |micro_batch: usize| {
+        let mut trainer = builder(1).micro_batch_size(micro_batch).build().unwrap();
+        let draws = trainer.draw(&batch).unwrap();
+        let gradients = trainer.gradients(&batch, &draws).unwrap();
+        let combined = flat(trainer.model(), &gradients.combine(trainer.model(), 1.0));
+        let report = trainer.step_with(&batch, &draws).unwrap();
+        (combined, report)
+    };
+    let (whole, whole_report) = step(64);
+    for micro_batch in [16, 7, 1] {
+        let (parts, report) = step(micro_batch);
+        let error = norm(&difference(&whole, &parts)) / norm(&whole);
+        assert!(error < 1e-6, "micro-batch {micro_batch}: {error}");
+        assert!((report.coefficients.forget / whole_report.coefficients.forget - 1.0).abs() < 1e-5);
+        let loss = |report: &StepReport| report.forget.as_ref().unwrap().loss;
+        assert!((loss(&report) / loss(&whole_report) - 1.0).abs() < 1e-6);
+    }
+}
+
+/// The reported norms and losses are those of the weighted loss, found by autodiff in one graph.
+#[test]
+fn gradients_are_those_of_the_weighted_loss() {
+    let device = device();
+    let batch = batch(16, 0.5, 4, &device);
+    let mut trainer = builder(2).thin_below(0.0).build().unwrap();
+    let draws = trainer.draw(&batch).unwrap();
+    let gradients = trainer.gradients(&batch, &draws).unwrap();
+
+    let process = scheduler();
+    let inputs = LossInputs::new(
+        batch.retain(),
+        batch.forget(),
+        batch.forget_ids(),
+        &draws,
+        &process,
+        PredictionType::Epsilon,
+    )
+    .unwrap();
+    let terms = Siss.terms(&inputs).unwrap();
+    for (term, got, report) in [
+        (
+            terms.retain.unwrap(),
+            &gradients.retain,
+            gradients.report.retain.as_ref().unwrap(),
+        ),
+        (
+            terms.forget.unwrap(),
+            &gradients.forget,
+            gradients.report.forget.as_ref().unwrap(),
+        ),
+    ] {
+        let model = trainer.model();
+        let timesteps: Vec<f32> = term.timesteps.iter().map(|&t| t as f32).collect();
+        let prediction = model.predict(
+            term.noisy.clone(),
+            Tensor::from_data(timesteps.as_slice(), &device),
+            &(),
+        );
+        let error = prediction - term.target.clone();
+        let rows: Tensor<1> = (error.clone() * error).sum_dim(1).squeeze_dim(1);
+        let weights: Vec<f32> = term.weights.iter().map(|&weight| weight as f32).collect();
+        let loss = (rows * Tensor::from_data(weights.as_slice(), &device)).sum() / 16.0;
+        let value = loss.clone().into_scalar::<f32>().abs();
+        let expected = burn::optim::GradientsParams::from_grads(loss.backward(), model);
+        let (got, expected) = (flat(model, got), flat(model, &expected));
+        assert!(norm(&difference(&got, &expected)) < 1e-5 * norm(&expected));
+        assert!((report.loss / f64::from(value) - 1.0).abs() < 1e-5);
+    }
+    let norms = gradients.report.norms;
+    let (retain, forget) = (
+        flat(trainer.model(), &gradients.retain),
+        flat(trainer.model(), &gradients.forget),
+    );
+    assert!((norms.retain / norm(&retain) - 1.0).abs() < 1e-6);
+    assert!((norms.forget / norm(&forget) - 1.0).abs() < 1e-6);
+    let inner: f64 = retain.iter().zip(&forget).map(|(r, f)| r * f).sum();
+    assert!((norms.inner_product - inner).abs() < 1e-6 * norms.retain * norms.forget);
+}
+
+#[test]
+fn the_forget_gradient_is_scaled_to_a_tenth_and_the_whole_is_clipped() {
+    let batch = batch(32, 0.5, 5, &device());
+    let mut trainer = builder(3).max_grad_norm(Some(0.5)).build().unwrap();
+    let draws = trainer.draw(&batch).unwrap();
+    let gradients = trainer.gradients(&batch, &draws).unwrap();
+    let report = gradients.report.clone();
+    let ratio = report.coefficients.forget * report.norms.forget / report.norms.retain;
+    assert!((ratio - 0.1).abs() < 1e-12);
+    assert!(
+        report.combined_norm > 0.5,
+        "the test needs a gradient to clip"
+    );
+    let clipped = gradients.combine(trainer.model(), report.clip_factor);
+    assert!((norm(&flat(trainer.model(), &clipped)) - 0.5).abs() < 1e-5);
+}
+
+/// With a forget scale of 0, SISS (No IS) is naive deletion.
+#[test]
+fn without_a_forget_scale_no_is_is_naive_deletion() {
+    let batch = batch(16, 0.5, 6, &device());
+    let run = |method: Method| {
+        let mut trainer = builder(4)
+            .method(method)
+            .clipper(ConstantScale::new(0.0).unwrap())
+            .build()
+            .unwrap();
+        for _ in 0..3 {
+            trainer.step(batch.clone()).unwrap();
+        }
+        parameters(&trainer.into_model())
+    };
+    assert_eq!(run(Method::SissNoIs), run(Method::NaiveDeletion));
+    assert_ne!(
+        run(Method::NaiveDeletion),
+        parameters(&Mlp::new(4, &device()))
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_model_and_another_seed_another() {
+    let batch = batch(16, 0.5, 7, &device());
+    let run = |seed: u64| {
+        let mut trainer = SissTrainer::builder(Mlp::new(1, &device()), scheduler())
+            .seed(seed)
+            .build()
+            .unwrap();
+        for _ in 0..4 {
+            trainer.step(batch.clone()).unwrap();
+        }
+        parameters(&trainer.into_model())
+    };
+    assert_eq!(run(5), run(5));
+    assert_ne!(run(5), run(6));
+}
+
+#[test]
+fn a_step_is_a_function_of_its_draws() {
+    let batch = batch(16, 0.5, 8, &device());
+    let (mut stepped, mut replayed) = (
+        builder(9).build().unwrap(),
+        builder(9).seed(1234).build().unwrap(),
+    );
+    for _ in 0..3 {
+        let draws = stepped.draw(&batch).unwrap();
+        let report = stepped.step(batch.clone()).unwrap();
+        assert_eq!(report, replayed.step_with(&batch, &draws).unwrap());
+    }
+    assert_eq!(stepped.next_step(), 3);
+    assert_eq!(
+        parameters(&stepped.into_model()),
+        parameters(&replayed.into_model())
+    );
+}
+
+#[test]
+fn the_model_comes_back_plain() {
+    let model = Mlp::new(1, &device());
+    let mut trainer = SissTrainer::builder(model, scheduler()).build().unwrap();
+    trainer.step(batch(4, 0.5, 1, &device())).unwrap();
+    let model = trainer.into_model();
+    let output = model.predict(
+        Tensor::zeros([1, 3], &device()),
+        Tensor::zeros([1], &device()),
+        &(),
+    );
+    assert!(!output.is_autodiff());
+}
+
+/// A model whose output is not a number from its second step on.
+#[derive(Module, Debug)]
+struct Explodes {
+    linear: Linear,
+    #[module(skip)]
+    limit: f64,
+}
+
+impl Denoiser<2> for Explodes {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+        let output = self.linear.forward(noisy);
+        if timesteps.max().into_scalar::<f32>() > self.limit as f32 {
+            output / 0.0
+        } else {
+            output
+        }
+    }
+}
+
+#[test]
+fn a_step_that_is_not_finite_changes_nothing_and_says_so() {
+    let device = device();
+    let model = Explodes {
+        linear: LinearConfig::new(3, 3).init(&device),
+        limit: 500.0,
+    };
+    let mut trainer = SissTrainer::builder(model, scheduler())
+        .optimizer(SgdConfig::new().init())
+        .build()
+        .unwrap();
+    let batch = batch(2, 0.5, 1, &device);
+    let draws = |t: f64| {
+        let noise = normal_noise([2, 3], 1, 0, 0, Stream::Noise, &device);
+        Draws::new(vec![t; 2], noise, vec![false, true], 0.5).unwrap()
+    };
+    trainer.step_with(&batch, &draws(100.0)).unwrap();
+    let before = parameters(trainer.model());
+    let report = trainer.step_with(&batch, &draws(900.0)).unwrap();
+    assert_eq!(report.outcome, StepOutcome::SkippedNonFinite);
+    assert!(report.to_string().contains("SKIPPED"), "{report}");
+    assert_eq!(parameters(trainer.model()), before);
+    let report = trainer.step_with(&batch, &draws(100.0)).unwrap();
+    assert_eq!((report.outcome, report.step), (StepOutcome::Applied, 2));
+    assert_ne!(parameters(trainer.model()), before);
+}
+
+#[test]
+fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
+    let device = device();
+    for method in Method::ALL {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut trainer = builder(1).method(method).build().unwrap();
+            let before = parameters(trainer.model());
+            let clean = Tensor::<2>::zeros([2, 3], &device);
+            let dirty = Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
+            let uses_retain = method != Method::NegGrad;
+            let batch = if uses_retain {
+                UnlearningBatch::new(dirty, clean)
+            } else {
+                UnlearningBatch::new(clean, dirty)
+            };
+            let error = trainer.step(batch.unwrap()).unwrap_err();
+            assert!(
+                matches!(error, Error::NonFiniteData { row: 1, .. }),
+                "{method}: {error}"
+            );
+            assert_eq!(parameters(trainer.model()), before);
+            assert_eq!(trainer.next_step(), 0);
+        }
+    }
+}
+
+#[derive(Module, Debug)]
+struct Normalised {
+    linear: Linear,
+    norm: BatchNorm,
+}
+
+impl Denoiser<2> for Normalised {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        self.norm.forward::<2>(self.linear.forward(noisy))
+    }
+}
+
+#[derive(Module, Debug)]
+struct Dropping {
+    linear: Linear,
+    dropout: Dropout,
+}
+
+impl Denoiser<2> for Dropping {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        self.dropout.forward(self.linear.forward(noisy))
+    }
+}
+
+/// Mixes the rows of a batch by itself, with no layer that a name would give away.
+#[derive(Module, Debug)]
+struct Centred {
+    linear: Linear,
+}
+
+impl Denoiser<2> for Centred {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        let output = self.linear.forward(noisy);
+        output.clone() - output.mean_dim(0)
+    }
+}
+
+fn first_step<M: Denoiser<2, Condition = ()>>(model: M) -> Result<StepReport> {
+    let mut trainer = SissTrainer::builder(model, scheduler()).build().unwrap();
+    trainer.step(batch(8, 0.5, 1, &device()))
+}
+
+#[test]
+fn models_that_mix_rows_or_roll_dice_are_refused() {
+    let device = device();
+    let linear = || LinearConfig::new(3, 3).init(&device);
+    let norm = || BatchNormConfig::new(3).init(&device);
+    let error = first_step(Normalised {
+        linear: linear(),
+        norm: norm(),
+    })
+    .unwrap_err();
+    assert!(
+        matches!(error, Error::BatchDependentModel { .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("`norm (BatchNorm)` is active"),
+        "{error}"
+    );
+
+    let error = first_step(Centred { linear: linear() }).unwrap_err();
+    assert!(
+        matches!(error, Error::BatchDependentModel { .. }),
+        "{error}"
+    );
+
+    let dropping = |prob| Dropping {
+        linear: linear(),
+        dropout: DropoutConfig::new(prob).init(),
+    };
+    let error = first_step(dropping(0.3)).unwrap_err();
+    assert!(matches!(error, Error::StochasticModel { .. }), "{error}");
+    assert!(error.to_string().contains("dropout (Dropout)"), "{error}");
+    assert!(first_step(dropping(0.0)).is_ok());
+
+    let frozen = Normalised {
+        linear: linear(),
+        norm: norm().freeze(),
+    };
+    assert!(first_step(frozen).is_ok());
+    let error = first_step(Centred {
+        linear: linear().freeze(),
+    })
+    .unwrap_err();
+    assert!(matches!(error, Error::NoTrainableParameters), "{error}");
+}
+
+#[test]
+fn frozen_parameters_stay() {
+    let device = device();
+    let mut model = Normalised {
+        linear: LinearConfig::new(3, 3).init(&device),
+        norm: BatchNormConfig::new(3).init(&device),
+    };
+    model.norm = model.norm.freeze();
+    let before = parameters(&model);
+    let mut trainer = SissTrainer::builder(model, scheduler()).build().unwrap();
+    trainer.step(batch(8, 0.5, 1, &device)).unwrap();
+    let after = parameters(&trainer.into_model());
+    // 9 + 3 numbers of the linear layer move, gain and offset of the frozen norm do not.
+    assert!(
+        before[..12]
+            .iter()
+            .zip(&after)
+            .all(|(before, after)| before != after)
+    );
+    assert_eq!(before[12..], after[12..]);
+}
+
+#[derive(Module, Debug)]
+struct WrongShape {
+    linear: Linear,
+}
+
+impl Denoiser<2> for WrongShape {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        self.linear.forward(noisy)
+    }
+}
+
+#[test]
+fn an_output_of_another_shape_is_a_typed_error() {
+    let model = WrongShape {
+        linear: LinearConfig::new(3, 2).init(&device()),
+    };
+    let error = first_step(model).unwrap_err();
+    assert!(
+        error.to_string().contains("[8, 2]") || error.to_string().contains("[4, 2]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_clipper_that_the_objective_cannot_use_is_refused_by_name() {
+    let error = builder(1).loss(NegGrad).build().unwrap_err().to_string();
+    assert!(
+        error.contains("FractionOfRetain")
+            && error.contains("NegGrad")
+            && error.contains("RescaleToNorm"),
+        "{error}"
+    );
+    assert!(builder(1).method(Method::NegGrad).build().is_ok());
+    let boxed: Box<dyn GradientClipper> = Box::new(RescaleToNorm::new(5.0).unwrap());
+    assert!(builder(1).loss(NegGrad).clipper(boxed).build().is_ok());
+}
+
+#[test]
+fn settings_out_of_range_are_refused_with_their_value() {
+    let refused = |builder: SissTrainerBuilder<Mlp, 2>| builder.build().unwrap_err().to_string();
+    assert!(refused(builder(1).thin_below(-1.0)).contains("thin_below is -1"));
+    assert!(refused(builder(1).thin_below(f64::NAN)).contains("thin_below is NaN"));
+    assert!(refused(builder(1).micro_batch_size(0)).contains("micro_batch_size is 0"));
+    assert!(refused(builder(1).max_grad_norm(Some(0.0))).contains("max_grad_norm is 0"));
+    assert!(refused(builder(1).learning_rate(-1e-3)).contains("learning_rate is -0.001"));
+}
+
+#[test]
+fn draws_that_do_not_fit_are_refused() {
+    let device = device();
+    let mut trainer = builder(1).build().unwrap();
+    let batch = batch(2, 0.5, 1, &device);
+    let draws = |t: f64, rows: usize| {
+        let noise = normal_noise([rows, 3], 1, 0, 0, Stream::Noise, &device);
+        Draws::new(vec![t; rows], noise, vec![false; rows], 0.5).unwrap()
+    };
+    let error = trainer.step_with(&batch, &draws(1000.0, 2)).unwrap_err();
+    assert!(matches!(error, Error::TimestepOutOfRange { .. }), "{error}");
+    let error = trainer.step_with(&batch, &draws(10.0, 3)).unwrap_err();
+    assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+    assert_eq!(trainer.next_step(), 0);
+}
+
+#[derive(Debug)]
+struct Fails;
+
+impl Observer for Fails {
+    fn observe(&mut self, _: &StepReport) -> Result<()> {
+        Err(Error::Observer("no space left".into()))
+    }
+}
+
+#[test]
+fn observers_see_every_step_and_their_failure_loses_nothing() {
+    let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
+    let mut trainer = builder(1)
+        .observer(lines.clone())
+        .observer(Fails)
+        .build()
+        .unwrap();
+    let before = parameters(trainer.model());
+    let error = trainer.step(batch(4, 0.5, 1, &device())).unwrap_err();
+    assert!(error.to_string().contains("no space left"), "{error}");
+    assert_eq!(trainer.next_step(), 1);
+    assert_ne!(parameters(trainer.model()), before);
+    drop(trainer);
+    let lines = Arc::try_unwrap(lines)
+        .unwrap()
+        .into_inner()
+        .unwrap()
+        .into_inner();
+    assert_eq!(String::from_utf8(lines).unwrap().lines().count(), 1);
+}
+
+/// Conditions follow their rows: a model that only shifts by its condition gets each row's own.
+#[derive(Module, Debug)]
+struct Shifted {
+    linear: Linear,
+}
+
+impl Denoiser<2> for Shifted {
+    type Condition = (Tensor<2>, ());
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, condition: &Self::Condition) -> Tensor<2> {
+        self.linear.forward(noisy) + condition.0.clone()
+    }
+}
+
+/// Rows are thinned and run in micro-batches; with the condition equal to the target, and weights that make the linear
+/// layer vanish, every loss is zero only if each row met its own condition.
+#[test]
+fn each_row_meets_its_own_condition_on_both_sides() {
+    let device = device();
+    let mut linear = LinearConfig::new(3, 3).init(&device);
+    linear.weight = burn::module::Param::from_tensor(Tensor::zeros([3, 3], &device));
+    linear.bias = Some(burn::module::Param::from_tensor(Tensor::zeros(
+        [3],
+        &device,
+    )));
+    let points = batch(16, 0.2, 1, &device);
+    let draws = {
+        let trainer = builder(6).build().unwrap();
+        trainer.draw(&points).unwrap()
+    };
+    let process = scheduler();
+    let inputs = LossInputs::new(
+        points.retain(),
+        points.forget(),
+        points.forget_ids(),
+        &draws,
+        &process,
+        PredictionType::Epsilon,
+    )
+    .unwrap();
+    let terms = Siss.terms(&inputs).unwrap();
+    let condition = |term: Option<LossTerm<2>>| (term.unwrap().target, ());
+    let batch = UnlearningBatch::with_conditions(
+        points.retain().clone(),
+        points.forget().clone(),
+        condition(terms.retain),
+        condition(terms.forget),
+    )
+    .unwrap();
+    let mut trainer = SissTrainer::builder(Shifted { linear }, scheduler())
+        .micro_batch_size(3)
+        .build()
+        .unwrap();
+    let report = trainer.step_with(&batch, &draws).unwrap();
+    assert_eq!(report.retain.as_ref().unwrap().loss, 0.0);
+    assert_eq!(report.forget.as_ref().unwrap().loss, 0.0);
+    assert!(report.retain.unwrap().rows > 0 && report.forget.unwrap().rows > 0);
+}
