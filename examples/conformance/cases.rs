@@ -421,7 +421,7 @@ impl Case {
                 .loss(Siss)
                 .clipper(clipper)
                 .optimizer(optimizer)
-                .learning_rate(self.number("lr")?)
+                .learning_rate(self.number::<f64>("lr")?)
                 .max_grad_norm(Some(self.number("max_grad_norm")?))
                 .thin_below(0.0)
                 .build()?;
