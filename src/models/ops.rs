@@ -96,10 +96,6 @@ fn own_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) -> Opti
 /// - `input`: `[rows, inputs, positions]`
 /// - the result: `[rows, outputs, positions]`
 pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
-    #[cfg(feature = "flex-kernels")]
-    if let Some(output) = own_projection(layer, &input) {
-        return output;
-    }
     let weight = layer.weight.val().transpose().unsqueeze::<3>();
     let [_, outputs, _] = weight.dims();
     let output = weight.matmul(input);
@@ -107,21 +103,6 @@ pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
         Some(bias) => output + bias.val().reshape([1, outputs, 1]),
         None => output,
     }
-}
-
-/// A linear layer over channels by the crate's own operation, where that applies: a convolution with
-/// a kernel of one number.
-#[cfg(feature = "flex-kernels")]
-fn own_projection(layer: &Linear, input: &Tensor<3>) -> Option<Tensor<3>> {
-    let [rows, inputs, positions] = input.dims();
-    let weight = layer.weight.val();
-    let [_, outputs] = weight.dims();
-    let weight = weight.transpose().reshape([outputs, inputs, 1, 1]);
-    let bias = layer.bias.as_ref().map(|bias| bias.val());
-    let options = ConvOptions::new([1, 1], [0, 0], [1, 1], 1);
-    let image = input.clone().reshape([rows, inputs, 1, positions]);
-    let output = flex::convolve(&image, &weight, bias.as_ref(), &options)?;
-    Some(output.reshape([rows, outputs, positions]))
 }
 
 /// Scaled dot-product attention over channel-major features, `heads` heads side by side.

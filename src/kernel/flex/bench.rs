@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use burn::nn::conv::Conv2dConfig;
-use burn::nn::{GroupNormConfig, LinearConfig, PaddingConfig2d};
+use burn::nn::{GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::tests::PLAIN;
@@ -169,22 +169,14 @@ fn attention() {
 }
 
 #[test]
-#[ignore = "a measurement"]
-fn projection() {
-    let layer = LinearConfig::new(64, 64);
-    let (plain, layer) = (
-        layer.init(&Device::flex()),
-        layer.init(&Device::flex().autodiff()),
-    );
-    for positions in [196, 49] {
-        let (input, seed) = (random([32, 64, positions]), random([32, 64, positions]));
-        compare(&format!("projection forward {positions}"), 15, || {
-            crate::models::ops::project(&plain, input.clone());
-        });
-        let tracked = input.autodiff().require_grad();
-        compare(&format!("projection both    {positions}"), 15, || {
-            let output = crate::models::ops::project(&layer, tracked.clone());
-            let _ = (output * seed.clone()).sum().backward();
-        });
+#[ignore = "a measurement, for a profiler"]
+fn own_unet() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/base/unet");
+    let model = UNet2d::load(folder, &Device::flex().autodiff()).unwrap();
+    let (input, seed) = (random([32, 1, 28, 28]), random([32, 1, 28, 28]));
+    let timesteps = Tensor::<1>::full([32], 500.0, &Device::flex());
+    for _ in 0..20 {
+        let output = model.predict(input.clone(), timesteps.clone(), &());
+        let _ = (output * seed.clone()).sum().backward();
     }
 }

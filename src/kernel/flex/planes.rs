@@ -18,8 +18,9 @@ pub(super) struct Planes {
     image: [usize; 3],
     /// Where the image begins in the padded one.
     leading: [usize; 2],
-    /// How far its numbers are apart in the padded one.
+    /// How far its numbers are apart in the padded one: 1 unless the stride is.
     spacing: [usize; 2],
+    /// From a position to the next.
     stride: [usize; 2],
     /// From a number to the one below it.
     pub(super) pitch: usize,
@@ -78,9 +79,13 @@ impl Planes {
                 planes[start..start + width].copy_from_slice(row);
                 continue;
             }
-            for (x, &value) in row.iter().enumerate() {
-                let x = self.leading[1] + x * self.spacing[1];
-                planes[self.offset(channel, [y, x])] = value;
+            for first in 0..self.stride[1].min(width) {
+                let x = self.leading[1] + first * self.spacing[1];
+                let places = planes[self.offset(channel, [y, x])..].iter_mut();
+                let numbers = row[first..].iter().step_by(self.stride[1]);
+                for (place, number) in places.step_by(self.spacing[1]).zip(numbers) {
+                    *place = *number;
+                }
             }
         }
     }

@@ -56,7 +56,7 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         8.333_452e-3,
         4.166_579_6e-2,
         1.666_666_5e-1,
-        5.000_000_1e-1,
+        0.5,
     ];
     let splat = |value| simd.splat_f32s(value);
     let x = clamp(simd, x, -87.3, 88.3);
