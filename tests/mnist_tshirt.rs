@@ -27,24 +27,14 @@ impl job::Progress for Quiet {
     }
 }
 
-/// In 12 steps of 8 the T-shirt's loss rises at every timestep and the digits' does not; everything promised is written.
+/// In 20 steps of 16 with a strong forget gradient the T-shirt's loss rises at every timestep and the digits' does not;
+/// everything promised is written.
 #[test]
 fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    let arguments = [
-        "test",
-        "--steps",
-        "12",
-        "--batch",
-        "8",
-        "--samples",
-        "4",
-        "--heldout",
-        "64",
-        "--out",
-        out,
-    ];
+    let budget = "test --steps 20 --batch 16 --learning-rate 5e-5 --clipper fraction:0.3 --samples 4 --heldout 64 --out";
+    let arguments = budget.split(' ').chain([out]);
     let summary = job::run(options::Options::parse_from(arguments), &Quiet).unwrap();
 
     for timestep in ["100", "250", "400"] {
@@ -55,17 +45,16 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
         let digits = ratio(&summary.before.heldout_loss, &summary.after.heldout_loss);
         println!("t = {timestep}: T-shirt's loss times {tshirt:.2}, digits' times {digits:.3}");
         assert!(
-            tshirt > 1.5,
-            "t = {timestep}: the T-shirt's loss went from {} to {}",
-            summary.before.tshirt_loss[timestep],
-            summary.after.tshirt_loss[timestep]
+            tshirt > 1.3,
+            "t = {timestep}: the T-shirt's loss is only {tshirt} times what it was"
         );
         assert!(
-            digits < 1.03,
+            digits < 1.05,
             "t = {timestep}: the digits' loss is {digits} times what it was"
         );
+        assert!(tshirt - 1.0 > 8.0 * (digits - 1.0));
     }
-    assert_eq!((summary.steps, summary.before.samples), (12, 4));
+    assert_eq!((summary.steps, summary.before.samples), (20, 4));
 
     let file = |name: &str| {
         std::fs::read(folder.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -84,7 +73,7 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
         .collect();
     assert_eq!(
         steps.iter().map(|report| report.step).collect::<Vec<_>>(),
-        (0..12).collect::<Vec<_>>()
+        (0..20).collect::<Vec<_>>()
     );
     let written: serde_json::Value = serde_json::from_slice(&file("summary.json")).unwrap();
     for key in ["before", "after"] {

@@ -455,7 +455,7 @@ impl Stroke {
         match self.dash {
             None => area.draw(&PathElement::new(points, style)),
             Some((length, gap)) => area.draw(&DashedPathElement::new(
-                points.into_iter(),
+                points,
                 length * UNIT,
                 gap * UNIT,
                 style,

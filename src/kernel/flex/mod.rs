@@ -15,8 +15,6 @@ mod tile;
 mod weight_gradient;
 
 #[cfg(test)]
-mod bench;
-#[cfg(test)]
 mod tests;
 
 use burn::backend::Dispatch;
