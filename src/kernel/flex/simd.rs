@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_the_standard_librarys() {
+    fn exp_is_that_of_the_standard_library() {
         let input: Vec<f32> = (-87_000..88_000).map(|n| n as f32 * 1e-3).collect();
         for level in levels() {
             let map = Map {
