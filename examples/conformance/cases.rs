@@ -136,14 +136,13 @@ impl Case {
         let kind = self.text("kind")?;
         let computed = match kind {
             "schedule" => self.schedule()?,
-            "loss" => match self.text("method")? {
-                "siss" => self.loss(Siss)?,
-                "siss_no_is" => self.loss(SissNoIs)?,
-                "naive_deletion" => self.loss(NaiveDeletion)?,
-                "neggrad" => self.loss(NegGrad)?,
-                other => return Ok(Outcome::Skipped(format!("method={other}"))),
+            "loss" | "step" => match (kind, self.objective()?) {
+                (_, None) => {
+                    return Ok(Outcome::Skipped(format!("method={}", self.text("method")?)));
+                }
+                ("loss", Some(objective)) => self.loss(objective)?,
+                (_, Some(objective)) => self.step(objective)?,
             },
-            "step" => self.step()?,
             "sampler" => match self.text("sampler")? {
                 "DDIMScheduler" => self.ddim()?,
                 other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
@@ -293,7 +292,7 @@ impl Case {
     }
 
     /// The objective's terms at the recorded model outputs. No thinning.
-    fn loss(&self, mut loss: impl SissLoss<4>) -> Result<Computed> {
+    fn loss(&self, mut loss: Box<dyn SissLoss<4>>) -> Result<Computed> {
         let forget = self.image("a")?;
         let retain = self.image("x")?;
         let draws = self.draws()?;
@@ -344,8 +343,8 @@ impl Case {
     }
 
     /// A whole optimiser step of the public trainer.
-    fn step(&self) -> Result<Computed> {
-        let mut trainer = self.trainer()?;
+    fn step(&self, objective: Box<dyn SissLoss<4>>) -> Result<Computed> {
+        let mut trainer = self.trainer(objective)?;
         let batch = UnlearningBatch::new(self.image("x")?, self.image("a")?)?;
         let draws = self.draws()?;
         let gradients = trainer.gradients(&batch, &draws)?;
@@ -389,7 +388,10 @@ impl Case {
             &scheduler,
             config.prediction_type,
         )?;
-        let terms = Siss.terms(&inputs)?;
+        let Some(mut objective) = self.objective()? else {
+            return Ok(Vec::new());
+        };
+        let terms = objective.terms(&inputs)?;
         let sizes = |term: Option<LossTerm<4>>| -> Vec<f64> {
             term.map(|term| term.weights.iter().map(|weight| weight.abs()).collect())
                 .unwrap_or_default()
@@ -400,7 +402,18 @@ impl Case {
         ])
     }
 
-    fn trainer(&self) -> Result<SissTrainer<UNet2d, 4>> {
+    /// The case's objective, `None` where there is none of that name.
+    fn objective(&self) -> Result<Option<Box<dyn SissLoss<4>>>> {
+        Ok(match self.text("method")? {
+            "siss" => Some(Box::new(Siss)),
+            "siss_no_is" => Some(Box::new(SissNoIs)),
+            "naive_deletion" => Some(Box::new(NaiveDeletion)),
+            "neggrad" => Some(Box::new(NegGrad)),
+            _ => None,
+        })
+    }
+
+    fn trainer(&self, objective: Box<dyn SissLoss<4>>) -> Result<SissTrainer<UNet2d, 4>> {
         let config = self.scheduler_config()?;
         let optimizer = AdamWConfig::new()
             .with_beta_1(self.number("beta1")?)
@@ -417,7 +430,7 @@ impl Case {
         let trainer =
             SissTrainer::builder(self.checkpoint()?, DdpmScheduler::from_config(&config)?)
                 .prediction_type(config.prediction_type)
-                .loss(Siss)
+                .loss(objective)
                 .clipper(clipper)
                 .optimizer(optimizer)
                 .learning_rate(self.number::<f64>("lr")?)
