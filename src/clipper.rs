@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, Side, check_positive};
+use crate::error::{Result, Side, check_positive, check_probability};
 use crate::gradients::GradientNorms;
 use crate::step_report::number_or_null;
 
@@ -237,6 +237,110 @@ impl GradientClipper for ConstantScale {
     }
 }
 
+/// A convex combination, `g = (1−s) g_r + s g_f`: for objectives that regress forgotten points to another target.
+///
+/// # Reference
+/// ReTrack (arXiv 2509.13007), whose `λ` is the share.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Blend {
+    share: f64,
+}
+
+impl Blend {
+    /// Gives the forget gradient the share `share`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ share ≤ 1`.
+    pub fn new(share: f64) -> Result<Self> {
+        Ok(Self {
+            share: check_probability("share", share)?,
+        })
+    }
+}
+
+impl GradientClipper for Blend {
+    fn name(&self) -> &'static str {
+        "Blend"
+    }
+
+    fn needs(&self, side: Side) -> bool {
+        side == Side::Retain
+    }
+
+    fn coefficients(&mut self, _norms: &GradientNorms) -> Result<Coefficients> {
+        Ok(Coefficients {
+            retain: 1.0 - self.share,
+            forget: self.share,
+        })
+    }
+}
+
+/// Gradient surgery: where the two gradients oppose each other, each is projected onto the other's normal plane; then
+/// they are added.
+///
+/// # Reference
+/// Yu et al. 2020, *Gradient Surgery for Multi-Task Learning*; for unlearning, Ko et al. 2024 (NeurIPS).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Projected;
+
+impl GradientClipper for Projected {
+    fn name(&self) -> &'static str {
+        "Projected"
+    }
+
+    fn needs(&self, side: Side) -> bool {
+        side == Side::Retain
+    }
+
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
+        // g_r − (⟨g_r, g_f⟩ / ‖g_f‖²) g_f + g_f − (⟨g_r, g_f⟩ / ‖g_r‖²) g_r
+        let conflict = norms.inner_product.min(0.0);
+        Ok(Coefficients {
+            retain: 1.0 - over_norm(conflict, norms.retain.powi(2)),
+            forget: 1.0 - over_norm(conflict, norms.forget.powi(2)),
+        })
+    }
+}
+
+/// The rule of the EraseDiff baseline: as much of the forget gradient as makes the step go down on it at a rate `η`,
+/// `c_f = max(η − ⟨g_r, g_f⟩ / ‖g_f‖², 0)`.
+///
+/// # Reference
+/// EraseDiff (arXiv 2401.05779) as the SISS code runs it; its `η` is 1e-3, for Stable Diffusion 1e-2.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EraseDiffRule {
+    rate: f64,
+}
+
+impl EraseDiffRule {
+    /// The rule with the rate `η`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `rate` is positive and finite.
+    pub fn new(rate: f64) -> Result<Self> {
+        Ok(Self {
+            rate: check_positive("rate", rate)?,
+        })
+    }
+}
+
+impl GradientClipper for EraseDiffRule {
+    fn name(&self) -> &'static str {
+        "EraseDiffRule"
+    }
+
+    fn needs(&self, side: Side) -> bool {
+        side == Side::Retain
+    }
+
+    fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
+        if norms.forget == 0.0 {
+            return forget_scale(0.0);
+        }
+        forget_scale((self.rate - norms.inner_product / norms.forget.powi(2)).max(0.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +369,39 @@ mod tests {
             let mut bounded = FractionOfRetain::new(0.5).unwrap().with_max_scale(2.0).unwrap();
             prop_assert!(near(scale(&mut bounded, retain, forget), (0.5 * retain / forget).min(2.0)));
         }
+    }
+
+    proptest! {
+        #[test]
+        fn surgery_leaves_neither_side_worse(retain in 0.1..10.0f64, forget in 0.1..10.0f64, cosine in -1.0..1.0f64) {
+            let norms = GradientNorms { retain, forget, inner_product: cosine * retain * forget };
+            let c = Projected.coefficients(&norms).unwrap();
+            // ⟨g, g_r⟩ and ⟨g, g_f⟩ of the combination.
+            let along_retain = c.retain * retain * retain + c.forget * norms.inner_product;
+            let along_forget = c.retain * norms.inner_product + c.forget * forget * forget;
+            prop_assert!(along_retain >= -1e-9 && along_forget >= -1e-9);
+            if cosine >= 0.0 {
+                prop_assert_eq!((c.retain, c.forget), (1.0, 1.0));
+            }
+        }
+
+        #[test]
+        fn erase_diff_descends_on_the_forget_term_at_its_rate(retain in 0.1..10.0f64, forget in 0.1..10.0f64, cosine in -1.0..1.0f64) {
+            let norms = GradientNorms { retain, forget, inner_product: cosine * retain * forget };
+            let c = EraseDiffRule::new(0.5).unwrap().coefficients(&norms).unwrap();
+            let along_forget = c.retain * norms.inner_product + c.forget * forget * forget;
+            prop_assert!(along_forget >= 0.5 * forget * forget - 1e-9 && c.forget >= 0.0);
+        }
+    }
+
+    #[test]
+    fn a_blend_is_convex() {
+        let c = Blend::new(0.3)
+            .unwrap()
+            .coefficients(&GradientNorms::default())
+            .unwrap();
+        assert_eq!((c.retain, c.forget), (0.7, 0.3));
+        assert!(Blend::new(1.5).is_err());
     }
 
     #[test]

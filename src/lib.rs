@@ -58,8 +58,8 @@
 //! |---|---|---|
 //! | [`Scheduler`] | signal and noise at a timestep | [`DdpmScheduler`], [`FlowMatching`] |
 //! | [`MixtureSampler`] | which rows are drawn from the forgotten side | [`FixedAllocation`], [`CoinFlip`] |
-//! | [`SissLoss`] | noisy points, targets and weights | [`Siss`], [`SissNoIs`], [`NaiveDeletion`], [`NegGrad`] |
-//! | [`GradientClipper`] | how much forgetting a step takes | [`FractionOfRetain`], [`RescaleToNorm`], [`ClipToNorm`], [`ConstantScale`] |
+//! | [`SissLoss`] | noisy points, targets and weights | [`Siss`], [`SissNoIs`], [`Bernoulli`], [`NaiveDeletion`], [`NegGrad`] |
+//! | [`GradientClipper`] | how much forgetting a step takes | [`FractionOfRetain`], [`RescaleToNorm`], [`ClipToNorm`], [`ConstantScale`], [`Projected`], [`Blend`], [`EraseDiffRule`] |
 //!
 //! [`Method`] names the published combinations. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
 //! [`sampling`] draws from a model, before and after. [`kernel`] and [`loss`] hold the loss alone, for trainers of your own.
@@ -133,13 +133,16 @@ pub use rand;
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
 pub use clipper::{
-    ClipToNorm, Coefficients, ConstantScale, FractionOfRetain, GradientClipper, RescaleToNorm,
+    Blend, ClipToNorm, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
+    GradientClipper, Projected, RescaleToNorm,
 };
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
 pub use gradients::GradientNorms;
-pub use loss::{LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs};
+pub use loss::{
+    Bernoulli, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs,
+};
 pub use method::Method;
 pub use mixture::{
     CoinFlip, FixedAllocation, ImportanceWeights, MixturePoints, MixtureSampler,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clipper::{ConstantScale, FractionOfRetain, GradientClipper};
 use crate::error::{Error, Result};
-use crate::loss::{NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs};
+use crate::loss::{Bernoulli, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs};
 
 /// A method by name, for configuration files and command lines. Each part can still be replaced in the builder.
 ///
@@ -15,6 +15,7 @@ use crate::loss::{NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs};
 /// |---|---|---|---|
 /// | `Siss` | [`Siss`] | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
 /// | `SissNoIs` | [`SissNoIs`] | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
+/// | `Bernoulli` | [`Bernoulli`] | [`FractionOfRetain`] 10 % | the code of arXiv 2503.01034 |
 /// | `NaiveDeletion` | [`NaiveDeletion`] | [`FractionOfRetain`], with nothing to scale | arXiv 2503.01034 |
 /// | `NegGrad` | [`NegGrad`] | [`ConstantScale`] 1 | arXiv 2503.01034 |
 ///
@@ -33,6 +34,8 @@ pub enum Method {
     Siss,
     /// Two separate noisy points.
     SissNoIs,
+    /// Each row for one side.
+    Bernoulli,
     /// Retained points alone.
     NaiveDeletion,
     /// Ascent on forgotten points alone.
@@ -41,9 +44,10 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Method; 4] = [
+    pub const ALL: [Method; 5] = [
         Method::Siss,
         Method::SissNoIs,
+        Method::Bernoulli,
         Method::NaiveDeletion,
         Method::NegGrad,
     ];
@@ -53,6 +57,7 @@ impl Method {
         match self {
             Method::Siss => "siss",
             Method::SissNoIs => "siss-no-is",
+            Method::Bernoulli => "bernoulli",
             Method::NaiveDeletion => "naive-deletion",
             Method::NegGrad => "neg-grad",
         }
@@ -63,6 +68,7 @@ impl Method {
         match self {
             Method::Siss => Box::new(Siss),
             Method::SissNoIs => Box::new(SissNoIs),
+            Method::Bernoulli => Box::new(Bernoulli),
             Method::NaiveDeletion => Box::new(NaiveDeletion),
             Method::NegGrad => Box::new(NegGrad),
         }
@@ -71,7 +77,7 @@ impl Method {
     /// The method's clipper with its published setting.
     pub fn clipper(self) -> Box<dyn GradientClipper> {
         match self {
-            Method::Siss | Method::SissNoIs | Method::NaiveDeletion => {
+            Method::Siss | Method::SissNoIs | Method::Bernoulli | Method::NaiveDeletion => {
                 Box::new(FractionOfRetain::default())
             }
             Method::NegGrad => Box::new(ConstantScale::UNSCALED),
@@ -92,7 +98,7 @@ impl FromStr for Method {
         let found = Method::ALL.into_iter().find(|method| method.name() == text);
         found.ok_or_else(|| Error::InvalidSetting {
             what: format!("there is no method `{text}`"),
-            remedy: "use siss, siss-no-is, naive-deletion or neg-grad",
+            remedy: "use siss, siss-no-is, bernoulli, naive-deletion or neg-grad",
         })
     }
 }

@@ -96,11 +96,11 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// One optimiser step on a batch, whatever the size of a micro-batch.
     ///
     /// # Errors
-    /// [`Error::NonFiniteData`] for a batch with NaN or infinities, [`Error::InvalidSetting`] for one on another
-    /// device, [`Error::ShapeMismatch`] if the model's output has another shape than its input, and what the model's
-    /// [`check_input`](Denoiser::check_input) refuses. In the first step [`Error::NoTrainableParameters`],
-    /// [`Error::StochasticModel`], [`Error::BatchDependentModel`] for a model that cannot be trained so.
-    /// [`Error::Observer`] after the step. Model and optimiser are as before but for the last.
+    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) for a batch with NaN or infinities, [`Error::InvalidSetting`](crate::Error::InvalidSetting) for one on another
+    /// device, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the model's output has another shape than its input, and what the model's
+    /// [`check_input`](Denoiser::check_input) refuses. In the first step [`Error::NoTrainableParameters`](crate::Error::NoTrainableParameters),
+    /// [`Error::StochasticModel`](crate::Error::StochasticModel), [`Error::BatchDependentModel`](crate::Error::BatchDependentModel) for a model that cannot be trained so.
+    /// [`Error::Observer`](crate::Error::Observer) after the step. Model and optimiser are as before but for the last.
     pub fn step(&mut self, batch: UnlearningBatch<D, M::Condition>) -> Result<StepReport> {
         let draws = self.draw(&batch)?;
         self.step_with(&batch, &draws)
@@ -122,7 +122,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// The draws of the next step, a function of the seed and the step's number.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the mixture sampler breaks its contract.
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::OutOfRange`](crate::Error::OutOfRange) if the mixture sampler breaks its contract.
     pub fn draw(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<Draws<D>> {
         let source = DrawSource {
             seed: self.config.seed,
@@ -178,7 +178,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// observers.
     ///
     /// # Errors
-    /// [`Error::NonFiniteData`] if the batch is to blame for a number that is not finite; [`Error::Observer`].
+    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) if the batch is to blame for a number that is not finite; [`Error::Observer`](crate::Error::Observer).
     pub fn apply(
         &mut self,
         gradients: StepGradients,

@@ -123,6 +123,22 @@ fn the_defaults_are_unbiased_together() {
     }
 }
 
+/// Bernoulli: one row a sample, the same expectation.
+#[test]
+fn bernoulli_is_unbiased() {
+    let reference = mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 51);
+    for (seed, forget_prob) in [(52, 0.5), (53, 0.2)] {
+        let means = mean_gradients(Box::new(Bernoulli), forget_prob, 1.0, seed);
+        for ((mean, variance), (expected, expected_variance)) in means.iter().zip(&reference) {
+            let error = (variance + expected_variance).sqrt();
+            assert!(
+                (mean - expected).abs() <= 4.0 * error,
+                "λ {forget_prob}: {mean} is not {expected} ± {error}"
+            );
+        }
+    }
+}
+
 /// Thinning alone is unbiased for SISS (No IS) as well, where all weights are 1.
 #[test]
 fn thinning_is_unbiased_without_importance_weights() {
@@ -208,10 +224,13 @@ fn weighted_loss(model: &Mlp, term: &LossTerm<2>, device: &Device) -> f64 {
         .zip(&target)
         .map(|(p, t)| (p - t).powi(2))
         .collect();
-    let rows = squares.chunks(3).zip(&term.weights);
-    rows.map(|(row, weight)| weight * row.iter().sum::<f64>())
-        .sum::<f64>()
-        / term.weights.len() as f64
+    let rows: Vec<f64> = squares.chunks(3).map(|row| row.iter().sum()).collect();
+    let weighted = term
+        .rows
+        .iter()
+        .zip(&term.weights)
+        .map(|(&row, weight)| weight * rows[row]);
+    weighted.sum::<f64>() / rows.len() as f64
 }
 
 /// The model with one of its parameters shifted.

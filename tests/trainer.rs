@@ -246,14 +246,8 @@ fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut trainer = builder(1).method(method).build().unwrap();
             let before = parameters(trainer.model());
-            let clean = Tensor::<2>::zeros([2, 3], &device);
-            let dirty = Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
-            let uses_retain = method != Method::NegGrad;
-            let batch = if uses_retain {
-                UnlearningBatch::new(dirty, clean)
-            } else {
-                UnlearningBatch::new(clean, dirty)
-            };
+            let dirty = || Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
+            let batch = UnlearningBatch::new(dirty(), dirty());
             let error = trainer.step(batch.unwrap()).unwrap_err();
             assert!(
                 matches!(error, Error::NonFiniteData { row: 1, .. }),

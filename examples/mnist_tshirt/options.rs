@@ -27,7 +27,7 @@ pub struct Options {
     #[serde(skip)]
     pub batch: Option<usize>,
 
-    /// Objective: siss, siss-no-is, naive-deletion or neg-grad.
+    /// Objective: siss, siss-no-is, bernoulli, naive-deletion or neg-grad.
     #[arg(long, default_value_t)]
     #[serde(serialize_with = "as_text")]
     pub method: Method,

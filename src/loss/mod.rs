@@ -1,5 +1,6 @@
 //! The objectives. Each is two weighted regressions, a retain and a forget term; nothing else differs between them.
 
+mod bernoulli;
 mod naive_deletion;
 mod neg_grad;
 mod siss;
@@ -10,6 +11,7 @@ use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 
+pub use bernoulli::Bernoulli;
 pub use naive_deletion::NaiveDeletion;
 pub use neg_grad::NegGrad;
 pub use siss::Siss;
