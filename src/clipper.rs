@@ -5,8 +5,39 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, Side, check_positive, check_probability};
-use crate::gradients::GradientNorms;
-use crate::step_report::number_or_null;
+use crate::json::number_or_null;
+
+/// Norms of the two sides' gradients over the whole optimiser step, and their inner product.
+///
+/// The forget gradient carries its sign: for an objective that ascends it is minus the gradient of the forget loss.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct GradientNorms {
+    /// `‖g_r‖`, 0 without a retain term.
+    #[serde(deserialize_with = "number_or_null")]
+    pub retain: f64,
+    /// `‖g_f‖`, 0 without a forget term.
+    #[serde(deserialize_with = "number_or_null")]
+    pub forget: f64,
+    /// `⟨g_r, g_f⟩`.
+    #[serde(deserialize_with = "number_or_null")]
+    pub inner_product: f64,
+}
+
+impl GradientNorms {
+    /// `‖c_r g_r + c_f g_f‖`.
+    pub fn combined(&self, coefficients: Coefficients) -> f64 {
+        let retain = coefficients.retain * self.retain;
+        let forget = coefficients.forget * self.forget;
+        let cross = 2.0 * coefficients.retain * coefficients.forget * self.inner_product;
+        let squared = retain * retain + forget * forget + cross;
+        // Rounding can take opposite gradients below 0; what is no number stays none.
+        if squared < 0.0 { 0.0 } else { squared.sqrt() }
+    }
+
+    pub(crate) fn is_finite(&self) -> bool {
+        self.retain.is_finite() && self.forget.is_finite() && self.inner_product.is_finite()
+    }
+}
 
 /// The factors of the combination `g = c_r g_r + c_f g_f`. Neither carries the forgetting's sign: that is in `g_f`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -345,6 +376,21 @@ impl GradientClipper for EraseDiffRule {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_combined_norm_follows_from_three_numbers() {
+        let norms = GradientNorms {
+            retain: 5.0,
+            forget: 6f64.sqrt(),
+            inner_product: -1.0,
+        };
+        // ‖(3, 4, 0) − 2 (1, −1, 2)‖ = ‖(1, 6, −4)‖
+        let combined = norms.combined(Coefficients {
+            retain: 1.0,
+            forget: -2.0,
+        });
+        assert!((combined - 53f64.sqrt()).abs() < 1e-12);
+    }
 
     fn scale(clipper: &mut dyn GradientClipper, retain: f64, forget: f64) -> f64 {
         let norms = GradientNorms {

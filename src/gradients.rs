@@ -5,47 +5,13 @@ use std::collections::HashSet;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{FloatDType, Tensor};
-use serde::{Deserialize, Serialize};
 
-use crate::clipper::Coefficients;
+use crate::clipper::GradientNorms;
 use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
 use crate::host::{read_f32, select_rows, vector};
 use crate::kernel::weighted_squared_error;
 use crate::loss::LossTerm;
-use crate::step_report::number_or_null;
-
-/// Norms of the two sides' gradients over the whole optimiser step, and their inner product.
-///
-/// The forget gradient carries its sign: for an objective that ascends it is minus the gradient of the forget loss.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct GradientNorms {
-    /// `‖g_r‖`, 0 without a retain term.
-    #[serde(deserialize_with = "number_or_null")]
-    pub retain: f64,
-    /// `‖g_f‖`, 0 without a forget term.
-    #[serde(deserialize_with = "number_or_null")]
-    pub forget: f64,
-    /// `⟨g_r, g_f⟩`.
-    #[serde(deserialize_with = "number_or_null")]
-    pub inner_product: f64,
-}
-
-impl GradientNorms {
-    /// `‖c_r g_r + c_f g_f‖`.
-    pub fn combined(&self, coefficients: Coefficients) -> f64 {
-        let retain = coefficients.retain * self.retain;
-        let forget = coefficients.forget * self.forget;
-        let cross = 2.0 * coefficients.retain * coefficients.forget * self.inner_product;
-        let squared = retain * retain + forget * forget + cross;
-        // Rounding can take opposite gradients below 0; what is no number stays none.
-        if squared < 0.0 { 0.0 } else { squared.sqrt() }
-    }
-
-    pub(crate) fn is_finite(&self) -> bool {
-        self.retain.is_finite() && self.forget.is_finite() && self.inner_product.is_finite()
-    }
-}
 
 /// The gradient of one side, and the unweighted losses of the rows that made it.
 #[derive(Debug, Default)]
@@ -318,20 +284,5 @@ mod tests {
         assert_eq!(first.into_data().try_to_vec::<f32>().unwrap(), [1.0, 6.0]);
         let other = sum.remove::<2>(model.other.weight.id).unwrap();
         assert_eq!(other.into_data().try_to_vec::<f32>().unwrap(), [-4.0]);
-    }
-
-    #[test]
-    fn the_combined_norm_follows_from_three_numbers() {
-        let norms = GradientNorms {
-            retain: 5.0,
-            forget: 6f64.sqrt(),
-            inner_product: -1.0,
-        };
-        // ‖(1, 6, −4)‖ of the test above.
-        let combined = norms.combined(Coefficients {
-            retain: 1.0,
-            forget: -2.0,
-        });
-        assert!((combined - 53f64.sqrt()).abs() < 1e-12);
     }
 }

@@ -109,6 +109,7 @@ mod draws;
 mod error;
 mod gradients;
 mod host;
+mod json;
 pub mod kernel;
 mod learning_rate;
 pub mod loss;
@@ -134,12 +135,11 @@ pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
 pub use clipper::{
     Blend, ClipToNorm, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
-    GradientClipper, Projected, RescaleToNorm,
+    GradientClipper, GradientNorms, Projected, RescaleToNorm,
 };
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
-pub use gradients::GradientNorms;
 pub use loss::{
     Bernoulli, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs,
 };

@@ -361,8 +361,7 @@ impl Trend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clipper::Coefficients;
-    use crate::gradients::GradientNorms;
+    use crate::clipper::{Coefficients, GradientNorms};
     use crate::step_report::WeightSummary;
 
     fn term(loss: f64) -> TermReport {

@@ -2,16 +2,11 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use crate::clipper::Coefficients;
-use crate::gradients::GradientNorms;
+use crate::clipper::{Coefficients, GradientNorms};
+use crate::json::number_or_null;
 use crate::loss::LossTerm;
-
-/// JSON has no NaN or infinity: they are written as `null` and read back as NaN.
-pub(crate) fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
-}
 
 /// Whether a step changed the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +88,8 @@ pub struct WeightSummary {
 }
 
 impl WeightSummary {
-    pub(crate) fn of<const D: usize>(term: &LossTerm<D>) -> Self {
+    pub(crate) fn of<const D: usize>(term: &Option<LossTerm<D>>) -> Option<Self> {
+        let term = term.as_ref()?;
         let sizes = || term.weights.iter().map(|weight| weight.abs());
         let count = term.weights.len().max(1) as f64;
         let (sum, squares): (f64, f64) =
@@ -102,7 +98,7 @@ impl WeightSummary {
             let ends = sizes().filter(|w| *w >= 0.99 * bound || *w <= 0.01 * bound);
             ends.count() as f64 / count
         };
-        Self {
+        Some(Self {
             mean: sum / count,
             max: sizes().fold(0.0, f64::max),
             effective_rows: if squares > 0.0 {
@@ -112,7 +108,7 @@ impl WeightSummary {
             },
             degenerate_share: term.weight_bound.map(at_an_end),
             ascends: term.weights.iter().any(|&weight| weight < 0.0),
-        }
+        })
     }
 }
 

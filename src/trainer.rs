@@ -16,7 +16,7 @@ use crate::mixture::MixtureSampler;
 use crate::observer::Observer;
 use crate::preflight::check_model;
 use crate::scheduler::Scheduler;
-use crate::step_report::{StepOutcome, StepReport, TermReport};
+use crate::step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
 
 /// Fine-tunes a model until it has forgotten what it must forget.
 ///
@@ -146,7 +146,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         self.check_batch(batch)?;
         let mut terms = self.terms(batch, draws)?;
         self.check_model(batch, &terms)?;
-        let weights = terms.weight_summaries();
+        let weights = [&terms.retain, &terms.forget].map(WeightSummary::of);
         terms.thin(self.config.thin_below, draws.thinning_uniform);
 
         let retain = self.side(Side::Retain, &terms.retain, batch)?;
@@ -159,8 +159,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             step: self.step,
             outcome: StepOutcome::of(is_applied),
             batch_size: batch.batch_size(),
-            retain: TermReport::of(&terms.retain, weights.0, &measured.retain_losses),
-            forget: TermReport::of(&terms.forget, weights.1, &measured.forget_losses),
+            retain: TermReport::of(&terms.retain, weights[0], &measured.retain_losses),
+            forget: TermReport::of(&terms.forget, weights[1], &measured.forget_losses),
             norms: measured.norms,
             coefficients: coefficients.unwrap_or_default(),
             combined_norm,

@@ -22,7 +22,6 @@ use crate::denoiser::PredictionType;
 use crate::draws::Draws;
 use crate::error::{Result, Side, check_device, check_range, check_shape};
 use crate::scheduler::{Scales, Scheduler, SchedulerExt};
-use crate::step_report::WeightSummary;
 
 /// Everything an objective may look at. No condition: an objective says which rows, the trainer finds their conditions.
 #[derive(Debug, Clone)]
@@ -212,12 +211,6 @@ pub struct LossTerms<const D: usize> {
 }
 
 impl<const D: usize> LossTerms<D> {
-    /// The weights of the two terms, retain and forget, as they are now.
-    pub(crate) fn weight_summaries(&self) -> (Option<WeightSummary>, Option<WeightSummary>) {
-        let summary = |term: &Option<LossTerm<D>>| term.as_ref().map(WeightSummary::of);
-        (summary(&self.retain), summary(&self.forget))
-    }
-
     /// Thins both terms with one uniform number. The forget side uses its complement, so that of two survival
     /// probabilities that sum to one, exactly one row survives.
     pub(crate) fn thin(&mut self, thin_below: f64, uniform: f64) {
