@@ -22,8 +22,17 @@ struct Arguments {
     device: DeviceSpec,
 }
 
-fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match check(Arguments::parse()) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let device = arguments.device.device()?;
     let (mut passed, mut failed) = (0, 0);
     let cases = cases::find(&arguments.paths)?;

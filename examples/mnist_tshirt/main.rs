@@ -7,6 +7,7 @@ mod options;
 mod pictures;
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -17,8 +18,17 @@ use crate::evaluate::TIMESTEPS;
 use crate::job::{Progress, Summary};
 use crate::options::Options;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    match forget_the_tshirt(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn forget_the_tshirt(options: Options) -> Result<(), Box<dyn Error>> {
     let out = options.out.clone();
     let progress = Bar::new()?;
     let summary = job::run(options, &progress)?;

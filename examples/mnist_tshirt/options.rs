@@ -15,7 +15,7 @@ use crate::data::ASSETS;
 /// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes about three minutes on
 /// two CPU cores.
 #[derive(Parser, Debug, Clone, Serialize)]
-#[command(version)]
+#[command(version, allow_negative_numbers = true)]
 pub struct Options {
     /// Optimiser steps [default: 100; 300 with --protocol paper].
     #[arg(long)]
