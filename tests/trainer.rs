@@ -119,6 +119,17 @@ fn the_forget_gradient_is_scaled_to_a_tenth_and_the_whole_is_clipped() {
     assert!((norm(&flat(trainer.model(), &clipped)) - 0.5).abs() < 1e-5);
 }
 
+/// At `τ = 1/λ = 2` the two survivals are complementary: each row is run once, for one side.
+#[test]
+fn at_the_bernoulli_limit_every_row_is_run_once() {
+    let batch = batch(16, 0.4, 9, &device());
+    let mut trainer = builder(5).thin_below(2.0).build().unwrap();
+    for _ in 0..20 {
+        let report = trainer.step(batch.clone()).unwrap();
+        assert_eq!(report.rows_per_sample(), 1.0, "{report}");
+    }
+}
+
 /// With a forget scale of 0, SISS (No IS) is naive deletion.
 #[test]
 fn without_a_forget_scale_no_is_is_naive_deletion() {
