@@ -18,10 +18,12 @@ impl LearningRate {
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless the first rate is finite and at least 0.
     pub(crate) fn new(mut scheduler: ModuleLrScheduler) -> Result<Self> {
+        let current = scheduler.step();
+        check_rate(&current)?;
         Ok(Self {
-            current: checked(scheduler.step())?,
-            steps_taken: 1,
             scheduler,
+            steps_taken: 1,
+            current,
         })
     }
 
@@ -34,20 +36,19 @@ impl LearningRate {
             self.current = self.scheduler.step();
             self.steps_taken += 1;
         }
-        checked(self.current.clone())?;
+        check_rate(&self.current)?;
         Ok(&self.current)
     }
 }
 
-fn checked(rates: ModuleLearningRate) -> Result<ModuleLearningRate> {
+fn check_rate(rates: &ModuleLearningRate) -> Result<f64> {
     let rate = rates.base();
     check_range(
         "learning_rate",
         rate,
         rate >= 0.0,
         "a finite number from 0 up",
-    )?;
-    Ok(rates)
+    )
 }
 
 impl fmt::Debug for LearningRate {

@@ -75,6 +75,18 @@ fn mean_gradients_with(
     sums.into_iter().map(moments).collect()
 }
 
+/// Every coordinate of two means agrees within 4 standard errors of their difference.
+fn assert_agree(means: &[(f64, f64)], reference: &[(f64, f64)], case: &str) {
+    assert_eq!(means.len(), reference.len());
+    for ((mean, variance), (expected, expected_variance)) in means.iter().zip(reference) {
+        let error = (variance + expected_variance).sqrt();
+        assert!(
+            (mean - expected).abs() <= 4.0 * error,
+            "{case}: {mean} is not {expected} ± {error}"
+        );
+    }
+}
+
 /// 2 × 10⁵ draws for each of three λ and three τ, against as many of SISS (No IS): every coordinate of both
 /// gradients is within 4 standard errors.
 #[test]
@@ -92,14 +104,12 @@ fn siss_is_unbiased_for_every_lambda_and_every_thinning() {
         for thin_below in [0.0, 1.0, 2.0] {
             let means = mean_gradients(Box::new(Siss), forget_prob, thin_below, seed);
             seed += 1;
-            for ((mean, variance), (expected, expected_variance)) in means.iter().zip(&reference) {
-                let error = (variance + expected_variance).sqrt();
-                assert!(
-                    (mean - expected).abs() <= 4.0 * error,
-                    "λ {forget_prob} τ {thin_below}: {mean} is not {expected} ± {error}"
-                );
-                compared += 1;
-            }
+            assert_agree(
+                &means,
+                &reference,
+                &format!("λ {forget_prob} τ {thin_below}"),
+            );
+            compared += means.len();
         }
     }
     println!("{compared} coordinates compared, 204,800 draws each");
@@ -113,13 +123,7 @@ fn the_defaults_are_unbiased_together() {
         let sampler = FixedAllocation::new(forget_prob).unwrap();
         let policy = TimestepSampling::LowDiscrepancy;
         let means = mean_gradients_with(Box::new(Siss), &sampler, policy, 1.0, seed);
-        for ((mean, variance), (expected, expected_variance)) in means.iter().zip(&reference) {
-            let error = (variance + expected_variance).sqrt();
-            assert!(
-                (mean - expected).abs() <= 4.0 * error,
-                "λ {forget_prob}: {mean} is not {expected} ± {error}"
-            );
-        }
+        assert_agree(&means, &reference, &format!("λ {forget_prob}"));
     }
 }
 
@@ -129,13 +133,7 @@ fn bernoulli_is_unbiased() {
     let reference = mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 51);
     for (seed, forget_prob) in [(52, 0.5), (53, 0.2)] {
         let means = mean_gradients(Box::new(Bernoulli), forget_prob, 1.0, seed);
-        for ((mean, variance), (expected, expected_variance)) in means.iter().zip(&reference) {
-            let error = (variance + expected_variance).sqrt();
-            assert!(
-                (mean - expected).abs() <= 4.0 * error,
-                "λ {forget_prob}: {mean} is not {expected} ± {error}"
-            );
-        }
+        assert_agree(&means, &reference, &format!("λ {forget_prob}"));
     }
 }
 
@@ -146,9 +144,7 @@ fn thinning_is_unbiased_without_importance_weights() {
         mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 31),
         mean_gradients(Box::new(SissNoIs), 0.5, 3.0, 32),
     );
-    for ((mean, variance), (expected, expected_variance)) in thinned.iter().zip(&exact) {
-        assert!((mean - expected).abs() <= 4.0 * (variance + expected_variance).sqrt());
-    }
+    assert_agree(&thinned, &exact, "τ 3");
 }
 
 /// The gradient of each side against central differences of its weighted loss, in 200 random coordinates.
