@@ -146,7 +146,9 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
     }
 }
 
-fn check_finite<const D: usize>(points: &Tensor<D>, side: Side) -> Result<()> {
+/// # Errors
+/// [`Error::NonFiniteData`] names the first NaN or infinity.
+pub(crate) fn check_finite<const D: usize>(points: &Tensor<D>, side: Side) -> Result<()> {
     let values = read_f32(points.clone(), "the data")?;
     check_finite_values(&values, points.dims()[0], side)
 }

@@ -2,13 +2,16 @@
 
 use std::fmt;
 
+use burn::module::ParamGroup;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::clipper::GradientClipper;
 use crate::denoiser::{Denoiser, PredictionType};
 use crate::draws::TimestepSampling;
+use crate::ema::{MovingAverage, check_decay};
 use crate::error::{Error, Result, Side, check_positive, check_range};
 use crate::learning_rate::LearningRate;
 use crate::loss::SissLoss;
@@ -16,6 +19,7 @@ use crate::method::Method;
 use crate::mixture::{FixedAllocation, MixtureSampler};
 use crate::observer::Observer;
 use crate::scheduler::Scheduler;
+use crate::trainable::{checkpoint_gradients, freeze_outside};
 use crate::trainer::SissTrainer;
 
 /// The plain settings of a trainer.
@@ -28,6 +32,8 @@ use crate::trainer::SissTrainer;
 /// | `thin_below` | 1 | rows of smaller weight are thinned without bias; 0 is exact | ≥ 0 |
 /// | `micro_batch_size` | the whole batch | rows run at a time; changes memory, not results | ≥ 1 |
 /// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
+/// | `ema_decay` | none | decay of a moving average of the weights | 0 to below 1 |
+/// | `gradient_checkpointing` | false | less memory for more time | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainerConfig {
@@ -43,6 +49,10 @@ pub struct TrainerConfig {
     pub micro_batch_size: Option<usize>,
     /// Global clip of the combined gradient.
     pub max_grad_norm: Option<f64>,
+    /// Decay of a moving average of the weights, `None` for no average.
+    pub ema_decay: Option<f64>,
+    /// Whether cheap operations are computed again in the backward pass instead of stored.
+    pub gradient_checkpointing: bool,
 }
 
 impl Default for TrainerConfig {
@@ -54,6 +64,8 @@ impl Default for TrainerConfig {
             thin_below: 1.0,
             micro_batch_size: None,
             max_grad_norm: Some(1.0),
+            ema_decay: None,
+            gradient_checkpointing: false,
         }
     }
 }
@@ -81,6 +93,8 @@ pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     optimizer: Option<ModuleOptimizer>,
     learning_rate: ModuleLrScheduler,
     observers: Vec<Box<dyn Observer>>,
+    retained: Option<Tensor<D>>,
+    trainable: Option<ParamGroup>,
     config: TrainerConfig,
 }
 
@@ -106,6 +120,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             optimizer: None,
             learning_rate: 5e-5.into(),
             observers: Vec::new(),
+            retained: None,
+            trainable: None,
             config: TrainerConfig::default(),
         }
     }
@@ -113,6 +129,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// Objective and clipper of a published method; [`loss`](Self::loss) and [`clipper`](Self::clipper) override it.
     pub fn method(mut self, method: Method) -> Self {
         self.method = method;
+        self
+    }
+
+    /// The whole retain set, `[n, …]`, for a method that looks for points in it ([`Method::ReTrack`]). Shared, not copied.
+    pub fn retained_points(mut self, retained: Tensor<D>) -> Self {
+        self.retained = Some(retained);
         self
     }
 
@@ -199,22 +221,68 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
+    /// Keeps a moving average of the weights beside the weights themselves, see [`SissTrainer::ema_model`].
+    ///
+    /// `decay` is the largest: at the `k`-th step it is at most `(1 + k) / (10 + k)`, as in diffusers.
+    pub fn ema(mut self, decay: f64) -> Self {
+        self.config.ema_decay = Some(decay);
+        self
+    }
+
+    /// Computes cheap operations again in the backward pass instead of storing their results: less memory for more time.
+    /// burn stores convolutions and matrix products all the same.
+    pub fn gradient_checkpointing(mut self, enabled: bool) -> Self {
+        self.config.gradient_checkpointing = enabled;
+        self
+    }
+
+    /// Trains the parameters of a group alone. Paths are the names of the model's fields joined by dots, and a group
+    /// matches them by a piece, by a regular expression or by the whole:
+    ///
+    /// ```
+    /// use burn::module::ParamGroup;
+    ///
+    /// let attention = ParamGroup::from_predicate("attentions");
+    /// let decoder = ParamGroup::from_regex(r"^up_blocks\.\d+\.")?;
+    /// # Ok::<(), burn::module::ParamGroupError>(())
+    /// ```
+    pub fn train_only(mut self, group: ParamGroup) -> Self {
+        self.trainable = Some(group);
+        self
+    }
+
     /// Checks the settings and switches the model to training.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
-    /// gradient which the objective does not have.
+    /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
+    /// [`Error::InvalidSetting`] a group without a trainable parameter, or a method without its retained points.
     pub fn build(self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
+        let time_range = self.scheduler.time_range();
+        self.config.timestep_sampling.check(time_range)?;
         let sampler = match self.sampler {
             Some(sampler) => sampler,
             None => Box::new(FixedAllocation::new(0.5)?),
         };
-        let loss = self.loss.unwrap_or_else(|| self.method.loss());
+        let loss = match self.loss {
+            Some(loss) => loss,
+            None => self.method.loss(self.retained.as_ref())?,
+        };
         let clipper = self.clipper.unwrap_or_else(|| self.method.clipper());
         check_clipper(loss.as_ref(), clipper.as_ref())?;
+        let (mut model, mut frozen) = (self.model.train(), Vec::new());
+        if let Some(group) = &self.trainable {
+            (model, frozen) = freeze_outside(model, group)?;
+        }
+        if self.config.gradient_checkpointing {
+            model = checkpoint_gradients(model);
+        }
+        let ema = self.config.ema_decay;
         Ok(SissTrainer {
-            model: self.model.train(),
+            ema: ema.map(|decay| MovingAverage::new(&model, decay)),
+            model,
+            frozen,
             optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
             learning_rate: LearningRate::new(self.learning_rate)?,
             scheduler: self.scheduler,
@@ -249,6 +317,9 @@ fn check_config(config: &TrainerConfig) -> Result<()> {
     )?;
     if let Some(limit) = config.max_grad_norm {
         check_positive("max_grad_norm", limit)?;
+    }
+    if let Some(decay) = config.ema_decay {
+        check_decay(decay)?;
     }
     if let Some(rows) = config.micro_batch_size {
         check_range("micro_batch_size", rows as f64, rows >= 1, "at least 1")?;

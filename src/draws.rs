@@ -4,13 +4,17 @@
 //! the size of a micro-batch, not of what was drawn before. So a step repeats anywhere, and a resumed run
 //! draws what the run would have drawn.
 
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
 use burn::tensor::{Device, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
+use rand_distr::{Distribution, StandardNormal, StandardUniform};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, check_probability, check_range, check_shape};
+use crate::error::{Error, Result, check_probability, check_range, check_shape};
 use crate::host::{tensor, to_f32};
 use crate::mixture::MixtureSampler;
 use crate::scheduler::TimeRange;
@@ -33,6 +37,12 @@ pub enum Stream {
     Sampling,
     /// Noise with which losses are evaluated.
     Evaluation,
+    /// The noise of a forget term that has its own.
+    ForgetNoise,
+    /// The timesteps of a forget term that has its own.
+    ForgetTimesteps,
+    /// Uniform numbers as a target.
+    Uniform,
 }
 
 impl Stream {
@@ -46,6 +56,9 @@ impl Stream {
             Stream::Pairs => 5,
             Stream::Sampling => 6,
             Stream::Evaluation => 7,
+            Stream::ForgetNoise => 8,
+            Stream::ForgetTimesteps => 9,
+            Stream::Uniform => 10,
         }
     }
 }
@@ -73,43 +86,148 @@ pub fn normal_noise<const D: usize>(
     stream: Stream,
     device: &Device,
 ) -> Tensor<D> {
+    let rows = first_row..first_row + shape[0] as u64;
+    keyed_rows(shape, rows, StandardNormal, device, |row| {
+        keyed_rng(seed, step, row, stream)
+    })
+}
+
+/// Numbers of a distribution, each row from the generator of its number.
+fn keyed_rows<const D: usize, R: Rng>(
+    shape: [usize; D],
+    rows: Range<u64>,
+    distribution: impl Distribution<f32> + Copy,
+    device: &Device,
+    generator: impl Fn(u64) -> R,
+) -> Tensor<D> {
     let elements: usize = shape[1..].iter().product();
     let mut values: Vec<f32> = Vec::with_capacity(shape[0] * elements);
-    for row in 0..shape[0] as u64 {
-        let rng = keyed_rng(seed, step, first_row + row, stream);
-        values.extend(rng.sample_iter::<f32, _>(StandardNormal).take(elements));
+    for row in rows {
+        values.extend(generator(row).sample_iter(distribution).take(elements));
     }
     tensor(values, shape, device)
 }
 
-/// How the timesteps of a batch are drawn. Each row's timestep is uniform over the scheduler's range either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// How the timesteps of a batch are drawn.
+///
+/// On a command line: `uniform`, `low-discrepancy`, `window:250..750`, `fixed:999`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TimestepSampling {
-    /// Independent of each other, as the published code draws them.
+    /// Uniform over the scheduler's range and independent of each other, as the published code draws them.
     Uniform,
-    /// One uniform number for the batch and rows at even distances from it, `u + i / B` modulo 1:
-    /// the whole range is covered in every step, which lowers the variance (Kingma et al. 2021, Appendix I.1).
+    /// One uniform number for the batch and rows at even distances from it, `u + i / B` modulo 1: each row's timestep
+    /// is uniform, and the whole range is covered in every step, which lowers the variance (Kingma et al. 2021,
+    /// Appendix I.1).
     #[default]
     LowDiscrepancy,
+    /// The same over the timesteps from `low` up to, but not including, `high`: to forget where it matters and leave the
+    /// other timesteps alone (arXiv 2510.17917 takes 250 to 750 of 1,000 for faces).
+    Window {
+        /// The first timestep.
+        low: f64,
+        /// The end, which is not drawn any more.
+        high: f64,
+    },
+    /// The same timestep for every row.
+    Fixed(f64),
 }
 
 impl TimestepSampling {
-    /// The timesteps of the rows of optimiser step `step`.
+    /// The timesteps of the rows of optimiser step `step`; the range is that of a scheduler for which
+    /// [`check`](TimestepSampling::check) passed.
     pub fn timesteps(self, range: TimeRange, batch_size: usize, seed: u64, step: u64) -> Vec<f64> {
-        let uniform = |row: u64| keyed_rng(seed, step, row, Stream::Timesteps).random::<f64>();
+        self.stream(range, batch_size, seed, step, Stream::Timesteps)
+    }
+
+    fn stream(
+        self,
+        range: TimeRange,
+        batch_size: usize,
+        seed: u64,
+        step: u64,
+        stream: Stream,
+    ) -> Vec<f64> {
+        let uniform = |row: u64| keyed_rng(seed, step, row, stream).random::<f64>();
         let shared = uniform(0);
+        let low_discrepancy = |row: usize| (shared + row as f64 / batch_size as f64).fract();
         (0..batch_size)
             .map(|row| match self {
-                TimestepSampling::Uniform => uniform(row as u64),
-                TimestepSampling::LowDiscrepancy => {
-                    (shared + row as f64 / batch_size as f64).fract()
+                TimestepSampling::Uniform => range.at(uniform(row as u64)),
+                TimestepSampling::LowDiscrepancy => range.at(low_discrepancy(row)),
+                TimestepSampling::Window { low, high } => {
+                    range.at_within(low, high, low_discrepancy(row))
                 }
+                TimestepSampling::Fixed(timestep) => timestep,
             })
-            .map(|u| range.at(u))
             .collect()
     }
+
+    /// Whether all timesteps that can be drawn lie in `range`.
+    ///
+    /// # Errors
+    /// [`Error::TimestepOutOfRange`] names one that does not; [`Error::OutOfRange`] for a window without a timestep.
+    pub fn check(self, range: TimeRange) -> Result<()> {
+        let in_range = |timestep| match range.contains(timestep) {
+            true => Ok(()),
+            false => Err(Error::TimestepOutOfRange { timestep, range }),
+        };
+        match self {
+            TimestepSampling::Uniform | TimestepSampling::LowDiscrepancy => Ok(()),
+            TimestepSampling::Fixed(timestep) => in_range(timestep),
+            TimestepSampling::Window { low, high } => {
+                let requirement = "above the window's low end, so that a timestep lies between";
+                check_range("the window's high end", high, low < high, requirement)?;
+                let first = range.at_within(low, high, 0.0);
+                check_range("the window's high end", high, first < high, requirement)?;
+                in_range(first)?;
+                in_range(range.at_within(low, high, 1.0 - f64::EPSILON))
+            }
+        }
+    }
+}
+
+impl fmt::Display for TimestepSampling {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TimestepSampling::Uniform => formatter.write_str("uniform"),
+            TimestepSampling::LowDiscrepancy => formatter.write_str("low-discrepancy"),
+            TimestepSampling::Window { low, high } => write!(formatter, "window:{low}..{high}"),
+            TimestepSampling::Fixed(timestep) => write!(formatter, "fixed:{timestep}"),
+        }
+    }
+}
+
+impl FromStr for TimestepSampling {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || match text.split_once(':') {
+            None if text == "uniform" => Some(TimestepSampling::Uniform),
+            None if text == "low-discrepancy" => Some(TimestepSampling::LowDiscrepancy),
+            Some(("fixed", timestep)) => Some(TimestepSampling::Fixed(timestep.parse().ok()?)),
+            Some(("window", ends)) => {
+                let (low, high) = ends.split_once("..")?;
+                let (low, high) = (low.parse().ok()?, high.parse().ok()?);
+                Some(TimestepSampling::Window { low, high })
+            }
+            _ => None,
+        };
+        parse().ok_or_else(|| Error::InvalidSetting {
+            what: format!("there are no timesteps `{text}`"),
+            remedy: "use uniform, low-discrepancy, window:LOW..HIGH or fixed:T",
+        })
+    }
+}
+
+/// Random numbers that only some objectives need, beside those that all share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExtraDraws {
+    /// Timesteps and noise of the forget term, independent of the retain term's.
+    pub forget: bool,
+    /// Numbers uniform on `[0, 1)` of the batch's shape.
+    pub uniform: bool,
 }
 
 /// The random numbers of one optimiser step. What follows from them is a pure function of (batch, draws, model).
@@ -131,6 +249,8 @@ pub struct Draws<const D: usize> {
     pub(crate) from_forget: Vec<bool>,
     pub(crate) forget_prob: f64,
     pub(crate) thinning_uniform: f64,
+    pub(crate) forget: Option<(Vec<f64>, Tensor<D>)>,
+    pub(crate) uniform: Option<Tensor<D>>,
 }
 
 impl<const D: usize> Draws<D> {
@@ -144,7 +264,7 @@ impl<const D: usize> Draws<D> {
     /// - `noise`: `[batch, …]`, standard normal
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the lengths differ, [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ forget_prob ≤ 1`.
+    /// [`Error::ShapeMismatch`] if the lengths differ, [`Error::OutOfRange`] unless `0 ≤ forget_prob ≤ 1`.
     pub fn new(
         timesteps: Vec<f64>,
         noise: Tensor<D>,
@@ -162,13 +282,15 @@ impl<const D: usize> Draws<D> {
             from_forget,
             forget_prob,
             thinning_uniform: 0.5,
+            forget: None,
+            uniform: None,
         })
     }
 
     /// Sets the one uniform number in `[0, 1)` that thinning uses.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ uniform < 1`.
+    /// [`Error::OutOfRange`] unless `0 ≤ uniform < 1`.
     pub fn with_thinning_uniform(mut self, uniform: f64) -> Result<Self> {
         let legal = (0.0..1.0).contains(&uniform);
         self.thinning_uniform =
@@ -176,9 +298,43 @@ impl<const D: usize> Draws<D> {
         Ok(self)
     }
 
+    /// Gives the forget term timesteps and noise of its own, for objectives with independent terms.
+    ///
+    /// # Shapes
+    /// - `timesteps`: `[batch]`; `noise`: `[batch, …]`, standard normal
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if they do not fit the retain side's.
+    pub fn with_forget_draws(mut self, timesteps: Vec<f64>, noise: Tensor<D>) -> Result<Self> {
+        let remedy = "draw one of each for every row of the noise";
+        let (shape, rows) = (self.noise.dims(), timesteps.len());
+        check_shape("the forget noise", &shape, &noise.dims(), remedy)?;
+        check_shape("the list of forget timesteps", &shape[..1], &[rows], remedy)?;
+        self.forget = Some((timesteps, to_f32(noise.inner())));
+        Ok(self)
+    }
+
+    /// Adds uniform numbers, for objectives that take them as a target.
+    ///
+    /// # Shapes
+    /// - `uniform`: `[batch, …]`, in `[0, 1)`
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if it has another shape than the noise.
+    pub fn with_uniform(mut self, uniform: Tensor<D>) -> Result<Self> {
+        let (shape, remedy) = (self.noise.dims(), "draw one number for every element");
+        check_shape("the uniform target", &shape, &uniform.dims(), remedy)?;
+        self.uniform = Some(to_f32(uniform.inner()));
+        Ok(self)
+    }
+
     /// The same draws on another device: to replay a step there.
     pub fn to_device(mut self, device: &Device) -> Self {
         self.noise = self.noise.to_device(device);
+        self.forget = self
+            .forget
+            .map(|(timesteps, noise)| (timesteps, noise.to_device(device)));
+        self.uniform = self.uniform.map(|uniform| uniform.to_device(device));
         self
     }
 
@@ -207,6 +363,29 @@ impl<const D: usize> Draws<D> {
         self.thinning_uniform
     }
 
+    /// Timesteps `[batch]` and standard normal noise `[batch, …]` of a forget term that has its own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] if none were drawn.
+    pub fn forget_draws(&self) -> Result<(&[f64], &Tensor<D>)> {
+        let (timesteps, noise) = self.forget.as_ref().ok_or_else(|| Error::InvalidSetting {
+            what: "the draws hold no timesteps and noise for the forget term".into(),
+            remedy: "add them by `Draws::with_forget_draws`, or ask `DrawSource` for them",
+        })?;
+        Ok((timesteps, noise))
+    }
+
+    /// Uniform numbers in `[0, 1)`, `[batch, …]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] if none were drawn.
+    pub fn uniform(&self) -> Result<&Tensor<D>> {
+        self.uniform.as_ref().ok_or_else(|| Error::InvalidSetting {
+            what: "the draws hold no uniform numbers".into(),
+            remedy: "add them by `Draws::with_uniform`, or ask `DrawSource` for them",
+        })
+    }
+
     /// The mixture's `λ` with which `from_forget` was drawn.
     pub fn forget_prob(&self) -> f64 {
         self.forget_prob
@@ -214,7 +393,7 @@ impl<const D: usize> Draws<D> {
 }
 
 /// Makes the [`Draws`] of each step from a seed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DrawSource {
     /// The run's seed.
     pub seed: u64,
@@ -223,28 +402,49 @@ pub struct DrawSource {
 }
 
 impl DrawSource {
-    /// The draws of optimiser step `step` for a batch of this shape.
+    /// The draws of optimiser step `step` for a batch of this shape, and those that the objective needs beside them
+    /// ([`SissLoss::extra_draws`](crate::SissLoss::extra_draws)).
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::OutOfRange`](crate::Error::OutOfRange) if the sampler breaks its contract.
+    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the sampler breaks its contract; those of
+    /// [`TimestepSampling::check`].
     pub fn draw<const D: usize>(
         &self,
         step: u64,
         shape: [usize; D],
         range: TimeRange,
         sampler: &dyn MixtureSampler,
+        extra: ExtraDraws,
         device: &Device,
     ) -> Result<Draws<D>> {
-        let batch_size = shape[0];
-        let timesteps = self
-            .timestep_sampling
-            .timesteps(range, batch_size, self.seed, step);
-        let noise = normal_noise(shape, self.seed, step, 0, Stream::Noise, device);
-        let mixture_rng: &mut dyn Rng = &mut keyed_rng(self.seed, step, 0, Stream::Mixture);
+        self.timestep_sampling.check(range)?;
+        let (seed, batch_size) = (self.seed, shape[0]);
+        let timesteps = |stream| {
+            self.timestep_sampling
+                .stream(range, batch_size, seed, step, stream)
+        };
+        let noise = |stream| normal_noise(shape, seed, step, 0, stream, device);
+        let mixture_rng: &mut dyn Rng = &mut keyed_rng(seed, step, 0, Stream::Mixture);
         let from_forget = sampler.choose_forget(batch_size, mixture_rng);
-        let thinning = keyed_rng(self.seed, step, 0, Stream::Thinning).random();
-        Draws::new(timesteps, noise, from_forget, sampler.forget_prob())?
-            .with_thinning_uniform(thinning)
+        let thinning = keyed_rng(seed, step, 0, Stream::Thinning).random();
+        let mut draws = Draws::new(
+            timesteps(Stream::Timesteps),
+            noise(Stream::Noise),
+            from_forget,
+            sampler.forget_prob(),
+        )?
+        .with_thinning_uniform(thinning)?;
+        if extra.forget {
+            let own = timesteps(Stream::ForgetTimesteps);
+            draws = draws.with_forget_draws(own, noise(Stream::ForgetNoise))?;
+        }
+        if extra.uniform {
+            let rows = 0..batch_size as u64;
+            let generator = |row| keyed_rng(seed, step, row, Stream::Uniform);
+            let uniform = keyed_rows(shape, rows, StandardUniform, device, generator);
+            draws = draws.with_uniform(uniform)?;
+        }
+        Ok(draws)
     }
 }
 
@@ -287,7 +487,14 @@ mod tests {
         let device = Device::flex();
         let sampler = FixedAllocation::new(0.5).unwrap();
         let draws = source(TimestepSampling::Uniform)
-            .draw(3, [4, 1, 1, 2], RANGE, &sampler, &device)
+            .draw(
+                3,
+                [4, 1, 1, 2],
+                RANGE,
+                &sampler,
+                ExtraDraws::default(),
+                &device,
+            )
             .unwrap();
         assert_eq!(draws.timesteps, VALUE_STABILITY.0);
         assert_eq!(
@@ -318,7 +525,14 @@ mod tests {
     fn draw_at<const D: usize>(source: DrawSource, step: u64, shape: [usize; D]) -> Draws<D> {
         let sampler = CoinFlip::new(0.5).unwrap();
         source
-            .draw(step, shape, RANGE, &sampler, &Device::flex())
+            .draw(
+                step,
+                shape,
+                RANGE,
+                &sampler,
+                ExtraDraws::default(),
+                &Device::flex(),
+            )
             .unwrap()
     }
 

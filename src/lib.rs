@@ -58,7 +58,7 @@
 //! |---|---|---|
 //! | [`Scheduler`] | signal and noise at a timestep | [`DdpmScheduler`], [`FlowMatching`] |
 //! | [`MixtureSampler`] | which rows are drawn from the forgotten side | [`FixedAllocation`], [`CoinFlip`] |
-//! | [`SissLoss`] | noisy points, targets and weights | [`Siss`], [`SissNoIs`], [`Bernoulli`], [`NaiveDeletion`], [`NegGrad`] |
+//! | [`SissLoss`] | noisy points, targets and weights | [`Siss`], [`SissNoIs`], [`Bernoulli`], [`NaiveDeletion`], [`NegGrad`], [`EraseDiff`], [`ReTrack`] |
 //! | [`GradientClipper`] | how much forgetting a step takes | [`FractionOfRetain`], [`RescaleToNorm`], [`ClipToNorm`], [`ConstantScale`], [`Projected`], [`Blend`], [`EraseDiffRule`] |
 //!
 //! [`Method`] names the published combinations. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
@@ -106,6 +106,7 @@ mod builder;
 mod clipper;
 mod denoiser;
 mod draws;
+mod ema;
 mod error;
 mod gradients;
 mod host;
@@ -121,6 +122,7 @@ pub mod sampling;
 pub mod schedule;
 mod scheduler;
 mod step_report;
+mod trainable;
 mod trainer;
 
 #[cfg(feature = "models")]
@@ -134,14 +136,15 @@ pub use rand;
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
 pub use clipper::{
-    Blend, ClipToNorm, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
+    Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
     GradientClipper, GradientNorms, Projected, RescaleToNorm,
 };
 pub use denoiser::{Condition, Denoiser, PredictionType};
-pub use draws::{DrawSource, Draws, Stream, TimestepSampling, keyed_rng, normal_noise};
+pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
 pub use loss::{
-    Bernoulli, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs,
+    Bernoulli, EraseDiff, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, ReTrack, Siss,
+    SissLoss, SissNoIs,
 };
 pub use method::Method;
 pub use mixture::{

@@ -1,6 +1,6 @@
 //! The trainer: draw → terms → two gradients → coefficients → optimise.
 
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 
 use crate::batch::UnlearningBatch;
@@ -8,6 +8,7 @@ use crate::builder::{OpaqueOptimizer, SissTrainerBuilder, TrainerConfig};
 use crate::clipper::{Coefficients, GradientClipper};
 use crate::denoiser::Denoiser;
 use crate::draws::{DrawSource, Draws};
+use crate::ema::MovingAverage;
 use crate::error::{Result, Side, check_device};
 use crate::gradients::{Measured, SideGradient, combine, measure, side_gradient};
 use crate::learning_rate::LearningRate;
@@ -17,6 +18,7 @@ use crate::observer::Observer;
 use crate::preflight::check_model;
 use crate::scheduler::Scheduler;
 use crate::step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
+use crate::trainable::thaw;
 
 /// Fine-tunes a model until it has forgotten what it must forget.
 ///
@@ -52,6 +54,9 @@ use crate::step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
 #[derive(Debug)]
 pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     pub(crate) model: M,
+    /// Parameters frozen by the builder, to be given back as they were.
+    pub(crate) frozen: Vec<ParamId>,
+    pub(crate) ema: Option<MovingAverage<M>>,
     pub(crate) optimizer: OpaqueOptimizer,
     pub(crate) learning_rate: LearningRate,
     pub(crate) scheduler: Box<dyn Scheduler>,
@@ -130,7 +135,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         };
         let (shape, device) = (batch.retain.dims(), batch.retain.device());
         let range = self.scheduler.time_range();
-        source.draw(self.step, shape, range, self.sampler.as_ref(), &device)
+        let (sampler, extra) = (self.sampler.as_ref(), self.loss.extra_draws());
+        source.draw(self.step, shape, range, sampler, extra, &device)
     }
 
     /// The two gradients of a step and their coefficients; the model is not changed. An objective or clipper with
@@ -193,6 +199,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
                 let model = self.model.clone();
                 let rates = self.learning_rate.at(self.step)?.clone();
                 self.model = self.optimizer.0.step(rates, model, combined);
+                if let Some(ema) = &mut self.ema {
+                    ema.update(&self.model);
+                }
             }
         }
         self.step += 1;
@@ -283,7 +292,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
 
     /// The model, plain again: without autodiff.
     pub fn into_model(self) -> M {
-        self.model.valid()
+        thaw(self.model, &self.frozen).valid()
+    }
+
+    /// The moving average of the weights, plain, where the builder was asked for one.
+    pub fn ema_model(&self) -> Option<M> {
+        let average = self.ema.as_ref()?.model().clone();
+        Some(thaw(average, &self.frozen))
     }
 
     /// Number of the next step: how many have been taken, skipped ones included.

@@ -36,6 +36,7 @@ fn mean_gradients_with(
     const STEPS: u64 = 200;
     const ROWS: usize = 1024;
     let device = device();
+    let extra = loss.extra_draws();
     // Points near enough for both sides to explain many noisy points.
     let batch = batch(ROWS, 0.4, 21, &device);
     let mut trainer = SissTrainer::builder(Mlp::new(3, &device), process())
@@ -50,7 +51,14 @@ fn mean_gradients_with(
     let mut sums: Vec<(f64, f64)> = Vec::new();
     for step in 0..STEPS {
         let draws = source
-            .draw(step, [ROWS, 3], process().time_range(), sampler, &device)
+            .draw(
+                step,
+                [ROWS, 3],
+                process().time_range(),
+                sampler,
+                extra,
+                &device,
+            )
             .unwrap();
         let gradients = trainer.gradients(&batch, &draws).unwrap();
         let model = trainer.model();
@@ -151,11 +159,14 @@ fn thinning_is_unbiased_without_importance_weights() {
 #[test]
 fn gradients_agree_with_finite_differences() {
     let device = device();
-    let batch = batch(8, 0.4, 5, &device);
+    let batch = batch(8, 0.4, 5, &device)
+        .with_forget_ids((0..8).collect())
+        .unwrap();
     let mut checked = 0;
     for (case, method) in Method::ALL.into_iter().enumerate() {
         let mut trainer = SissTrainer::builder(Mlp::new(7, &device), process())
             .method(method)
+            .retained_points(batch.retain().clone())
             .thin_below(0.0)
             .seed(case as u64)
             .build()
@@ -172,7 +183,11 @@ fn gradients_agree_with_finite_differences() {
             PredictionType::Epsilon,
         )
         .unwrap();
-        let terms = method.loss().terms(&inputs).unwrap();
+        let terms = method
+            .loss(Some(batch.retain()))
+            .unwrap()
+            .terms(&inputs)
+            .unwrap();
         for (term, gradient) in [
             (terms.retain, &gradients.retain),
             (terms.forget, &gradients.forget),

@@ -255,7 +255,12 @@ fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
     let device = device();
     for method in Method::ALL {
         for bad in [f32::NAN, f32::INFINITY] {
-            let mut trainer = builder(1).method(method).build().unwrap();
+            let retained = Tensor::<2>::ones([12, 3], &device);
+            let mut trainer = builder(1)
+                .method(method)
+                .retained_points(retained)
+                .build()
+                .unwrap();
             let before = parameters(trainer.model());
             let dirty = || Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
             let batch = UnlearningBatch::new(dirty(), dirty());

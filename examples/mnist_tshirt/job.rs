@@ -14,7 +14,7 @@ use siss::models::UNet2d;
 use siss::sampling::{DdimConfig, DdimSampler};
 use siss::{
     CoinFlip, DdpmScheduler, Diagnosis, Finding, FixedAllocation, Observer, PairSampler,
-    SchedulerConfig, SissTrainer, StepReport, TimestepSampling,
+    SchedulerConfig, SissTrainer, StepReport,
 };
 
 use crate::data;
@@ -131,7 +131,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     // Settings are refused here, before anything that takes time.
     let pairs = PairSampler::new(digits.retain, tshirt, options.seed)?;
     pairs.pairs(0, settings.batch)?;
-    let trainer = trainer(model.clone(), &config, &options, &settings)?;
+    let trainer = trainer(model.clone(), &pairs, &config, &options, &settings)?;
     let before = examiner.evaluate(&model, "before", progress)?;
     let unlearned = unlearn(
         trainer,
@@ -238,12 +238,15 @@ fn measure_along(model: &UNet2d, examiner: &Examiner) -> siss::Result<(f64, ByTi
 
 fn trainer(
     model: UNet2d,
+    pairs: &PairSampler<4>,
     config: &SchedulerConfig,
     options: &Options,
     settings: &Settings,
 ) -> Result<SissTrainer<UNet2d, 4>> {
     let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(config)?)
         .method(options.method)
+        .retained_points(pairs.retain().clone())
+        .timestep_sampling(settings.timesteps)
         .prediction_type(config.prediction_type)
         .thin_below(settings.thin_below)
         .seed(options.seed);
@@ -259,7 +262,6 @@ fn trainer(
         }
         Protocol::Paper => builder
             .sampler(CoinFlip::new(options.forget_prob)?)
-            .timestep_sampling(TimestepSampling::Uniform)
             .learning_rate(settings.learning_rate),
     };
     Ok(builder.build()?)

@@ -1,12 +1,11 @@
 //! The command line.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use siss::backend::DeviceSpec;
-use siss::{ClipToNorm, ConstantScale, FractionOfRetain, GradientClipper, Method, RescaleToNorm};
+use siss::{ClipperSpec, Method, TimestepSampling};
 
 use crate::data::ASSETS;
 
@@ -27,7 +26,7 @@ pub struct Options {
     #[serde(skip)]
     pub batch: Option<usize>,
 
-    /// Objective: siss, siss-no-is, bernoulli, naive-deletion or neg-grad.
+    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track.
     #[arg(long, default_value_t)]
     #[serde(serialize_with = "as_text")]
     pub method: Method,
@@ -36,11 +35,18 @@ pub struct Options {
     #[arg(long, default_value_t = 0.5)]
     pub forget_prob: f64,
 
-    /// How the forget gradient is scaled: fraction:F (of the retain gradient's norm), rescale:N, clip:N or constant:S
-    /// [default: the method's own; rescale:5 with --protocol paper].
+    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, rescale:N, clip:N,
+    /// constant:S, blend:S, erase-diff:R or projected [default: the method's own; rescale:5 for SISS, No IS and Bernoulli with
+    /// --protocol paper].
     #[arg(long)]
     #[serde(skip)]
     pub clipper: Option<ClipperSpec>,
+
+    /// Timesteps of the steps: uniform, low-discrepancy, window:LOW..HIGH or fixed:T [default: low-discrepancy; uniform with
+    /// --protocol paper].
+    #[arg(long)]
+    #[serde(skip)]
+    pub timesteps: Option<TimestepSampling>,
 
     /// Rows whose weight is smaller are run seldom and weighed up, without bias; 0 runs all [default: 1; 0 with
     /// --protocol paper].
@@ -98,60 +104,6 @@ pub enum Protocol {
     Paper,
 }
 
-/// A clipper with its number, as `kind:number`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum ClipperSpec {
-    Fraction(f64),
-    Rescale(f64),
-    Clip(f64),
-    Constant(f64),
-}
-
-impl ClipperSpec {
-    pub fn build(self) -> siss::Result<Box<dyn GradientClipper>> {
-        Ok(match self {
-            ClipperSpec::Fraction(fraction) => Box::new(FractionOfRetain::new(fraction)?),
-            ClipperSpec::Rescale(norm) => Box::new(RescaleToNorm::new(norm)?),
-            ClipperSpec::Clip(norm) => Box::new(ClipToNorm::new(norm)?),
-            ClipperSpec::Constant(scale) => Box::new(ConstantScale::new(scale)?),
-        })
-    }
-}
-
-impl FromStr for ClipperSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (kind, number) = text
-            .split_once(':')
-            .ok_or("write it as kind:number, as in fraction:0.1")?;
-        let number = number
-            .parse()
-            .map_err(|_| format!("`{number}` is not a number"))?;
-        match kind {
-            "fraction" => Ok(ClipperSpec::Fraction(number)),
-            "rescale" => Ok(ClipperSpec::Rescale(number)),
-            "clip" => Ok(ClipperSpec::Clip(number)),
-            "constant" => Ok(ClipperSpec::Constant(number)),
-            _ => Err(format!(
-                "`{kind}` is not fraction, rescale, clip or constant"
-            )),
-        }
-    }
-}
-
-impl Serialize for ClipperSpec {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = match self {
-            ClipperSpec::Fraction(number) => format!("fraction:{number}"),
-            ClipperSpec::Rescale(number) => format!("rescale:{number}"),
-            ClipperSpec::Clip(number) => format!("clip:{number}"),
-            ClipperSpec::Constant(number) => format!("constant:{number}"),
-        };
-        serializer.serialize_str(&text)
-    }
-}
-
 fn as_text<S: serde::Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(method)
 }
@@ -163,6 +115,7 @@ pub struct Settings {
     pub batch: usize,
     pub learning_rate: f64,
     pub thin_below: f64,
+    pub timesteps: TimestepSampling,
     /// `None` is the method's own.
     pub clipper: Option<ClipperSpec>,
 }
@@ -176,6 +129,7 @@ impl Options {
                 batch: 32,
                 learning_rate: 1e-4,
                 thin_below: 1.0,
+                timesteps: TimestepSampling::LowDiscrepancy,
                 clipper: None,
             },
             Protocol::Paper => Settings {
@@ -183,7 +137,8 @@ impl Options {
                 batch: 64,
                 learning_rate: 5e-5,
                 thin_below: 0.0,
-                clipper: Some(ClipperSpec::Rescale(5.0)),
+                timesteps: TimestepSampling::Uniform,
+                clipper: self.paper_clipper(),
             },
         };
         let settings = Settings {
@@ -191,6 +146,7 @@ impl Options {
             batch: self.batch.unwrap_or(defaults.batch),
             learning_rate: self.learning_rate.unwrap_or(defaults.learning_rate),
             thin_below: self.thin_below.unwrap_or(defaults.thin_below),
+            timesteps: self.timesteps.unwrap_or(defaults.timesteps),
             clipper: self.clipper.or(defaults.clipper),
         };
         for (option, value) in [
@@ -203,5 +159,12 @@ impl Options {
             }
         }
         Ok(settings)
+    }
+
+    /// The published runs rescale the forget gradient of the ascending methods that also learn; the others keep their own.
+    fn paper_clipper(&self) -> Option<ClipperSpec> {
+        let rescaled = [Method::Siss, Method::SissNoIs, Method::Bernoulli];
+        let is_rescaled = rescaled.contains(&self.method);
+        is_rescaled.then_some(ClipperSpec::Rescale(5.0))
     }
 }

@@ -1,6 +1,6 @@
 //! The Bernoulli objective: each row serves one side.
 
-use super::{LossInputs, LossTerm, LossTerms, SissLoss};
+use super::{LossInputs, LossTerms, SissLoss};
 use crate::error::{Result, Side};
 
 /// A row whose noisy point is drawn from the retained point is learnt with weight `1/(1−λ)`, one drawn from the
@@ -27,22 +27,12 @@ impl<const D: usize> SissLoss<D> for Bernoulli {
         let forget_prob = inputs.draws.forget_prob();
         let retain = inputs.plain_term(Side::Retain, 1.0 / (1.0 - forget_prob));
         let forget = inputs.plain_term(Side::Forget, -1.0 / forget_prob);
+        let from_forget = inputs.draws.from_forget();
         Ok(LossTerms {
-            retain: Some(drawn_from(retain, inputs.draws.from_forget(), false)),
-            forget: Some(drawn_from(forget, inputs.draws.from_forget(), true)),
+            retain: Some(retain.keep_rows(|row| !from_forget[row])),
+            forget: Some(forget.keep_rows(|row| from_forget[row])),
         })
     }
-}
-
-/// The rows of a term that were drawn from its side.
-fn drawn_from<const D: usize>(
-    mut term: LossTerm<D>,
-    from_forget: &[bool],
-    side_is_forget: bool,
-) -> LossTerm<D> {
-    term.rows.retain(|&row| from_forget[row] == side_is_forget);
-    term.weights.truncate(term.rows.len());
-    term
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! The objectives. Each is two weighted regressions, a retain and a forget term; nothing else differs between them.
 
 mod bernoulli;
+mod erase_diff;
 mod naive_deletion;
 mod neg_grad;
+mod retrack;
 mod siss;
 mod siss_no_is;
 mod thinning;
@@ -12,14 +14,16 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 
 pub use bernoulli::Bernoulli;
+pub use erase_diff::EraseDiff;
 pub use naive_deletion::NaiveDeletion;
 pub use neg_grad::NegGrad;
+pub use retrack::{NeighbourTarget, ReTrack, neighbour_target};
 pub use siss::Siss;
 pub use siss_no_is::SissNoIs;
 pub use thinning::{Survivors, survivors};
 
 use crate::denoiser::PredictionType;
-use crate::draws::Draws;
+use crate::draws::{Draws, ExtraDraws};
 use crate::error::{Result, Side, check_device, check_range, check_shape};
 use crate::scheduler::{Scales, Scheduler, SchedulerExt};
 
@@ -161,6 +165,17 @@ impl<const D: usize> LossTerm<D> {
         self
     }
 
+    /// Leaves the term to the rows for which `wanted` holds.
+    fn keep_rows(mut self, wanted: impl Fn(usize) -> bool) -> Self {
+        let kept = self
+            .rows
+            .iter()
+            .zip(&self.weights)
+            .filter(|&(&row, _)| wanted(row));
+        (self.rows, self.weights) = kept.map(|(&row, &weight)| (row, weight)).unzip();
+        self
+    }
+
     /// Checks that the term fits a batch of this shape: objectives can come from outside the crate.
     pub(crate) fn check(&self, shape: [usize; D]) -> Result<()> {
         let remedy = "an objective's term must cover the batch and weigh rows of it";
@@ -231,6 +246,11 @@ pub trait SissLoss<const D: usize>: Send + Debug {
     /// Whether the objective has a term on this side.
     fn has_term(&self, side: Side) -> bool;
 
+    /// The random numbers that the objective needs beside those of every step. None unless implemented.
+    fn extra_draws(&self) -> ExtraDraws {
+        ExtraDraws::default()
+    }
+
     /// The two terms. All rows that carry weight are in them: thinning comes after.
     ///
     /// # Errors
@@ -245,6 +265,10 @@ impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
 
     fn has_term(&self, side: Side) -> bool {
         self.as_ref().has_term(side)
+    }
+
+    fn extra_draws(&self) -> ExtraDraws {
+        self.as_ref().extra_draws()
     }
 
     fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {

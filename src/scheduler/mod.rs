@@ -52,6 +52,17 @@ impl TimeRange {
             TimeRange::Continuous { min, max } => min + u * (max - min),
         }
     }
+
+    /// Maps `u ∈ [0, 1)` onto the timesteps from `low` up to, but not including, `high`, evenly.
+    pub fn at_within(&self, low: f64, high: f64, u: f64) -> f64 {
+        match *self {
+            TimeRange::Discrete { .. } => {
+                let (first, end) = (low.ceil(), high.ceil());
+                first + (u * (end - first)).floor()
+            }
+            TimeRange::Continuous { .. } => low + u * (high - low),
+        }
+    }
 }
 
 impl fmt::Display for TimeRange {

@@ -1,11 +1,15 @@
 //! How the two gradients are weighed against each other: arithmetic on three numbers.
 
+mod spec;
+
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, Side, check_positive, check_probability};
 use crate::json::number_or_null;
+
+pub use spec::ClipperSpec;
 
 /// Norms of the two sides' gradients over the whole optimiser step, and their inner product.
 ///
@@ -278,6 +282,9 @@ pub struct Blend {
 }
 
 impl Blend {
+    /// ReTrack's for MNIST and CelebA.
+    pub(crate) const PUBLISHED: Blend = Blend { share: 0.005 };
+
     /// Gives the forget gradient the share `share`.
     ///
     /// # Errors
@@ -344,6 +351,8 @@ pub struct EraseDiffRule {
 }
 
 impl EraseDiffRule {
+    pub(crate) const PUBLISHED: EraseDiffRule = EraseDiffRule { rate: 1e-3 };
+
     /// The rule with the rate `η`.
     ///
     /// # Errors
