@@ -599,6 +599,78 @@ mod tests {
     }
 
     #[test]
+    fn a_window_is_covered_evenly_in_discrete_and_in_continuous_time() {
+        let continuous = TimeRange::Continuous {
+            min: 0.01,
+            max: 1.0,
+        };
+        for (range, low, high) in [(RANGE, 250.0, 254.0), (continuous, 0.25, 0.5)] {
+            let window = TimestepSampling::Window { low, high };
+            window.check(range).unwrap();
+            let mut counts = [0; 4];
+            for step in 0..50 {
+                for t in window.timesteps(range, 8, 1, step) {
+                    assert!(low <= t && t < high && range.contains(t), "{t}");
+                    counts[((t - low) / (high - low) * 4.0) as usize] += 1;
+                }
+            }
+            assert_eq!(counts, [100; 4]);
+        }
+    }
+
+    #[test]
+    fn timestep_policies_parse_back() {
+        for text in [
+            "uniform",
+            "low-discrepancy",
+            "window:250..750",
+            "window:0.1..0.5",
+            "fixed:999",
+        ] {
+            let sampling: TimestepSampling = text.parse().unwrap();
+            assert_eq!(sampling.to_string(), text);
+        }
+        for bad in ["even", "window:250", "window:a..b", "fixed", "fixed:x"] {
+            let error = bad.parse::<TimestepSampling>().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{bad}`")), "{error}");
+        }
+    }
+
+    /// The forget term's own draws and the uniform numbers: independent of the shared ones, repeatable, in range.
+    #[test]
+    fn extra_draws_have_streams_of_their_own() {
+        let (device, sampler) = (Device::flex(), FixedAllocation::new(0.5).unwrap());
+        let extra = ExtraDraws {
+            forget: true,
+            uniform: true,
+        };
+        let draw = |extra| {
+            source(TimestepSampling::Uniform)
+                .draw(3, [4, 500], RANGE, &sampler, extra, &device)
+                .unwrap()
+        };
+        let host = |t: &Tensor<2>| t.to_data().try_to_vec::<f32>().unwrap();
+        let (plain, all) = (draw(ExtraDraws::default()), draw(extra));
+        assert!(plain.forget_draws().is_err() && plain.uniform().is_err());
+        assert_eq!(host(plain.noise()), host(all.noise()));
+        let (timesteps, noise) = all.forget_draws().unwrap();
+        assert_eq!(timesteps, FORGET_TIMESTEPS);
+        assert_ne!(timesteps, all.timesteps());
+        let correlation = (noise.clone() * all.noise.clone())
+            .mean()
+            .into_scalar::<f32>();
+        assert!(correlation.abs() < 4.0 / 2000f32.sqrt(), "{correlation}");
+        let uniform = host(all.uniform().unwrap());
+        assert_eq!(uniform[..2], UNIFORM);
+        assert!(uniform.iter().all(|u| (0.0..1.0).contains(u)));
+        let mean = uniform.iter().sum::<f32>() / 2000.0;
+        assert!((mean - 0.5).abs() < 4.0 * 0.2887 / 2000f32.sqrt(), "{mean}");
+    }
+
+    const FORGET_TIMESTEPS: [f64; 4] = [78.0, 317.0, 406.0, 323.0];
+    const UNIFORM: [f32; 2] = [0.932235, 0.98249817];
+
+    #[test]
     fn noise_is_standard_normal() {
         let noise = draw_at(source(TimestepSampling::Uniform), 0, [400, 100]).noise;
         let (variance, mean) = noise.reshape([40_000]).var_mean(0);

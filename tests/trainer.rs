@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::{Arc, Mutex};
 
-use burn::module::Module;
+use burn::module::{Module, ParamGroup};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::optim::SgdConfig;
 use burn::tensor::Tensor;
@@ -438,6 +438,147 @@ fn settings_out_of_range_are_refused_with_their_value() {
     assert!(refused(builder(1).micro_batch_size(0)).contains("micro_batch_size is 0"));
     assert!(refused(builder(1).max_grad_norm(Some(0.0))).contains("max_grad_norm is 0"));
     assert!(refused(builder(1).learning_rate(-1e-3)).contains("learning_rate is -0.001"));
+    assert!(refused(builder(1).ema(1.0)).contains("ema_decay is 1"));
+    let timesteps = |sampling| builder(1).timestep_sampling(sampling);
+    let window = |low, high| timesteps(TimestepSampling::Window { low, high });
+    assert!(refused(window(250.0, 1001.0)).contains("timestep 1000"));
+    assert!(refused(window(-1.0, 10.0)).contains("timestep -1"));
+    assert!(refused(window(10.2, 10.9)).contains("high end is 10.9"));
+    assert!(refused(window(f64::NAN, 10.0)).contains("high end is 10"));
+    assert!(refused(timesteps(TimestepSampling::Fixed(3.5))).contains("timestep 3.5"));
+    assert!(window(250.0, 1000.0).build().is_ok());
+    let group = ParamGroup::from_predicate("third");
+    let message = refused(builder(1).train_only(group));
+    assert!(
+        message.contains("none of the model's 4") && message.contains("`first.weight`"),
+        "{message}"
+    );
+    assert!(refused(builder(1).method(Method::ReTrack)).contains("retained_points"));
+}
+
+/// The other parameters stay bit for bit, and a model that was trained in part can be trained whole again.
+#[test]
+fn chosen_parameters_alone_are_trained() {
+    let device = device();
+    let points = batch(16, 0.5, 3, &device);
+    let group = ParamGroup::from_regex(r"^second\.").unwrap();
+    let mut trainer = builder(1).train_only(group).ema(0.9).build().unwrap();
+    let before = parameters(trainer.model());
+    for _ in 0..3 {
+        let report = trainer.step(points.clone()).unwrap();
+        assert_eq!(report.outcome, StepOutcome::Applied);
+    }
+    let average = trainer.ema_model().unwrap();
+    let model = trainer.into_model();
+    // The first layer has 4 × 8 weights and 8 biases.
+    let (after, first) = (parameters(&model), 40);
+    assert_eq!(before[..first], after[..first]);
+    assert!(
+        before[first..]
+            .iter()
+            .zip(&after[first..])
+            .all(|(before, after)| before != after)
+    );
+    for model in [model, average] {
+        let mut whole = SissTrainer::builder(model, scheduler()).build().unwrap();
+        whole.step(points.clone()).unwrap();
+        assert_ne!(parameters(whole.model())[..first], before[..first]);
+    }
+}
+
+/// A parameter that its owner froze stays frozen.
+#[test]
+fn train_only_does_not_wake_what_was_frozen() {
+    let device = device();
+    let mut model = Mlp::new(1, &device);
+    model = model.set_require_grad_group(ParamGroup::from_path("second.bias"), false);
+    let group = ParamGroup::from_predicate("second");
+    let mut trainer = SissTrainer::builder(model, scheduler())
+        .train_only(group)
+        .build()
+        .unwrap();
+    let before = parameters(trainer.model());
+    trainer.step(batch(8, 0.5, 3, &device)).unwrap();
+    let after = parameters(&trainer.into_model());
+    assert_eq!(before[64..], after[64..]);
+    assert_ne!(before[40..64], after[40..64]);
+}
+
+/// The average has weights of its own: the run is the run without one, and a skipped step does not move it.
+#[test]
+fn a_moving_average_is_kept_apart_from_the_weights() {
+    let device = device();
+    let points = batch(16, 0.5, 3, &device);
+    let mut plain = builder(1).build().unwrap();
+    let mut averaged = builder(1).ema(0.5).build().unwrap();
+    assert!(plain.ema_model().is_none());
+    let mut expected = parameters(averaged.model());
+    for step in 1..=4 {
+        plain.step(points.clone()).unwrap();
+        averaged.step(points.clone()).unwrap();
+        let decay = f64::min(0.5, f64::from(1 + step) / f64::from(10 + step));
+        for (average, weight) in expected.iter_mut().zip(parameters(averaged.model())) {
+            *average = decay * *average + (1.0 - decay) * weight;
+        }
+    }
+    assert_eq!(parameters(plain.model()), parameters(averaged.model()));
+    let average = parameters(&averaged.ema_model().unwrap());
+    assert!(norm(&difference(&average, &expected)) < 1e-6 * norm(&expected));
+    assert_ne!(average, parameters(averaged.model()));
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_gradient() {
+    let device = device();
+    let points = batch(16, 0.5, 3, &device);
+    let gradients = |enabled| {
+        let mut trainer = builder(1).gradient_checkpointing(enabled).build().unwrap();
+        let draws = trainer.draw(&points).unwrap();
+        let gradients = trainer.gradients(&points, &draws).unwrap();
+        let flattened = flat(trainer.model(), &gradients.combine(trainer.model(), 1.0));
+        // Also in the steps after, when the optimiser has made the parameters anew.
+        for _ in 0..3 {
+            trainer.step(points.clone()).unwrap();
+        }
+        (flattened, parameters(&trainer.into_model()))
+    };
+    assert_eq!(gradients(true), gradients(false));
+}
+
+#[test]
+fn a_window_and_a_fixed_timestep_hold_for_both_terms() {
+    let device = device();
+    let points = batch(64, 0.5, 3, &device)
+        .with_forget_ids((0..64).collect())
+        .unwrap();
+    for (sampling, low, high) in [
+        (
+            TimestepSampling::Window {
+                low: 250.0,
+                high: 253.0,
+            },
+            250.0,
+            252.0,
+        ),
+        (TimestepSampling::Fixed(999.0), 999.0, 999.0),
+    ] {
+        let trainer = builder(1)
+            .method(Method::ReTrack)
+            .retained_points(points.retain().clone())
+            .timestep_sampling(sampling)
+            .build()
+            .unwrap();
+        let draws = trainer.draw(&points).unwrap();
+        for timesteps in [draws.timesteps(), draws.forget_draws().unwrap().0] {
+            let (least, most) = timesteps
+                .iter()
+                .fold((f64::MAX, f64::MIN), |(least, most), &t| {
+                    (least.min(t), most.max(t))
+                });
+            assert_eq!((least, most), (low, high), "{sampling}");
+            assert!(timesteps.iter().all(|t| t.fract() == 0.0));
+        }
+    }
 }
 
 #[test]

@@ -13,9 +13,9 @@ use siss::kernel::weighted_squared_error;
 use siss::models::UNet2d;
 use siss::sampling::{DdimConfig, DdimSampler};
 use siss::{
-    ConstantScale, DdpmScheduler, Denoiser, Draws, FractionOfRetain, GradientClipper, LossInputs,
-    LossTerm, NaiveDeletion, NegGrad, RescaleToNorm, SchedulerConfig, Siss, SissLoss, SissNoIs,
-    SissTrainer, UnlearningBatch,
+    ConstantScale, DdpmScheduler, Denoiser, Draws, EraseDiff, FractionOfRetain, GradientClipper,
+    LossInputs, LossTerm, NaiveDeletion, NegGrad, ReTrack, RescaleToNorm, SchedulerConfig, Siss,
+    SissLoss, SissNoIs, SissTrainer, UnlearningBatch,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -294,11 +294,12 @@ impl Case {
     /// The objective's terms at the recorded model outputs. No thinning.
     fn loss(&self, mut loss: Box<dyn SissLoss<4>>) -> Result<Computed> {
         let forget = self.image("a")?;
-        let retain = self.image("x")?;
+        // A case of the forget term alone has no retained points.
+        let retain = self.image("x").unwrap_or_else(|_| forget.clone());
         let draws = self.draws()?;
         let config = self.scheduler_config()?;
         let scheduler = DdpmScheduler::from_config(&config)?;
-        let ids = vec![0; draws.batch_size()];
+        let ids: Vec<u64> = (0..draws.batch_size() as u64).collect();
         let inputs = LossInputs::new(
             &retain,
             &forget,
@@ -315,6 +316,10 @@ impl Case {
         }
         if let Some(term) = &terms.forget {
             computed.extend(self.side("forget", term)?);
+        }
+        if self.tensors.contains_key("expect_neighbour_weight") {
+            let weights = self.neighbours()?.explain(&inputs)?.weights;
+            computed.push(("expect_neighbour_weight".into(), weights.concat()));
         }
         Ok(computed)
     }
@@ -409,8 +414,18 @@ impl Case {
             "siss_no_is" => Some(Box::new(SissNoIs)),
             "naive_deletion" => Some(Box::new(NaiveDeletion)),
             "neggrad" => Some(Box::new(NegGrad)),
+            "erasediff" => Some(Box::new(EraseDiff)),
+            "retrack" => Some(Box::new(self.neighbours()?)),
             _ => None,
         })
+    }
+
+    /// ReTrack with the neighbours of the case.
+    fn neighbours(&self) -> Result<ReTrack<4>> {
+        let neighbours = self.tensor::<5>("neighbours")?;
+        let of_point = |row| neighbours.clone().narrow(0, row, 1).squeeze_dim(0);
+        let neighbours = (0..neighbours.dims()[0]).map(of_point).collect();
+        Ok(ReTrack::from_neighbours(self.image("a")?, neighbours)?)
     }
 
     fn trainer(&self, objective: Box<dyn SissLoss<4>>) -> Result<SissTrainer<UNet2d, 4>> {
@@ -451,12 +466,13 @@ impl Case {
         } else {
             0.5
         };
-        Ok(Draws::new(
-            timesteps,
-            self.image("noise")?,
-            from_forget,
-            forget_prob,
-        )?)
+        let noise = self.image("noise")?;
+        let draws = Draws::new(timesteps.clone(), noise.clone(), from_forget, forget_prob)?
+            .with_forget_draws(timesteps, noise)?;
+        Ok(match self.image("uniform") {
+            Ok(uniform) => draws.with_uniform(uniform)?,
+            Err(_) => draws,
+        })
     }
 
     fn checkpoint(&self) -> Result<UNet2d> {
@@ -505,12 +521,16 @@ impl Case {
     }
 
     fn image(&self, name: &str) -> Result<Tensor<4>> {
+        self.tensor(name)
+    }
+
+    fn tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
         let (shape, values) = self
             .tensors
             .get(name)
             .ok_or_else(|| format!("there is no tensor `{name}`"))?;
-        if shape.len() != 4 {
-            return Err(format!("`{name}` has shape {shape:?}, expected rank 4").into());
+        if shape.len() != D {
+            return Err(format!("`{name}` has shape {shape:?}, expected rank {D}").into());
         }
         let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
         Ok(Tensor::from_data(

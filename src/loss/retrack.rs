@@ -1,15 +1,12 @@
 //! ReTrack: forgotten points are led to what is left around them.
 
-use std::collections::HashMap;
-
 use burn::tensor::Tensor;
-use burn::tensor::activation::softmax;
 
+use super::neighbours::{BatchNeighbours, Neighbours};
 use super::{LossInputs, LossTerm, LossTerms, SissLoss};
-use crate::batch::check_finite;
 use crate::draws::ExtraDraws;
-use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
-use crate::host::{column, read_f32, select_rows, sum_elements, to_f32};
+use crate::error::{Result, Side};
+use crate::host::{column, read_f32, sum_elements};
 use crate::scheduler::{Scales, SchedulerExt};
 
 /// Retained points are learnt as ever; at a noisy forgotten point the model is taught the noise that the forgotten point's
@@ -28,13 +25,7 @@ use crate::scheduler::{Scales, SchedulerExt};
 /// *ReTrack* (arXiv 2509.13007), with 10 neighbours.
 #[derive(Debug, Clone)]
 pub struct ReTrack<const D: usize> {
-    retain: Option<Tensor<D>>,
-    neighbour_count: usize,
-    slots: HashMap<u64, usize>,
-    /// The points with a slot, `[slots, …]`.
-    points: Option<Tensor<D>>,
-    /// Their neighbours, nearest first, `[slots · neighbour_count, …]`.
-    neighbours: Option<Tensor<D>>,
+    neighbours: Neighbours<D>,
 }
 
 /// Neighbours of the published runs.
@@ -47,37 +38,22 @@ impl<const D: usize> ReTrack<D> {
     /// - `retain`: `[n, …]`, the data without the forgotten points; shared, not copied
     ///
     /// # Errors
-    /// [`Error::Empty`].
+    /// [`Error::Empty`](crate::Error::Empty).
     pub fn new(retain: Tensor<D>) -> Result<Self> {
-        if retain.dims().contains(&0) {
-            return Err(Error::Empty {
-                what: "the set of retained points to search for neighbours",
-                remedy: "give the data without the forgotten points",
-            });
-        }
         Ok(Self {
-            neighbour_count: PUBLISHED_NEIGHBOURS.min(retain.dims()[0]),
-            retain: Some(to_f32(retain.inner())),
-            slots: HashMap::new(),
-            points: None,
-            neighbours: None,
+            neighbours: Neighbours::among(retain, PUBLISHED_NEIGHBOURS)?,
         })
     }
 
     /// Sets the number of neighbours.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] unless it is from 1 to the number of retained points, or once neighbours are known.
-    pub fn with_neighbour_count(mut self, count: usize) -> Result<Self> {
-        let most = match (&self.retain, self.slots.is_empty()) {
-            (Some(retain), true) => retain.dims()[0],
-            _ => 0,
-        };
-        let legal = (1..=most).contains(&count);
-        let requirement = "from 1 to the number of retained points, set before the first step";
-        check_range("neighbour_count", count as f64, legal, requirement)?;
-        self.neighbour_count = count;
-        Ok(self)
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless it is from 1 to the number of retained points, or once
+    /// neighbours are known.
+    pub fn with_neighbour_count(self, count: usize) -> Result<Self> {
+        Ok(Self {
+            neighbours: self.neighbours.with_count(count)?,
+        })
     }
 
     /// Takes neighbours found elsewhere, for data too large for a tensor: point `i` has id `i`.
@@ -86,237 +62,92 @@ impl<const D: usize> ReTrack<D> {
     /// - `points`: `[k, …]`, the forgotten points; `neighbours`: for each of them `[count, …]`
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::ShapeMismatch`], or [`Error::InvalidSetting`] for tensors on different devices.
+    /// [`Error::Empty`](crate::Error::Empty), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for tensors on different devices.
     pub fn from_neighbours(points: Tensor<D>, neighbours: Vec<Tensor<D>>) -> Result<Self> {
-        let Some(first) = neighbours
-            .first()
-            .filter(|first| !first.dims().contains(&0))
-        else {
-            return Err(Error::Empty {
-                what: "the list of neighbours",
-                remedy: "give at least one neighbour for each forgotten point",
-            });
-        };
-        let (count, mut shape) = (first.dims()[0], points.dims());
-        let remedy = "give the same number of neighbours for each forgotten point";
-        check_shape(
-            "the list of neighbours",
-            &shape[..1],
-            &[neighbours.len()],
-            remedy,
-        )?;
-        shape[0] = count;
-        for neighbours in &neighbours {
-            check_shape("a point's neighbours", &shape, &neighbours.dims(), remedy)?;
-            check_device("neighbours", &points.device(), &neighbours.device())?;
-        }
         Ok(Self {
-            retain: None,
-            neighbour_count: count,
-            slots: (0..neighbours.len())
-                .map(|slot| (slot as u64, slot))
-                .collect(),
-            points: Some(to_f32(points.inner())),
-            neighbours: Some(to_f32(Tensor::cat(neighbours, 0).inner())),
+            neighbours: Neighbours::given(points, neighbours)?,
         })
     }
 
-    /// The slot of each row's point, after a search for those that are new.
-    fn slots_of(&mut self, forget: &Tensor<D>, ids: &[u64]) -> Result<Vec<usize>> {
-        let mut slots = Vec::with_capacity(ids.len());
-        for (row, &id) in ids.iter().enumerate() {
-            let slot = match self.slots.get(&id) {
-                Some(&slot) => slot,
-                None => {
-                    check_finite(forget, Side::Forget)?;
-                    self.add(id, forget.clone().narrow(0, row, 1))?
-                }
-            };
-            slots.push(slot);
-        }
-        Ok(slots)
-    }
-
-    /// Searches for the neighbours of one more point, `[1, …]`.
-    fn add(&mut self, id: u64, point: Tensor<D>) -> Result<usize> {
-        let retain = self.retain.as_ref().ok_or_else(|| Error::InvalidSetting {
-            what: format!("the forgotten point of id {id} has no neighbours"),
-            remedy: "give neighbours for every forgotten point, or ids that count the points",
-        })?;
-        let shape = retain.dims();
-        let remedy = "search among points of the model's input shape";
-        check_shape("a forgotten point", &shape[1..], &point.dims()[1..], remedy)?;
-        check_device("forgotten points", &retain.device(), &point.device())?;
-        let nearest = nearest(retain, &point, self.neighbour_count)?;
-        if !nearest.iter().all(|(distance, _)| distance.is_finite()) {
-            check_finite(retain, Side::Retain)?;
-        }
-        if let Some(&(_, retained)) = nearest.iter().find(|(distance, _)| *distance == 0.0) {
-            return Err(Error::ForgottenPointRetained {
-                forget: id as usize,
-                retain: retained,
-            });
-        }
-        let rows: Vec<usize> = nearest.into_iter().map(|(_, row)| row).collect();
-        let found = select_rows(retain, &rows);
-        let slot = self.slots.len();
-        self.points = Some(append(self.points.take(), point));
-        self.neighbours = Some(append(self.neighbours.take(), found));
-        self.slots.insert(id, slot);
-        Ok(slot)
-    }
-
-    /// The neighbours of each row, by rank: `[batch, …]` each, nearest first.
+    /// What the neighbours make of the forgotten points' noisy ones.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if a row's point is not the one that its id was first met with.
-    fn neighbours_of(
-        &self,
-        forget: &Tensor<D>,
-        ids: &[u64],
-        slots: &[usize],
-    ) -> Result<Vec<Tensor<D>>> {
-        let (Some(points), Some(neighbours)) = (&self.points, &self.neighbours) else {
-            return Ok(Vec::new());
-        };
-        let difference = sum_elements((select_rows(points, slots) - forget.clone()).abs());
-        let difference = read_f32(difference, "the forgotten points")?;
-        if let Some(row) = difference.iter().position(|&difference| difference > 0.0) {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "row {row} has id {} and is another point than that id's first",
-                    ids[row]
-                ),
-                remedy: "give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`",
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for draws without those of the forget term, and for a row
+    /// that has the id of another point; [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained).
+    pub fn explain(&mut self, inputs: &LossInputs<'_, D>) -> Result<NeighbourTarget<D>> {
+        let (timesteps, noise) = inputs.draws.forget_draws()?;
+        let scales = inputs.scheduler.scales(timesteps)?;
+        let neighbours = self.neighbours.of_batch(inputs.forget, inputs.forget_ids)?;
+        let ratios: Vec<f64> = (scales.signal.iter().zip(&scales.noise))
+            .map(|(signal, noise)| signal / noise)
+            .collect();
+        let weights = posterior(inputs.forget, noise, &neighbours, &ratios)?;
+        let device = inputs.forget.device();
+        let weighted = neighbours
+            .points
+            .into_iter()
+            .enumerate()
+            .map(|(rank, point)| {
+                let of_rank: Vec<f64> = weights.iter().map(|row| row[rank]).collect();
+                point * column(&of_rank, &device)
             });
-        }
-        let of_rank = |rank| {
-            let rows: Vec<usize> = slots
-                .iter()
-                .map(|slot| slot * self.neighbour_count + rank)
-                .collect();
-            select_rows(neighbours, &rows)
-        };
-        Ok((0..self.neighbour_count).map(of_rank).collect())
+        let zero = inputs.forget.zeros_like();
+        let clean = weighted.fold(zero, |sum, more| sum + more);
+        let shift = (inputs.forget.clone() - clean.clone()) * column(&ratios, &device);
+        Ok(NeighbourTarget {
+            noise: noise.clone() + shift,
+            clean,
+            weights,
+            scales,
+        })
     }
 }
 
-fn append<const D: usize>(all: Option<Tensor<D>>, more: Tensor<D>) -> Tensor<D> {
-    match all {
-        Some(all) => Tensor::cat(vec![all, more], 0),
-        None => more,
-    }
-}
-
-/// Elements of the retain set that are compared at a time.
-const CHUNK_ELEMENTS: usize = 1 << 24;
-
-/// The `count` nearest rows of `retain` to one point: squared distance and row, nearest first.
-fn nearest<const D: usize>(
-    retain: &Tensor<D>,
-    point: &Tensor<D>,
-    count: usize,
-) -> Result<Vec<(f32, usize)>> {
-    let rows = retain.dims()[0];
-    let elements: usize = retain.dims()[1..].iter().product();
-    let chunk = (CHUNK_ELEMENTS / elements).max(1);
-    let mut found = Vec::with_capacity(rows);
-    for first in (0..rows).step_by(chunk) {
-        let part = retain.clone().narrow(0, first, chunk.min(rows - first));
-        let difference = part - point.clone();
-        let squares = sum_elements(difference.clone() * difference);
-        let squares = read_f32(squares, "distances to retained points")?;
-        found.extend(squares.into_iter().zip(first..));
-    }
-    found.sort_by(|a, b| a.0.total_cmp(&b.0));
-    found.truncate(count);
-    Ok(found)
-}
-
-/// What the neighbours of points make of noisy ones.
+/// What the neighbours of points make of noisy ones: the ideal denoiser of those neighbours.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct NeighbourTarget<const D: usize> {
-    /// The posterior probabilities `p_j`, `[batch, neighbours]`; each row sums to 1.
-    pub weights: Tensor<2>,
+    /// The posterior probabilities `p_j` of each row's neighbours, nearest first; each row sums to 1.
+    pub weights: Vec<Vec<f64>>,
     /// The mean neighbour `Σ_j p_j r_j`, `[batch, …]`.
     pub clean: Tensor<D>,
     /// The noise that explains the noisy point together with it, `(a_t − γ Σ_j p_j r_j)/σ`, `[batch, …]`.
     pub noise: Tensor<D>,
+    /// The scales at the forget term's timesteps.
+    pub scales: Scales,
 }
 
-/// The ideal denoiser of a few neighbours at `a_t = γ a + σ ε`.
-///
-/// With `u_j = (γ/σ)(a − r_j)` it is `p = softmax_j −⟨u_j, ε + u_j/2⟩`, from which the common `‖ε‖²/2` is left out:
-/// no difference of huge squares.
-///
-/// # Shapes
-/// - `clean` (`a`), `noise` (`ε`): `[batch, …]`; `neighbours`: one tensor `[batch, …]` for each rank
-/// - `scales`: `batch` rows
-///
-/// # Errors
-/// [`Error::Empty`] without a neighbour, [`Error::ShapeMismatch`].
-///
-/// # Reference
-/// ReTrack (arXiv 2509.13007).
-pub fn neighbour_target<const D: usize>(
+/// `p_j = softmax_j −‖a_t − γ r_j‖²/2σ²` of each row, from which the common `−‖ε‖²/2` is left out: with `ρ = γ/σ` the
+/// exponent is `−ρ ⟨a − r_j, ε⟩ − ρ² ‖a − r_j‖²/2`.
+fn posterior<const D: usize>(
     clean: &Tensor<D>,
     noise: &Tensor<D>,
-    neighbours: &[Tensor<D>],
-    scales: &Scales,
-) -> Result<NeighbourTarget<D>> {
-    check_neighbours(clean, noise, neighbours, scales)?;
-    let device = clean.device();
-    let ratios: Vec<f64> = scales
-        .signal
+    neighbours: &BatchNeighbours<D>,
+    ratios: &[f64],
+) -> Result<Vec<Vec<f64>>> {
+    let along_noise = (neighbours.points.iter())
+        .map(|point| sum_elements((clean.clone() - point.clone()) * noise.clone()));
+    let along_noise = Tensor::cat(along_noise.collect(), 0);
+    let along_noise = read_f32(along_noise, "the exponents of the neighbours' posterior")?;
+    let rows = ratios.len();
+    let exponent = |row: usize, rank: usize| {
+        let (ratio, along) = (ratios[row], f64::from(along_noise[rank * rows + row]));
+        -ratio * along - 0.5 * ratio * ratio * neighbours.squared_distances[rank][row]
+    };
+    let ranks = neighbours.points.len();
+    let of_row = |row| softmax((0..ranks).map(|rank| exponent(row, rank)).collect());
+    Ok((0..rows).map(of_row).collect())
+}
+
+fn softmax(exponents: Vec<f64>) -> Vec<f64> {
+    let largest = exponents.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = exponents
         .iter()
-        .zip(&scales.noise)
-        .map(|(signal, noise)| signal / noise)
+        .map(|exponent| (exponent - largest).exp())
         .collect();
-    let ratio: Tensor<D> = column(&ratios, &device);
-    let logits = neighbours.iter().map(|neighbour| {
-        let shift = (clean.clone() - neighbour.clone()) * ratio.clone();
-        -sum_elements((noise.clone() + shift.clone() * 0.5) * shift).unsqueeze_dim::<2>(1)
-    });
-    let weights = softmax(Tensor::cat(logits.collect(), 1), 1);
-    let weighted = neighbours.iter().enumerate().map(|(rank, neighbour)| {
-        let mut shape = [1; D];
-        shape[0] = clean.dims()[0];
-        neighbour.clone() * weights.clone().narrow(1, rank, 1).reshape(shape)
-    });
-    let mean = weighted
-        .reduce(|sum, more| sum + more)
-        .unwrap_or_else(|| clean.clone());
-    Ok(NeighbourTarget {
-        noise: noise.clone() + (clean.clone() - mean.clone()) * ratio,
-        clean: mean,
-        weights,
-    })
-}
-
-fn check_neighbours<const D: usize>(
-    clean: &Tensor<D>,
-    noise: &Tensor<D>,
-    neighbours: &[Tensor<D>],
-    scales: &Scales,
-) -> Result<()> {
-    if neighbours.is_empty() {
-        return Err(Error::Empty {
-            what: "the list of neighbours",
-            remedy: "give at least one neighbour for each point",
-        });
-    }
-    let (shape, remedy) = (clean.dims(), "give one for every point");
-    check_shape("the noise", &shape, &noise.dims(), remedy)?;
-    check_shape("the scales", &shape[..1], &[scales.signal.len()], remedy)?;
-    for neighbour in neighbours {
-        check_shape(
-            "the neighbours of a rank",
-            &shape,
-            &neighbour.dims(),
-            remedy,
-        )?;
-    }
-    Ok(())
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
 }
 
 impl<const D: usize> SissLoss<D> for ReTrack<D> {
@@ -336,14 +167,10 @@ impl<const D: usize> SissLoss<D> for ReTrack<D> {
     }
 
     fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
-        let (timesteps, noise) = inputs.draws.forget_draws()?;
-        let scales = inputs.scheduler.scales(timesteps)?;
-        let slots = self.slots_of(inputs.forget, inputs.forget_ids)?;
-        let neighbours = self.neighbours_of(inputs.forget, inputs.forget_ids, &slots)?;
-        let explained = neighbour_target(inputs.forget, noise, &neighbours, &scales)?;
+        let explained = self.explain(inputs)?;
         Ok(LossTerms {
             retain: Some(inputs.plain_term(Side::Retain, 1.0)),
-            forget: Some(regression(inputs, explained, &scales)?),
+            forget: Some(regression(inputs, explained)?),
         })
     }
 }
@@ -352,12 +179,11 @@ impl<const D: usize> SissLoss<D> for ReTrack<D> {
 fn regression<const D: usize>(
     inputs: &LossInputs<'_, D>,
     explained: NeighbourTarget<D>,
-    scales: &Scales,
 ) -> Result<LossTerm<D>> {
     let (timesteps, noise) = inputs.draws.forget_draws()?;
     let device = inputs.forget.device();
-    let signal = scales.signal_tensor(&device);
-    let noise_scale = scales.noise_tensor(&device);
+    let signal = explained.scales.signal_tensor(&device);
+    let noise_scale = explained.scales.noise_tensor(&device);
     let noisy = inputs.forget.clone() * signal.clone() + noise.clone() * noise_scale.clone();
     let target =
         inputs
@@ -371,6 +197,7 @@ fn regression<const D: usize>(
 mod tests {
     use super::super::test_inputs::{Case, host};
     use super::*;
+    use crate::Error;
     use crate::denoiser::PredictionType;
     use crate::draws::{Stream, normal_noise};
     use crate::scheduler::Scheduler;
@@ -493,7 +320,10 @@ mod tests {
             .unwrap()
             .forget
             .unwrap();
-        loss.retain = None;
+        let mut others = inputs(&case, PredictionType::Epsilon);
+        let elsewhere = case.forget.clone() + 1.0;
+        others.forget = &elsewhere;
+        assert!(loss.terms(&others).is_err());
         let again = loss
             .terms(&inputs(&case, PredictionType::Epsilon))
             .unwrap()

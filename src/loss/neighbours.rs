@@ -1,0 +1,242 @@
+//! The nearest retained points of the forgotten ones.
+
+use std::collections::HashMap;
+
+use burn::tensor::Tensor;
+
+use crate::batch::check_finite;
+use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
+use crate::host::{read_f32, select_rows, sum_elements, to_f32};
+
+/// Nearest retained points by the id of the forgotten point, searched for when an id is first met.
+#[derive(Debug, Clone)]
+pub(super) struct Neighbours<const D: usize> {
+    retain: Option<Tensor<D>>,
+    count: usize,
+    slots: HashMap<u64, usize>,
+    /// What is known, in the order of the slots.
+    known: Option<Known<D>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known<const D: usize> {
+    /// `[slots, …]`.
+    points: Tensor<D>,
+    /// Nearest first, `[slots · count, …]`.
+    neighbours: Tensor<D>,
+    /// `‖a − r‖²` of each neighbour, in f64: the exponents of the posterior are differences of their large multiples.
+    squared_distances: Vec<f64>,
+}
+
+/// The neighbours of the rows of a batch, by rank.
+#[derive(Debug)]
+pub(super) struct BatchNeighbours<const D: usize> {
+    /// `[batch, …]` for each rank, nearest first.
+    pub(super) points: Vec<Tensor<D>>,
+    /// `‖a − r‖²` for each rank and row.
+    pub(super) squared_distances: Vec<Vec<f64>>,
+}
+
+impl<const D: usize> Neighbours<D> {
+    /// To be searched for among `retain`, at most `count` of them.
+    pub(super) fn among(retain: Tensor<D>, count: usize) -> Result<Self> {
+        if retain.dims().contains(&0) {
+            return Err(Error::Empty {
+                what: "the set of retained points to search for neighbours",
+                remedy: "give the data without the forgotten points",
+            });
+        }
+        Ok(Self {
+            count: count.min(retain.dims()[0]),
+            retain: Some(to_f32(retain.inner())),
+            slots: HashMap::new(),
+            known: None,
+        })
+    }
+
+    /// Found elsewhere; point `i` has id `i`.
+    pub(super) fn given(points: Tensor<D>, neighbours: Vec<Tensor<D>>) -> Result<Self> {
+        let first = neighbours.first().map(Tensor::dims);
+        let Some(first) = first.filter(|shape| !shape.contains(&0)) else {
+            return Err(Error::Empty {
+                what: "the list of neighbours",
+                remedy: "give at least one neighbour for each forgotten point",
+            });
+        };
+        let (count, mut shape) = (first[0], points.dims());
+        let remedy = "give the same number of neighbours for each forgotten point";
+        let what = "the list of neighbours";
+        check_shape(what, &shape[..1], &[neighbours.len()], remedy)?;
+        shape[0] = count;
+        let mut found = Self {
+            retain: None,
+            count,
+            slots: HashMap::new(),
+            known: None,
+        };
+        for (row, neighbours) in neighbours.into_iter().enumerate() {
+            check_shape("a point's neighbours", &shape, &neighbours.dims(), remedy)?;
+            check_device("neighbours", &points.device(), &neighbours.device())?;
+            let point = to_f32(points.clone().inner().narrow(0, row, 1));
+            found.remember(row as u64, point, to_f32(neighbours.inner()))?;
+        }
+        Ok(found)
+    }
+
+    /// Sets the number of neighbours, before the first search.
+    pub(super) fn with_count(mut self, count: usize) -> Result<Self> {
+        let most = match (&self.retain, self.slots.is_empty()) {
+            (Some(retain), true) => retain.dims()[0],
+            _ => 0,
+        };
+        let legal = (1..=most).contains(&count);
+        let requirement = "from 1 to the number of retained points, set before the first step";
+        check_range("neighbour_count", count as f64, legal, requirement)?;
+        self.count = count;
+        Ok(self)
+    }
+
+    /// The neighbours of the rows of a batch, after a search for those that are new.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] if a row's point is not the one that its id was first met with, or has no neighbours;
+    /// [`Error::ForgottenPointRetained`], [`Error::NonFiniteData`].
+    pub(super) fn of_batch(
+        &mut self,
+        forget: &Tensor<D>,
+        ids: &[u64],
+    ) -> Result<BatchNeighbours<D>> {
+        let mut slots = Vec::with_capacity(ids.len());
+        for (row, id) in ids.iter().enumerate() {
+            if !self.slots.contains_key(id) {
+                check_finite(forget, Side::Forget)?;
+                self.search(*id, forget.clone().narrow(0, row, 1))?;
+            }
+            slots.push(self.slots[id]);
+        }
+        let Some(known) = &self.known else {
+            return Err(Error::Empty {
+                what: "the batch",
+                remedy: "give at least one forgotten point",
+            });
+        };
+        check_same(&known.points, forget, &slots, ids)?;
+        let places = |rank| -> Vec<usize> {
+            let place = |slot: &usize| slot * self.count + rank;
+            slots.iter().map(place).collect()
+        };
+        let points = |rank| select_rows(&known.neighbours, &places(rank));
+        let distances = |rank| {
+            let distance = |place| known.squared_distances[place];
+            places(rank).into_iter().map(distance).collect()
+        };
+        Ok(BatchNeighbours {
+            points: (0..self.count).map(points).collect(),
+            squared_distances: (0..self.count).map(distances).collect(),
+        })
+    }
+
+    /// Searches for the neighbours of one more point, `[1, …]`.
+    fn search(&mut self, id: u64, point: Tensor<D>) -> Result<()> {
+        let retain = self.retain.as_ref().ok_or_else(|| Error::InvalidSetting {
+            what: format!("the forgotten point of id {id} has no neighbours"),
+            remedy: "give neighbours for every forgotten point, or ids that count the points",
+        })?;
+        let (shape, remedy) = (
+            retain.dims(),
+            "search among points of the model's input shape",
+        );
+        check_shape("a forgotten point", &shape[1..], &point.dims()[1..], remedy)?;
+        check_device("forgotten points", &retain.device(), &point.device())?;
+        let nearest = nearest(retain, &point, self.count)?;
+        if !nearest.iter().all(|(distance, _)| distance.is_finite()) {
+            check_finite(retain, Side::Retain)?;
+        }
+        if let Some(&(_, retained)) = nearest.iter().find(|(distance, _)| *distance == 0.0) {
+            return Err(Error::ForgottenPointRetained {
+                forget: id as usize,
+                retain: retained,
+            });
+        }
+        let rows: Vec<usize> = nearest.into_iter().map(|(_, row)| row).collect();
+        let neighbours = select_rows(retain, &rows);
+        self.remember(id, point, neighbours)
+    }
+
+    fn remember(&mut self, id: u64, point: Tensor<D>, neighbours: Tensor<D>) -> Result<()> {
+        let squared_distances = squared_distances(&point, &neighbours)?;
+        self.known = Some(match self.known.take() {
+            None => Known {
+                points: point,
+                neighbours,
+                squared_distances,
+            },
+            Some(known) => Known {
+                points: Tensor::cat(vec![known.points, point], 0),
+                neighbours: Tensor::cat(vec![known.neighbours, neighbours], 0),
+                squared_distances: [known.squared_distances, squared_distances].concat(),
+            },
+        });
+        let slot = self.slots.len();
+        self.slots.insert(id, slot);
+        Ok(())
+    }
+}
+
+/// Refuses rows whose id was first met with another point.
+fn check_same<const D: usize>(
+    points: &Tensor<D>,
+    forget: &Tensor<D>,
+    slots: &[usize],
+    ids: &[u64],
+) -> Result<()> {
+    let difference = sum_elements((select_rows(points, slots) - forget.clone()).abs());
+    let difference = read_f32(difference, "the forgotten points")?;
+    match difference.iter().position(|&difference| difference > 0.0) {
+        None => Ok(()),
+        Some(row) => Err(Error::InvalidSetting {
+            what: format!(
+                "row {row} has id {} and is another point than that id's first",
+                ids[row]
+            ),
+            remedy: "give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`",
+        }),
+    }
+}
+
+/// Elements of the retain set that are compared at a time.
+const CHUNK_ELEMENTS: usize = 1 << 24;
+
+/// The `count` nearest rows of `retain` to one point: squared distance and row, nearest first.
+fn nearest<const D: usize>(
+    retain: &Tensor<D>,
+    point: &Tensor<D>,
+    count: usize,
+) -> Result<Vec<(f32, usize)>> {
+    let rows = retain.dims()[0];
+    let elements: usize = retain.dims()[1..].iter().product();
+    let chunk = (CHUNK_ELEMENTS / elements).max(1);
+    let mut found = Vec::with_capacity(rows);
+    for first in (0..rows).step_by(chunk) {
+        let part = retain.clone().narrow(0, first, chunk.min(rows - first));
+        let difference = part - point.clone();
+        let squares = sum_elements(difference.clone() * difference);
+        let squares = read_f32(squares, "distances to retained points")?;
+        found.extend(squares.into_iter().zip(first..));
+    }
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found.truncate(count);
+    Ok(found)
+}
+
+/// `‖point − neighbour‖²` in f64, for one point and its neighbours.
+fn squared_distances<const D: usize>(
+    point: &Tensor<D>,
+    neighbours: &Tensor<D>,
+) -> Result<Vec<f64>> {
+    let point = read_f32(point.clone(), "a forgotten point")?;
+    let neighbours = read_f32(neighbours.clone(), "neighbours")?;
+    let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+    let distance = |neighbour: &[f32]| point.iter().zip(neighbour).map(square).sum();
+    Ok(neighbours.chunks(point.len()).map(distance).collect())
+}
