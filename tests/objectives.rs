@@ -1,0 +1,227 @@
+//! Every objective with every prediction type and process.
+
+mod common;
+
+use burn::tensor::{Device, Tensor};
+use common::*;
+use siss::*;
+
+const KINDS: [PredictionType; 4] = [
+    PredictionType::Epsilon,
+    PredictionType::Sample,
+    PredictionType::Velocity,
+    PredictionType::FlowVelocity,
+];
+const ROWS: usize = 8;
+
+fn ddpm() -> DdpmScheduler {
+    DdpmScheduler::linear(1000).unwrap()
+}
+
+fn without_terminal_signal() -> DdpmScheduler {
+    let config = SchedulerConfig {
+        zero_terminal_snr: true,
+        ..SchedulerConfig::default()
+    };
+    DdpmScheduler::from_config(&config).unwrap()
+}
+
+/// All random numbers that an objective may ask for, at given timesteps.
+fn draws(timesteps: &[f64], device: &Device) -> Draws<2> {
+    let noise = |seed| normal_noise([ROWS, 3], seed, 0, 0, Stream::Noise, device);
+    let from_forget = (0..ROWS).map(|row| row % 2 == 1).collect();
+    let reversed = timesteps.iter().rev().copied().collect();
+    Draws::new(timesteps.to_vec(), noise(1), from_forget, 0.5)
+        .unwrap()
+        .with_forget_draws(reversed, noise(2))
+        .unwrap()
+        .with_uniform(noise(3).abs() * 0.3)
+        .unwrap()
+}
+
+fn points(device: &Device) -> UnlearningBatch<2> {
+    batch(ROWS, 0.4, 9, device)
+        .with_forget_ids((0..ROWS as u64).collect())
+        .unwrap()
+}
+
+fn loss(method: Method, batch: &UnlearningBatch<2>) -> Box<dyn SissLoss<2>> {
+    method.loss(Some(batch.retain())).unwrap()
+}
+
+fn terms(
+    method: Method,
+    kind: PredictionType,
+    scheduler: &dyn Scheduler,
+    timesteps: &[f64],
+    device: &Device,
+) -> LossTerms<2> {
+    let (batch, draws) = (points(device), draws(timesteps, device));
+    let (retain, forget, ids) = (batch.retain(), batch.forget(), batch.forget_ids());
+    let inputs = LossInputs::new(retain, forget, ids, &draws, scheduler, kind).unwrap();
+    loss(method, &batch).terms(&inputs).unwrap()
+}
+
+/// The noise that a target stands for at its noisy point, element by element in f64, by solving the definition of the
+/// prediction type together with `m = γ x + σ ε`.
+fn implied_noise(term: &LossTerm<2>, kind: PredictionType, scheduler: &dyn Scheduler) -> Vec<f64> {
+    let (noisy, target) = (host(term.noisy.clone()), host(term.target.clone()));
+    let elements = noisy.iter().zip(target).enumerate();
+    elements
+        .map(|(index, (m, target))| {
+            let t = term.timesteps[index / 3];
+            let (gamma, sigma) = (scheduler.signal_scale(t), scheduler.noise_scale(t));
+            match kind {
+                PredictionType::Epsilon => target,
+                PredictionType::Sample => (m - gamma * target) / sigma,
+                // v = γ ε − σ x and m = γ x + σ ε
+                PredictionType::Velocity => {
+                    (gamma * target + sigma * m) / (gamma * gamma + sigma * sigma)
+                }
+                // v = ε − x
+                PredictionType::FlowVelocity => (m + gamma * target) / (gamma + sigma),
+                other => panic!("{other:?} is not tested"),
+            }
+        })
+        .collect()
+}
+
+/// Noisy points and weights are the same for every prediction type, and the targets say the same about the noise.
+#[test]
+fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
+    let device = device();
+    let flow = FlowMatching::default();
+    let ddpm = ddpm();
+    let cases: [(&dyn Scheduler, [f64; ROWS]); 2] = [
+        (
+            &ddpm,
+            [80.0, 150.0, 300.0, 450.0, 600.0, 750.0, 900.0, 980.0],
+        ),
+        (&flow, [0.1, 0.2, 0.3, 0.5, 0.6, 0.75, 0.9, 0.98]),
+    ];
+    let mut compared = 0;
+    for (scheduler, timesteps) in cases {
+        for method in Method::ALL {
+            let reference = terms(
+                method,
+                PredictionType::Epsilon,
+                scheduler,
+                &timesteps,
+                &device,
+            );
+            for kind in KINDS {
+                let terms = terms(method, kind, scheduler, &timesteps, &device);
+                for (term, reference) in [
+                    (&terms.retain, &reference.retain),
+                    (&terms.forget, &reference.forget),
+                ] {
+                    let (Some(term), Some(reference)) = (term, reference) else {
+                        assert!(term.is_none() && reference.is_none());
+                        continue;
+                    };
+                    assert_eq!(
+                        (&term.rows, &term.weights),
+                        (&reference.rows, &reference.weights)
+                    );
+                    assert_eq!(host(term.noisy.clone()), host(reference.noisy.clone()));
+                    let expected = host(reference.target.clone());
+                    let error = difference(&implied_noise(term, kind, scheduler), &expected);
+                    let error = norm(&error) / norm(&expected);
+                    assert!(error < 2e-5, "{method} {kind:?} {scheduler:?}: {error}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    // Two processes, four kinds, five methods of two terms and two of one.
+    assert_eq!(compared, 2 * 4 * 12);
+}
+
+/// A step of every objective with every prediction type under every process changes the model.
+#[test]
+fn every_objective_steps_with_every_prediction_type() {
+    let device = device();
+    let processes: [fn() -> Box<dyn Scheduler>; 3] = [
+        || Box::new(ddpm()),
+        || Box::new(without_terminal_signal()),
+        || Box::new(FlowMatching::default()),
+    ];
+    for process in processes {
+        for method in Method::ALL {
+            for kind in KINDS {
+                let batch = points(&device);
+                let mut trainer = SissTrainer::builder(Mlp::new(3, &device), process())
+                    .method(method)
+                    .retained_points(batch.retain().clone())
+                    .prediction_type(kind)
+                    .build()
+                    .unwrap();
+                let before = parameters(trainer.model());
+                let report = trainer.step(batch).unwrap();
+                assert_eq!(report.outcome, StepOutcome::Applied, "{method} {kind:?}");
+                assert_ne!(before, parameters(trainer.model()));
+            }
+        }
+    }
+}
+
+/// Zero terminal SNR: at `γ = 0` both points explain the noisy one equally well, and EraseDiff leaves out what it cannot
+/// map.
+#[test]
+fn every_objective_steps_where_there_is_no_signal() {
+    let device = device();
+    let scheduler = without_terminal_signal();
+    let last = [999.0; ROWS];
+    for kind in [PredictionType::Sample, PredictionType::Velocity] {
+        let siss = terms(Method::Siss, kind, &scheduler, &last, &device);
+        assert_eq!(siss.retain.unwrap().weights, [1.0; ROWS]);
+        assert_eq!(siss.forget.unwrap().weights, [-1.0; ROWS]);
+        let erase_diff = terms(Method::EraseDiff, kind, &scheduler, &last, &device);
+        assert!(erase_diff.forget.unwrap().rows.is_empty());
+        for method in Method::ALL {
+            let batch = points(&device);
+            let mut trainer = SissTrainer::builder(Mlp::new(3, &device), scheduler.clone())
+                .method(method)
+                .retained_points(batch.retain().clone())
+                .prediction_type(kind)
+                .build()
+                .unwrap();
+            let report = trainer.step_with(&batch, &draws(&last, &device)).unwrap();
+            assert_eq!(report.outcome, StepOutcome::Applied, "{method} {kind:?}");
+        }
+    }
+}
+
+/// An objective from outside the crate works as those inside: two terms, one of them with rows left out.
+#[test]
+fn an_objective_of_ones_own_steps() {
+    #[derive(Debug)]
+    struct TowardsZero;
+    impl SissLoss<2> for TowardsZero {
+        fn name(&self) -> &'static str {
+            "towards zero"
+        }
+        fn has_term(&self, side: Side) -> bool {
+            side == Side::Forget
+        }
+        fn terms(&mut self, inputs: &LossInputs<'_, 2>) -> Result<LossTerms<2>> {
+            let mut forget = inputs.plain_term(Side::Forget, 1.0);
+            forget.target = Tensor::zeros_like(&forget.target);
+            (forget.rows, forget.weights) = (vec![1, 3], vec![1.0, 2.0]);
+            Ok(LossTerms {
+                retain: None,
+                forget: Some(forget),
+            })
+        }
+    }
+    let device = device();
+    let mut trainer = SissTrainer::builder(Mlp::new(3, &device), ddpm())
+        .loss(TowardsZero)
+        .clipper(ConstantScale::new(1.0).unwrap())
+        .thin_below(0.0)
+        .build()
+        .unwrap();
+    let report = trainer.step(points(&device)).unwrap();
+    assert_eq!(report.forget.unwrap().rows, 2);
+    assert!(report.retain.is_none());
+}
