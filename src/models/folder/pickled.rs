@@ -12,7 +12,7 @@ use std::path::Path;
 use burn::store::bridge::from_pytorch;
 use burn::store::pytorch_reader::{PickleError, PickleValue, PytorchError, PytorchReader};
 
-use super::{StoredTensors, mismatch};
+use super::StoredTensors;
 use crate::error::{Error, Result};
 
 /// The one entry of a state dictionary that is no tensor: version numbers of PyTorch's layers.
@@ -21,7 +21,7 @@ const LAYER_VERSIONS: &str = "_metadata";
 /// The tensors of a state dictionary. An entry of any other kind is refused.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::InvalidFile`], [`Error::WeightMismatch`].
+/// [`Error::Io`], [`Error::InvalidFile`].
 pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
     let reader = PytorchReader::new(path).map_err(|error| unreadable(error, path))?;
     let tensors: StoredTensors = reader
@@ -43,14 +43,17 @@ fn check_entries(tensors: &StoredTensors, path: &Path) -> Result<()> {
     let other = entries
         .iter()
         .find(|(name, _)| *name != LAYER_VERSIONS && !tensors.contains_key(*name));
-    match other {
-        None => Ok(()),
-        Some((name, PickleValue::Unsupported(kind))) => {
-            let detail = format!(": it is a `{kind}`, not a tensor");
-            Err(mismatch(path, "unexpected", name, detail))
-        }
-        Some((name, _)) => Err(mismatch(path, "unexpected", name, ": it is not a tensor")),
-    }
+    let Some((name, value)) = other else {
+        return Ok(());
+    };
+    let kind = match value {
+        PickleValue::Unsupported(kind) => format!("a `{kind}`, not a tensor"),
+        _ => "not a tensor".into(),
+    };
+    Err(Error::InvalidFile {
+        path: path.into(),
+        message: format!("its entry `{name}` is {kind}; save the model's state dictionary alone"),
+    })
 }
 
 fn unreadable(error: PytorchError, path: &Path) -> Error {
@@ -144,17 +147,14 @@ mod tests {
     fn a_call_in_a_pickle_is_refused_and_not_made() {
         let place = tempfile::tempdir().unwrap();
         let marker = place.path().join("marker");
-        let error = load(folder(&malicious(&marker, false)).path()).unwrap_err();
-        assert!(matches!(error, Error::InvalidFile { .. }), "{error}");
-        assert!(error.to_string().contains("posix.system"), "{error}");
-
-        let error = load(folder(&malicious(&marker, true)).path()).unwrap_err();
-        assert!(matches!(error, Error::WeightMismatch { .. }), "{error}");
-        let error = error.to_string();
-        assert!(
-            error.contains("payload") && error.contains("posix.system"),
-            "{error}"
-        );
+        for (in_dictionary, says) in [(false, "found posix.system"), (true, "`payload`")] {
+            let weights = malicious(&marker, in_dictionary);
+            let error = load(folder(&weights).path()).unwrap_err();
+            assert!(matches!(error, Error::InvalidFile { .. }), "{error}");
+            let error = error.to_string();
+            assert!(error.contains("posix.system"), "{error}");
+            assert!(error.contains(says), "{error}");
+        }
         assert!(!marker.exists());
     }
 
