@@ -160,6 +160,71 @@ impl PredictionType {
             PredictionType::FlowVelocity => noise - clean,
         }
     }
+
+    /// The clean point and the noise that a model output `y` stands for at a noisy point `m = γ x_0 + σ ε`: the inverse of
+    /// [`target`](PredictionType::target).
+    ///
+    /// | kind | `x_0` | `ε` |
+    /// |---|---|---|
+    /// | `Epsilon` | `(m − σ y) / γ` | `y` |
+    /// | `Sample` | `y` | `(m − γ y) / σ` |
+    /// | `Velocity` | `(γ m − σ y) / (γ² + σ²)` | `(σ m + γ y) / (γ² + σ²)` |
+    /// | `FlowVelocity` | `(m − σ y) / (γ + σ)` | `(m + γ y) / (γ + σ)` |
+    ///
+    /// Without signal (`γ = 0`) a predicted noise says nothing about the clean point, and without noise (`σ = 0`) a
+    /// predicted sample says nothing about the noise: that part is then not finite.
+    ///
+    /// # Shapes
+    /// - `noisy`, `model_output` and the results: `[batch, …]`; `signal_scale`, `noise_scale`: `[batch, 1, …]`
+    ///
+    /// # Panics
+    /// As burn's arithmetic, for shapes that do not fit each other.
+    ///
+    /// # Example
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use siss::PredictionType;
+    ///
+    /// let device = Device::flex();
+    /// let one = |value: f32| Tensor::<2>::from_data([[value]], &device);
+    /// let (clean, noise, gamma, sigma) = (one(2.0), one(3.0), one(0.8), one(0.6));
+    /// let noisy = clean.clone() * gamma.clone() + noise.clone() * sigma.clone();
+    /// let velocity = PredictionType::Velocity.target(clean, noise, gamma.clone(), sigma.clone());
+    /// let (clean, noise) = PredictionType::Velocity.clean_and_noise(noisy, velocity, gamma, sigma);
+    /// assert!((clean.into_scalar::<f32>() - 2.0).abs() < 1e-6);
+    /// assert!((noise.into_scalar::<f32>() - 3.0).abs() < 1e-6);
+    /// ```
+    pub fn clean_and_noise<const D: usize>(
+        self,
+        noisy: Tensor<D>,
+        model_output: Tensor<D>,
+        signal_scale: Tensor<D>,
+        noise_scale: Tensor<D>,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let (gamma, sigma) = (signal_scale, noise_scale);
+        match self {
+            PredictionType::Epsilon => {
+                let clean = (noisy - model_output.clone() * sigma) / gamma;
+                (clean, model_output)
+            }
+            PredictionType::Sample => {
+                let noise = (noisy - model_output.clone() * gamma) / sigma;
+                (model_output, noise)
+            }
+            PredictionType::Velocity => {
+                let size = gamma.clone().square() + sigma.clone().square();
+                let clean = noisy.clone() * gamma.clone() - model_output.clone() * sigma.clone();
+                let noise = noisy * sigma + model_output * gamma;
+                (clean / size.clone(), noise / size)
+            }
+            PredictionType::FlowVelocity => {
+                let sum = gamma.clone() + sigma.clone();
+                let clean = noisy.clone() - model_output.clone() * sigma;
+                let noise = noisy + model_output * gamma;
+                (clean / sum.clone(), noise / sum)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -200,5 +265,30 @@ mod tests {
         assert_eq!(target(PredictionType::Sample), 2.0);
         assert!((target(PredictionType::Velocity) - (0.8 * 3.0 - 0.6 * 2.0)).abs() < 1e-6);
         assert_eq!(target(PredictionType::FlowVelocity), 1.0);
+    }
+
+    /// At scales whose squares add up to 1 and at others, for one row each.
+    #[test]
+    fn an_output_stands_for_the_clean_point_and_the_noise_of_its_target() {
+        let device = Device::flex();
+        let column = |values: [f32; 3]| Tensor::<1>::from_data(values, &device).reshape([3, 1]);
+        let (gamma, sigma) = (column([0.8, 0.3, 1.0]), column([0.6, 0.7, 2.0]));
+        let clean = Tensor::<2>::from_data([[2.0, -1.0], [0.5, 0.0], [-3.0, 1.5]], &device);
+        let noise = Tensor::<2>::from_data([[3.0, 0.25], [-1.0, 1.0], [0.0, -2.0]], &device);
+        let noisy = clean.clone() * gamma.clone() + noise.clone() * sigma.clone();
+        for kind in [
+            PredictionType::Epsilon,
+            PredictionType::Sample,
+            PredictionType::Velocity,
+            PredictionType::FlowVelocity,
+        ] {
+            let output = kind.target(clean.clone(), noise.clone(), gamma.clone(), sigma.clone());
+            let (found_clean, found_noise) =
+                kind.clean_and_noise(noisy.clone(), output, gamma.clone(), sigma.clone());
+            for (found, expected) in [(found_clean, &clean), (found_noise, &noise)] {
+                let worst = (found - expected.clone()).abs().max().into_scalar::<f32>();
+                assert!(worst < 1e-5, "{kind:?}: {worst}");
+            }
+        }
     }
 }

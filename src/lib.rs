@@ -81,6 +81,7 @@
 //! | `wgpu` | Vulkan, Metal, DirectX, WebGPU | |
 //! | `cuda` | NVIDIA GPUs | |
 //! | `models` | `models::UNet2d`: diffusers' UNet2DModel, loaded and saved strictly | |
+//! | `pytorch` | `models` reads pickled `.bin` weights too; the pickle is parsed, never run | |
 //! | `report` | pictures, plots and exact intervals of a run | |
 //!
 //! The guide *Unlearn your own model*, the mathematics with equation numbers and the design are in the repository's
@@ -154,7 +155,7 @@ pub use mixture::{
 pub use observer::{Diagnosis, Finding, JsonLines, Observer, Symptom};
 pub use scheduler::{
     DdpmScheduler, FlowMatching, Scales, Scheduler, SchedulerConfig, SchedulerExt, TimeRange,
-    TimestepSpacing,
+    TimestepSpacing, VarianceType,
 };
 pub use step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
 pub use trainer::{SissTrainer, StepGradients};

@@ -4,12 +4,13 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use common::device;
 use siss::backend::DeviceSpec;
 use siss::models::{UNet2d, UNet2dConfig};
 use siss::report::{ImageGrid, binomial_interval, quantile};
-use siss::sampling::{DdimConfig, DdimSampler};
+use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
 use siss::schedule::BetaSchedule;
 use siss::*;
 
@@ -18,6 +19,18 @@ fn tiny_unet() -> Result<UNet2d> {
     let blocks = r#""block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
         "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]"#;
     UNet2dConfig::from_json(&format!("{{{blocks}}}"), "config.json")?.init(&device())
+}
+
+/// A model with one condition a row.
+#[derive(Module, Debug)]
+struct Conditioned;
+
+impl Denoiser<2> for Conditioned {
+    type Condition = Tensor<2>;
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &Tensor<2>) -> Tensor<2> {
+        noisy
+    }
 }
 
 /// What was tried, what its message must contain, and the attempt.
@@ -359,11 +372,32 @@ fn samplers<'a>() -> Vec<Case<'a>> {
                 })
             },
         ),
-        case("a flow model", "FlowVelocity", move || {
-            ddim(DdimConfig {
-                prediction_type: PredictionType::FlowVelocity,
-                ..DdimConfig::default()
-            })
+        case(
+            "a step that goes up",
+            "previous timestep is 501",
+            move || {
+                let points = || zeros([1, 3]);
+                ddim(DdimConfig::default())?.step_to(points(), points(), 500, Some(501), None)
+            },
+        ),
+        case(
+            "more steps of DDPM than there are",
+            "num_inference_steps is 1000",
+            || DdpmSampler::new(&DdpmScheduler::linear(100)?, DdpmConfig::default()),
+        ),
+        case("a step of DDPM without noise", "timestep 500", || {
+            let sampler = DdpmSampler::new(&linear(), DdpmConfig::default())?;
+            sampler.step(zeros([1, 3]), zeros([1, 3]), 500, None)
+        }),
+        case("a variance that is learned", "learned_range", || {
+            SchedulerConfig::from_json(
+                r#"{"variance_type": "learned_range"}"#,
+                "scheduler_config.json",
+            )
+        }),
+        case("samples for too few conditions", "[2]", || {
+            let sampler = DdpmSampler::new(&linear(), DdpmConfig::default())?;
+            sampler.sample(&Conditioned, &zeros([2, 4]), [3, 3], 0, 0, &device())
         }),
         case("a step from past the end", "timestep 1000", move || {
             ddim(DdimConfig::default())?.step(zeros([1, 3]), zeros([1, 3]), 1000, None)

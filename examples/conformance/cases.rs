@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use siss::kernel::weighted_squared_error;
 use siss::models::UNet2d;
-use siss::sampling::{DdimConfig, DdimSampler};
+use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
 use siss::{
     ConstantScale, DdpmScheduler, Denoiser, Draws, EraseDiff, FractionOfRetain, GradientClipper,
     LossInputs, LossTerm, NaiveDeletion, NegGrad, ReTrack, RescaleToNorm, SchedulerConfig, Siss,
@@ -145,6 +145,7 @@ impl Case {
             },
             "sampler" => match self.text("sampler")? {
                 "DDIMScheduler" => self.ddim()?,
+                "DDPMScheduler" => self.ddpm()?,
                 other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
             },
             "unet2d" => self.unet()?,
@@ -264,6 +265,27 @@ impl Case {
         let mut config = DdimConfig::from_scheduler(&config, self.number("num_inference_steps")?);
         config.eta = self.number("eta")?;
         let sampler = DdimSampler::new(&scheduler, config)?;
+        self.sampler(&sampler, |noisy, output, timestep, noise| {
+            sampler.step(noisy, output, timestep, Some(noise))
+        })
+    }
+
+    fn ddpm(&self) -> Result<Computed> {
+        let config = self.scheduler_config()?;
+        let scheduler = DdpmScheduler::from_config(&config)?;
+        let config = DdpmConfig::from_scheduler(&config, self.number("num_inference_steps")?);
+        let sampler = DdpmSampler::new(&scheduler, config)?;
+        self.sampler(&sampler, |noisy, output, timestep, noise| {
+            sampler.step(noisy, output, timestep, Some(noise))
+        })
+    }
+
+    /// The visited timesteps, and single steps: noisy point, model output, timestep and noise to the point before.
+    fn sampler(
+        &self,
+        sampler: &impl Sampler,
+        step: impl Fn(Tensor<4>, Tensor<4>, usize, Tensor<4>) -> siss::Result<Tensor<4>>,
+    ) -> Result<Computed> {
         let timesteps = sampler.timesteps().iter().map(|&t| t as f64).collect();
         let mut computed = vec![("expect_timesteps".into(), timesteps)];
         for k in (0..).take_while(|k| self.tensors.contains_key(&format!("t_{k}"))) {
@@ -271,12 +293,12 @@ impl Case {
                 .values(&format!("t_{k}"))?
                 .first()
                 .ok_or("an empty timestep")? as usize;
-            let (noisy, output) = (
+            let previous = step(
                 self.image(&format!("x_t_{k}"))?,
                 self.image(&format!("model_output_{k}"))?,
-            );
-            let noise = self.image(&format!("noise_{k}"))?;
-            let previous = sampler.step(noisy, output, timestep, Some(noise))?;
+                timestep,
+                self.image(&format!("noise_{k}"))?,
+            )?;
             computed.push((format!("expect_prev_{k}"), host(previous)?));
         }
         Ok(computed)

@@ -8,7 +8,7 @@ use serde::Serialize;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
-use siss::sampling::DdimSampler;
+use siss::sampling::{DdimSampler, Sampler};
 use siss::{DdpmScheduler, Denoiser, Result, SchedulerExt, Stream, normal_noise};
 
 use crate::job::Progress;

@@ -1,5 +1,8 @@
 //! Reading and writing the folder of a network: its configuration and its weights.
 
+#[cfg(feature = "pytorch")]
+mod pickled;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,8 @@ use crate::error::{Error, Result};
 pub(super) const CONFIG: &str = "config.json";
 /// The file that holds a network's weights.
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+/// The file that held them before; read where there is none of the other kind.
+const PICKLED: &str = "diffusion_pytorch_model.bin";
 
 /// The folder of a network: `folder` itself, or its subfolder `name` in the folder of a pipeline.
 pub(super) fn component(folder: &Path, name: &str) -> PathBuf {
@@ -65,13 +70,13 @@ fn save_text(text: &str, path: &Path) -> Result<()> {
     write().map_err(Error::io("writing", path))
 }
 
-/// Fills a network with the weights of a folder. Nothing is read before all tensors are known to fit.
+/// Fills a network with the weights of a folder. No values are read before all tensors are known to fit.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`], [`Error::WeightMismatch`].
 pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<M> {
-    let path = weights_file(folder)?;
-    let found = read_tensors(&path)?;
+    let (path, tensors) = stored_tensors(folder)?;
+    let found = by_name(tensors, &path)?;
     let mut expected = ExpectedTensors::default();
     module.visit(&mut expected);
     check(&expected.shapes, &found, &path)?;
@@ -85,25 +90,21 @@ pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<M>
     }
 }
 
-fn weights_file(folder: &Path) -> Result<PathBuf> {
-    let path = folder.join(WEIGHTS);
-    let pickled = folder.join("diffusion_pytorch_model.bin");
-    if !path.exists() && pickled.exists() {
-        return Err(Error::InvalidFile {
-            path: pickled,
-            message: "pickled weights can run code and are not read; save the model from Python with `safe_serialization=True`".into(),
-        });
+/// The tensors of a file, by their names there. Values are read when they are needed.
+type StoredTensors = BTreeMap<String, burn_pack::Tensor>;
+
+/// The file with a network's weights, and its tensors.
+fn stored_tensors(folder: &Path) -> Result<(PathBuf, StoredTensors)> {
+    let (path, pickled) = (folder.join(WEIGHTS), folder.join(PICKLED));
+    if pickled.exists() && !path.exists() {
+        let tensors = pickled_tensors(&pickled)?;
+        return Ok((pickled, tensors));
     }
-    Ok(path)
+    let tensors = safe_tensors(&path)?;
+    Ok((path, tensors))
 }
 
-/// A tensor of the file, under the name of today's layout.
-struct FoundTensor {
-    spelling: String,
-    tensor: burn_pack::Tensor,
-}
-
-fn read_tensors(path: &Path) -> Result<BTreeMap<String, FoundTensor>> {
+fn safe_tensors(path: &Path) -> Result<StoredTensors> {
     let mut store = SafetensorsStore::from_file(path);
     let tensors = store.get_all_tensors().map_err(|error| match error {
         SafetensorsStoreError::Io(source) => Error::io("reading", path)(source),
@@ -112,17 +113,35 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, FoundTensor>> {
             message: format!("not a safetensors file, or a damaged one: {other}"),
         },
     })?;
+    Ok(tensors.clone())
+}
+
+#[cfg(feature = "pytorch")]
+use pickled::tensors as pickled_tensors;
+
+#[cfg(not(feature = "pytorch"))]
+fn pickled_tensors(path: &Path) -> Result<StoredTensors> {
+    Err(Error::InvalidFile {
+        path: path.into(),
+        message: "pickled weights are read with the feature `pytorch` of siss; enable it, or save the model from Python with `safe_serialization=True`".into(),
+    })
+}
+
+/// A tensor of the file, under the name of today's layout.
+struct FoundTensor {
+    spelling: String,
+    tensor: burn_pack::Tensor,
+}
+
+fn by_name(tensors: StoredTensors, path: &Path) -> Result<BTreeMap<String, FoundTensor>> {
     let mut found = BTreeMap::new();
     for (spelling, tensor) in tensors {
-        let (name, tensor) = modernise(tensor.clone());
-        let spelling = spelling.clone();
-        if let Some(earlier) = found.insert(
-            name,
-            FoundTensor {
-                spelling: spelling.clone(),
-                tensor,
-            },
-        ) {
+        let (name, tensor) = modernise(tensor);
+        let same = FoundTensor {
+            spelling: spelling.clone(),
+            tensor,
+        };
+        if let Some(earlier) = found.insert(name, same) {
             let detail = format!(": it is the same as `{}`", earlier.spelling);
             return Err(mismatch(path, "unexpected", spelling, detail));
         }

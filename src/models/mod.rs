@@ -2,7 +2,8 @@
 //!
 //! A network here has the parameters of its Python namesake, under the same names, computes the same
 //! function, and reads and writes the same folders: `config.json` beside
-//! `diffusion_pytorch_model.safetensors`. Configurations are read strictly: a setting that would
+//! `diffusion_pytorch_model.safetensors`. With the feature `pytorch` it reads `diffusion_pytorch_model.bin` too, where there
+//! is no other file: the pickle is parsed and never run. Configurations are read strictly: a setting that would
 //! change the computation and is not implemented is refused by name, never ignored.
 
 mod folder;

@@ -1,5 +1,170 @@
-//! Drawing from a model: DDIM, and noising to a timestep and denoising from there.
+//! Drawing from a model: DDIM, DDPM, and noising to a timestep and denoising from there.
 
 mod ddim;
+mod ddpm;
+mod process;
+
+use std::fmt;
+
+use burn::tensor::{Device, Tensor};
+
+use crate::denoiser::{Condition, Denoiser};
+use crate::draws::{Stream, normal_noise};
+use crate::error::{Error, Result, check_shape};
+use crate::host::vector;
+use crate::scheduler::{DdpmScheduler, SchedulerExt};
 
 pub use ddim::{DdimConfig, DdimSampler};
+pub use ddpm::{DdpmConfig, DdpmSampler};
+
+/// Goes from noise to samples, step by step.
+///
+/// A sampler of your own says which timesteps it visits and what a step is. Noise comes from a seed: row `i` of a run is
+/// the same in any batch and on any device.
+///
+/// # Example
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use siss::sampling::{DdpmConfig, DdpmSampler, Sampler};
+/// use siss::{DdpmScheduler, Denoiser};
+///
+/// # use burn::module::Module;
+/// # use burn::nn::{Linear, LinearConfig};
+/// # #[derive(Module, Debug)]
+/// # struct Model { layer: Linear }
+/// # impl Denoiser<2> for Model {
+/// #     type Condition = ();
+/// #     fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> { self.layer.forward(noisy) }
+/// # }
+/// fn samples(model: &Model, sampler: &impl Sampler) -> siss::Result<Tensor<2>> {
+///     sampler.sample(model, &(), [4, 3], 0, 0, &Device::flex())
+/// }
+///
+/// let config = DdpmConfig { num_inference_steps: 10, ..DdpmConfig::default() };
+/// let sampler = DdpmSampler::new(&DdpmScheduler::linear(1000)?, config)?;
+/// # let model = Model { layer: LinearConfig::new(3, 3).init(&Device::flex()) };
+/// assert_eq!(samples(&model, &sampler)?.dims(), [4, 3]);
+/// # Ok::<(), siss::Error>(())
+/// ```
+pub trait Sampler: Send + Sync + fmt::Debug {
+    /// The process whose steps are taken.
+    fn scheduler(&self) -> &DdpmScheduler;
+
+    /// The visited timesteps, noisiest first.
+    fn timesteps(&self) -> &[usize];
+
+    /// Whether a step from `timestep` needs noise.
+    fn needs_noise(&self, timestep: usize) -> bool;
+
+    /// One step from `timestep` to `previous`, a cleaner one; `None` is the clean end.
+    ///
+    /// # Shapes
+    /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`
+    /// - `noise`: standard normal; used where [`needs_noise`](Sampler::needs_noise) says so
+    ///
+    /// # Errors
+    /// [`Error::TimestepOutOfRange`], [`Error::OutOfRange`] unless `previous` is below `timestep`,
+    /// [`Error::ShapeMismatch`], [`Error::InvalidSetting`] where noise is needed and there is none.
+    fn step_to<const D: usize>(
+        &self,
+        noisy: Tensor<D>,
+        model_output: Tensor<D>,
+        timestep: usize,
+        previous: Option<usize>,
+        noise: Option<Tensor<D>>,
+    ) -> Result<Tensor<D>>;
+
+    /// Draws samples from noise.
+    ///
+    /// The model runs in its plain form: without autodiff, dropout off.
+    ///
+    /// # Shapes
+    /// - `shape` and the result: `[count, …]`; `condition`: `count` rows
+    /// - row `i` starts from noise of key (`seed`, `first_row + i`)
+    ///
+    /// # Errors
+    /// [`Error::Empty`] for no rows; [`Error::ShapeMismatch`] where the condition has another number of rows, or the model
+    /// does not take the shape.
+    fn sample<const D: usize, M: Denoiser<D>>(
+        &self,
+        model: &M,
+        condition: &M::Condition,
+        shape: [usize; D],
+        seed: u64,
+        first_row: u64,
+        device: &Device,
+    ) -> Result<Tensor<D>> {
+        let start = normal_noise(shape, seed, 0, first_row, Stream::Sampling, device);
+        let path = self.timesteps();
+        go_down(self, model, condition, start, path, [seed, first_row])
+    }
+
+    /// Noises points to `timestep` and denoises them from there: how a memorised point betrays itself.
+    ///
+    /// # Shapes
+    /// - `clean` and the result: `[count, …]`; `condition`: `count` rows
+    /// - row `i` uses noise of key (`seed`, `first_row + i`)
+    ///
+    /// # Errors
+    /// [`Error::TimestepOutOfRange`], and those of [`sample`](Sampler::sample).
+    fn noise_and_denoise<const D: usize, M: Denoiser<D>>(
+        &self,
+        model: &M,
+        condition: &M::Condition,
+        clean: Tensor<D>,
+        timestep: usize,
+        seed: u64,
+        first_row: u64,
+    ) -> Result<Tensor<D>> {
+        let (shape, device) = (clean.dims(), clean.device());
+        let noise = normal_noise(shape, seed, 0, first_row, Stream::Sampling, &device);
+        let timesteps = vec![timestep as f64; shape[0]];
+        let noisy = self.scheduler().add_noise(clean, noise, &timesteps)?;
+        let visited = self.timesteps().iter().copied();
+        let below = visited.filter(|&visited| visited < timestep);
+        let path: Vec<usize> = std::iter::once(timestep).chain(below).collect();
+        go_down(self, model, condition, noisy, &path, [seed, first_row])
+    }
+}
+
+/// Goes down a path of timesteps to the clean end.
+fn go_down<const D: usize, S: Sampler + ?Sized, M: Denoiser<D>>(
+    sampler: &S,
+    model: &M,
+    condition: &M::Condition,
+    start: Tensor<D>,
+    path: &[usize],
+    [seed, first_row]: [u64; 2],
+) -> Result<Tensor<D>> {
+    let (shape, device) = (start.dims(), start.device());
+    check_request(shape, condition)?;
+    let model = model.valid();
+    model.check_input(shape)?;
+    let mut noisy = start;
+    for (index, &timestep) in path.iter().enumerate() {
+        let timesteps = vector(vec![timestep as f64; shape[0]], &device);
+        let output = model.predict(noisy.clone(), timesteps, condition);
+        let noise = sampler.needs_noise(timestep).then(|| {
+            let step = 1 + index as u64;
+            normal_noise(shape, seed, step, first_row, Stream::Sampling, &device)
+        });
+        let previous = path.get(index + 1).copied();
+        noisy = sampler.step_to(noisy, output, timestep, previous, noise)?;
+    }
+    Ok(noisy)
+}
+
+fn check_request<const D: usize>(shape: [usize; D], condition: &impl Condition) -> Result<()> {
+    if shape.contains(&0) {
+        return Err(Error::Empty {
+            what: "the batch to denoise",
+            remedy: "ask for at least one sample of at least one element",
+        });
+    }
+    let found = condition.check_rows(shape[0]).err().unwrap_or(shape[0]);
+    let remedy = "give one condition for every sample";
+    check_shape("the condition", &shape[..1], &[found], remedy)
+}
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,22 @@ pub enum TimestepSpacing {
     Linspace,
 }
 
+/// Variance of the noise that a step of DDPM adds (diffusers' `variance_type`).
+///
+/// A step goes from `ᾱ` to an earlier `ᾱ'`; `β = 1 − ᾱ / ᾱ'`.
+///
+/// # Reference
+/// Ho et al. 2020, *Denoising Diffusion Probabilistic Models*, section 3.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VarianceType {
+    /// `(1 − ᾱ') / (1 − ᾱ) β`, right for data that is one point. The default of diffusers.
+    #[default]
+    FixedSmall,
+    /// `β`, right for standard normal data.
+    FixedLarge,
+}
+
 /// The settings of a diffusers `scheduler_config.json` that concern training and sampling.
 ///
 /// | field | default | purpose | range |
@@ -34,6 +50,7 @@ pub enum TimestepSpacing {
 /// | `timestep_spacing` | leading | steps a sampler visits | |
 /// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
 /// | `set_alpha_to_one` | true | DDIM ends at `ᾱ = 1` instead of `ᾱ_0` | |
+/// | `variance_type` | fixed small | noise that a step of DDPM adds | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SchedulerConfig {
@@ -55,6 +72,8 @@ pub struct SchedulerConfig {
     pub steps_offset: usize,
     /// Whether DDIM's last step goes to `ᾱ = 1` rather than to `ᾱ_0`.
     pub set_alpha_to_one: bool,
+    /// Variance of the noise that a step of DDPM adds.
+    pub variance_type: VarianceType,
 }
 
 impl Default for SchedulerConfig {
@@ -69,6 +88,7 @@ impl Default for SchedulerConfig {
             timestep_spacing: TimestepSpacing::Leading,
             steps_offset: 0,
             set_alpha_to_one: true,
+            variance_type: VarianceType::FixedSmall,
         }
     }
 }
@@ -91,6 +111,8 @@ struct DiffusersSchedulerFile {
     timestep_spacing: String,
     steps_offset: usize,
     set_alpha_to_one: bool,
+    // Null in the files of other samplers.
+    variance_type: Option<String>,
 }
 
 impl Default for DiffusersSchedulerFile {
@@ -110,6 +132,7 @@ impl Default for DiffusersSchedulerFile {
             timestep_spacing: "leading".into(),
             steps_offset: 0,
             set_alpha_to_one: true,
+            variance_type: None,
         }
     }
 }
@@ -197,6 +220,18 @@ impl SchedulerConfig {
                 ));
             }
         };
+        let variance_type = match json.variance_type.as_deref() {
+            // exp(½ ln variance), as the second has it, is the deviation of the first.
+            None | Some("fixed_small" | "fixed_small_log") => VarianceType::FixedSmall,
+            Some("fixed_large") => VarianceType::FixedLarge,
+            Some(other) => {
+                return Err(unsupported(
+                    "variance_type",
+                    other,
+                    "use fixed_small or fixed_large; models that learn the variance are not supported",
+                ));
+            }
+        };
         Ok(Self {
             num_timesteps: json.num_train_timesteps,
             beta_schedule,
@@ -207,6 +242,7 @@ impl SchedulerConfig {
             timestep_spacing,
             steps_offset: json.steps_offset,
             set_alpha_to_one: json.set_alpha_to_one,
+            variance_type,
         })
     }
 }
@@ -219,18 +255,25 @@ mod tests {
     fn the_diffusers_file_is_read_and_unknown_values_are_named() {
         let config = SchedulerConfig::from_json(
             r#"{"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-                "beta_end": 0.012, "clip_sample": false, "steps_offset": 1, "variance_type": "fixed_small"}"#,
+                "beta_end": 0.012, "clip_sample": false, "steps_offset": 1, "variance_type": "fixed_large"}"#,
             "scheduler_config.json",
         )
         .unwrap();
         assert_eq!(config.beta_schedule, BetaSchedule::scaled_linear());
         assert_eq!((config.clip_sample, config.steps_offset), (false, 1));
+        assert_eq!(config.variance_type, VarianceType::FixedLarge);
+        for unset in [r#"{"variance_type": null}"#, "{}"] {
+            let config = SchedulerConfig::from_json(unset, "f.json").unwrap();
+            assert_eq!(config, SchedulerConfig::default());
+        }
         for (key, value) in [
             ("_class_name", "\"FlowMatchEulerDiscreteScheduler\""),
             ("beta_schedule", "\"sigmoid\""),
             ("prediction_type", "\"flow\""),
             ("timestep_spacing", "\"other\""),
             ("thresholding", "true"),
+            ("variance_type", "\"learned_range\""),
+            ("variance_type", "\"fixed_large_log\""),
         ] {
             let text = format!("{{\"{key}\": {value}}}");
             let error = SchedulerConfig::from_json(&text, "f.json")

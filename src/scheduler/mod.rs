@@ -12,7 +12,7 @@ use crate::error::{Error, Result, check_range, check_shape};
 use crate::host::column;
 use crate::schedule::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
 
-pub use config::{SchedulerConfig, TimestepSpacing};
+pub use config::{SchedulerConfig, TimestepSpacing, VarianceType};
 
 /// The timesteps on which a scheduler is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

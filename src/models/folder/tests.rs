@@ -343,10 +343,10 @@ fn an_absent_file_is_an_io_error_with_its_path() {
         matches!(error, Error::Io { .. }) && error.to_string().contains(WEIGHTS),
         "{error}"
     );
-    std::fs::write(folder.path().join("diffusion_pytorch_model.bin"), "pickle").unwrap();
+    std::fs::write(folder.path().join(PICKLED), "no pickle").unwrap();
     let error = load(folder.path()).unwrap_err().to_string();
     assert!(
-        error.contains("diffusion_pytorch_model.bin") && error.contains("pickle"),
+        error.contains(PICKLED) && error.contains("safe_serialization=True"),
         "{error}"
     );
     let error = load(Path::new("no/such/folder")).unwrap_err();

@@ -68,11 +68,14 @@ impl UNet2d {
     /// Reads a diffusers folder, or the `unet` folder inside a pipeline's.
     ///
     /// Weights may be stored in any float type, and are `f32` in memory. Attention layers may have
-    /// the names that diffusers gave them before version 0.12.
+    /// the names that diffusers gave them before version 0.12. Where there is no safetensors file,
+    /// `diffusion_pytorch_model.bin` is read, with the feature `pytorch`. That is a pickle: it is parsed,
+    /// nothing in it is run, and an entry that is no tensor is refused.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io); the errors of [`UNet2dConfig::from_json`];
-    /// [`Error::InvalidFile`](crate::Error::InvalidFile) where the weights are no safetensors file;
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) where the weights are neither a safetensors file nor, with the
+    /// feature `pytorch`, pickled tensors;
     /// [`Error::WeightMismatch`](crate::Error::WeightMismatch) with the first tensor that is missing,
     /// unexpected, misshapen or of a type that is no float.
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
