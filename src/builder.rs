@@ -19,6 +19,7 @@ use crate::method::Method;
 use crate::mixture::{FixedAllocation, MixtureSampler};
 use crate::observer::Observer;
 use crate::scheduler::Scheduler;
+use crate::steering::Steering;
 use crate::trainable::{checkpoint_gradients, freeze_outside};
 use crate::trainer::SissTrainer;
 
@@ -92,6 +93,7 @@ pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     clipper: Option<Box<dyn GradientClipper>>,
     optimizer: Option<ModuleOptimizer>,
     learning_rate: ModuleLrScheduler,
+    steering: Option<Steering>,
     observers: Vec<Box<dyn Observer>>,
     retained: Option<Tensor<D>>,
     trainable: Option<ParamGroup>,
@@ -119,6 +121,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             clipper: None,
             optimizer: None,
             learning_rate: 5e-5.into(),
+            steering: None,
             observers: Vec::new(),
             retained: None,
             trainable: None,
@@ -153,6 +156,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// How the two gradients are weighed.
     pub fn clipper(mut self, clipper: impl GradientClipper + 'static) -> Self {
         self.clipper = Some(Box::new(clipper));
+        self
+    }
+
+    /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
+    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)).
+    pub fn steering(mut self, steering: Steering) -> Self {
+        self.steering = Some(steering);
         self
     }
 
@@ -271,6 +281,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         };
         let clipper = self.clipper.unwrap_or_else(|| self.method.clipper());
         check_clipper(loss.as_ref(), clipper.as_ref())?;
+        if self.method == Method::SissToLevel && self.steering.is_none() {
+            return Err(Error::InvalidSetting {
+                what: "siss-to-level has no level to steer to".into(),
+                remedy: "give one by `SissTrainerBuilder::steering`, fitted by `CounterfactualLoss::fit`",
+            });
+        }
         let (mut model, mut frozen) = (self.model.train(), Vec::new());
         if let Some(group) = &self.trainable {
             (model, frozen) = freeze_outside(model, group)?;
@@ -289,6 +305,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             sampler,
             loss,
             clipper,
+            steering: self.steering,
             observers: self.observers,
             config: self.config,
             step: 0,

@@ -9,9 +9,10 @@ use burn::tensor::{FloatDType, Tensor};
 use crate::clipper::GradientNorms;
 use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
-use crate::host::{read_f32, select_rows, vector};
+use crate::host::{read_f32, select_rows, sum_elements, to_f32, vector};
 use crate::kernel::weighted_squared_error;
 use crate::loss::LossTerm;
+use crate::steering::Steering;
 
 /// The gradient of one side, and the unweighted losses of the rows that made it.
 #[derive(Debug, Default)]
@@ -20,40 +21,52 @@ pub(crate) struct SideGradient {
     pub(crate) gradients: GradientsParams,
     /// `‖ŷ − target‖²` of each row of the term, in parts of a micro-batch, on the device.
     pub(crate) losses: Vec<Tensor<1>>,
+    /// The factors by which steering changed the rows' weights, in the same parts; none without it.
+    pub(crate) factors: Vec<Tensor<1>>,
+}
+
+/// What the rows of a side have in common.
+#[derive(Debug)]
+pub(crate) struct SideInputs<'a, const D: usize, C> {
+    pub(crate) term: &'a LossTerm<D>,
+    pub(crate) condition: &'a C,
+    /// Rows of the whole batch.
+    pub(crate) batch_size: usize,
+    /// Steering and the points of the batch's rows, for a forget side that is steered.
+    pub(crate) steering: Option<(&'a Steering, &'a [u64])>,
 }
 
 /// Runs the rows of a term through the model and back, `micro_batch` rows at a time.
 pub(crate) fn side_gradient<const D: usize, M: Denoiser<D>>(
     model: &M,
-    term: &LossTerm<D>,
-    condition: &M::Condition,
-    batch_size: usize,
+    inputs: &SideInputs<'_, D, M::Condition>,
     micro_batch: usize,
 ) -> Result<SideGradient> {
     let mut side = SideGradient::default();
+    let term = inputs.term;
     let parts = term.rows.chunks(micro_batch);
     for (rows, weights) in parts.zip(term.weights.chunks(micro_batch)) {
-        let (losses, gradients) =
-            micro_batch_gradient(model, term, rows, weights, condition, batch_size)?;
-        side.losses.push(losses);
-        side.gradients = accumulate(model, side.gradients, gradients);
+        let part = micro_batch_gradient(model, inputs, rows, weights)?;
+        side.losses.extend(part.losses);
+        side.factors.extend(part.factors);
+        side.gradients = accumulate(model, side.gradients, part.gradients);
     }
     Ok(side)
 }
 
 fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     model: &M,
-    term: &LossTerm<D>,
+    inputs: &SideInputs<'_, D, M::Condition>,
     rows: &[usize],
     weights: &[f64],
-    condition: &M::Condition,
-    batch_size: usize,
-) -> Result<(Tensor<1>, GradientsParams)> {
+) -> Result<SideGradient> {
+    let term = inputs.term;
     let device = term.noisy.device();
-    let timesteps = vector(rows.iter().map(|&row| term.timesteps[row]), &device);
+    let timesteps: Vec<f64> = rows.iter().map(|&row| term.timesteps[row]).collect();
     let noisy = select_rows(&term.noisy, rows);
     let target = select_rows(&term.target, rows);
-    let prediction = model.predict(noisy, timesteps, &condition.select(rows));
+    let on_device = vector(timesteps.iter().copied(), &device);
+    let prediction = model.predict(noisy, on_device, &inputs.condition.select(rows));
     let remedy = "the model must predict one value for every element of its input";
     check_shape(
         "the model's prediction",
@@ -61,12 +74,55 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
         &prediction.dims(),
         remedy,
     )?;
-    let weights = vector(weights.iter().copied(), &device);
-    let error = weighted_squared_error(prediction.clone().inner(), target, weights, batch_size)?;
+    let on_device = vector(weights.iter().copied(), &device);
+    let plain = prediction.clone().inner();
+    let error = weighted_squared_error(plain.clone(), target, on_device, inputs.batch_size)?;
+    let factors = steering_factors(inputs, rows, weights, &timesteps, plain, &error.losses)?;
+    let mut seed = error.seed;
+    if let Some(factors) = &factors {
+        let mut column = [1; D];
+        column[0] = rows.len();
+        seed = seed * factors.clone().reshape(column);
+    }
     // The chain rule with the seed ∂L/∂ŷ: the graph holds the model and nothing of the loss.
-    let seed = error.seed.cast(prediction.dtype());
+    let seed = seed.cast(prediction.dtype());
     let gradients = (prediction * seed).sum().backward();
-    Ok((error.losses, GradientsParams::from_grads(gradients, model)))
+    Ok(SideGradient {
+        gradients: GradientsParams::from_grads(gradients, model),
+        losses: vec![error.losses],
+        factors: factors.into_iter().collect(),
+    })
+}
+
+/// The factors of a micro-batch's weights, where the side is steered.
+fn steering_factors<const D: usize, C>(
+    inputs: &SideInputs<'_, D, C>,
+    rows: &[usize],
+    weights: &[f64],
+    timesteps: &[f64],
+    prediction: Tensor<D>,
+    losses: &Tensor<1>,
+) -> Result<Option<Tensor<1>>> {
+    let Some((steering, ids)) = inputs.steering else {
+        return Ok(None);
+    };
+    let elements: usize = prediction.dims()[1..].iter().product();
+    let own_losses = match &inputs.term.own_target {
+        Some(own) => {
+            let difference = to_f32(prediction) - select_rows(own, rows);
+            sum_elements(difference.clone() * difference)
+        }
+        None => losses.clone(),
+    };
+    let own_ids = rows.iter().map(|&row| ids[row]);
+    let factors = steering.factors(own_ids, timesteps, own_losses / elements as f64)?;
+    // What descends to another target is never turned into an ascent from it.
+    let descends = weights.iter().any(|&weight| weight > 0.0);
+    Ok(Some(if descends {
+        factors.clamp_min(0.0)
+    } else {
+        factors
+    }))
 }
 
 /// `sum + more`, parameter by parameter.
@@ -126,6 +182,8 @@ pub(crate) struct Measured {
     pub(crate) retain_losses: Vec<f32>,
     /// `‖ŷ − target‖²` of each row of the forget term.
     pub(crate) forget_losses: Vec<f32>,
+    /// The factor of each row of a steered forget term.
+    pub(crate) factors: Vec<f32>,
     pub(crate) norms: GradientNorms,
 }
 
@@ -144,19 +202,22 @@ pub(crate) fn measure<M: Module>(
 ) -> Result<Measured> {
     let products = gradient_products(model, &retain.gradients, &forget.gradients);
     let num_products = products.as_ref().map_or(0, |products| products.dims()[0]);
-    let losses = retain.losses.iter().chain(&forget.losses).cloned();
-    let parts: Vec<Tensor<1>> = losses.chain(products).collect();
+    let rows = retain.losses.iter().chain(&forget.losses);
+    let rows = rows.chain(&forget.factors).cloned();
+    let parts: Vec<Tensor<1>> = rows.chain(products).collect();
     if parts.is_empty() {
         return Ok(Measured::default());
     }
     let mut retain_losses = read_f32(Tensor::cat(parts, 0), "losses and gradient norms")?;
     let products = retain_losses.split_off(retain_losses.len() - num_products);
-    let rows: usize = retain.losses.iter().map(|losses| losses.dims()[0]).sum();
-    let forget_losses = retain_losses.split_off(rows);
+    let count = |parts: &[Tensor<1>]| parts.iter().map(|part| part.dims()[0]).sum();
+    let mut forget_losses = retain_losses.split_off(count(&retain.losses));
+    let factors = forget_losses.split_off(count(&forget.losses));
     let product = |index: usize| products.get(index).copied().map_or(0.0, f64::from);
     Ok(Measured {
         retain_losses,
         forget_losses,
+        factors,
         norms: GradientNorms {
             retain: product(0).sqrt(),
             forget: product(1).sqrt(),

@@ -105,6 +105,7 @@ pub mod backend;
 mod batch;
 mod builder;
 mod clipper;
+mod counterfactual;
 mod denoiser;
 mod draws;
 mod ema;
@@ -122,6 +123,7 @@ mod preflight;
 pub mod sampling;
 pub mod schedule;
 mod scheduler;
+mod steering;
 mod step_report;
 mod trainable;
 mod trainer;
@@ -140,6 +142,7 @@ pub use clipper::{
     Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
     GradientClipper, GradientNorms, Projected, RescaleToNorm,
 };
+pub use counterfactual::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
@@ -157,6 +160,7 @@ pub use scheduler::{
     DdpmScheduler, FlowMatching, Scales, Scheduler, SchedulerConfig, SchedulerExt, TimeRange,
     TimestepSpacing, VarianceType,
 };
+pub use steering::{HardStop, Proportional, Steering, SteeringRule};
 pub use step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
 pub use trainer::{SissTrainer, StepGradients};
 

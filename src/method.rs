@@ -17,6 +17,7 @@ use crate::loss::{
 /// | method | objective | sampler | clipper | source |
 /// |---|---|---|---|---|
 /// | `Siss` | [`Siss`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
+/// | `SissToLevel` | [`Siss`], steered ([`Steering`](crate::Steering)) | mixture, `λ` = ½ | [`FractionOfRetain`] 10 %, at most 4 times the first scale | this crate |
 /// | `SissNoIs` | [`SissNoIs`] | – | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
 /// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | the code of arXiv 2503.01034 |
 /// | `NaiveDeletion` | [`NaiveDeletion`] | – | [`FractionOfRetain`], with nothing to scale | arXiv 2503.01034 |
@@ -40,6 +41,9 @@ pub enum Method {
     /// Importance sampled from the mixture.
     #[default]
     Siss,
+    /// The same, steered to the loss that a retrained model would have. Needs levels to steer to
+    /// ([`SissTrainerBuilder::steering`](crate::SissTrainerBuilder::steering)).
+    SissToLevel,
     /// Two separate noisy points.
     SissNoIs,
     /// Each row for one side.
@@ -56,8 +60,9 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Method; 7] = [
+    pub const ALL: [Method; 8] = [
         Method::Siss,
+        Method::SissToLevel,
         Method::SissNoIs,
         Method::Bernoulli,
         Method::NaiveDeletion,
@@ -70,6 +75,7 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Method::Siss => "siss",
+            Method::SissToLevel => "siss-to-level",
             Method::SissNoIs => "siss-no-is",
             Method::Bernoulli => "bernoulli",
             Method::NaiveDeletion => "naive-deletion",
@@ -89,7 +95,7 @@ impl Method {
         retained: Option<&Tensor<D>>,
     ) -> Result<Box<dyn SissLoss<D>>> {
         Ok(match self {
-            Method::Siss => Box::new(Siss),
+            Method::Siss | Method::SissToLevel => Box::new(Siss),
             Method::SissNoIs => Box::new(SissNoIs),
             Method::Bernoulli => Box::new(Bernoulli),
             Method::NaiveDeletion => Box::new(NaiveDeletion),
@@ -111,6 +117,7 @@ impl Method {
             Method::Siss | Method::SissNoIs | Method::Bernoulli | Method::NaiveDeletion => {
                 Box::new(FractionOfRetain::default())
             }
+            Method::SissToLevel => Box::new(FractionOfRetain::STEERED),
             Method::NegGrad => Box::new(ConstantScale::UNSCALED),
             Method::EraseDiff => Box::new(EraseDiffRule::PUBLISHED),
             Method::ReTrack => Box::new(Blend::PUBLISHED),
@@ -131,7 +138,7 @@ impl FromStr for Method {
         let found = Method::ALL.into_iter().find(|method| method.name() == text);
         found.ok_or_else(|| Error::InvalidSetting {
             what: format!("there is no method `{text}`"),
-            remedy: "use siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track",
+            remedy: "use siss, siss-to-level, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track",
         })
     }
 }

@@ -376,6 +376,7 @@ mod tests {
                 degenerate_share: Some(0.5),
                 ascends: true,
             },
+            steering: None,
         }
     }
 

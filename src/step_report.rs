@@ -67,6 +67,10 @@ pub struct TermReport {
     pub mean_squared_error: f64,
     /// The weights before thinning.
     pub weights: WeightSummary,
+    /// Mean factor of steering, rows weighted by `|w|`: 1 forgets freely, 0 rests at the level, below 0 comes back to it.
+    /// `None` without steering.
+    #[serde(default)]
+    pub steering: Option<f64>,
 }
 
 /// The weights of a term before thinning, without their sign.
@@ -113,11 +117,13 @@ impl WeightSummary {
 }
 
 impl TermReport {
-    /// The report of a thinned term. `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows.
+    /// The report of a thinned term. `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows,
+    /// `factors` those of steering, if there is any.
     pub(crate) fn of<const D: usize>(
         term: &Option<LossTerm<D>>,
         weights: Option<WeightSummary>,
         losses: &[f32],
+        factors: &[f32],
     ) -> Option<Self> {
         let (term, weights) = (term.as_ref()?, weights?);
         let [batch_size, elements @ ..] = &term.noisy.dims()[..] else {
@@ -126,14 +132,17 @@ impl TermReport {
         let elements: usize = elements.iter().product();
         let sizes = term.weights.iter().map(|weight| weight.abs());
         let total: f64 = sizes.clone().sum();
-        let sum: f64 = sizes
-            .zip(losses)
-            .map(|(size, &loss)| size * f64::from(loss))
-            .sum();
+        let weighted = |values: &[f32]| -> f64 {
+            let products = sizes.clone().zip(values);
+            products.map(|(size, &value)| size * f64::from(value)).sum()
+        };
+        let sum = weighted(losses);
+        let is_steered = !factors.is_empty() && total > 0.0;
         Some(Self {
             rows: term.rows.len(),
             loss: sum / *batch_size as f64,
             mean_squared_error: sum / (total * elements as f64),
+            steering: is_steered.then(|| weighted(factors) / total),
             weights,
         })
     }
@@ -164,6 +173,9 @@ impl fmt::Display for StepReport {
         }
         if self.forget.is_some() {
             write!(formatter, "  forget scale {:.4}", self.coefficients.forget)?;
+        }
+        if let Some(steering) = self.forget.as_ref().and_then(|term| term.steering) {
+            write!(formatter, "  steering {steering:+.3}")?;
         }
         if self.outcome == StepOutcome::SkippedNonFinite {
             write!(formatter, "  SKIPPED: a loss or gradient is not finite")?;

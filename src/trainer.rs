@@ -10,13 +10,14 @@ use crate::denoiser::Denoiser;
 use crate::draws::{DrawSource, Draws};
 use crate::ema::MovingAverage;
 use crate::error::{Result, Side, check_device};
-use crate::gradients::{Measured, SideGradient, combine, measure, side_gradient};
+use crate::gradients::{Measured, SideGradient, SideInputs, combine, measure, side_gradient};
 use crate::learning_rate::LearningRate;
 use crate::loss::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::mixture::MixtureSampler;
 use crate::observer::Observer;
 use crate::preflight::check_model;
 use crate::scheduler::Scheduler;
+use crate::steering::Steering;
 use crate::step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
 use crate::trainable::thaw;
 
@@ -63,6 +64,7 @@ pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     pub(crate) sampler: Box<dyn MixtureSampler>,
     pub(crate) loss: Box<dyn SissLoss<D>>,
     pub(crate) clipper: Box<dyn GradientClipper>,
+    pub(crate) steering: Option<Steering>,
     pub(crate) observers: Vec<Box<dyn Observer>>,
     pub(crate) config: TrainerConfig,
     pub(crate) step: u64,
@@ -165,8 +167,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             step: self.step,
             outcome: StepOutcome::of(is_applied),
             batch_size: batch.batch_size(),
-            retain: TermReport::of(&terms.retain, weights[0], &measured.retain_losses),
-            forget: TermReport::of(&terms.forget, weights[1], &measured.forget_losses),
+            retain: TermReport::of(&terms.retain, weights[0], &measured.retain_losses, &[]),
+            forget: TermReport::of(
+                &terms.forget,
+                weights[1],
+                &measured.forget_losses,
+                &measured.factors,
+            ),
             norms: measured.norms,
             coefficients: coefficients.unwrap_or_default(),
             combined_norm,
@@ -241,8 +248,14 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         };
         let batch_size = batch.batch_size();
         let micro_batch = self.config.micro_batch_size.unwrap_or(batch_size);
-        let condition = batch.condition(side);
-        side_gradient(&self.model, term, condition, batch_size, micro_batch)
+        let steering = self.steering.as_ref().filter(|_| side == Side::Forget);
+        let inputs = SideInputs {
+            term,
+            condition: batch.condition(side),
+            batch_size,
+            steering: steering.map(|steering| (steering, batch.forget_ids())),
+        };
+        side_gradient(&self.model, &inputs, micro_batch)
     }
 
     /// The clipper's coefficients, or `None` where a number is not finite.

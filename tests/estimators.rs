@@ -164,9 +164,8 @@ fn gradients_agree_with_finite_differences() {
         .unwrap();
     let mut checked = 0;
     for (case, method) in Method::ALL.into_iter().enumerate() {
-        let mut trainer = SissTrainer::builder(Mlp::new(7, &device), process())
-            .method(method)
-            .retained_points(batch.retain().clone())
+        let builder = SissTrainer::builder(Mlp::new(7, &device), process());
+        let mut trainer = with_method(builder, method, batch.retain())
             .thin_below(0.0)
             .seed(case as u64)
             .build()
@@ -242,39 +241,6 @@ fn weighted_loss(model: &Mlp, term: &LossTerm<2>, device: &Device) -> f64 {
         .zip(&term.weights)
         .map(|(&row, weight)| weight * rows[row]);
     weighted.sum::<f64>() / rows.len() as f64
-}
-
-/// The model with one of its parameters shifted.
-fn nudged(model: &Mlp, index: usize, shift: f64) -> Mlp {
-    use burn::module::ModuleMapper;
-    struct Nudge {
-        left: Option<usize>,
-        shift: f64,
-    }
-    impl ModuleMapper for Nudge {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let elements = param.val().shape().num_elements();
-            let Some(left) = self.left else { return param };
-            if left >= elements {
-                self.left = Some(left - elements);
-                return param;
-            }
-            self.left = None;
-            let shift = self.shift;
-            param.map(|value| {
-                let mut data = value.to_data().try_to_vec::<f32>().unwrap();
-                data[left] = (f64::from(data[left]) + shift) as f32;
-                Tensor::from_data(
-                    burn::tensor::TensorData::new(data, value.shape()),
-                    &value.device(),
-                )
-            })
-        }
-    }
-    model.valid().map(&mut Nudge {
-        left: Some(index),
-        shift,
-    })
 }
 
 /// A denoiser that is linear in the noisy point.

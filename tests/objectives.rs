@@ -133,8 +133,8 @@ fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
             }
         }
     }
-    // Two processes, four kinds, five methods of two terms and two of one.
-    assert_eq!(compared, 2 * 4 * 12);
+    // Two processes, four kinds, six methods of two terms and two of one.
+    assert_eq!(compared, 2 * 4 * 14);
 }
 
 /// A step of every objective with every prediction type under every process changes the model.
@@ -150,9 +150,8 @@ fn every_objective_steps_with_every_prediction_type() {
         for method in Method::ALL {
             for kind in KINDS {
                 let batch = points(&device);
-                let mut trainer = SissTrainer::builder(Mlp::new(3, &device), process())
-                    .method(method)
-                    .retained_points(batch.retain().clone())
+                let builder = SissTrainer::builder(Mlp::new(3, &device), process());
+                let mut trainer = with_method(builder, method, batch.retain())
                     .prediction_type(kind)
                     .build()
                     .unwrap();
@@ -180,9 +179,8 @@ fn every_objective_steps_where_there_is_no_signal() {
         assert!(erase_diff.forget.unwrap().rows.is_empty());
         for method in Method::ALL {
             let batch = points(&device);
-            let mut trainer = SissTrainer::builder(Mlp::new(3, &device), scheduler.clone())
-                .method(method)
-                .retained_points(batch.retain().clone())
+            let builder = SissTrainer::builder(Mlp::new(3, &device), scheduler.clone());
+            let mut trainer = with_method(builder, method, batch.retain())
                 .prediction_type(kind)
                 .build()
                 .unwrap();

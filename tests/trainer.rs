@@ -256,11 +256,7 @@ fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
     for method in Method::ALL {
         for bad in [f32::NAN, f32::INFINITY] {
             let retained = Tensor::<2>::ones([12, 3], &device);
-            let mut trainer = builder(1)
-                .method(method)
-                .retained_points(retained)
-                .build()
-                .unwrap();
+            let mut trainer = with_method(builder(1), method, &retained).build().unwrap();
             let before = parameters(trainer.model());
             let dirty = || Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
             let batch = UnlearningBatch::new(dirty(), dirty());
@@ -454,6 +450,7 @@ fn settings_out_of_range_are_refused_with_their_value() {
         "{message}"
     );
     assert!(refused(builder(1).method(Method::ReTrack)).contains("retained_points"));
+    assert!(refused(builder(1).method(Method::SissToLevel)).contains("steering"));
 }
 
 /// The other parameters stay bit for bit, and a model that was trained in part can be trained whole again.
@@ -685,4 +682,116 @@ fn each_row_meets_its_own_condition_on_both_sides() {
     assert_eq!(report.retain.as_ref().unwrap().loss, 0.0);
     assert_eq!(report.forget.as_ref().unwrap().loss, 0.0);
     assert!(report.retain.unwrap().rows > 0 && report.forget.unwrap().rows > 0);
+}
+
+/// The gradient of a steered term is that of `½ (b − L)²/b` of each row, times the row's weight, by central differences.
+#[test]
+fn a_steered_gradient_is_that_of_the_squared_distance_to_the_level() {
+    let device = device();
+    let points = batch(8, 0.4, 5, &device);
+    let trainer = |model| {
+        SissTrainer::builder(model, scheduler())
+            .loss(SissNoIs)
+            .thin_below(0.0)
+            .steering(level(1.5))
+            .build()
+            .unwrap()
+    };
+    let mut steered = trainer(Mlp::new(7, &device));
+    let draws = steered.draw(&points).unwrap();
+    let gradients = steered.gradients(&points, &draws).unwrap();
+    let gradient = flat(steered.model(), &gradients.forget);
+    // L in [0, 2b], where the factor is not clipped.
+    let factors = gradients.report.forget.as_ref().unwrap().steering.unwrap();
+    assert!(factors.abs() < 0.9, "{factors}");
+
+    let process = scheduler();
+    let (retain, forget) = (points.retain(), points.forget());
+    let ids = points.forget_ids();
+    let kind = PredictionType::Epsilon;
+    let inputs = LossInputs::new(retain, forget, ids, &draws, &process, kind).unwrap();
+    let term = SissNoIs.terms(&inputs).unwrap().forget.unwrap();
+    // Σ_i ½ (b − L_i)²/b · elements / B, whose gradient is −Σ_i (b − L_i)/b ∇‖ŷ − target‖² / B.
+    let distance = |model: &Mlp| -> f64 {
+        let timesteps: Vec<f32> = term.timesteps.iter().map(|&t| t as f32).collect();
+        let timesteps = Tensor::<1>::from_data(timesteps.as_slice(), &device);
+        let output = model.predict(term.noisy.clone(), timesteps, &());
+        let errors = difference(&host(output), &host(term.target.clone()));
+        let losses = errors
+            .chunks(3)
+            .map(|row| row.iter().map(|e| e * e).sum::<f64>() / 3.0);
+        losses
+            .map(|loss| 0.5 * (1.5 - loss).powi(2) / 1.5 * 3.0 / 8.0)
+            .sum()
+    };
+    let plain = Mlp::new(7, &device);
+    let size = norm(&gradient) / (gradient.len() as f64).sqrt();
+    for index in (0..gradient.len()).step_by(3) {
+        let slope = |h: f64| {
+            (distance(&nudged(&plain, index, h)) - distance(&nudged(&plain, index, -h))) / (2.0 * h)
+        };
+        let expected = (4.0 * slope(4e-3) - slope(8e-3)) / 3.0;
+        let error = (gradient[index] - expected).abs() / expected.abs().max(size);
+        assert!(error < 2e-3, "{index}: {} {expected}", gradient[index]);
+    }
+}
+
+/// Steering that has nothing to say leaves every number as it is, and at a level far below it turns the gradient round.
+#[test]
+fn a_level_out_of_reach_changes_nothing_and_one_far_below_turns_round() {
+    let device = device();
+    let points = batch(16, 0.4, 5, &device);
+    let gradient = |steering: Option<Steering>, micro_batch: usize| {
+        let mut builder = builder(1).micro_batch_size(micro_batch);
+        if let Some(steering) = steering {
+            builder = builder.steering(steering);
+        }
+        let mut trainer = builder.build().unwrap();
+        let draws = trainer.draw(&points).unwrap();
+        let gradients = trainer.gradients(&points, &draws).unwrap();
+        let steering = gradients.report.forget.as_ref().unwrap().steering;
+        (flat(trainer.model(), &gradients.forget), steering)
+    };
+    let (plain, none) = gradient(None, 16);
+    let (free, forward) = gradient(Some(level(1e30)), 16);
+    let (turned, back) = gradient(Some(level(1e-30)), 16);
+    assert_eq!((none, forward, back), (None, Some(1.0), Some(-1.0)));
+    assert_eq!(plain, free);
+    let negated: Vec<f64> = plain.iter().map(|value| -value).collect();
+    assert!(norm(&difference(&negated, &turned)) < 1e-6 * norm(&plain));
+    let (stopped, rest) = gradient(
+        Some(Steering::by(level(1e-30).levels().clone(), HardStop)),
+        16,
+    );
+    assert_eq!((norm(&stopped), rest), (0.0, Some(0.0)));
+    // Micro-batches change nothing here either.
+    let (whole, factor) = gradient(Some(level(0.8)), 16);
+    let (parts, same) = gradient(Some(level(0.8)), 5);
+    assert!(norm(&difference(&whole, &parts)) < 1e-6 * norm(&whole));
+    assert!((factor.unwrap() - same.unwrap()).abs() < 1e-6);
+}
+
+/// Objectives that teach another target are switched off above the level, by the point's own loss, and never ascend.
+#[test]
+fn terms_that_descend_are_switched_off_above_the_level() {
+    let device = device();
+    let points = batch(16, 0.4, 5, &device)
+        .with_forget_ids((0..16).collect())
+        .unwrap();
+    for method in [Method::EraseDiff, Method::ReTrack] {
+        let forget_norm = |level_of: f64| {
+            let builder =
+                with_method(builder(1), method, points.retain()).steering(level(level_of));
+            let mut trainer = builder.build().unwrap();
+            let draws = trainer.draw(&points).unwrap();
+            trainer
+                .gradients(&points, &draws)
+                .unwrap()
+                .report
+                .norms
+                .forget
+        };
+        assert!(forget_norm(1e30) > 0.0, "{method}");
+        assert_eq!(forget_norm(1e-30), 0.0, "{method}");
+    }
 }

@@ -106,7 +106,8 @@ fn forget_scale(forget: f64) -> Result<Coefficients> {
 /// The paper's rule: the forget gradient is scaled to a fraction of the retain gradient's norm,
 /// `c_f = fraction · ‖g_r‖ / ‖g_f‖`. The default, with 10 %.
 ///
-/// It has no ceiling, as in the paper; [`with_max_scale`](FractionOfRetain::with_max_scale) sets one.
+/// It has no ceiling, as in the paper; [`with_max_scale`](FractionOfRetain::with_max_scale) and
+/// [`with_max_growth`](FractionOfRetain::with_max_growth) set one.
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), Section 4 and the descent lemma of its appendix.
@@ -114,6 +115,8 @@ fn forget_scale(forget: f64) -> Result<Coefficients> {
 pub struct FractionOfRetain {
     fraction: f64,
     max_scale: Option<f64>,
+    max_growth: Option<f64>,
+    first_scale: Option<f64>,
 }
 
 impl FractionOfRetain {
@@ -124,7 +127,7 @@ impl FractionOfRetain {
     pub fn new(fraction: f64) -> Result<Self> {
         Ok(Self {
             fraction: check_positive("fraction", fraction)?,
-            max_scale: None,
+            ..Self::default()
         })
     }
 
@@ -136,6 +139,24 @@ impl FractionOfRetain {
         self.max_scale = Some(check_positive("max_scale", max_scale)?);
         Ok(self)
     }
+
+    /// Never scales by more than `max_growth` times the first step's scale: the same without a number that depends on the
+    /// model and the data.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `max_growth` is positive and finite.
+    pub fn with_max_growth(mut self, max_growth: f64) -> Result<Self> {
+        self.max_growth = Some(check_positive("max_growth", max_growth)?);
+        Ok(self)
+    }
+
+    /// 10 %, at most four times the first step's scale: for steering, whose forget gradient vanishes at the level.
+    pub(crate) const STEERED: FractionOfRetain = FractionOfRetain {
+        fraction: 0.1,
+        max_scale: None,
+        max_growth: Some(4.0),
+        first_scale: None,
+    };
 }
 
 impl Default for FractionOfRetain {
@@ -144,6 +165,8 @@ impl Default for FractionOfRetain {
         Self {
             fraction: 0.1,
             max_scale: None,
+            max_growth: None,
+            first_scale: None,
         }
     }
 }
@@ -158,7 +181,13 @@ impl GradientClipper for FractionOfRetain {
     }
 
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
-        let scale = over_norm(self.fraction * norms.retain, norms.forget);
+        let mut scale = over_norm(self.fraction * norms.retain, norms.forget);
+        if self.first_scale.is_none() && scale > 0.0 {
+            self.first_scale = Some(scale);
+        }
+        if let (Some(growth), Some(first)) = (self.max_growth, self.first_scale) {
+            scale = scale.min(growth * first);
+        }
         forget_scale(scale.min(self.max_scale.unwrap_or(f64::INFINITY)))
     }
 }
@@ -399,6 +428,24 @@ mod tests {
             forget: -2.0,
         });
         assert!((combined - 53f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn growth_is_bounded_by_the_first_scale_that_is_one() {
+        let mut clipper = FractionOfRetain::new(0.1)
+            .unwrap()
+            .with_max_growth(4.0)
+            .unwrap();
+        let scales = [
+            (10.0, 0.0),
+            (10.0, 1.0),
+            (10.0, 0.5),
+            (10.0, 0.1),
+            (10.0, 2.0),
+        ]
+        .map(|(retain, forget)| scale(&mut clipper, retain, forget));
+        assert_eq!(scales, [0.0, 1.0, 2.0, 4.0, 0.5]);
+        assert!(FractionOfRetain::default().with_max_growth(0.0).is_err());
     }
 
     fn scale(clipper: &mut dyn GradientClipper, retain: f64, forget: f64) -> f64 {

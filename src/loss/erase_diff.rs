@@ -42,6 +42,7 @@ impl<const D: usize> SissLoss<D> for EraseDiff {
         );
         let mut forget = inputs.plain_term(Side::Forget, 1.0);
         let uniform = inputs.draws.uniform()?.clone();
+        forget.own_target = Some(forget.target);
         if inputs.prediction_type == PredictionType::Epsilon {
             forget.target = uniform;
         } else {

@@ -137,6 +137,9 @@ pub struct LossTerm<const D: usize> {
     pub weights: Vec<f64>,
     /// The largest weight that a row can have, where there is a bound: for the diagnosis of degenerate weights.
     pub weight_bound: Option<f64>,
+    /// What the rows' own points explain the noisy ones with, `[batch, …]`, where that is not the target: for
+    /// [`Steering`](crate::Steering), which looks at the loss of the point itself.
+    pub own_target: Option<Tensor<D>>,
 }
 
 impl<const D: usize> LossTerm<D> {
@@ -157,6 +160,7 @@ impl<const D: usize> LossTerm<D> {
             target,
             weights,
             weight_bound: None,
+            own_target: None,
         }
     }
 
@@ -182,6 +186,9 @@ impl<const D: usize> LossTerm<D> {
         let remedy = "an objective's term must cover the batch and weigh rows of it";
         check_shape("a term's noisy points", &shape, &self.noisy.dims(), remedy)?;
         check_shape("a term's targets", &shape, &self.target.dims(), remedy)?;
+        if let Some(own) = &self.own_target {
+            check_shape("a term's own targets", &shape, &own.dims(), remedy)?;
+        }
         check_shape(
             "a term's timesteps",
             &shape[..1],

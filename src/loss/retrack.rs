@@ -185,12 +185,16 @@ fn regression<const D: usize>(
     let signal = explained.scales.signal_tensor(&device);
     let noise_scale = explained.scales.noise_tensor(&device);
     let noisy = inputs.forget.clone() * signal.clone() + noise.clone() * noise_scale.clone();
-    let target =
-        inputs
-            .prediction_type
-            .target(explained.clean, explained.noise, signal, noise_scale);
+    let target = |clean, noise| {
+        let (signal, noise_scale) = (signal.clone(), noise_scale.clone());
+        let kind = inputs.prediction_type;
+        kind.target(clean, noise, signal, noise_scale)
+    };
+    let neighbours = target(explained.clean, explained.noise);
     let weights = vec![1.0; timesteps.len()];
-    Ok(LossTerm::new(noisy, timesteps.to_vec(), target, weights))
+    let mut term = LossTerm::new(noisy, timesteps.to_vec(), neighbours, weights);
+    term.own_target = Some(target(inputs.forget.clone(), noise.clone()));
+    Ok(term)
 }
 
 #[cfg(test)]

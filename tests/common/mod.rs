@@ -1,11 +1,14 @@
 //! A small model and points for tests of the public interface.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
-use siss::{Denoiser, Stream, UnlearningBatch, normal_noise};
+use siss::{
+    CounterfactualLoss, Denoiser, Method, SissTrainerBuilder, Steering, Stream, UnlearningBatch,
+    normal_noise,
+};
 
 /// The device under test: `SISS_TEST_DEVICE`, or the CPU.
 pub fn device() -> Device {
@@ -102,4 +105,53 @@ pub fn scalars(values: &[f64], device: &Device) -> Tensor<2> {
     let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
     let rows = values.len();
     Tensor::from_data(TensorData::new(values, [rows, 1]), device)
+}
+
+/// A method with the data that it asks for: retained points to search, and levels too high to matter.
+pub fn with_method(
+    builder: SissTrainerBuilder<Mlp, 2>,
+    method: Method,
+    retained: &Tensor<2>,
+) -> SissTrainerBuilder<Mlp, 2> {
+    let builder = builder.method(method).retained_points(retained.clone());
+    if method == Method::SissToLevel {
+        builder.steering(level(1e30))
+    } else {
+        builder
+    }
+}
+
+/// The same level for each of the first 64 points at every timestep.
+pub fn level(level: f64) -> Steering {
+    let levels = vec![vec![level; 2]; 64];
+    Steering::to(CounterfactualLoss::from_levels(vec![0.0, 1.0], levels).unwrap())
+}
+
+/// The model with one of its parameters shifted.
+pub fn nudged(model: &Mlp, index: usize, shift: f64) -> Mlp {
+    struct Nudge {
+        left: Option<usize>,
+        shift: f64,
+    }
+    impl ModuleMapper for Nudge {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let elements = param.val().shape().num_elements();
+            let Some(left) = self.left else { return param };
+            if left >= elements {
+                self.left = Some(left - elements);
+                return param;
+            }
+            self.left = None;
+            let shift = self.shift;
+            param.map(|value| {
+                let mut data = value.to_data().try_to_vec::<f32>().unwrap();
+                data[left] = (f64::from(data[left]) + shift) as f32;
+                Tensor::from_data(TensorData::new(data, value.shape()), &value.device())
+            })
+        }
+    }
+    model.valid().map(&mut Nudge {
+        left: Some(index),
+        shift,
+    })
 }

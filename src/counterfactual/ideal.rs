@@ -1,0 +1,230 @@
+//! The ideal denoiser of a data set: the posterior mean of the clean point, over the whole set.
+
+use burn::tensor::Tensor;
+
+use crate::host::{select_rows, sum_elements};
+
+/// Retained points that are looked at together.
+const CHUNK: usize = 4096;
+/// Elements of differences that are held at a time.
+const CHUNK_ELEMENTS: usize = 1 << 24;
+
+/// Points whose ideal reconstruction is asked for, and the data set, all flattened.
+#[derive(Debug)]
+pub(super) struct Ideal<'a> {
+    /// `[n, elements]`.
+    retained: &'a Tensor<2>,
+    /// `[points, elements]`.
+    points: Tensor<2>,
+    /// `‖u − x_j‖²`, `[points, n]`; infinite where a point is left out of its own posterior.
+    squared_distances: Tensor<2>,
+}
+
+impl<'a> Ideal<'a> {
+    /// `left_out` names, for each point, the retained one that is left out of its posterior.
+    pub(super) fn new(
+        retained: &'a Tensor<2>,
+        points: Tensor<2>,
+        left_out: Option<&[usize]>,
+    ) -> Self {
+        let rows = (0..points.dims()[0]).map(|row| {
+            let distances = squared_distances(retained, points.clone().narrow(0, row, 1));
+            match left_out {
+                Some(left_out) => without(distances, left_out[row]),
+                None => distances,
+            }
+        });
+        Self {
+            squared_distances: Tensor::cat(rows.collect(), 0),
+            retained,
+            points,
+        }
+    }
+
+    /// `[points, elements]`.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        self.points.dims()
+    }
+
+    /// `‖x̂ − u‖²` a noise, mean over elements, where `x̂ = Σ_j p_j x_j` and `p = softmax_j −‖m − γ x_j‖²/2σ²` at
+    /// `m = γ u + σ ε`, with `ρ = γ/σ`.
+    ///
+    /// # Shapes
+    /// - `rows`: the point of each noise; `noise`: `[rows, elements]`; the result: `[rows]`
+    pub(super) fn errors(&self, rows: &[usize], noise: Tensor<2>, ratio: f64) -> Tensor<1> {
+        let mean = self.posterior_mean(rows, noise, ratio);
+        let points = select_rows(&self.points, rows);
+        let elements = points.dims()[1] as f64;
+        let difference = mean - points;
+        sum_elements(difference.clone() * difference) / elements
+    }
+
+    /// The exponents are `ρ ⟨x_j, ε⟩ − ρ² ‖u − x_j‖²/2`, up to a number that a row has in common. Chunks of the data set are
+    /// joined by their largest exponents, so nothing overflows and no more than a chunk is held.
+    pub(super) fn posterior_mean(&self, rows: &[usize], noise: Tensor<2>, ratio: f64) -> Tensor<2> {
+        let mut joined: Option<Part> = None;
+        let distances = select_rows(&self.squared_distances, rows);
+        let count = self.retained.dims()[0];
+        for first in (0..count).step_by(CHUNK) {
+            let size = CHUNK.min(count - first);
+            let chunk = self.retained.clone().narrow(0, first, size);
+            let along_noise = noise.clone().matmul(chunk.clone().transpose());
+            let exponents = along_noise * ratio
+                - distances.clone().narrow(1, first, size) * (0.5 * ratio * ratio);
+            let part = Part::new(exponents, chunk);
+            joined = Some(match joined {
+                None => part,
+                Some(joined) => joined.join(part),
+            });
+        }
+        match joined {
+            Some(Part { sum, weighted, .. }) => weighted / sum,
+            None => noise,
+        }
+    }
+}
+
+/// A chunk's share of a softmax.
+struct Part {
+    /// The largest exponent, `[rows, 1]`.
+    largest: Tensor<2>,
+    /// `Σ exp(exponent − largest)`, `[rows, 1]`.
+    sum: Tensor<2>,
+    /// `Σ exp(exponent − largest) x_j`, `[rows, elements]`.
+    weighted: Tensor<2>,
+}
+
+/// Stands for an exponent of `−∞`, of which differences can be taken.
+const LOWEST: f64 = -1e30;
+
+impl Part {
+    fn new(exponents: Tensor<2>, chunk: Tensor<2>) -> Self {
+        let largest = exponents.clone().max_dim(1).clamp_min(LOWEST);
+        let powers = (exponents - largest.clone()).exp();
+        Self {
+            sum: powers.clone().sum_dim(1),
+            weighted: powers.matmul(chunk),
+            largest,
+        }
+    }
+
+    fn join(self, other: Part) -> Part {
+        let largest = self.largest.clone().max_pair(other.largest.clone());
+        let own = (self.largest - largest.clone()).exp();
+        let others = (other.largest - largest.clone()).exp();
+        Part {
+            sum: self.sum * own.clone() + other.sum * others.clone(),
+            weighted: self.weighted * own + other.weighted * others,
+            largest,
+        }
+    }
+}
+
+/// `‖point − x_j‖²` of one point, `[1, n]`: from differences, so that near duplicates keep their digits.
+fn squared_distances(retained: &Tensor<2>, point: Tensor<2>) -> Tensor<2> {
+    let [count, elements] = retained.dims();
+    let chunk = (CHUNK_ELEMENTS / elements.max(1)).max(1);
+    let parts = (0..count).step_by(chunk).map(|first| {
+        let difference =
+            retained.clone().narrow(0, first, chunk.min(count - first)) - point.clone();
+        sum_elements(difference.clone() * difference)
+    });
+    Tensor::cat(parts.collect(), 0).unsqueeze_dim(0)
+}
+
+fn without(distances: Tensor<2>, index: usize) -> Tensor<2> {
+    let infinite = Tensor::full([1, 1], f32::INFINITY, &distances.device());
+    distances.slice_assign([0..1, index..index + 1], infinite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draws::{Stream, normal_noise};
+    use burn::tensor::Device;
+
+    fn noise(seed: u64, shape: [usize; 2]) -> Tensor<2> {
+        normal_noise(shape, seed, 0, 0, Stream::Noise, &Device::flex())
+    }
+
+    fn host(tensor: Tensor<2>) -> Vec<f64> {
+        tensor.into_data().iter::<f64>().collect()
+    }
+
+    #[test]
+    fn the_posterior_of_one_point_is_that_point() {
+        let retained = noise(1, [1, 5]);
+        let ideal = Ideal::new(&retained, noise(2, [3, 5]), None);
+        let mean = ideal.posterior_mean(&[0, 1, 2, 2], noise(3, [4, 5]), 3.0);
+        for row in host(mean).chunks(5) {
+            assert_eq!(row, host(retained.clone()));
+        }
+    }
+
+    /// The posterior mean of a standard Gaussian is linear in the noisy point: `x̂ = γ m / (γ² + σ²)`.
+    #[test]
+    fn the_posterior_of_a_gaussian_set_is_linear() {
+        let retained = noise(1, [200_000, 1]);
+        let points = noise(2, [4, 1]) * 0.7;
+        let ideal = Ideal::new(&retained, points.clone(), None);
+        for (gamma, sigma) in [(0.8, 0.6), (0.3, 0.954)] {
+            let epsilon = noise(3, [4, 1]);
+            let noisy = points.clone() * gamma + epsilon.clone() * sigma;
+            let mean = host(ideal.posterior_mean(&[0, 1, 2, 3], epsilon, gamma / sigma));
+            for (mean, noisy) in mean.iter().zip(host(noisy)) {
+                let expected = gamma * noisy / (gamma * gamma + sigma * sigma);
+                assert!((mean - expected).abs() < 0.02, "{mean} {expected}");
+            }
+        }
+    }
+
+    /// More points than a chunk, against the definition in f64.
+    #[test]
+    fn chunks_join_to_the_definition() {
+        let (count, elements) = (2 * CHUNK + 17, 6);
+        let retained = noise(1, [count, elements]);
+        let (points, epsilon) = (noise(2, [2, elements]), noise(3, [2, elements]));
+        let (gamma, sigma) = (0.9f64, (1.0f64 - 0.81).sqrt());
+        let ideal = Ideal::new(&retained, points.clone(), None);
+        let mean = host(ideal.posterior_mean(&[0, 1], epsilon.clone(), gamma / sigma));
+        let (x, u, e) = (host(retained), host(points), host(epsilon));
+        for row in 0..2 {
+            let m: Vec<f64> = (0..elements)
+                .map(|i| gamma * u[row * elements + i] + sigma * e[row * elements + i])
+                .collect();
+            let exponents: Vec<f64> = x
+                .chunks(elements)
+                .map(|x| {
+                    let squares = m.iter().zip(x).map(|(m, x)| (m - gamma * x).powi(2));
+                    -squares.sum::<f64>() / (2.0 * sigma * sigma)
+                })
+                .collect();
+            let largest = exponents.iter().copied().fold(f64::MIN, f64::max);
+            let powers: Vec<f64> = exponents.iter().map(|e| (e - largest).exp()).collect();
+            let sum: f64 = powers.iter().sum();
+            for i in 0..elements {
+                let weighted = powers.iter().zip(x.chunks(elements)).map(|(p, x)| p * x[i]);
+                let expected = weighted.sum::<f64>() / sum;
+                assert!(
+                    (mean[row * elements + i] - expected).abs() < 1e-4,
+                    "{row} {i}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_point_that_is_left_out_does_not_explain_itself() {
+        let retained = noise(1, [50, 4]);
+        let own = retained.clone().narrow(0, 7, 1);
+        let with = Ideal::new(&retained, own.clone(), None);
+        let without = Ideal::new(&retained, own.clone(), Some(&[7]));
+        let epsilon = noise(2, [1, 4]);
+        // So little noise that the nearest point is certain.
+        let mean = |ideal: Ideal<'_>| ideal.posterior_mean(&[0], epsilon.clone(), 1e3);
+        assert_eq!(host(mean(with)), host(own.clone()));
+        let nearest = host(mean(without));
+        assert!(nearest.iter().all(|value| value.is_finite()));
+        assert_ne!(nearest, host(own));
+    }
+}
