@@ -1,13 +1,13 @@
 //! The command line.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
+use siss::Method;
 use siss::backend::DeviceSpec;
-use siss::{ClipToNorm, ConstantScale, FractionOfRetain, GradientClipper, Method, RescaleToNorm};
 
+use crate::common::clipper::ClipperSpec;
 use crate::data::ASSETS;
 
 /// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps drawing digits.
@@ -96,60 +96,6 @@ pub enum Protocol {
     Quick,
     /// What the paper ran.
     Paper,
-}
-
-/// A clipper with its number, as `kind:number`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum ClipperSpec {
-    Fraction(f64),
-    Rescale(f64),
-    Clip(f64),
-    Constant(f64),
-}
-
-impl ClipperSpec {
-    pub fn build(self) -> siss::Result<Box<dyn GradientClipper>> {
-        Ok(match self {
-            ClipperSpec::Fraction(fraction) => Box::new(FractionOfRetain::new(fraction)?),
-            ClipperSpec::Rescale(norm) => Box::new(RescaleToNorm::new(norm)?),
-            ClipperSpec::Clip(norm) => Box::new(ClipToNorm::new(norm)?),
-            ClipperSpec::Constant(scale) => Box::new(ConstantScale::new(scale)?),
-        })
-    }
-}
-
-impl FromStr for ClipperSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (kind, number) = text
-            .split_once(':')
-            .ok_or("write it as kind:number, as in fraction:0.1")?;
-        let number = number
-            .parse()
-            .map_err(|_| format!("`{number}` is not a number"))?;
-        match kind {
-            "fraction" => Ok(ClipperSpec::Fraction(number)),
-            "rescale" => Ok(ClipperSpec::Rescale(number)),
-            "clip" => Ok(ClipperSpec::Clip(number)),
-            "constant" => Ok(ClipperSpec::Constant(number)),
-            _ => Err(format!(
-                "`{kind}` is not fraction, rescale, clip or constant"
-            )),
-        }
-    }
-}
-
-impl Serialize for ClipperSpec {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = match self {
-            ClipperSpec::Fraction(number) => format!("fraction:{number}"),
-            ClipperSpec::Rescale(number) => format!("rescale:{number}"),
-            ClipperSpec::Clip(number) => format!("clip:{number}"),
-            ClipperSpec::Constant(number) => format!("constant:{number}"),
-        };
-        serializer.serialize_str(&text)
-    }
 }
 
 fn as_text<S: serde::Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,0 +1,7 @@
+//! What the examples that unlearn images share.
+
+pub mod checkpoint;
+pub mod clipper;
+pub mod curves;
+pub mod probe;
+pub mod progress;
