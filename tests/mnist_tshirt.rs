@@ -1,5 +1,8 @@
 //! The main job in short: the example's own code with a tiny budget.
 
+#[path = "../examples/common/mod.rs"]
+#[allow(dead_code, reason = "the examples use more of it")]
+mod common;
 #[path = "../examples/mnist_tshirt/data.rs"]
 #[allow(dead_code, reason = "the example uses more of it")]
 mod data;
@@ -15,12 +18,14 @@ mod options;
 mod pictures;
 
 use clap::Parser;
+use common::probe::ByTimestep;
+use common::progress::Progress;
 use siss::models::UNet2d;
 use siss::{StepOutcome, StepReport};
 
 struct Quiet;
 
-impl job::Progress for Quiet {
+impl Progress for Quiet {
     fn phase(&self, _: &str) {}
     fn step(&self, report: &StepReport, _: usize) {
         assert_eq!(report.outcome, StepOutcome::Applied, "{report}");
@@ -38,9 +43,7 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
     let summary = job::run(options::Options::parse_from(arguments), &Quiet).unwrap();
 
     for timestep in ["100", "250", "400"] {
-        let ratio = |before: &evaluate::ByTimestep, after: &evaluate::ByTimestep| {
-            after[timestep] / before[timestep]
-        };
+        let ratio = |before: &ByTimestep, after: &ByTimestep| after[timestep] / before[timestep];
         let tshirt = ratio(&summary.before.tshirt_loss, &summary.after.tshirt_loss);
         let digits = ratio(&summary.before.heldout_loss, &summary.after.heldout_loss);
         println!("t = {timestep}: T-shirt's loss times {tshirt:.2}, digits' times {digits:.3}");

@@ -1,17 +1,13 @@
 //! What a model makes of the T-shirt and of digits it has never seen.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::Serialize;
+use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
-use siss::sampling::{DdimSampler, Sampler};
-use siss::{DdpmScheduler, Denoiser, Result, SchedulerExt, Stream, normal_noise};
 
-use crate::job::Progress;
+use crate::common::probe::{ByTimestep, Chunks, Probe, distances, mean};
+use crate::common::progress::Progress;
 
 /// Timesteps at which losses are compared.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
@@ -20,16 +16,14 @@ pub const TSHIRT_DISTANCE: f64 = 10.0;
 /// The T-shirt is noised to this timestep and denoised.
 pub const DENOISE_FROM: usize = 250;
 /// Images run at a time.
-const CHUNK: usize = 32;
+pub const CHUNKS: Chunks = Chunks {
+    rows: 32,
+    in_parallel: true,
+};
 /// Noises over which the T-shirt's loss is averaged.
 pub const TSHIRT_NOISES: usize = 64;
 /// Denoised copies of the T-shirt.
 pub const COPIES: usize = 8;
-/// Samples, noises and copies are the same for every model and every run.
-const EVALUATION_SEED: u64 = 20_250_301;
-
-/// A number for each timestep.
-pub type ByTimestep = BTreeMap<String, f64>;
 
 /// A model's figures.
 #[derive(Debug, Clone, Serialize)]
@@ -56,8 +50,7 @@ pub struct Evaluated {
 
 /// Everything against which a model is measured.
 pub struct Examiner {
-    pub scheduler: DdpmScheduler,
-    pub sampler: DdimSampler,
+    pub probe: Probe,
     pub tshirt: Tensor<4>,
     pub heldout: Tensor<4>,
     pub samples: usize,
@@ -71,7 +64,11 @@ impl Examiner {
         name: &str,
         progress: &dyn Progress,
     ) -> Result<Evaluated> {
-        let generated = self.generate(model, name, progress)?;
+        let device = self.tshirt.device();
+        let shape = [self.samples, 1, 28, 28];
+        let generated = self.probe.sample(model, shape, &device, |done| {
+            progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
+        })?;
         let distances = distances(&generated, &self.tshirt);
         let count = distances
             .iter()
@@ -94,7 +91,7 @@ impl Examiner {
         for timestep in TIMESTEPS {
             progress.phase(&format!("digits' loss {name}, t = {timestep}"));
             let key = timestep.to_string();
-            let losses = self.losses(model, &self.heldout, timestep)?;
+            let losses = self.probe.losses(model, &self.heldout, timestep)?;
             let percentile = percentile_rank(figures.tshirt_loss[&key], &losses);
             figures.heldout_loss.insert(key.clone(), mean(&losses));
             figures
@@ -115,7 +112,7 @@ impl Examiner {
         let loss = |&timestep: &usize| {
             Ok((
                 timestep.to_string(),
-                mean(&self.losses(model, &copies, timestep)?),
+                mean(&self.probe.losses(model, &copies, timestep)?),
             ))
         };
         TIMESTEPS.iter().map(loss).collect()
@@ -124,87 +121,11 @@ impl Examiner {
     /// Copies of the T-shirt noised to [`DENOISE_FROM`] and denoised.
     pub fn denoise(&self, model: &UNet2d, copies: usize) -> Result<Tensor<4>> {
         let tshirts = self.tshirt.clone().repeat_dim(0, copies);
-        self.sampler
-            .noise_and_denoise(model, &(), tshirts, DENOISE_FROM, EVALUATION_SEED, 0)
+        self.probe.denoise(model, &tshirts, DENOISE_FROM)
     }
 
     /// Mean distance of images from the T-shirt, pixels in `[0, 1]`.
     pub fn distance(&self, images: &Tensor<4>) -> f64 {
         mean(&distances(images, &self.tshirt))
     }
-
-    fn generate(&self, model: &UNet2d, name: &str, progress: &dyn Progress) -> Result<Tensor<4>> {
-        let device = self.tshirt.device();
-        let done = AtomicUsize::new(0);
-        let generated = in_chunks(self.samples, |first, count| {
-            progress.phase(&format!(
-                "sampling {name}: {} of {}",
-                done.load(Relaxed),
-                self.samples
-            ));
-            let shape = [count, 1, 28, 28];
-            let images =
-                self.sampler
-                    .sample(model, &(), shape, EVALUATION_SEED, first as u64, &device);
-            done.fetch_add(count, Relaxed);
-            images
-        })?;
-        Ok(Tensor::cat(generated, 0))
-    }
-
-    /// Squared error of the predicted noise for each image, mean over elements. Image `i` has the same noise at
-    /// every timestep and for every model.
-    fn losses(&self, model: &UNet2d, images: &Tensor<4>, timestep: usize) -> Result<Vec<f64>> {
-        let device = images.device();
-        let losses = in_chunks(images.dims()[0], |first, count| {
-            let clean = images.clone().narrow(0, first, count);
-            let shape = clean.dims();
-            let noise = normal_noise(
-                shape,
-                EVALUATION_SEED,
-                0,
-                first as u64,
-                Stream::Evaluation,
-                &device,
-            );
-            let noisy =
-                self.scheduler
-                    .add_noise(clean, noise.clone(), &vec![timestep as f64; count])?;
-            let timesteps = Tensor::full([count], timestep as f64, &device);
-            let error = model.predict(noisy, timesteps, &()) - noise;
-            Ok(row_means(error.clone() * error))
-        })?;
-        Ok(losses.concat())
-    }
-}
-
-/// Runs `work(first, count)` over `0 .. total` in chunks, on all cores, and keeps their order.
-fn in_chunks<T: Send>(
-    total: usize,
-    work: impl Fn(usize, usize) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    let chunks = (0..total.div_ceil(CHUNK)).into_par_iter();
-    chunks
-        .map(|chunk| work(chunk * CHUNK, CHUNK.min(total - chunk * CHUNK)))
-        .collect()
-}
-
-/// Euclidean distance of each image from the T-shirt, pixels in `[0, 1]`.
-fn distances(images: &Tensor<4>, tshirt: &Tensor<4>) -> Vec<f64> {
-    let difference = (images.clone() - tshirt.clone()) / 2.0;
-    let pixels: usize = images.dims()[1..].iter().product();
-    let squares = row_means(difference.clone() * difference);
-    squares
-        .into_iter()
-        .map(|mean| (mean * pixels as f64).sqrt())
-        .collect()
-}
-
-fn row_means(values: Tensor<4>) -> Vec<f64> {
-    let means: Tensor<2> = values.flatten::<2>(1, 3).mean_dim(1);
-    means.into_data().iter::<f64>().collect()
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
 }

@@ -11,14 +11,16 @@ use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
-use siss::sampling::{DdimConfig, DdimSampler};
 use siss::{
     CoinFlip, DdpmScheduler, Diagnosis, Finding, FixedAllocation, Observer, PairSampler,
     SchedulerConfig, SissTrainer, StepReport,
 };
 
+use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
+use crate::common::probe::{ByTimestep, Probe};
+use crate::common::progress::Progress;
 use crate::data;
-use crate::evaluate::{ByTimestep, COPIES, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
+use crate::evaluate::{CHUNKS, COPIES, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
 use crate::options::{Options, Protocol, Settings};
 use crate::pictures;
 
@@ -29,14 +31,6 @@ const CHECKPOINTS: usize = 15;
 /// Denoised copies and noises of each of those measurements.
 const CURVE_COPIES: usize = 4;
 const CURVE_NOISES: usize = 16;
-
-/// Is told how the job goes.
-pub trait Progress: Sync {
-    /// Something that takes a while has begun.
-    fn phase(&self, what: &str);
-    /// A step was taken.
-    fn step(&self, report: &StepReport, of: usize);
-}
 
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, Serialize)]
@@ -111,13 +105,11 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     progress.phase("loading");
     let base = options.assets.join("base");
     let checkpoint = options.checkpoint.clone().unwrap_or_else(|| base.clone());
-    let config = scheduler_config(&checkpoint)?;
+    let config = SchedulerConfig::from_file(scheduler_config_path(&checkpoint))?;
     let digits = data::load_digits(&options.assets, &device)?;
     let tshirt = data::load_tshirt(&options.assets, &device)?;
-    let scheduler = DdpmScheduler::from_config(&config)?;
     let examiner = Examiner {
-        sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(&config, 25))?,
-        scheduler,
+        probe: Probe::new(&config, CHUNKS)?,
         tshirt: tshirt.clone(),
         heldout: digits
             .heldout
@@ -144,7 +136,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
 
     progress.phase("writing");
-    save_model(&unlearned.model, &checkpoint, &options.out.join("model"))?;
+    let folder = options.out.join("model");
+    save_model(&unlearned.model, &checkpoint, &folder, Layout::Flat)?;
     pictures::save(
         &options.out,
         &before,
@@ -265,36 +258,6 @@ fn trainer(
             .learning_rate(settings.learning_rate),
     };
     Ok(builder.build()?)
-}
-
-/// Reads `scheduler_config.json` where diffusers puts it: in `scheduler`, or beside the model.
-fn scheduler_config(checkpoint: &Path) -> siss::Result<SchedulerConfig> {
-    SchedulerConfig::from_file(scheduler_config_path(checkpoint))
-}
-
-fn scheduler_config_path(checkpoint: &Path) -> std::path::PathBuf {
-    let inside = checkpoint.join("scheduler/scheduler_config.json");
-    if inside.exists() {
-        inside
-    } else {
-        checkpoint.join("scheduler_config.json")
-    }
-}
-
-/// Writes the model as the folder of a diffusers `DDPMPipeline`, the network's own files at its root.
-fn save_model(model: &UNet2d, checkpoint: &Path, folder: &Path) -> Result<()> {
-    model.save(folder)?;
-    std::fs::copy(
-        scheduler_config_path(checkpoint),
-        folder.join("scheduler_config.json"),
-    )?;
-    let index = serde_json::json!({
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    });
-    std::fs::write(folder.join("model_index.json"), format!("{index:#}\n"))?;
-    Ok(())
 }
 
 fn distance_to_retrained(after: &ByTimestep, retrained: &ByTimestep) -> f64 {

@@ -1,5 +1,8 @@
 //! The main job: `cargo run --release --example mnist_tshirt`. See `--help` and `examples/README.md`.
 
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "another example uses more of it")]
+mod common;
 mod data;
 mod evaluate;
 mod job;
@@ -8,14 +11,12 @@ mod pictures;
 
 use std::error::Error;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use siss::StepReport;
 
+use crate::common::progress::Bar;
 use crate::evaluate::TIMESTEPS;
-use crate::job::{Progress, Summary};
+use crate::job::Summary;
 use crate::options::Options;
 
 fn main() -> ExitCode {
@@ -32,7 +33,7 @@ fn forget_the_tshirt(options: Options) -> Result<(), Box<dyn Error>> {
     let out = options.out.clone();
     let progress = Bar::new()?;
     let summary = job::run(options, &progress)?;
-    progress.bar.finish_and_clear();
+    progress.finish();
     print_table(&summary);
     for finding in &summary.findings {
         println!("\nnote: {finding}");
@@ -42,50 +43,6 @@ fn forget_the_tshirt(options: Options) -> Result<(), Box<dyn Error>> {
         out.display()
     );
     Ok(())
-}
-
-/// A progress bar for the steps, a spinner for everything else.
-struct Bar {
-    bar: ProgressBar,
-    steps: ProgressStyle,
-    spinner: ProgressStyle,
-}
-
-impl Bar {
-    fn new() -> Result<Self, Box<dyn Error>> {
-        let bar = ProgressBar::new_spinner();
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Ok(Self {
-            bar,
-            steps: ProgressStyle::with_template("{elapsed:>4} {bar:24} {pos}/{len} {msg}")?,
-            spinner: ProgressStyle::with_template("{elapsed:>4} {spinner} {msg}")?,
-        })
-    }
-}
-
-impl Progress for Bar {
-    fn phase(&self, what: &str) {
-        self.bar.set_style(self.spinner.clone());
-        self.bar.set_message(what.to_owned());
-    }
-
-    fn step(&self, report: &StepReport, of: usize) {
-        let loss = |term: &Option<siss::TermReport>| {
-            term.as_ref()
-                .map_or("-".into(), |term| format!("{:.4}", term.mean_squared_error))
-        };
-        self.bar.set_style(self.steps.clone());
-        self.bar.set_length(of as u64);
-        self.bar.set_position(report.step + 1);
-        self.bar.set_message(format!(
-            "retain {} |g| {:.1}  forget {} |g| {:.1}  scale {:.3}",
-            loss(&report.retain),
-            report.norms.retain,
-            loss(&report.forget),
-            report.norms.forget,
-            report.coefficients.forget,
-        ));
-    }
 }
 
 fn print_table(summary: &Summary) {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use siss::Result;
 use siss::burn::tensor::Tensor;
-use siss::report::{ImageGrid, Panel, Plot, Series};
+use siss::report::{ImageGrid, Plot};
+use siss::{Result, StepReport};
 
+use crate::common::curves::{panel, step_panels, with_start};
 use crate::evaluate::{DENOISE_FROM, Evaluated, Examiner, TIMESTEPS};
 use crate::job::{Retrained, StepRecord};
 
@@ -48,91 +49,34 @@ fn copies(title: &str, images: &Tensor<4>) -> Result<ImageGrid> {
 }
 
 fn curves(before: &Evaluated, records: &[StepRecord], retrained: &Retrained) -> Plot {
-    let series = |label: &str, value: &dyn Fn(&StepRecord) -> Option<f64>| {
+    let reports: Vec<&StepReport> = records.iter().map(|record| &record.report).collect();
+    let along = |value: &dyn Fn(&StepRecord) -> Option<f64>| -> Vec<(f64, f64)> {
         let point = |record: &StepRecord| Some(((record.report.step + 1) as f64, value(record)?));
-        Series::new(label, records.iter().filter_map(point))
+        records.iter().filter_map(point).collect()
     };
-    let panel = |title: &str, y_label: &str| Panel::new(title).x_label("step").y_label(y_label);
-
-    let losses = panel("Losses of the step", "squared error an element")
-        .log_y()
-        .series(series("retain", &|r| {
-            Some(r.report.retain.as_ref()?.mean_squared_error)
-        }))
-        .series(series("forget", &|r| {
-            Some(r.report.forget.as_ref()?.mean_squared_error)
-        }));
-    let norms = panel("Gradient norms", "norm")
-        .log_y()
-        .series(series("retain", &|r| {
-            r.report.retain.as_ref().map(|_| r.report.norms.retain)
-        }))
-        .series(series("forget", &|r| {
-            r.report.forget.as_ref().map(|_| r.report.norms.forget)
-        }))
-        .series(series("combined", &|r| Some(r.report.combined_norm)));
-    let scale = panel("Forget scale", "factor of the forget gradient")
-        .log_y()
-        .series(series("forget scale", &|r| {
-            r.report
-                .forget
-                .as_ref()
-                .map(|_| r.report.coefficients.forget)
-        }));
-    let weights = panel("Weights of the step", "weight")
-        .series(series("retain, mean", &|r| {
-            Some(r.report.retain.as_ref()?.weights.mean)
-        }))
-        .series(series("forget, mean", &|r| {
-            Some(r.report.forget.as_ref()?.weights.mean)
-        }))
-        .series(series("rows run a sample", &|r| {
-            Some(r.report.rows_per_sample())
-        }));
     let distance = panel("Denoised T-shirt", "L2 from the T-shirt")
         .series(with_start(
-            before.figures.tshirt_denoise_l2,
-            records,
-            &|r| r.tshirt_denoise_l2,
             "denoised copies",
+            before.figures.tshirt_denoise_l2,
+            along(&|r| r.tshirt_denoise_l2),
         ))
         .reference("retrained", retrained.tshirt_denoise_l2);
     let mut tshirt_loss = panel("The T-shirt's loss", "squared error an element").log_y();
     for timestep in TIMESTEPS {
         let key = timestep.to_string();
-        let at_start = before.figures.tshirt_loss[&key];
-        let value = |r: &StepRecord| r.tshirt_loss.as_ref().map(|loss| loss[&key]);
         tshirt_loss = tshirt_loss
             .series(with_start(
-                at_start,
-                records,
-                &value,
                 &format!("t = {timestep}"),
+                before.figures.tshirt_loss[&key],
+                along(&|r| r.tshirt_loss.as_ref().map(|loss| loss[&key])),
             ))
             .reference(
                 format!("retrained, t = {timestep}"),
                 retrained.tshirt_loss[&key],
             );
     }
-    Plot::new()
-        .columns(2)
-        .panel(losses)
-        .panel(norms)
-        .panel(scale)
-        .panel(weights)
-        .panel(distance)
-        .panel(tshirt_loss)
-}
-
-/// A series that begins, at step 0, with the value before unlearning.
-fn with_start(
-    start: f64,
-    records: &[StepRecord],
-    value: &dyn Fn(&StepRecord) -> Option<f64>,
-    label: &str,
-) -> Series {
-    let along = records
-        .iter()
-        .filter_map(|record| Some(((record.report.step + 1) as f64, value(record)?)));
-    Series::new(label, std::iter::once((0.0, start)).chain(along))
+    step_panels(&reports)
+        .into_iter()
+        .chain([distance, tshirt_loss])
+        .fold(Plot::new().columns(2), Plot::panel)
 }

@@ -1,0 +1,6 @@
+//! What the examples that unlearn images share.
+
+pub mod checkpoint;
+pub mod curves;
+pub mod probe;
+pub mod progress;

@@ -1,0 +1,164 @@
+//! Running a model over many images, always with the same noise: samples, losses, denoised copies.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use siss::burn::tensor::{Device, Tensor};
+use siss::models::UNet2d;
+use siss::sampling::{DdimConfig, DdimSampler, Sampler};
+use siss::{
+    DdpmScheduler, Denoiser, PredictionType, Result, SchedulerConfig, SchedulerExt, Stream,
+    normal_noise,
+};
+
+/// Samples, noises and copies are the same for every model and every run.
+pub const EVALUATION_SEED: u64 = 20_250_301;
+/// Steps of the sampler.
+const DDIM_STEPS: usize = 25;
+
+/// A number for each timestep.
+pub type ByTimestep = BTreeMap<String, f64>;
+
+/// How many images are run at a time, and whether on all cores at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunks {
+    pub rows: usize,
+    pub in_parallel: bool,
+}
+
+impl Chunks {
+    /// Runs `work(first, count)` over `0 .. total` and keeps the order.
+    fn run<T: Send>(
+        self,
+        total: usize,
+        work: impl Fn(usize, usize) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let chunks = 0..total.div_ceil(self.rows);
+        let chunk = |index| {
+            let first = index * self.rows;
+            work(first, self.rows.min(total - first))
+        };
+        if self.in_parallel {
+            chunks.into_par_iter().map(chunk).collect()
+        } else {
+            chunks.map(chunk).collect()
+        }
+    }
+}
+
+/// A model's surroundings: what it was trained with, and how it is run. Models are plain ones (`model.valid()`).
+#[derive(Debug)]
+pub struct Probe {
+    scheduler: DdpmScheduler,
+    sampler: DdimSampler,
+    prediction_type: PredictionType,
+    chunks: Chunks,
+}
+
+impl Probe {
+    pub fn new(config: &SchedulerConfig, chunks: Chunks) -> Result<Self> {
+        let scheduler = DdpmScheduler::from_config(config)?;
+        let steps = DDIM_STEPS.min(scheduler.num_timesteps());
+        Ok(Self {
+            sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(config, steps))?,
+            scheduler,
+            prediction_type: config.prediction_type,
+            chunks,
+        })
+    }
+
+    /// Draws samples, `[count, channels, height, width]`; `progress` is told how many there are.
+    pub fn sample(
+        &self,
+        model: &UNet2d,
+        [count, channels, height, width]: [usize; 4],
+        device: &Device,
+        progress: impl Fn(usize) + Sync,
+    ) -> Result<Tensor<4>> {
+        let done = AtomicUsize::new(0);
+        let samples = self.chunks.run(count, |first, count| {
+            progress(done.load(Relaxed));
+            let shape = [count, channels, height, width];
+            let images =
+                self.sampler
+                    .sample(model, &(), shape, EVALUATION_SEED, first as u64, device);
+            done.fetch_add(count, Relaxed);
+            images
+        })?;
+        Ok(Tensor::cat(samples, 0))
+    }
+
+    /// Squared error of the prediction for each image, mean over elements. Image `i` has the same noise at
+    /// every timestep and for every model.
+    pub fn losses(&self, model: &UNet2d, images: &Tensor<4>, timestep: usize) -> Result<Vec<f64>> {
+        let device = images.device();
+        let losses = self.chunks.run(images.dims()[0], |first, count| {
+            let clean = images.clone().narrow(0, first, count);
+            let noise = normal_noise(
+                clean.dims(),
+                EVALUATION_SEED,
+                0,
+                first as u64,
+                Stream::Evaluation,
+                &device,
+            );
+            let times = vec![timestep as f64; count];
+            let noisy = self
+                .scheduler
+                .add_noise(clean.clone(), noise.clone(), &times)?;
+            let scales = self.scheduler.scales(&times)?;
+            let target = self.prediction_type.target(
+                clean,
+                noise,
+                scales.signal_tensor(&device),
+                scales.noise_tensor(&device),
+            );
+            let timesteps = Tensor::full([count], timestep as f64, &device);
+            let error = model.predict(noisy, timesteps, &()) - target;
+            Ok(row_means(error.clone() * error))
+        })?;
+        Ok(losses.concat())
+    }
+
+    /// Each image, noised to a timestep and denoised from there.
+    pub fn denoise(
+        &self,
+        model: &UNet2d,
+        images: &Tensor<4>,
+        timestep: usize,
+    ) -> Result<Tensor<4>> {
+        let denoised = self.chunks.run(images.dims()[0], |first, count| {
+            let clean = images.clone().narrow(0, first, count);
+            self.sampler.noise_and_denoise(
+                model,
+                &(),
+                clean,
+                timestep,
+                EVALUATION_SEED,
+                first as u64,
+            )
+        })?;
+        Ok(Tensor::cat(denoised, 0))
+    }
+}
+
+/// Euclidean distance of each image from its counterpart, pixels in `[0, 1]`; one counterpart may stand for all.
+pub fn distances(images: &Tensor<4>, counterparts: &Tensor<4>) -> Vec<f64> {
+    let difference = (images.clone() - counterparts.clone()) / 2.0;
+    let pixels: usize = images.dims()[1..].iter().product();
+    let squares = row_means(difference.clone() * difference);
+    squares
+        .into_iter()
+        .map(|mean| (mean * pixels as f64).sqrt())
+        .collect()
+}
+
+fn row_means(values: Tensor<4>) -> Vec<f64> {
+    let means: Tensor<2> = values.flatten::<2>(1, 3).mean_dim(1);
+    means.into_data().iter::<f64>().collect()
+}
+
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}

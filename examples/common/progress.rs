@@ -1,0 +1,70 @@
+//! Being told how a job goes, and showing it.
+
+use std::time::Duration;
+
+use indicatif::style::TemplateError;
+use indicatif::{ProgressBar, ProgressStyle};
+use siss::{StepReport, TermReport};
+
+/// Is told how a job goes.
+pub trait Progress: Sync {
+    /// Something that takes a while has begun.
+    fn phase(&self, what: &str);
+    /// A step was taken.
+    fn step(&self, report: &StepReport, of: usize);
+    /// A line to keep.
+    fn say(&self, _line: &str) {}
+}
+
+/// A progress bar for the steps, a spinner for everything else.
+pub struct Bar {
+    bar: ProgressBar,
+    steps: ProgressStyle,
+    spinner: ProgressStyle,
+}
+
+impl Bar {
+    pub fn new() -> Result<Self, TemplateError> {
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Ok(Self {
+            bar,
+            steps: ProgressStyle::with_template("{elapsed:>4} {bar:24} {pos}/{len} {msg}")?,
+            spinner: ProgressStyle::with_template("{elapsed:>4} {spinner} {msg}")?,
+        })
+    }
+
+    /// Takes the bar off the screen.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn phase(&self, what: &str) {
+        self.bar.set_style(self.spinner.clone());
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn step(&self, report: &StepReport, of: usize) {
+        let loss = |term: &Option<TermReport>| {
+            term.as_ref()
+                .map_or("-".into(), |term| format!("{:.4}", term.mean_squared_error))
+        };
+        self.bar.set_style(self.steps.clone());
+        self.bar.set_length(of as u64);
+        self.bar.set_position(report.step + 1);
+        self.bar.set_message(format!(
+            "retain {} |g| {:.1}  forget {} |g| {:.1}  scale {:.3}",
+            loss(&report.retain),
+            report.norms.retain,
+            loss(&report.forget),
+            report.norms.forget,
+            report.coefficients.forget,
+        ));
+    }
+
+    fn say(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+}
