@@ -227,6 +227,12 @@ impl<const D: usize> PairSampler<D> {
         })
     }
 
+    /// The same sets, which are shared, met in the order of another seed.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
     /// The retain set, `[n, …]`.
     pub fn retain(&self) -> &Tensor<D> {
         &self.retain

@@ -160,7 +160,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
-    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)).
+    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule gets a ceiling: four
+    /// times the first step's scale.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
         self
@@ -279,7 +280,11 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             Some(loss) => loss,
             None => self.method.loss(self.retained.as_ref())?,
         };
-        let clipper = self.clipper.unwrap_or_else(|| self.method.clipper());
+        let clipper = match (self.clipper, &self.steering) {
+            (Some(clipper), _) => clipper,
+            (None, Some(_)) => self.method.steered_clipper(),
+            (None, None) => self.method.clipper(),
+        };
         check_clipper(loss.as_ref(), clipper.as_ref())?;
         if self.method == Method::SissToLevel && self.steering.is_none() {
             return Err(Error::InvalidSetting {

@@ -125,6 +125,17 @@ impl Method {
     }
 }
 
+impl Method {
+    /// The method's clipper where its forget gradient is steered and vanishes at the level: a share of the retain gradient's norm
+    /// gets a ceiling.
+    pub(crate) fn steered_clipper(self) -> Box<dyn GradientClipper> {
+        match self {
+            Method::NegGrad | Method::EraseDiff | Method::ReTrack => self.clipper(),
+            _ => Box::new(FractionOfRetain::STEERED),
+        }
+    }
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())

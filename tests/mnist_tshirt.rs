@@ -100,3 +100,26 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
     let device = summary.config.options.device.device().unwrap();
     UNet2d::load(folder.path().join("model"), &device).unwrap();
 }
+
+/// Steered, the T-shirt's loss rises towards what a retrained model is predicted to have, and the prediction is near what
+/// the retrained model has.
+#[test]
+fn the_target_is_predicted_and_steered_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let budget = "test --target retrained --steps 6 --batch 16 --samples 2 --heldout 64 --out";
+    let arguments = budget.split(' ').chain([out]);
+    let summary = job::run(options::Options::parse_from(arguments), &Quiet).unwrap();
+    let predicted = summary.predicted.unwrap();
+    for (timestep, predicted) in &predicted {
+        let ratio = predicted / summary.retrained.tshirt_loss[timestep];
+        println!("t = {timestep}: predicted over retrained {ratio:.2}");
+        assert!((0.5..2.0).contains(&ratio), "t = {timestep}: {ratio}");
+    }
+    let metrics = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+    let first: StepReport = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+    // Memorised: far below the level.
+    assert!(first.forget.unwrap().steering.unwrap() > 0.7);
+    let levels = std::fs::read_to_string(folder.path().join("levels.svg")).unwrap();
+    assert!(levels.contains("predicted, without retraining"));
+}

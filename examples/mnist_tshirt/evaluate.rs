@@ -11,6 +11,8 @@ use crate::common::progress::Progress;
 
 /// Timesteps at which losses are compared.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
+/// Timesteps of the T-shirt's curve, from which the distance to the retrained model is taken.
+pub const CURVE: [usize; 10] = [25, 50, 100, 150, 250, 400, 500, 600, 800, 900];
 /// A generated image this close to the T-shirt, pixels in `[0, 1]`, is one.
 pub const TSHIRT_DISTANCE: f64 = 10.0;
 /// The T-shirt is noised to this timestep and denoised.
@@ -82,7 +84,7 @@ impl Examiner {
             tshirt_count: count,
             tshirt_share: count as f64 / self.samples as f64,
             tshirt_share_interval: [low, high],
-            tshirt_loss: self.tshirt_loss(model, TSHIRT_NOISES)?,
+            tshirt_loss: self.tshirt_loss(model, TSHIRT_NOISES, &CURVE)?,
             heldout_loss: ByTimestep::new(),
             heldout_loss_p99: ByTimestep::new(),
             tshirt_loss_percentile: ByTimestep::new(),
@@ -107,7 +109,12 @@ impl Examiner {
     }
 
     /// The mean denoising loss of the T-shirt at each timestep, over `noises` noises.
-    pub fn tshirt_loss(&self, model: &UNet2d, noises: usize) -> Result<ByTimestep> {
+    pub fn tshirt_loss(
+        &self,
+        model: &UNet2d,
+        noises: usize,
+        timesteps: &[usize],
+    ) -> Result<ByTimestep> {
         let copies = self.tshirt.clone().repeat_dim(0, noises);
         let loss = |&timestep: &usize| {
             Ok((
@@ -115,7 +122,7 @@ impl Examiner {
                 mean(&self.probe.losses(model, &copies, timestep)?),
             ))
         };
-        TIMESTEPS.iter().map(loss).collect()
+        timesteps.iter().map(loss).collect()
     }
 
     /// Copies of the T-shirt noised to [`DENOISE_FROM`] and denoised.

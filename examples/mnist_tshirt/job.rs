@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -12,16 +12,17 @@ use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::{
-    CoinFlip, DdpmScheduler, Diagnosis, Finding, FixedAllocation, Observer, PairSampler,
-    SchedulerConfig, SissTrainer, StepReport,
+    CoinFlip, CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler,
+    Diagnosis, Finding, FixedAllocation, Method, Observer, PairSampler, SchedulerConfig,
+    SissTrainer, Steering, StepReport,
 };
 
 use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
 use crate::common::probe::{ByTimestep, Probe};
 use crate::common::progress::Progress;
 use crate::data;
-use crate::evaluate::{CHUNKS, COPIES, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
-use crate::options::{Options, Protocol, Settings};
+use crate::evaluate::{CHUNKS, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
+use crate::options::{Options, Protocol, Settings, Target};
 use crate::pictures;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -51,6 +52,8 @@ pub struct Summary {
     pub before: Evaluation,
     pub after: Evaluation,
     pub retrained: Retrained,
+    /// The T-shirt's loss that a retrained model was predicted to have, where it was the target.
+    pub predicted: Option<ByTimestep>,
     /// Mean over the timesteps of |ln(after / retrained)| of the T-shirt's loss.
     pub distance_to_retrained: f64,
     /// Rows run through the model a pair of images.
@@ -75,7 +78,7 @@ pub struct Config {
 }
 
 /// The model that never saw the T-shirt: what the unlearned model is compared with.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Retrained {
     pub tshirt_loss: ByTimestep,
     pub tshirt_denoise_l2: f64,
@@ -87,85 +90,176 @@ impl Retrained {
     fn measure(examiner: &Examiner, model: &UNet2d) -> siss::Result<Self> {
         let denoised = examiner.denoise(model, COPIES)?;
         Ok(Self {
-            tshirt_loss: examiner.tshirt_loss(model, TSHIRT_NOISES)?,
+            tshirt_loss: examiner.tshirt_loss(model, TSHIRT_NOISES, &CURVE)?,
             tshirt_denoise_l2: examiner.distance(&denoised),
             denoised,
         })
+    }
+
+    /// Mean over the timesteps of the curve of |ln(loss / retrained)| of the T-shirt's loss.
+    pub fn distance(&self, tshirt_loss: &ByTimestep) -> f64 {
+        let logs = self
+            .tshirt_loss
+            .iter()
+            .map(|(timestep, retrained)| (tshirt_loss[timestep] / retrained).ln().abs());
+        logs.sum::<f64>() / self.tshirt_loss.len() as f64
+    }
+}
+
+/// Digits whose loss says how much better than the ideal denoiser the network is.
+const CONTROLS: usize = 200;
+
+/// All that a run needs, loaded and checked.
+pub struct Job {
+    pub options: Options,
+    pub settings: Settings,
+    pub examiner: Examiner,
+    pub model: UNet2d,
+    pub retrained: Retrained,
+    /// The T-shirt's predicted losses at the timesteps of the curve, where they are the target.
+    pub predicted: Option<ByTimestep>,
+    checkpoint: PathBuf,
+    config: SchedulerConfig,
+    pairs: PairSampler<4>,
+    levels: Option<CounterfactualLoss>,
+}
+
+impl Job {
+    /// Loads the models and the data, and predicts the T-shirt's loss where it is the target.
+    pub fn prepare(options: Options, progress: &dyn Progress) -> Result<Self> {
+        let settings = options.settings()?;
+        let device = options.device.device()?;
+        std::fs::create_dir_all(&options.out)
+            .map_err(|error| format!("creating {}: {error}", options.out.display()))?;
+
+        progress.phase("loading");
+        let base = options.assets.join("base");
+        let checkpoint = options.checkpoint.clone().unwrap_or_else(|| base.clone());
+        let config = SchedulerConfig::from_file(scheduler_config_path(&checkpoint))?;
+        let digits = data::load_digits(&options.assets, &device)?;
+        let tshirt = data::load_tshirt(&options.assets, &device)?;
+        let heldout = options.heldout.min(digits.heldout.dims()[0]);
+        let examiner = Examiner {
+            probe: Probe::new(&config, CHUNKS)?,
+            tshirt: tshirt.clone(),
+            heldout: digits.heldout.clone().narrow(0, 0, heldout),
+            samples: options.samples,
+        };
+        let retrained = UNet2d::load(base.join("retrained"), &device)?;
+        let mut job = Self {
+            retrained: Retrained::measure(&examiner, &retrained)?,
+            model: UNet2d::load(&checkpoint, &device)?,
+            pairs: PairSampler::new(digits.retain, tshirt, options.seed)?,
+            predicted: None,
+            levels: None,
+            options,
+            settings,
+            examiner,
+            checkpoint,
+            config,
+        };
+        // Settings are refused here, before anything that takes time.
+        job.pairs.pairs(0, job.settings.batch)?;
+        if job.options.target == Target::Retrained {
+            job.predict(&digits.heldout, progress)?;
+        }
+        job.trainer(job.options.method, job.options.seed)?;
+        Ok(job)
+    }
+
+    /// Predicts the losses that a model retrained without the T-shirt would have on it.
+    fn predict(&mut self, heldout: &Tensor<4>, progress: &dyn Progress) -> Result<()> {
+        let data = CounterfactualData {
+            retained: self.pairs.retain(),
+            controls: &heldout
+                .clone()
+                .narrow(0, 0, CONTROLS.min(heldout.dims()[0])),
+            controls_retained_at: None,
+            control_condition: &(),
+            forgotten: self.pairs.forget(),
+        };
+        let config = CounterfactualConfig {
+            prediction_type: self.config.prediction_type,
+            ..CounterfactualConfig::default()
+        };
+        let scheduler = DdpmScheduler::from_config(&self.config)?;
+        let levels = CounterfactualLoss::fit(&self.model, &scheduler, data, &config, |share| {
+            progress.phase(&format!("predicting the target: {:.0} %", 100.0 * share));
+        })?;
+        let level = |timestep: usize| Ok((timestep.to_string(), levels.level(0, timestep as f64)?));
+        self.predicted = Some(CURVE.into_iter().map(level).collect::<siss::Result<_>>()?);
+        self.levels = Some(levels);
+        Ok(())
+    }
+
+    /// A trainer of the model as it was loaded.
+    pub fn trainer(&self, method: Method, seed: u64) -> Result<SissTrainer<UNet2d, 4>> {
+        let (options, settings) = (&self.options, &self.settings);
+        let scheduler = DdpmScheduler::from_config(&self.config)?;
+        let mut builder = SissTrainer::builder(self.model.clone(), scheduler)
+            .method(method)
+            .retained_points(self.pairs.retain().clone())
+            .timestep_sampling(settings.timesteps)
+            .prediction_type(self.config.prediction_type)
+            .thin_below(settings.thin_below)
+            .seed(seed);
+        if let Some(levels) = &self.levels {
+            builder = builder.steering(Steering::to(levels.clone()));
+        }
+        if let Some(clipper) = settings.clipper {
+            builder = builder.clipper(clipper.build()?);
+        }
+        builder = match options.protocol {
+            Protocol::Quick => {
+                let (rate, steps) = (settings.learning_rate, settings.steps);
+                let falling = LinearLrSchedulerConfig::new(rate, 0.0, steps);
+                builder
+                    .sampler(FixedAllocation::new(options.forget_prob)?)
+                    .learning_rate(falling.init()?)
+            }
+            Protocol::Paper => builder
+                .sampler(CoinFlip::new(options.forget_prob)?)
+                .learning_rate(settings.learning_rate),
+        };
+        Ok(builder.build()?)
+    }
+
+    /// Who meets whom under a seed.
+    pub fn pairs(&self, seed: u64) -> PairSampler<4> {
+        self.pairs.clone().with_seed(seed)
     }
 }
 
 /// Runs the job and writes everything into `options.out`.
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
-    let settings = options.settings()?;
     let started = Instant::now();
-    let device = options.device.device()?;
-    std::fs::create_dir_all(&options.out)
-        .map_err(|error| format!("creating {}: {error}", options.out.display()))?;
-
-    progress.phase("loading");
-    let base = options.assets.join("base");
-    let checkpoint = options.checkpoint.clone().unwrap_or_else(|| base.clone());
-    let config = SchedulerConfig::from_file(scheduler_config_path(&checkpoint))?;
-    let digits = data::load_digits(&options.assets, &device)?;
-    let tshirt = data::load_tshirt(&options.assets, &device)?;
-    let examiner = Examiner {
-        probe: Probe::new(&config, CHUNKS)?,
-        tshirt: tshirt.clone(),
-        heldout: digits
-            .heldout
-            .clone()
-            .narrow(0, 0, options.heldout.min(digits.heldout.dims()[0])),
-        samples: options.samples,
-    };
-    let model = UNet2d::load(&checkpoint, &device)?;
-    let retrained = Retrained::measure(&examiner, &UNet2d::load(base.join("retrained"), &device)?)?;
-
-    // Settings are refused here, before anything that takes time.
-    let pairs = PairSampler::new(digits.retain, tshirt, options.seed)?;
-    pairs.pairs(0, settings.batch)?;
-    let trainer = trainer(model.clone(), &pairs, &config, &options, &settings)?;
-    let before = examiner.evaluate(&model, "before", progress)?;
-    let unlearned = unlearn(
-        trainer,
-        &pairs,
-        &examiner,
-        &settings,
-        &options.out,
-        progress,
-    )?;
-    let after = examiner.evaluate(&unlearned.model, "after", progress)?;
+    let job = Job::prepare(options, progress)?;
+    let before = job.examiner.evaluate(&job.model, "before", progress)?;
+    let unlearned = unlearn(&job, progress)?;
+    let after = job.examiner.evaluate(&unlearned.model, "after", progress)?;
 
     progress.phase("writing");
-    let folder = options.out.join("model");
-    save_model(&unlearned.model, &checkpoint, &folder, Layout::Flat)?;
-    pictures::save(
-        &options.out,
-        &before,
-        &after,
-        &examiner,
-        &unlearned.records,
-        &retrained,
-    )?;
+    let folder = job.options.out.join("model");
+    save_model(&unlearned.model, &job.checkpoint, &folder, Layout::Flat)?;
     let records = &unlearned.records;
+    pictures::save(&job, &before, &after, records)?;
+    let rows = records.iter().map(|record| record.report.rows_per_sample());
     let summary = Summary {
-        distance_to_retrained: distance_to_retrained(
-            &after.figures.tshirt_loss,
-            &retrained.tshirt_loss,
-        ),
+        distance_to_retrained: job.retrained.distance(&after.figures.tshirt_loss),
         before: before.figures,
         after: after.figures,
-        retrained,
-        rows_per_sample: records
-            .iter()
-            .map(|record| record.report.rows_per_sample())
-            .sum::<f64>()
-            / records.len().max(1) as f64,
+        retrained: job.retrained,
+        predicted: job.predicted,
+        rows_per_sample: rows.sum::<f64>() / records.len().max(1) as f64,
         findings: unlearned.findings,
         steps: records.len(),
         seconds: started.elapsed().as_secs_f64(),
         unlearning_seconds: records.last().map_or(0.0, |record| record.seconds),
-        device: options.device.to_string(),
-        config: Config { options, settings },
+        device: job.options.device.to_string(),
+        config: Config {
+            options: job.options,
+            settings: job.settings,
+        },
     };
     let file = File::create(summary.config.options.out.join("summary.json"))?;
     serde_json::to_writer_pretty(file, &summary)?;
@@ -179,30 +273,25 @@ struct Unlearned {
     findings: Vec<Finding>,
 }
 
-fn unlearn(
-    mut trainer: SissTrainer<UNet2d, 4>,
-    pairs: &PairSampler<4>,
-    examiner: &Examiner,
-    settings: &Settings,
-    out: &Path,
-    progress: &dyn Progress,
-) -> Result<Unlearned> {
-    let Settings { steps, batch, .. } = *settings;
-    let mut log = BufWriter::new(File::create(out.join("metrics.jsonl"))?);
+fn unlearn(job: &Job, progress: &dyn Progress) -> Result<Unlearned> {
+    let seed = job.options.seed;
+    let (mut trainer, pairs) = (job.trainer(job.options.method, seed)?, job.pairs(seed));
+    let mut log = BufWriter::new(File::create(job.options.out.join("metrics.jsonl"))?);
     let mut diagnosis = Diagnosis::default();
+    let steps = job.settings.steps;
     let mut records: Vec<StepRecord> = Vec::with_capacity(steps);
     let mut seconds = 0.0;
     let every = steps.div_ceil(CHECKPOINTS).max(1);
     for step in 0..steps {
         let began = Instant::now();
-        let report = trainer.step(pairs.batch(step as u64, batch)?)?;
+        let report = trainer.step(pairs.batch(step as u64, job.settings.batch)?)?;
         seconds += began.elapsed().as_secs_f64();
         progress.step(&report, steps);
         diagnosis.observe(&report)?;
 
         let look = (step + 1) % every == 0 || step + 1 == steps;
         let measured = look
-            .then(|| measure_along(trainer.model(), examiner))
+            .then(|| measure_along(trainer.model(), &job.examiner))
             .transpose()?;
         let (tshirt_denoise_l2, tshirt_loss) = measured.unzip();
         let record = StepRecord {
@@ -226,43 +315,8 @@ fn unlearn(
 fn measure_along(model: &UNet2d, examiner: &Examiner) -> siss::Result<(f64, ByTimestep)> {
     let plain = model.valid();
     let distance = examiner.distance(&examiner.denoise(&plain, CURVE_COPIES)?);
-    Ok((distance, examiner.tshirt_loss(&plain, CURVE_NOISES)?))
-}
-
-fn trainer(
-    model: UNet2d,
-    pairs: &PairSampler<4>,
-    config: &SchedulerConfig,
-    options: &Options,
-    settings: &Settings,
-) -> Result<SissTrainer<UNet2d, 4>> {
-    let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(config)?)
-        .method(options.method)
-        .retained_points(pairs.retain().clone())
-        .timestep_sampling(settings.timesteps)
-        .prediction_type(config.prediction_type)
-        .thin_below(settings.thin_below)
-        .seed(options.seed);
-    if let Some(clipper) = settings.clipper {
-        builder = builder.clipper(clipper.build()?);
-    }
-    builder = match options.protocol {
-        Protocol::Quick => {
-            let falling = LinearLrSchedulerConfig::new(settings.learning_rate, 0.0, settings.steps);
-            builder
-                .sampler(FixedAllocation::new(options.forget_prob)?)
-                .learning_rate(falling.init()?)
-        }
-        Protocol::Paper => builder
-            .sampler(CoinFlip::new(options.forget_prob)?)
-            .learning_rate(settings.learning_rate),
-    };
-    Ok(builder.build()?)
-}
-
-fn distance_to_retrained(after: &ByTimestep, retrained: &ByTimestep) -> f64 {
-    let logs = retrained
-        .iter()
-        .map(|(timestep, retrained)| (after[timestep] / retrained).ln().abs());
-    logs.sum::<f64>() / TIMESTEPS.len() as f64
+    Ok((
+        distance,
+        examiner.tshirt_loss(&plain, CURVE_NOISES, &TIMESTEPS)?,
+    ))
 }

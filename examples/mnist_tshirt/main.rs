@@ -48,7 +48,7 @@ fn forget_the_tshirt(options: Options) -> Result<(), Box<dyn Error>> {
 fn print_table(summary: &Summary) {
     let (before, after) = (&summary.before, &summary.after);
     let row = |name: &str, before: String, after: String, retrained: String| {
-        println!("{name:<34} {before:>20} {after:>20} {retrained:>10}");
+        println!("{name:<34} {before:>20} {after:>20} {retrained:>25}");
     };
     let share = |evaluation: &evaluate::Evaluation| {
         let [low, high] = evaluation.tshirt_share_interval;
@@ -78,7 +78,13 @@ fn print_table(summary: &Summary) {
             &format!("loss of the T-shirt, t = {timestep}"),
             format!("{:.4}", before.tshirt_loss[&key]),
             format!("{:.4}", after.tshirt_loss[&key]),
-            format!("{:.4}", summary.retrained.tshirt_loss[&key]),
+            match &summary.predicted {
+                Some(predicted) => format!(
+                    "{:.4} (predicted {:.3})",
+                    summary.retrained.tshirt_loss[&key], predicted[&key]
+                ),
+                None => format!("{:.4}", summary.retrained.tshirt_loss[&key]),
+            },
         );
     }
     for timestep in TIMESTEPS {

@@ -27,9 +27,13 @@ pub struct Options {
     pub batch: Option<usize>,
 
     /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track.
-    #[arg(long, default_value_t)]
+    #[arg(long, default_value_t, value_parser = method)]
     #[serde(serialize_with = "as_text")]
     pub method: Method,
+
+    /// Where forgetting is to stop: at the predicted loss of a model retrained without the T-shirt, or nowhere.
+    #[arg(long, value_enum, default_value_t)]
+    pub target: Target,
 
     /// The paper's λ: share of noisy points drawn from the T-shirt.
     #[arg(long, default_value_t = 0.5)]
@@ -102,6 +106,28 @@ pub enum Protocol {
     Quick,
     /// What the paper ran.
     Paper,
+}
+
+/// Where forgetting stops.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// At the loss that a retrained model is predicted to have.
+    Retrained,
+    /// Nowhere.
+    #[default]
+    None,
+}
+
+/// Every method but the one that `--target` stands for.
+fn method(text: &str) -> siss::Result<Method> {
+    match text.parse()? {
+        Method::SissToLevel => Err(siss::Error::InvalidSetting {
+            what: "siss-to-level is siss with a target".into(),
+            remedy: "use --method siss --target retrained",
+        }),
+        method => Ok(method),
+    }
 }
 
 fn as_text<S: serde::Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,29 +1,27 @@
 //! Pictures and curves of a run.
 
-use std::path::Path;
-
 use siss::burn::tensor::Tensor;
-use siss::report::{ImageGrid, Plot};
+use siss::report::{ImageGrid, Panel, Plot, Series};
 use siss::{Result, StepReport};
 
 use crate::common::curves::{panel, step_panels, with_start};
-use crate::evaluate::{DENOISE_FROM, Evaluated, Examiner, TIMESTEPS};
-use crate::job::{Retrained, StepRecord};
+use crate::common::probe::ByTimestep;
+use crate::evaluate::{CURVE, DENOISE_FROM, Evaluated, TIMESTEPS};
+use crate::job::{Job, Retrained, StepRecord};
 
 /// Generated images shown.
 const SHOWN: usize = 128;
 
 pub fn save(
-    out: &Path,
+    job: &Job,
     before: &Evaluated,
     after: &Evaluated,
-    examiner: &Examiner,
     records: &[StepRecord],
-    retrained: &Retrained,
 ) -> Result<()> {
+    let (out, retrained) = (&job.options.out, &job.retrained);
     generated(before)?.save(out.join("before.png"))?;
     generated(after)?.save(out.join("after.png"))?;
-    let tshirt = ImageGrid::new(examiner.tshirt.clone())?
+    let tshirt = ImageGrid::new(job.examiner.tshirt.clone())?
         .title("T-shirt")
         .scale(3);
     tshirt
@@ -31,7 +29,27 @@ pub fn save(
         .beside(copies("after", &after.denoised)?)
         .beside(copies("retrained", &retrained.denoised)?)
         .save(out.join("denoised.png"))?;
+    levels(job, before, after).save(out.join("levels.svg"))?;
     curves(before, records, retrained).save(out.join("curves.svg"))
+}
+
+/// The T-shirt's loss over the timesteps: before, after, and what it should be.
+fn levels(job: &Job, before: &Evaluated, after: &Evaluated) -> Plot {
+    let series = |label: &str, losses: &ByTimestep| {
+        let point = |timestep: usize| (timestep as f64, losses[&timestep.to_string()]);
+        Series::new(label, CURVE.map(point))
+    };
+    let mut panel = Panel::new("The T-shirt's loss")
+        .x_label("timestep")
+        .y_label("squared error an element")
+        .log_y()
+        .series(series("before", &before.figures.tshirt_loss))
+        .series(series("after", &after.figures.tshirt_loss))
+        .series(series("retrained without it", &job.retrained.tshirt_loss));
+    if let Some(predicted) = &job.predicted {
+        panel = panel.series(series("predicted, without retraining", predicted));
+    }
+    Plot::new().panel(panel)
 }
 
 fn generated(model: &Evaluated) -> Result<ImageGrid> {
