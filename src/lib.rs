@@ -107,6 +107,7 @@ mod clipper;
 mod denoiser;
 mod draws;
 mod error;
+mod fn_denoiser;
 mod gradients;
 mod host;
 mod json;
@@ -140,6 +141,7 @@ pub use clipper::{
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
+pub use fn_denoiser::FnDenoiser;
 pub use loss::{
     Bernoulli, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, Siss, SissLoss, SissNoIs,
 };
