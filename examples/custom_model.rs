@@ -32,8 +32,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 #[command(version)]
 struct Options {
     /// Optimiser steps of the unlearning.
-    #[arg(long, default_value_t = 100)]
-    steps: usize,
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    steps: u64,
 
     /// Folder for the picture.
     #[arg(long, value_name = "DIR", default_value = "target/custom_model")]
@@ -55,6 +55,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
+    std::fs::create_dir_all(&options.out)
+        .map_err(|error| format!("creating {}: {error}", options.out.display()))?;
     let device = Device::flex();
     let scheduler = DdpmScheduler::linear(1000)?;
     let data = Data::new(&device);
@@ -79,17 +81,17 @@ fn unlearn(
     model: SoundNet,
     data: &Data,
     scheduler: DdpmScheduler,
-    steps: usize,
+    steps: u64,
 ) -> Result<(SoundNet, Vec<StepReport>)> {
-    let falling_rate = LinearLrSchedulerConfig::new(6e-4, 0.0, steps);
+    let falling_rate = LinearLrSchedulerConfig::new(6e-4, 0.0, steps as usize);
     let mut trainer = SissTrainer::builder(model, scheduler)
         .learning_rate(falling_rate.init()?)
         .seed(SEED)
         .build()?;
     let pairs = PairSampler::new(data.tones.clone(), data.motif.clone(), SEED)?;
-    let mut reports = Vec::with_capacity(steps);
+    let mut reports = Vec::new();
     for step in 0..steps {
-        let report = trainer.step(pairs.batch(step as u64, 64)?)?;
+        let report = trainer.step(pairs.batch(step, 64)?)?;
         if step % 20 == 0 {
             println!("unlearning: {report}");
         }
@@ -331,7 +333,7 @@ struct Measurement {
     recalled: usize,
     /// The generated sound that is nearest to the motif.
     nearest: Vec<f32>,
-    /// The motif and a new tone, noised to the last of `TIMESTEPS` and denoised.
+    /// The motif and a new tone, noised to the second of `TIMESTEPS` and denoised.
     denoised_motif: Vec<f32>,
     denoised_tone: Vec<f32>,
 }
@@ -352,7 +354,7 @@ impl Measurement {
         let nearest = (0..GENERATED).min_by(|&a, &b| distances[a].total_cmp(&distances[b]));
 
         let denoise = |clean: Tensor<3>| {
-            let denoised = sampler.noise_and_denoise(model, &(), clean, TIMESTEPS[2], SEED, 0);
+            let denoised = sampler.noise_and_denoise(model, &(), clean, TIMESTEPS[1], SEED, 0);
             values(denoised?)
         };
         let motifs = data.motif.clone().repeat_dim(0, 64);
@@ -427,7 +429,7 @@ fn save_picture(
     };
     let motif = || data.motif.clone();
     let tone = data.new_tones.clone().narrow(0, 0, 1);
-    let from = format!("noised to t = {} and denoised", TIMESTEPS[2]);
+    let from = format!("noised to t = {} and denoised", TIMESTEPS[1]);
     Plot::new()
         .columns(2)
         .panel(panel(
