@@ -120,9 +120,11 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
         model.valid()
     }
 
-    fn unlearn(&self, model: M, process: impl Scheduler + 'static) -> M {
+    fn unlearn(&self, model: M, process: impl Scheduler + 'static, method: Method) -> M {
         let mut trainer = SissTrainer::builder(model, process)
             .prediction_type(self.prediction_type)
+            .method(method)
+            .clipper(FractionOfRetain::new(0.5).unwrap())
             .learning_rate(1e-3)
             .seed(SEED)
             .build()
@@ -144,13 +146,19 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
         trainer.into_model()
     }
 
-    /// Training memorises the point, as a model without it shows; unlearning loses it and keeps the rest.
+    /// Training memorises the point, as a model without it shows. Unlearning loses it, more than training on does, and keeps
+    /// the rest.
     fn assert_forgets(&self, process: impl Scheduler + Clone + 'static) {
-        let without = self.losses(&self.train(&process, false), &process);
+        let losses = |model: &M| self.losses(model, &process);
+        let unlearn = |model, method| losses(&self.unlearn(model, process.clone(), method));
+        let without = losses(&self.train(&process, false));
         let model = self.train(&process, true);
-        let before = self.losses(&model, &process);
-        let after = self.losses(&self.unlearn(model, process.clone()), &process);
-        let all = format!("without {without:.3?}, before {before:.3?}, after {after:.3?}");
+        let before = losses(&model);
+        let trained_on = unlearn(model.clone(), Method::NaiveDeletion);
+        let after = unlearn(model, Method::Siss);
+        let all = format!(
+            "without {without:.3?}, before {before:.3?}, trained on {trained_on:.3?}, after {after:.3?}"
+        );
         println!("{all}");
         assert!(
             before.memorised < 0.3 * without.memorised,
@@ -159,6 +167,10 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
         assert!(
             after.memorised > 3.0 * before.memorised,
             "not forgotten: {all}"
+        );
+        assert!(
+            after.memorised > 1.5 * trained_on.memorised,
+            "no better than training on: {all}"
         );
         assert!(after.rest < 1.1 * before.rest, "not kept: {all}");
     }
