@@ -100,7 +100,7 @@ fn unlearn(
     Ok((trainer.into_model(), reports))
 }
 
-// Your model: any burn module. The rank is 3 here, for [batch, channels, samples].
+// Your model. This part you replace: any burn module, of any rank; here 3, for [batch, channels, samples].
 
 const CHANNELS: usize = 16;
 /// Samples that are seen as one.
@@ -186,7 +186,8 @@ fn sines_and_cosines(timesteps: Tensor<1>) -> Tensor<2> {
     Tensor::cat(vec![angles.clone().sin(), angles.cos()], 1)
 }
 
-// Your data: tensors of the model's shape, in the range it was trained on. What is kept and what is forgotten are apart.
+// Your data. This part you replace: tensors of the model's shape, in the range it was trained on; what is kept and what is
+// forgotten are apart.
 
 /// Samples of a sound.
 const SAMPLES: usize = 256;
@@ -248,7 +249,7 @@ fn sounds(sounds: impl IntoIterator<Item = Vec<f32>>, device: &Device) -> Tensor
     Tensor::from_data(TensorData::new(values, [count, 1, SAMPLES]), device)
 }
 
-// Training from scratch, which is burn's part: a regression on the noise.
+// Training from scratch, which is burn's part: a regression on the noise. With a trained model you do not need it.
 
 /// Key of everything random: the program does the same on every run.
 const SEED: u64 = 0;
@@ -319,7 +320,7 @@ fn vector(values: impl IntoIterator<Item = f64>, device: &Device) -> Tensor<1> {
     Tensor::from_data(values.as_slice(), device)
 }
 
-// Measuring: before, after, with the same noise.
+// Measuring, before and after, with the same noise.
 
 const TIMESTEPS: [usize; 3] = [100, 250, 400];
 /// Sounds that are generated.
