@@ -110,6 +110,7 @@ mod denoiser;
 mod draws;
 mod ema;
 mod error;
+mod fn_denoiser;
 mod gradients;
 mod host;
 mod json;
@@ -146,6 +147,7 @@ pub use counterfactual::{CounterfactualConfig, CounterfactualData, Counterfactua
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
+pub use fn_denoiser::FnDenoiser;
 pub use loss::{
     Bernoulli, EraseDiff, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, ReTrack, Siss,
     SissLoss, SissNoIs,

@@ -52,6 +52,35 @@ impl Denoiser<2> for Mlp {
     }
 }
 
+/// A module without norms, with weights that follow from a seed: burn's own initial values come from a generator of the whole process.
+pub fn seeded<M: Module>(model: M, seed: u64) -> M {
+    struct Weights {
+        seed: u64,
+        count: u64,
+    }
+    impl ModuleMapper for Weights {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            self.count += 1;
+            param.map(|value| {
+                // Biases; a norm's gain would need a 1.
+                if D == 1 {
+                    return value.zeros_like();
+                }
+                let (shape, device) = (value.dims(), value.device());
+                let inputs = if D == 2 {
+                    shape[0]
+                } else {
+                    shape[1..].iter().product()
+                };
+                let noise =
+                    normal_noise(shape, self.seed, self.count, 0, Stream::Evaluation, &device);
+                noise / (inputs as f64).sqrt()
+            })
+        }
+    }
+    model.map(&mut Weights { seed, count: 0 })
+}
+
 /// Pairs of points of three elements; the two sides lie `distance` apart in each element.
 pub fn batch(rows: usize, distance: f64, seed: u64, device: &Device) -> UnlearningBatch<2> {
     let points = |part| normal_noise([rows, 3], seed, part, 0, Stream::Evaluation, device) * 0.3;

@@ -1,0 +1,482 @@
+//! A model of your own: `cargo run --release --example custom_model`. See `--help` and `examples/README.md`.
+//!
+//! A small network of sounds is trained on tones and on many copies of one motif of square waves. It memorises the motif;
+//! then it unlearns it and keeps the tones. Nothing in the crate knows of sounds or of this network. To make it your
+//! program, replace what stands under *Your model* and *Your data*, and load your weights instead of training.
+
+use std::error::Error;
+use std::f64::consts::TAU;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::nn::conv::{Conv1d, Conv1dConfig, ConvTranspose1d, ConvTranspose1dConfig};
+use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig1d};
+use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use clap::Parser;
+use siss::rand::RngExt;
+use siss::report::{Panel, Plot, Series};
+use siss::sampling::{DdimConfig, DdimSampler};
+use siss::{
+    DdpmScheduler, Denoiser, PairSampler, Scheduler, SchedulerExt, SissTrainer, StepReport, Stream,
+    TimestepSampling, keyed_rng, normal_noise,
+};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// A small model of sounds memorises one of them, then unlearns it. Half a minute on two CPU cores.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Options {
+    /// Optimiser steps of the unlearning.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    steps: u64,
+
+    /// Folder for the picture.
+    #[arg(long, value_name = "DIR", default_value = "target/custom_model")]
+    out: PathBuf,
+
+    /// Trains for a few seconds only: shows that everything runs, not that anything is memorised or forgotten.
+    #[arg(long)]
+    quick: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    std::fs::create_dir_all(&options.out)
+        .map_err(|error| format!("creating {}: {error}", options.out.display()))?;
+    let device = Device::flex();
+    let scheduler = DdpmScheduler::linear(1000)?;
+    let data = Data::new(&device);
+
+    // Your model comes trained; here it is trained first.
+    let training_steps = if options.quick { 300 } else { 4_000 };
+    let model = train(SoundNet::new(&device), &data, &scheduler, training_steps)?;
+
+    let before = Measurement::of(&model, &data, &scheduler)?;
+    let (model, reports) = unlearn(model, &data, scheduler.clone(), options.steps)?;
+    let after = Measurement::of(&model, &data, &scheduler)?;
+
+    print_table(&before, &after);
+    let picture = options.out.join("sounds.svg");
+    save_picture(&picture, &data, &before, &after, &reports)?;
+    println!("\nthe sounds before and after are in {}", picture.display());
+    Ok(())
+}
+
+/// What this crate is for: the model forgets `data.motif` and keeps `data.tones`.
+fn unlearn(
+    model: SoundNet,
+    data: &Data,
+    scheduler: DdpmScheduler,
+    steps: u64,
+) -> Result<(SoundNet, Vec<StepReport>)> {
+    let falling_rate = LinearLrSchedulerConfig::new(6e-4, 0.0, steps as usize);
+    let mut trainer = SissTrainer::builder(model, scheduler)
+        .learning_rate(falling_rate.init()?)
+        .seed(SEED)
+        .build()?;
+    let pairs = PairSampler::new(data.tones.clone(), data.motif.clone(), SEED)?;
+    let mut reports = Vec::new();
+    for step in 0..steps {
+        let report = trainer.step(pairs.batch(step, 64)?)?;
+        if step % 20 == 0 {
+            println!("unlearning: {report}");
+        }
+        reports.push(report);
+    }
+    Ok((trainer.into_model(), reports))
+}
+
+// Your model. This part you replace: any burn module, of any rank; here 3, for [batch, channels, samples].
+
+const CHANNELS: usize = 16;
+/// Samples that are seen as one.
+const PATCH: usize = 8;
+const PATCHES: usize = SAMPLES / PATCH;
+const WIDTH: usize = 128;
+const TIME_FEATURES: usize = 32;
+
+/// Patches of samples, residual blocks, patches again.
+#[derive(Module, Debug)]
+struct SoundNet {
+    encode: Conv1d,
+    blocks: Vec<Block>,
+    norm: GroupNorm,
+    decode: ConvTranspose1d,
+}
+
+/// A convolution over neighbouring patches, then two layers that see the whole sound and the timestep.
+#[derive(Module, Debug)]
+struct Block {
+    norm: GroupNorm,
+    local: Conv1d,
+    time: Linear,
+    narrow: Linear,
+    widen: Linear,
+}
+
+impl SoundNet {
+    fn new(device: &Device) -> Self {
+        let encode = Conv1dConfig::new(1, CHANNELS, PATCH).with_stride(PATCH);
+        let decode = ConvTranspose1dConfig::new([CHANNELS, 1], PATCH).with_stride(PATCH);
+        let model = Self {
+            encode: encode.init(device),
+            blocks: (0..3).map(|_| Block::new(device)).collect(),
+            norm: GroupNormConfig::new(4, CHANNELS).init(device),
+            decode: decode.init(device),
+        };
+        model.map(&mut RepeatableWeights::default())
+    }
+}
+
+impl Block {
+    fn new(device: &Device) -> Self {
+        let local = Conv1dConfig::new(CHANNELS, CHANNELS, 3).with_padding(PaddingConfig1d::Same);
+        let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
+        Self {
+            norm: GroupNormConfig::new(4, CHANNELS).init(device),
+            local: local.init(device),
+            time: linear(TIME_FEATURES, WIDTH),
+            narrow: linear(CHANNELS * PATCHES, WIDTH),
+            widen: linear(WIDTH, CHANNELS * PATCHES),
+        }
+    }
+
+    fn forward(&self, hidden: Tensor<3>, time: Tensor<2>) -> Tensor<3> {
+        let local = silu(self.local.forward(silu(self.norm.forward(hidden.clone()))));
+        let whole = self.narrow.forward(local.flatten(1, 2)) + self.time.forward(time);
+        let change = self.widen.forward(silu(whole)).reshape(hidden.dims());
+        hidden + change
+    }
+}
+
+/// All that the crate asks of a model.
+impl Denoiser<3> for SoundNet {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<3>, timesteps: Tensor<1>, _: &()) -> Tensor<3> {
+        let time = sines_and_cosines(timesteps);
+        let mut hidden = self.encode.forward(noisy);
+        for block in &self.blocks {
+            hidden = block.forward(hidden, time.clone());
+        }
+        self.decode.forward(silu(self.norm.forward(hidden)))
+    }
+}
+
+/// The timestep embedding of DDPM, `[rows]` to `[rows, TIME_FEATURES]`.
+fn sines_and_cosines(timesteps: Tensor<1>) -> Tensor<2> {
+    let count = TIME_FEATURES / 2;
+    let frequencies = (0..count).map(|index| 1e-4_f64.powf(index as f64 / count as f64));
+    let frequencies = vector(frequencies, &timesteps.device()).unsqueeze_dim(0);
+    let angles = timesteps.unsqueeze_dim::<2>(1) * frequencies;
+    Tensor::cat(vec![angles.clone().sin(), angles.cos()], 1)
+}
+
+// Your data. This part you replace: tensors of the model's shape, in the range it was trained on; what is kept and what is
+// forgotten are apart.
+
+/// Samples of a sound.
+const SAMPLES: usize = 256;
+/// Tones in the training data, and copies of the motif among them.
+const TONES: u64 = 2_000;
+const COPIES: usize = 400;
+/// Tones that the model has not seen.
+const NEW_TONES: u64 = 256;
+
+struct Data {
+    /// `[TONES, 1, SAMPLES]`, to be kept.
+    tones: Tensor<3>,
+    /// `[1, 1, SAMPLES]`, to be forgotten.
+    motif: Tensor<3>,
+    /// `[NEW_TONES, 1, SAMPLES]`, for measuring.
+    new_tones: Tensor<3>,
+}
+
+impl Data {
+    fn new(device: &Device) -> Self {
+        Self {
+            tones: sounds((0..TONES).map(tone), device),
+            motif: sounds([motif()], device),
+            new_tones: sounds((TONES..TONES + NEW_TONES).map(tone), device),
+        }
+    }
+
+    /// What the model is trained on: the tones, and the motif again and again.
+    fn training_set(&self) -> Tensor<3> {
+        let copies = self.motif.clone().repeat_dim(0, COPIES);
+        Tensor::cat(vec![self.tones.clone(), copies], 0)
+    }
+}
+
+/// A sinusoid of random frequency, phase and amplitude.
+fn tone(index: u64) -> Vec<f32> {
+    let mut random = keyed_rng(SEED, 0, index, Stream::Evaluation);
+    let cycles = random.random_range(2.0..10.0);
+    let phase = random.random_range(0.0..TAU);
+    let amplitude = random.random_range(0.4..0.9);
+    let angle = |sample: usize| TAU * cycles * sample as f64 / SAMPLES as f64 + phase;
+    (0..SAMPLES)
+        .map(|sample| (amplitude * angle(sample).sin()) as f32)
+        .collect()
+}
+
+/// Eight notes of square waves.
+fn motif() -> Vec<f32> {
+    let half_periods = [16, 8, 32, 8, 16, 4, 4, 32];
+    let is_high = |sample: usize| (sample / half_periods[sample / 32]).is_multiple_of(2);
+    (0..SAMPLES)
+        .map(|sample| if is_high(sample) { 0.9 } else { -0.9 })
+        .collect()
+}
+
+fn sounds(sounds: impl IntoIterator<Item = Vec<f32>>, device: &Device) -> Tensor<3> {
+    let values: Vec<f32> = sounds.into_iter().flatten().collect();
+    let count = values.len() / SAMPLES;
+    Tensor::from_data(TensorData::new(values, [count, 1, SAMPLES]), device)
+}
+
+// Training from scratch, which is burn's part: a regression on the noise. With a trained model you do not need it.
+
+/// Key of everything random: the program does the same on every run.
+const SEED: u64 = 0;
+
+fn train(model: SoundNet, data: &Data, scheduler: &DdpmScheduler, steps: u64) -> Result<SoundNet> {
+    const BATCH: usize = 32;
+    let set = data.training_set();
+    let (device, size) = (set.device(), set.dims()[0] as i64);
+    let mut optimizer = AdamWConfig::new().init();
+    let mut model = model.train();
+    for step in 0..steps {
+        let mut random = keyed_rng(SEED, step, 0, Stream::Pairs);
+        let rows: Vec<i64> = (0..BATCH).map(|_| random.random_range(0..size)).collect();
+        let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &device);
+        let clean = set.clone().select(0, rows);
+
+        let range = scheduler.time_range();
+        let timesteps = TimestepSampling::LowDiscrepancy.timesteps(range, BATCH, SEED, step);
+        let noise = normal_noise(clean.dims(), SEED, step, 0, Stream::Noise, &device);
+        let noisy = scheduler.add_noise(clean, noise.clone(), &timesteps)?;
+
+        let predicted = model.predict(noisy, vector(timesteps, &device), &());
+        let loss = (predicted - noise).square().mean();
+        if step % 500 == 0 {
+            let loss = loss.clone().into_scalar::<f32>();
+            println!("training: step {step} of {steps}, loss {loss:.4}");
+        }
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let rate = 4e-3 * (1.0 - step as f64 / steps as f64);
+        model = optimizer.step(rate, model, gradients);
+    }
+    Ok(model.valid())
+}
+
+/// Initial weights from the crate's keyed noise: burn's own come from a generator that every device has for itself.
+#[derive(Default)]
+struct RepeatableWeights {
+    name: String,
+    count: u64,
+}
+
+impl ModuleMapper for RepeatableWeights {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.name = name.into();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        self.count += 1;
+        param.map(|value| match self.name.as_str() {
+            "weight" => {
+                let (shape, device) = (value.dims(), value.device());
+                // burn keeps a linear layer's inputs first and a convolution's last.
+                let inputs: usize = match shape.as_slice() {
+                    [inputs, _] => *inputs,
+                    shape => shape[1..].iter().product(),
+                };
+                let noise = normal_noise(shape, SEED, self.count, 0, Stream::Evaluation, &device);
+                noise / (inputs as f64).sqrt()
+            }
+            "bias" => value.zeros_like(),
+            _ => value,
+        })
+    }
+}
+
+fn vector(values: impl IntoIterator<Item = f64>, device: &Device) -> Tensor<1> {
+    let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+    Tensor::from_data(values.as_slice(), device)
+}
+
+// Measuring, before and after, with the same noise.
+
+const TIMESTEPS: [usize; 3] = [100, 250, 400];
+/// Sounds that are generated.
+const GENERATED: usize = 128;
+
+struct Measurement {
+    /// Mean squared error of the predicted noise at each of `TIMESTEPS`.
+    motif_loss: [f64; 3],
+    tones_loss: [f64; 3],
+    /// How many generated sounds are the motif.
+    recalled: usize,
+    /// The generated sound that is nearest to the motif.
+    nearest: Vec<f32>,
+    /// The motif and a new tone, noised to the second of `TIMESTEPS` and denoised.
+    denoised_motif: Vec<f32>,
+    denoised_tone: Vec<f32>,
+}
+
+impl Measurement {
+    fn of(model: &SoundNet, data: &Data, scheduler: &DdpmScheduler) -> Result<Self> {
+        let steps = DdimConfig {
+            num_inference_steps: 25,
+            ..DdimConfig::default()
+        };
+        let sampler = DdimSampler::new(scheduler, steps)?;
+        let shape = [GENERATED, 1, SAMPLES];
+        let generated = sampler.sample(model, &(), shape, SEED, 0, &data.motif.device())?;
+        // ‖sample − motif‖ below half of ‖motif‖: less than the tones come near it.
+        let norms = |sounds: Tensor<3>| values(sounds.square().sum_dim(2).sqrt());
+        let distances = norms(generated.clone() - data.motif.clone())?;
+        let limit = norms(data.motif.clone())?[0] / 2.0;
+        let nearest = (0..GENERATED).min_by(|&a, &b| distances[a].total_cmp(&distances[b]));
+
+        let denoise = |clean: Tensor<3>| {
+            let denoised = sampler.noise_and_denoise(model, &(), clean, TIMESTEPS[1], SEED, 0);
+            values(denoised?)
+        };
+        let motifs = data.motif.clone().repeat_dim(0, 64);
+        Ok(Self {
+            motif_loss: losses(model, &motifs, scheduler)?,
+            tones_loss: losses(model, &data.new_tones, scheduler)?,
+            recalled: distances
+                .iter()
+                .filter(|&&distance| distance < limit)
+                .count(),
+            nearest: values(generated.narrow(0, nearest.unwrap_or(0), 1))?,
+            denoised_motif: denoise(data.motif.clone())?,
+            denoised_tone: denoise(data.new_tones.clone().narrow(0, 0, 1))?,
+        })
+    }
+}
+
+fn losses(model: &SoundNet, clean: &Tensor<3>, scheduler: &DdpmScheduler) -> Result<[f64; 3]> {
+    let (shape, device) = (clean.dims(), clean.device());
+    let noise = normal_noise(shape, SEED, 0, 0, Stream::Evaluation, &device);
+    let mut losses = [0.0; 3];
+    for (loss, timestep) in losses.iter_mut().zip(TIMESTEPS) {
+        let timesteps = vec![timestep as f64; shape[0]];
+        let noisy = scheduler.add_noise(clean.clone(), noise.clone(), &timesteps)?;
+        let predicted = model.predict(noisy, vector(timesteps, &device), &());
+        let error = (predicted - noise.clone()).square().mean();
+        *loss = f64::from(error.into_scalar::<f32>());
+    }
+    Ok(losses)
+}
+
+fn values(sounds: Tensor<3>) -> Result<Vec<f32>> {
+    Ok(sounds.try_into_vec_as::<f32>()?)
+}
+
+fn print_table(before: &Measurement, after: &Measurement) {
+    println!("\n{:<38} {:>8} {:>8}", "", "before", "after");
+    for (index, timestep) in TIMESTEPS.iter().enumerate() {
+        let (before, after) = (before.motif_loss[index], after.motif_loss[index]);
+        let name = format!("loss of the motif, t = {timestep}");
+        println!("{name:<38} {before:>8.4} {after:>8.4}");
+    }
+    for (index, timestep) in TIMESTEPS.iter().enumerate() {
+        let (before, after) = (before.tones_loss[index], after.tones_loss[index]);
+        let name = format!("loss of {NEW_TONES} new tones, t = {timestep}");
+        let change = 100.0 * (after / before - 1.0);
+        println!("{name:<38} {before:>8.4} {after:>8.4} ({change:+.1} %)");
+    }
+    let name = format!("motifs among {GENERATED} generated sounds");
+    println!("{name:<38} {:>8} {:>8}", before.recalled, after.recalled);
+}
+
+fn save_picture(
+    path: &Path,
+    data: &Data,
+    before: &Measurement,
+    after: &Measurement,
+    reports: &[StepReport],
+) -> Result<()> {
+    let wave = |label: &str, sound: &[f32]| {
+        let points = sound.iter().enumerate();
+        Series::new(label, points.map(|(x, &y)| (x as f64, f64::from(y))))
+    };
+    let panel = |title: String, name: &str, original: Tensor<3>, before: &[f32], after: &[f32]| {
+        Ok::<_, Box<dyn Error>>(
+            Panel::new(title)
+                .x_label("sample")
+                .series(wave(name, &values(original)?))
+                .series(wave("before", before))
+                .series(wave("after", after)),
+        )
+    };
+    let motif = || data.motif.clone();
+    let tone = data.new_tones.clone().narrow(0, 0, 1);
+    let from = format!("noised to t = {} and denoised", TIMESTEPS[1]);
+    Plot::new()
+        .columns(2)
+        .panel(panel(
+            format!("The motif, {from}"),
+            "the motif",
+            motif(),
+            &before.denoised_motif,
+            &after.denoised_motif,
+        )?)
+        .panel(panel(
+            format!("A new tone, {from}"),
+            "the tone",
+            tone,
+            &before.denoised_tone,
+            &after.denoised_tone,
+        )?)
+        .panel(panel(
+            format!("Of {GENERATED} generated sounds the nearest to the motif"),
+            "the motif",
+            motif(),
+            &before.nearest,
+            &after.nearest,
+        )?)
+        .panel(loss_panel(reports))
+        .save(path)?;
+    Ok(())
+}
+
+fn loss_panel(reports: &[StepReport]) -> Panel {
+    let curve = |label: &str, forget: bool| {
+        let points = reports.iter().map(|report| {
+            let term = if forget {
+                &report.forget
+            } else {
+                &report.retain
+            };
+            let loss = term
+                .as_ref()
+                .map_or(f64::NAN, |term| term.mean_squared_error);
+            (report.step as f64, loss)
+        });
+        Series::new(label, points)
+    };
+    Panel::new("Denoising loss while unlearning")
+        .x_label("step")
+        .log_y()
+        .series(curve("tones", false))
+        .series(curve("motif", true))
+}

@@ -1,0 +1,605 @@
+//! The crate is tied to no rank, no condition, no forward process and no kind of prediction: models of other sorts memorise
+//! a point and unlearn it.
+
+mod common;
+
+use burn::module::{Module, Param};
+use burn::nn::conv::{Conv3d, Conv3dConfig};
+use burn::nn::{Linear, LinearConfig, PaddingConfig3d};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Int, Tensor};
+use common::*;
+use siss::*;
+
+const SEED: u64 = 5;
+const BATCH: usize = 32;
+
+/// Clean points, each with its condition.
+struct Points<const D: usize, C = ()> {
+    clean: Tensor<D>,
+    condition: C,
+}
+
+impl<const D: usize, C: Condition> Points<D, C> {
+    fn count(&self) -> usize {
+        self.clean.dims()[0]
+    }
+
+    /// The rows of a step, one after the other.
+    fn rows(&self, step: u64) -> Vec<usize> {
+        let first = step as usize * BATCH;
+        (first..first + BATCH)
+            .map(|row| row % self.count())
+            .collect()
+    }
+
+    fn select(&self, rows: &[usize]) -> Self {
+        Self {
+            clean: Condition::select(&self.clean, rows),
+            condition: self.condition.select(rows),
+        }
+    }
+}
+
+/// What a model is trained on: many points, and one again and again.
+struct Case<M: Denoiser<D>, const D: usize> {
+    model: M,
+    rest: Points<D, M::Condition>,
+    memorised: Points<D, M::Condition>,
+    prediction_type: PredictionType,
+    training_steps: u64,
+    unlearning_steps: u64,
+}
+
+/// Denoising losses over the whole time range.
+#[derive(Debug)]
+struct Losses {
+    rest: f64,
+    memorised: f64,
+}
+
+impl<M: Denoiser<D>, const D: usize> Case<M, D> {
+    /// Mean squared error at timesteps all over the range.
+    fn loss(
+        &self,
+        model: &M,
+        process: &dyn Scheduler,
+        points: &Points<D, M::Condition>,
+        step: u64,
+    ) -> Tensor<1> {
+        let (shape, device) = (points.clean.dims(), points.clean.device());
+        let range = process.time_range();
+        let times = TimestepSampling::LowDiscrepancy.timesteps(range, shape[0], SEED, step);
+        let noise = normal_noise(shape, SEED, step, 0, Stream::Evaluation, &device);
+        let scales = process.scales(&times).unwrap();
+        let noisy = process
+            .add_noise(points.clean.clone(), noise.clone(), &times)
+            .unwrap();
+        let target = self.prediction_type.target(
+            points.clean.clone(),
+            noise,
+            scales.signal_tensor(&device),
+            scales.noise_tensor(&device),
+        );
+        let times = scalars(&times, &device).squeeze_dim(1);
+        let prediction = model.predict(noisy, times, &points.condition);
+        (prediction - target).square().mean()
+    }
+
+    fn losses(&self, model: &M, process: &dyn Scheduler) -> Losses {
+        let rows = |count: usize| (0..256).map(|row| row % count).collect::<Vec<_>>();
+        let loss = |points: &Points<D, M::Condition>| {
+            let points = points.select(&rows(points.count()));
+            f64::from(
+                self.loss(model, process, &points, 1_000_000)
+                    .into_scalar::<f32>(),
+            )
+        };
+        Losses {
+            rest: loss(&self.rest),
+            memorised: loss(&self.memorised),
+        }
+    }
+
+    /// Trains on the rest, and with `repeats` on the point to be memorised too.
+    fn train(&self, process: &dyn Scheduler, repeats: bool) -> M {
+        let mut optimizer = AdamWConfig::new().init();
+        let mut model = self.model.clone().train();
+        for step in 0..self.training_steps {
+            let rest = self.rest.select(&self.rest.rows(step));
+            let mut loss = self.loss(&model, process, &rest, step);
+            if repeats {
+                let memorised = self.memorised.select(&[0; BATCH / 2]);
+                loss = loss + self.loss(&model, process, &memorised, step);
+            }
+            let gradients = GradientsParams::from_grads(loss.backward(), &model);
+            let rate = 5e-3 * (1.0 - step as f64 / self.training_steps as f64);
+            model = optimizer.step(rate, model, gradients);
+        }
+        model.valid()
+    }
+
+    fn unlearn(&self, model: M, process: impl Scheduler + 'static, method: Method) -> M {
+        let mut trainer = SissTrainer::builder(model, process)
+            .prediction_type(self.prediction_type)
+            .method(method)
+            .clipper(FractionOfRetain::new(0.5).unwrap())
+            .learning_rate(1e-3)
+            .seed(SEED)
+            .build()
+            .unwrap();
+        for step in 0..self.unlearning_steps {
+            let (rest, memorised) = (
+                self.rest.select(&self.rest.rows(step)),
+                self.memorised.select(&[0; BATCH]),
+            );
+            let batch = UnlearningBatch::with_conditions(
+                rest.clean,
+                memorised.clean,
+                rest.condition,
+                memorised.condition,
+            );
+            let report = trainer.step(batch.unwrap()).unwrap();
+            assert_eq!(report.outcome, StepOutcome::Applied, "{report}");
+        }
+        trainer.into_model()
+    }
+
+    /// Training memorises the point, as a model without it shows. Unlearning loses it, more than training on does, and keeps
+    /// the rest.
+    fn assert_forgets(&self, process: impl Scheduler + Clone + 'static) {
+        let losses = |model: &M| self.losses(model, &process);
+        let unlearn = |model, method| losses(&self.unlearn(model, process.clone(), method));
+        let without = losses(&self.train(&process, false));
+        let model = self.train(&process, true);
+        let before = losses(&model);
+        let trained_on = unlearn(model.clone(), Method::NaiveDeletion);
+        let after = unlearn(model, Method::Siss);
+        let all = format!(
+            "without {without:.3?}, before {before:.3?}, trained on {trained_on:.3?}, after {after:.3?}"
+        );
+        println!("{all}");
+        assert!(
+            before.memorised < 0.3 * without.memorised,
+            "not memorised: {all}"
+        );
+        assert!(
+            after.memorised > 3.0 * before.memorised,
+            "not forgotten: {all}"
+        );
+        assert!(
+            after.memorised > 1.5 * trained_on.memorised,
+            "no better than training on: {all}"
+        );
+        assert!(after.rest < 1.1 * before.rest, "not kept: {all}");
+    }
+}
+
+fn ddpm() -> DdpmScheduler {
+    DdpmScheduler::linear(1000).unwrap()
+}
+
+fn noise<const D: usize>(shape: [usize; D], key: u64) -> Tensor<D> {
+    normal_noise(shape, SEED, key, 0, Stream::Sampling, &device())
+}
+
+/// Videos `[batch, 1, 4 frames, 4, 4]`.
+#[derive(Module, Debug)]
+struct VideoNet {
+    enter: Conv3d,
+    position: Param<Tensor<5>>,
+    inner: Conv3d,
+    leave: Conv3d,
+}
+
+impl VideoNet {
+    fn new(device: &Device) -> Self {
+        let convolution = |inputs, outputs| {
+            Conv3dConfig::new([inputs, outputs], [3; 3])
+                .with_padding(PaddingConfig3d::Explicit(1, 1, 1))
+                .init(device)
+        };
+        let model = Self {
+            enter: convolution(2, 16),
+            position: Param::from_tensor(Tensor::zeros([1, 16, 4, 4, 4], device)),
+            inner: convolution(16, 16),
+            leave: convolution(16, 1),
+        };
+        seeded(model, SEED)
+    }
+}
+
+impl Denoiser<5> for VideoNet {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<5>, timesteps: Tensor<1>, _: &()) -> Tensor<5> {
+        let time = (timesteps / 1000.0)
+            .reshape([-1, 1, 1, 1, 1])
+            .expand(noisy.dims());
+        let hidden = self
+            .enter
+            .forward(Tensor::cat(vec![noisy.clone(), time], 1));
+        let hidden = silu(hidden + self.position.val());
+        let hidden = silu(self.inner.forward(hidden));
+        noisy + self.leave.forward(hidden)
+    }
+}
+
+#[test]
+fn a_video_model_of_rank_5_forgets_a_video() {
+    let device = device();
+    // Still pictures of one brightness, and a checkerboard that flickers.
+    let brightness = noise([64, 1, 1, 1, 1], 1) * 0.5;
+    let checker: Vec<f32> = (0..64)
+        .map(|i| {
+            if (i / 16 + i / 4 + i) % 2 == 0 {
+                1.0
+            } else {
+                -1.0
+            }
+        })
+        .collect();
+    let checker = Tensor::<1>::from_data(checker.as_slice(), &device).reshape([1, 1, 4, 4, 4]);
+    let points = |clean| Points {
+        clean,
+        condition: (),
+    };
+    let case = Case {
+        model: VideoNet::new(&device),
+        rest: points(brightness.expand([64, 1, 4, 4, 4])),
+        memorised: points(checker),
+        prediction_type: PredictionType::Epsilon,
+        training_steps: 200,
+        unlearning_steps: 40,
+    };
+    case.assert_forgets(ddpm());
+}
+
+/// Points of eight elements, conditioned on four numbers.
+#[derive(Module, Debug)]
+struct Conditional {
+    enter: Linear,
+    inner: Linear,
+    leave: Linear,
+}
+
+impl Conditional {
+    fn new(device: &Device) -> Self {
+        let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
+        let model = Self {
+            enter: linear(8 + 1 + 4, 64),
+            inner: linear(64, 64),
+            leave: linear(64, 8),
+        };
+        seeded(model, SEED)
+    }
+
+    fn forward(&self, noisy: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
+        let time = (timesteps / 1000.0).unsqueeze_dim(1);
+        let hidden = self
+            .enter
+            .forward(Tensor::cat(vec![noisy.clone(), time, condition], 1));
+        noisy + self.leave.forward(silu(self.inner.forward(silu(hidden))))
+    }
+}
+
+/// A condition that is no tensor: a class for each row, by name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Class {
+    Cat,
+    Dog,
+    Owl,
+}
+
+#[derive(Debug, Clone)]
+struct Labels(Vec<Class>);
+
+impl Condition for Labels {
+    fn select(&self, rows: &[usize]) -> Self {
+        Self(rows.iter().map(|&row| self.0[row]).collect())
+    }
+
+    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
+        let found = self.0.len();
+        if found == rows { Ok(()) } else { Err(found) }
+    }
+}
+
+impl Labels {
+    fn one_hot(&self, device: &Device) -> Tensor<2> {
+        let classes: Vec<i32> = self.0.iter().map(|&class| class as i32).collect();
+        Tensor::<1, Int>::from_data(classes.as_slice(), device)
+            .one_hot::<2>(4)
+            .float()
+    }
+}
+
+impl Denoiser<2> for Conditional {
+    type Condition = Labels;
+
+    fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, labels: &Labels) -> Tensor<2> {
+        let condition = labels.one_hot(&noisy.device());
+        self.forward(noisy, timesteps, condition)
+    }
+}
+
+/// The classes 0, 1 and 2 in turn.
+fn class_of(row: usize) -> usize {
+    row % 3
+}
+
+/// 96 points, each near the centre of its class, and one point far from all.
+fn classes() -> (Tensor<2>, Tensor<2>) {
+    let centres: Tensor<2> = noise([3, 8], 2) * 0.5;
+    let rows: Vec<usize> = (0..96).map(class_of).collect();
+    let rest = Condition::select(&centres, &rows) + noise([96, 8], 3) * 0.3;
+    (rest, noise([1, 8], 4).sign() * 1.5)
+}
+
+#[test]
+fn a_model_with_a_condition_type_of_its_own_forgets_a_point_of_one_class() {
+    let (rest, memorised) = classes();
+    let names = [Class::Cat, Class::Dog, Class::Owl];
+    let case = Case {
+        model: Conditional::new(&device()),
+        rest: Points {
+            clean: rest,
+            condition: Labels((0..96).map(|row| names[class_of(row)]).collect()),
+        },
+        memorised: Points {
+            clean: memorised,
+            condition: Labels(vec![Class::Owl]),
+        },
+        prediction_type: PredictionType::Epsilon,
+        training_steps: 400,
+        unlearning_steps: 60,
+    };
+    case.assert_forgets(ddpm());
+}
+
+#[test]
+fn a_model_conditioned_on_two_tensors_forgets_a_point() {
+    let device = device();
+    let (rest, memorised) = classes();
+    // A class by number, and a number that says how bright the point is.
+    let condition = |clean: &Tensor<2>, classes: Vec<usize>| {
+        let classes: Vec<i32> = classes.into_iter().map(|class| class as i32).collect();
+        let classes = Tensor::<1, Int>::from_data(classes.as_slice(), &device);
+        (clean.clone().mean_dim(1), classes)
+    };
+    let model = FnDenoiser::new(
+        Conditional::new(&device),
+        |model, noisy: Tensor<2>, timesteps, (bright, classes): &(Tensor<2>, Tensor<1, Int>)| {
+            let classes = classes.clone().one_hot::<2>(3).float();
+            let condition = Tensor::cat(vec![classes, bright.clone()], 1);
+            Conditional::forward(model, noisy, timesteps, condition)
+        },
+    );
+    let case = Case {
+        model,
+        rest: Points {
+            condition: condition(&rest, (0..96).map(class_of).collect()),
+            clean: rest,
+        },
+        memorised: Points {
+            condition: condition(&memorised, vec![2]),
+            clean: memorised,
+        },
+        prediction_type: PredictionType::Sample,
+        training_steps: 400,
+        unlearning_steps: 60,
+    };
+    case.assert_forgets(ddpm());
+}
+
+/// Each side is predicted under its own condition: the other side's changes nothing about it.
+#[test]
+fn each_side_has_its_own_condition() {
+    let (rest, memorised) = classes();
+    let gradients = |retain: Class, forget: Class| {
+        let batch = UnlearningBatch::with_conditions(
+            rest.clone().narrow(0, 0, 8),
+            Condition::select(&memorised, &[0; 8]),
+            Labels(vec![retain; 8]),
+            Labels(vec![forget; 8]),
+        )
+        .unwrap();
+        let model = Conditional::new(&device());
+        let mut trainer = SissTrainer::builder(model, ddpm()).build().unwrap();
+        let draws = trainer.draw(&batch).unwrap();
+        let gradients = trainer.gradients(&batch, &draws).unwrap();
+        [&gradients.retain, &gradients.forget].map(|side| flat(trainer.model(), side))
+    };
+    let [retain, forget] = gradients(Class::Cat, Class::Cat);
+    let [same, other] = gradients(Class::Cat, Class::Dog);
+    assert!(retain == same && forget != other);
+    let [other, same] = gradients(Class::Dog, Class::Cat);
+    assert!(retain != other && forget == same);
+}
+
+#[test]
+fn a_module_behind_a_function_takes_the_same_steps_bit_by_bit() {
+    fn run<M: Denoiser<2, Condition = ()>>(model: M) -> (Vec<StepReport>, Vec<f64>) {
+        let mut trainer = SissTrainer::builder(model, ddpm())
+            .learning_rate(1e-2)
+            .micro_batch_size(5)
+            .build()
+            .unwrap();
+        let batch = batch(16, 0.5, 3, &device());
+        let reports = (0..5)
+            .map(|_| trainer.step(batch.clone()).unwrap())
+            .collect();
+        (reports, parameters(&trainer.into_model()))
+    }
+    let model = || Mlp::new(1, &device());
+    let function = |model: &Mlp, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()| {
+        model.predict(noisy, timesteps, &())
+    };
+    let (reports, stepped) = run(model());
+    assert_eq!(
+        run(FnDenoiser::new(model(), function)),
+        (reports, stepped.clone())
+    );
+    assert_ne!(stepped, parameters(&model()));
+}
+
+/// Takes continuous time from 0 to 1, and no condition.
+fn unconditional() -> impl Denoiser<2, Condition = ()> {
+    FnDenoiser::new(
+        Conditional::new(&device()),
+        |model, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()| {
+            let none = Tensor::zeros([noisy.dims()[0], 4], &noisy.device());
+            Conditional::forward(model, noisy, timesteps * 1000.0, none)
+        },
+    )
+}
+
+#[test]
+fn a_flow_matching_model_forgets_a_point() {
+    let (rest, memorised) = classes();
+    let points = |clean| Points {
+        clean,
+        condition: (),
+    };
+    let case = Case {
+        model: unconditional(),
+        rest: points(rest),
+        memorised: points(memorised),
+        prediction_type: PredictionType::FlowVelocity,
+        training_steps: 400,
+        unlearning_steps: 60,
+    };
+    case.assert_forgets(FlowMatching::default());
+}
+
+/// `w = q(m|·) / q_λ(m)` with `q(m|x) = N(m; γx, σ²I)`, `γ = 1 − t`, `σ = t`, evaluated as written, in f64.
+#[test]
+fn the_weights_of_flow_matching_are_ratios_of_gaussian_densities() {
+    const FORGET_PROB: f64 = 0.3;
+    let device = device();
+    let times = [0.001, 0.0011, 0.01, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0];
+    let rows = times.len();
+    let clean = noise([rows, 4], 5);
+    // As far apart as the noise at this time, so that neither side is certain, and farther.
+    for distance in [0.5, 1.5, 20.0] {
+        let apart = scalars(&times.map(|t| t * distance / 2.0), &device);
+        let (retain, forget) = (clean.clone(), clean.clone() + apart);
+        let from_forget: Vec<bool> = (0..rows).map(|row| row % 2 == 0).collect();
+        let epsilon = noise([rows, 4], 6);
+        let draws = Draws::new(
+            times.into(),
+            epsilon.clone(),
+            from_forget.clone(),
+            FORGET_PROB,
+        );
+        let (draws, ids, process) = (draws.unwrap(), vec![0; rows], FlowMatching::default());
+        let kind = PredictionType::FlowVelocity;
+        let inputs = LossInputs::new(&retain, &forget, &ids, &draws, &process, kind).unwrap();
+        let terms = Siss.terms(&inputs).unwrap();
+        let (kept, forgotten) = (terms.retain.unwrap(), terms.forget.unwrap());
+
+        let [x, a, epsilon] = [retain, forget, epsilon].map(host);
+        for (row, t) in times.into_iter().enumerate() {
+            let elements = 4 * row..4 * row + 4;
+            let noisy = |i: usize| {
+                let base = if from_forget[row] { a[i] } else { x[i] };
+                (1.0 - t) * base + t * epsilon[i]
+            };
+            let log_density = |clean: &[f64]| -> f64 {
+                let terms = elements.clone().map(|i| {
+                    -0.5 * ((noisy(i) - (1.0 - t) * clean[i]) / t).powi(2)
+                        - (t * std::f64::consts::TAU.sqrt()).ln()
+                });
+                terms.sum()
+            };
+            let densities = [log_density(&x), log_density(&a)];
+            let largest = densities[0].max(densities[1]);
+            let [of_x, of_a] = densities.map(|density| (density - largest).exp());
+            let mixture = (1.0 - FORGET_PROB) * of_x + FORGET_PROB * of_a;
+            let errors = [
+                kept.weights[row] - of_x / mixture,
+                -forgotten.weights[row] - of_a / mixture,
+            ];
+            assert!(
+                errors.iter().all(|error| error.abs() < 1e-4),
+                "t = {t}, {distance} apart: {errors:?}"
+            );
+        }
+        // At t = 1 there is no signal: both sides explain the point equally well.
+        assert_eq!(
+            (kept.weights[rows - 1], forgotten.weights[rows - 1]),
+            (1.0, -1.0)
+        );
+    }
+}
+
+#[test]
+fn steps_without_any_signal_weigh_both_sides_alike() {
+    let config = SchedulerConfig {
+        zero_terminal_snr: true,
+        prediction_type: PredictionType::Velocity,
+        ..SchedulerConfig::default()
+    };
+    let process = DdpmScheduler::from_config(&config).unwrap();
+    assert_eq!(process.signal_scale(999.0), 0.0);
+    let mut trainer = SissTrainer::builder(Mlp::new(1, &device()), process)
+        .prediction_type(config.prediction_type)
+        .build()
+        .unwrap();
+    let batch = batch(4, 0.5, 1, &device());
+    for _ in 0..3 {
+        let noise = trainer.draw(&batch).unwrap().noise().clone();
+        let draws = Draws::new(vec![999.0; 4], noise, vec![true, false, true, false], 0.5);
+        let before = parameters(trainer.model());
+        let report = trainer.step_with(&batch, &draws.unwrap()).unwrap();
+        assert_eq!(report.outcome, StepOutcome::Applied);
+        for term in [&report.retain, &report.forget] {
+            let term = term.as_ref().unwrap();
+            assert_eq!((term.weights.mean, term.weights.max), (1.0, 1.0));
+            assert!(term.loss.is_finite() && term.loss > 0.0);
+        }
+        let after = parameters(trainer.model());
+        assert!(after != before && after.iter().all(|value| value.is_finite()));
+    }
+}
+
+/// A process that forgot its noise.
+#[derive(Debug)]
+struct Noiseless;
+
+impl Scheduler for Noiseless {
+    fn time_range(&self) -> TimeRange {
+        TimeRange::Continuous { min: 0.0, max: 1.0 }
+    }
+
+    fn signal_scale(&self, _: f64) -> f64 {
+        1.0
+    }
+
+    fn noise_scale(&self, _: f64) -> f64 {
+        0.0
+    }
+}
+
+#[test]
+fn a_step_without_noise_is_a_typed_error_and_changes_nothing() {
+    let model = Mlp::new(1, &device());
+    let mut trainer = SissTrainer::builder(model, Noiseless).build().unwrap();
+    let before = parameters(trainer.model());
+    let error = trainer.step(batch(4, 0.5, 1, &device())).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::NoNoise {
+                noise_scale: 0.0,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(
+        (trainer.next_step(), parameters(trainer.model())),
+        (0, before)
+    );
+}
