@@ -19,7 +19,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::Parser;
 use siss::rand::RngExt;
 use siss::report::{Panel, Plot, Series};
-use siss::sampling::{DdimConfig, DdimSampler};
+use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 use siss::{
     DdpmScheduler, Denoiser, PairSampler, Scheduler, SchedulerExt, SissTrainer, StepReport, Stream,
     TimestepSampling, keyed_rng, normal_noise,

@@ -4,3 +4,4 @@ pub mod checkpoint;
 pub mod curves;
 pub mod probe;
 pub mod progress;
+pub mod target;

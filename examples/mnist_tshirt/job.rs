@@ -12,17 +12,17 @@ use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::{
-    CoinFlip, CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler,
-    Diagnosis, Finding, FixedAllocation, Method, Observer, PairSampler, SchedulerConfig,
-    SissTrainer, Steering, StepReport,
+    CoinFlip, CounterfactualLoss, DdpmScheduler, Diagnosis, Finding, FixedAllocation, Method,
+    Observer, PairSampler, SchedulerConfig, SissTrainer, Steering, StepReport,
 };
 
 use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
 use crate::common::probe::{ByTimestep, Probe};
 use crate::common::progress::Progress;
+use crate::common::target::{Target, predict};
 use crate::data;
 use crate::evaluate::{CHUNKS, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
-use crate::options::{Options, Protocol, Settings, Target};
+use crate::options::{Options, Protocol, Settings};
 use crate::pictures;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -106,9 +106,6 @@ impl Retrained {
     }
 }
 
-/// Digits whose loss says how much better than the ideal denoiser the network is.
-const CONTROLS: usize = 200;
-
 /// All that a run needs, loaded and checked.
 pub struct Job {
     pub options: Options,
@@ -169,23 +166,15 @@ impl Job {
 
     /// Predicts the losses that a model retrained without the T-shirt would have on it.
     fn predict(&mut self, heldout: &Tensor<4>, progress: &dyn Progress) -> Result<()> {
-        let data = CounterfactualData {
-            retained: self.pairs.retain(),
-            controls: &heldout
-                .clone()
-                .narrow(0, 0, CONTROLS.min(heldout.dims()[0])),
-            controls_retained_at: None,
-            control_condition: &(),
-            forgotten: self.pairs.forget(),
-        };
-        let config = CounterfactualConfig {
-            prediction_type: self.config.prediction_type,
-            ..CounterfactualConfig::default()
-        };
-        let scheduler = DdpmScheduler::from_config(&self.config)?;
-        let levels = CounterfactualLoss::fit(&self.model, &scheduler, data, &config, |share| {
-            progress.phase(&format!("predicting the target: {:.0} %", 100.0 * share));
-        })?;
+        let (retained, tshirt) = (self.pairs.retain(), self.pairs.forget());
+        let levels = predict(
+            &self.model,
+            &self.config,
+            retained,
+            heldout,
+            tshirt,
+            progress,
+        )?;
         let level = |timestep: usize| Ok((timestep.to_string(), levels.level(0, timestep as f64)?));
         self.predicted = Some(CURVE.into_iter().map(level).collect::<siss::Result<_>>()?);
         self.levels = Some(levels);

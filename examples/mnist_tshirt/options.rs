@@ -7,6 +7,7 @@ use serde::Serialize;
 use siss::backend::DeviceSpec;
 use siss::{ClipperSpec, Method, TimestepSampling};
 
+use crate::common::target::{Target, parse_method};
 use crate::data::ASSETS;
 
 /// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps drawing digits.
@@ -27,7 +28,7 @@ pub struct Options {
     pub batch: Option<usize>,
 
     /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track.
-    #[arg(long, default_value_t, value_parser = method)]
+    #[arg(long, default_value_t, value_parser = parse_method)]
     #[serde(serialize_with = "as_text")]
     pub method: Method,
 
@@ -106,28 +107,6 @@ pub enum Protocol {
     Quick,
     /// What the paper ran.
     Paper,
-}
-
-/// Where forgetting stops.
-#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Target {
-    /// At the loss that a retrained model is predicted to have.
-    Retrained,
-    /// Nowhere.
-    #[default]
-    None,
-}
-
-/// Every method but the one that `--target` stands for.
-fn method(text: &str) -> siss::Result<Method> {
-    match text.parse()? {
-        Method::SissToLevel => Err(siss::Error::InvalidSetting {
-            what: "siss-to-level is siss with a target".into(),
-            remedy: "use --method siss --target retrained",
-        }),
-        method => Ok(method),
-    }
 }
 
 fn as_text<S: serde::Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error> {

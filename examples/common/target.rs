@@ -1,0 +1,66 @@
+//! Where forgetting stops.
+
+use clap::ValueEnum;
+use serde::Serialize;
+use siss::burn::tensor::Tensor;
+use siss::models::UNet2d;
+use siss::{
+    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, Error, Method,
+    Result, SchedulerConfig,
+};
+
+use crate::common::progress::Progress;
+
+/// Where forgetting stops.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// At the loss that a model retrained without the forgotten images is predicted to have on them.
+    #[default]
+    Retrained,
+    /// Nowhere.
+    None,
+}
+
+/// Control images that are looked at, at most.
+const MOST_CONTROLS: usize = 200;
+
+/// Predicts the losses that a model retrained without the forgotten images would have on them.
+pub fn predict(
+    model: &UNet2d,
+    config: &SchedulerConfig,
+    retained: &Tensor<4>,
+    controls: &Tensor<4>,
+    forgotten: &Tensor<4>,
+    progress: &dyn Progress,
+) -> Result<CounterfactualLoss> {
+    let count = controls.dims()[0].min(MOST_CONTROLS);
+    let data = CounterfactualData {
+        retained,
+        controls: &controls.clone().narrow(0, 0, count),
+        controls_retained_at: None,
+        control_condition: &(),
+        forgotten,
+    };
+    let settings = CounterfactualConfig {
+        prediction_type: config.prediction_type,
+        // Many images need fewer noises each.
+        noises: (256 / forgotten.dims()[0]).clamp(4, 64),
+        ..CounterfactualConfig::default()
+    };
+    let scheduler = DdpmScheduler::from_config(config)?;
+    CounterfactualLoss::fit(model, &scheduler, data, &settings, |share| {
+        progress.phase(&format!("predicting the target: {:.0} %", 100.0 * share));
+    })
+}
+
+/// A method of the command line: every one but that which `--target` stands for.
+pub fn parse_method(text: &str) -> Result<Method> {
+    match text.parse()? {
+        Method::SissToLevel => Err(Error::InvalidSetting {
+            what: "siss-to-level is siss with a target".into(),
+            remedy: "use --method siss --target retrained",
+        }),
+        method => Ok(method),
+    }
+}

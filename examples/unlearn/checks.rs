@@ -1,0 +1,92 @@
+//! What is refused of the folders before anything is read.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::common::checkpoint::Layout;
+use crate::options::Options;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Creates `options.out`, and refuses folders that get into each other's way.
+pub fn folders(options: &Options) -> Result<()> {
+    let Options {
+        model,
+        forget,
+        retain,
+        out,
+        ..
+    } = options;
+    for (option, path) in [("model", model), ("forget", forget), ("retain", retain)] {
+        fs::metadata(path).map_err(|error| format!("--{option} {}: {error}", path.display()))?;
+    }
+    fs::create_dir_all(out).map_err(|error| format!("creating {}: {error}", out.display()))?;
+    for (option, inner, other, outer) in [
+        ("forget", forget, "retain", retain),
+        ("retain", retain, "forget", forget),
+        ("out", out, "forget", forget),
+        ("out", out, "retain", retain),
+    ] {
+        if lies_in(inner, outer)? {
+            return Err(format!(
+                "--{option} {} lies in --{other} {}; keep them apart",
+                inner.display(),
+                outer.display()
+            )
+            .into());
+        }
+    }
+    unlearned_model(&out.join("model"), model)?;
+    pipeline(model)
+}
+
+fn lies_in(inner: &Path, outer: &Path) -> io::Result<bool> {
+    Ok(inner.canonicalize()?.starts_with(outer.canonicalize()?))
+}
+
+/// The unlearned model must neither replace its origin nor be mixed with one of another layout.
+fn unlearned_model(folder: &Path, origin: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    if lies_in(origin, folder)? {
+        let origin = origin.display();
+        return Err(format!("--model {origin} would be overwritten; choose another --out").into());
+    }
+    let is_model = folder.join("model_index.json").exists();
+    if is_model && Layout::of(folder) != Layout::of(origin) {
+        let folder = folder.display();
+        return Err(format!(
+            "{folder} holds a model whose files are arranged in another way; choose another --out"
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Refuses a pipeline whose network does not work on pixels.
+fn pipeline(model: &Path) -> Result<()> {
+    let path = model.join("model_index.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let index: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|error| format!("{}: not a pipeline's index: {error}", path.display()))?;
+    let is_known = |key: &str| key.starts_with('_') || ["unet", "scheduler"].contains(&key);
+    match index
+        .iter()
+        .find(|(key, value)| value.is_array() && !is_known(key))
+    {
+        None => Ok(()),
+        Some((key, _)) => Err(format!(
+            "{}: the pipeline has a `{key}`; only those of a `unet` and a `scheduler`, which work on pixels, are unlearned here",
+            path.display()
+        )
+        .into()),
+    }
+}

@@ -1,0 +1,253 @@
+//! What a model makes of the forgotten images, and of images it is not trained on.
+
+use serde::Serialize;
+use siss::Result;
+use siss::burn::tensor::Tensor;
+use siss::models::UNet2d;
+use siss::report::{binomial_interval, percentile_rank, quantile};
+
+use crate::common::probe::{ByTimestep, Probe, distances, mean};
+use crate::common::progress::Progress;
+
+/// Rows over which the loss of the forgotten images is averaged, at least: few images are seen under many noises.
+const FORGET_ROWS: usize = 32;
+/// Forgotten images whose loss is measured, at most.
+const MOST_MEASURED: usize = 256;
+/// Forgotten images that are noised and denoised.
+const DENOISED: usize = 8;
+/// Copies of each, and of a single one.
+const COPIES: usize = 4;
+const COPIES_OF_ONE: usize = 8;
+/// Rows of either side in a measurement along the way.
+const ROWS_ALONG: usize = 16;
+
+/// A model's figures.
+#[derive(Debug, Clone, Serialize)]
+pub struct Evaluation {
+    pub samples: usize,
+    /// Samples near a forgotten image.
+    pub near_count: usize,
+    pub near_share: f64,
+    pub near_share_interval: [f64; 2],
+    /// Mean over the forgotten images.
+    pub forget_loss: ByTimestep,
+    /// Rank of `forget_loss` among the losses of the control images, in percent.
+    pub forget_loss_percentile: ByTimestep,
+    /// Mean over the control images.
+    pub control_loss: ByTimestep,
+    /// Mean distance of the forgotten images from their denoised copies, pixels in `[0, 1]`.
+    pub denoise_l2: f64,
+}
+
+/// A model's figures and what is behind them.
+pub struct Evaluated {
+    pub figures: Evaluation,
+    /// Generated images, `[samples, channels, height, width]`.
+    pub generated: Tensor<4>,
+    /// Denoised copies, image after image, as [`Examiner::shown`].
+    pub denoised: Tensor<4>,
+    /// The first forgotten images one by one.
+    pub each: Vec<ImageLoss>,
+}
+
+/// The loss of one image at timestep T/4.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct ImageLoss {
+    pub loss: f64,
+    /// Rank among the losses of the control images, in percent.
+    pub percentile: f64,
+}
+
+/// Losses along the way.
+#[derive(Debug, Clone, Serialize)]
+pub struct Along {
+    pub forget_loss: ByTimestep,
+    pub control_loss: ByTimestep,
+}
+
+/// Everything against which a model is measured.
+pub struct Examiner {
+    probe: Probe,
+    forget: Tensor<4>,
+    control: Tensor<4>,
+    samples: usize,
+    /// T/10, T/4 and 2T/5.
+    pub timesteps: [usize; 3],
+    /// For each forgotten image, how close a sample must be to count as near.
+    near: Vec<f64>,
+}
+
+impl Examiner {
+    /// # Shapes
+    /// - `forget`, `control`: `[count, channels, height, width]`, the latter never trained on
+    pub fn new(
+        probe: Probe,
+        forget: Tensor<4>,
+        control: Tensor<4>,
+        samples: usize,
+        num_timesteps: usize,
+    ) -> Result<Self> {
+        let half_the_median = |column: Vec<f64>| Ok(0.5 * quantile(&column, 0.5)?);
+        let near = pairwise(&forget, &control)
+            .into_iter()
+            .map(half_the_median)
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            probe,
+            forget,
+            control,
+            samples,
+            timesteps: [num_timesteps / 10, num_timesteps / 4, 2 * num_timesteps / 5],
+            near,
+        })
+    }
+
+    /// The timestep from which images are denoised and at which each image is reported.
+    pub fn middle(&self) -> usize {
+        self.timesteps[1]
+    }
+
+    /// Control images that count as near: how sharp the criterion is.
+    pub fn near_controls(&self) -> usize {
+        self.near_count(&self.control)
+    }
+
+    /// Mean over the forgotten images of the distance that counts as near.
+    pub fn near_distance(&self) -> f64 {
+        mean(&self.near)
+    }
+
+    /// Measures a plain model (`model.valid()`).
+    pub fn evaluate(
+        &self,
+        model: &UNet2d,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> Result<Evaluated> {
+        let device = self.forget.device();
+        let [_, channels, height, width] = self.forget.dims();
+        let shape = [self.samples, channels, height, width];
+        let generated = self.probe.sample(model, shape, &device, |done| {
+            progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
+        })?;
+        let near_count = self.near_count(&generated);
+        let (low, high) = binomial_interval(near_count as u64, self.samples as u64, 0.95)?;
+        progress.phase(&format!("denoising {name}"));
+        let copies = self.copies();
+        let denoised = self.probe.denoise(model, &copies, self.middle())?;
+        let mut figures = Evaluation {
+            samples: self.samples,
+            near_count,
+            near_share: near_count as f64 / self.samples as f64,
+            near_share_interval: [low, high],
+            forget_loss: ByTimestep::new(),
+            forget_loss_percentile: ByTimestep::new(),
+            control_loss: ByTimestep::new(),
+            denoise_l2: mean(&distances(&denoised, &copies)),
+        };
+        let mut each = Vec::new();
+        for timestep in self.timesteps {
+            progress.phase(&format!("losses {name}, t = {timestep}"));
+            let forget = self.forget_losses(model, timestep, FORGET_ROWS, MOST_MEASURED)?;
+            let control = self.probe.losses(model, &self.control, timestep)?;
+            if timestep == self.middle() {
+                let rank = |&loss: &f64| ImageLoss {
+                    loss,
+                    percentile: percentile_rank(loss, &control),
+                };
+                each = forget.iter().map(rank).collect();
+            }
+            let (key, loss) = (timestep.to_string(), mean(&forget));
+            let percentile = percentile_rank(loss, &control);
+            figures.forget_loss.insert(key.clone(), loss);
+            figures
+                .forget_loss_percentile
+                .insert(key.clone(), percentile);
+            figures.control_loss.insert(key, mean(&control));
+        }
+        Ok(Evaluated {
+            figures,
+            generated,
+            denoised,
+            each,
+        })
+    }
+
+    /// The losses with few noises.
+    pub fn look(&self, model: &UNet2d) -> Result<Along> {
+        let rows = ROWS_ALONG.min(self.control.dims()[0]);
+        let control = self.control.clone().narrow(0, 0, rows);
+        let mut along = Along {
+            forget_loss: ByTimestep::new(),
+            control_loss: ByTimestep::new(),
+        };
+        for timestep in self.timesteps {
+            let forget = self.forget_losses(model, timestep, ROWS_ALONG, ROWS_ALONG)?;
+            let control = self.probe.losses(model, &control, timestep)?;
+            let key = timestep.to_string();
+            along.forget_loss.insert(key.clone(), mean(&forget));
+            along.control_loss.insert(key, mean(&control));
+        }
+        Ok(along)
+    }
+
+    /// The forgotten images that are noised and denoised, and how many copies each has.
+    pub fn shown(&self) -> (Tensor<4>, usize) {
+        let count = DENOISED.min(self.forget.dims()[0]);
+        let copies = if count == 1 { COPIES_OF_ONE } else { COPIES };
+        (self.forget.clone().narrow(0, 0, count), copies)
+    }
+
+    /// Copies of the images shown, image after image.
+    fn copies(&self) -> Tensor<4> {
+        let (shown, copies) = self.shown();
+        let copies_of = |index| shown.clone().narrow(0, index, 1).repeat_dim(0, copies);
+        Tensor::cat((0..shown.dims()[0]).map(copies_of).collect(), 0)
+    }
+
+    /// The loss of each of the first forgotten images, under as many noises as make at least `rows` rows.
+    fn forget_losses(
+        &self,
+        model: &UNet2d,
+        timestep: usize,
+        rows: usize,
+        most: usize,
+    ) -> Result<Vec<f64>> {
+        let count = self.forget.dims()[0].min(most);
+        let noises = rows.div_ceil(count);
+        let images = self
+            .forget
+            .clone()
+            .narrow(0, 0, count)
+            .repeat_dim(0, noises);
+        let losses = self.probe.losses(model, &images, timestep)?;
+        let of_image = |image| losses.iter().skip(image).step_by(count).sum::<f64>();
+        Ok((0..count)
+            .map(|image| of_image(image) / noises as f64)
+            .collect())
+    }
+
+    /// How many images are near a forgotten one.
+    fn near_count(&self, images: &Tensor<4>) -> usize {
+        let is_near = |distances: &Vec<f64>| {
+            let mut pairs = distances.iter().zip(&self.near);
+            pairs.any(|(distance, near)| distance < near)
+        };
+        let distances = pairwise(images, &self.forget);
+        distances.iter().filter(|row| is_near(row)).count()
+    }
+}
+
+/// Euclidean distances, pixels in `[0, 1]`: for each image of the first batch, those to all of the second.
+fn pairwise(images: &Tensor<4>, others: &Tensor<4>) -> Vec<Vec<f64>> {
+    let [images, others] = [images, others].map(|batch| batch.clone().flatten::<2>(1, 3) / 2.0);
+    let norms = |batch: &Tensor<2>| (batch.clone() * batch.clone()).sum_dim(1);
+    // ‖a − b‖² = ‖a‖² + ‖b‖² − 2⟨a, b⟩
+    let squares = norms(&images) + norms(&others).transpose()
+        - images.matmul(others.clone().transpose()) * 2.0;
+    let values: Vec<f64> = squares.into_data().iter::<f64>().collect();
+    values
+        .chunks_exact(others.dims()[0])
+        .map(|row| row.iter().map(|square| square.max(0.0).sqrt()).collect())
+        .collect()
+}

@@ -1,0 +1,318 @@
+//! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+use siss::burn::module::Module;
+use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use siss::models::UNet2d;
+use siss::{
+    CounterfactualLoss, DdpmScheduler, Denoiser, Diagnosis, Finding, Observer, PairSampler,
+    SchedulerConfig, SissTrainer, Steering, StepReport,
+};
+
+use crate::checks;
+use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
+use crate::common::probe::{Chunks, Probe};
+use crate::common::progress::Progress;
+use crate::common::target::{Target, predict};
+use crate::data::Data;
+use crate::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
+use crate::images::Format;
+use crate::options::{Options, Settings};
+use crate::pictures;
+use crate::resources::{self, Forecast};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Losses are measured this many times along the way.
+const CHECKPOINTS: usize = 10;
+/// Smaller images leave the cores idle, so chunks of them run side by side.
+const SMALL_PIXELS: usize = 64 * 64;
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepRecord {
+    #[serde(flatten)]
+    pub report: StepReport,
+    /// Seconds since the first step began, measurements along the way left out.
+    pub seconds: f64,
+    /// Measured now and then, after the step.
+    #[serde(flatten)]
+    pub along: Option<Along>,
+}
+
+/// The contents of `summary.json`.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    pub before: Evaluation,
+    pub after: Evaluation,
+    /// What counts as near, and what comes of it for the control images.
+    pub near: Near,
+    pub images: Vec<ForgottenImage>,
+    /// Rows run through the model a pair of images.
+    pub rows_per_sample: f64,
+    pub findings: Vec<Finding>,
+    pub model: Model,
+    pub config: Config,
+    pub forget_images: usize,
+    pub retain_images: usize,
+    pub control_images: usize,
+    /// Timesteps at which losses are compared.
+    pub timesteps: [usize; 3],
+    pub steps: usize,
+    /// Of the whole job.
+    pub seconds: f64,
+    /// Of the unlearning alone.
+    pub unlearning_seconds: f64,
+    /// Of the process, where the system tells it.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// A sample is near a forgotten image below half the median distance of the control images to it.
+#[derive(Debug, Serialize)]
+pub struct Near {
+    /// Mean over the forgotten images.
+    pub distance: f64,
+    /// Control images that are near.
+    pub controls: usize,
+}
+
+/// One forgotten image.
+#[derive(Debug, Serialize)]
+pub struct ForgottenImage {
+    pub file: PathBuf,
+    pub before: ImageLoss,
+    pub after: ImageLoss,
+}
+
+/// What was asked for, and what it amounts to.
+#[derive(Debug, Serialize)]
+pub struct Config {
+    #[serde(flatten)]
+    pub options: Options,
+    #[serde(flatten)]
+    pub settings: Settings,
+}
+
+/// The model as it came.
+#[derive(Debug, Clone, Serialize)]
+pub struct Model {
+    pub parameters: usize,
+    #[serde(flatten)]
+    pub format: Format,
+    #[serde(flatten)]
+    pub scheduler: SchedulerConfig,
+}
+
+/// Runs the job and writes everything into `options.out`.
+pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
+    let started = Instant::now();
+    checks::folders(&options)?;
+    let device = options.device.device()?;
+
+    progress.phase("loading");
+    let scheduler = SchedulerConfig::from_file(scheduler_config_path(&options.model))?;
+    let unet = UNet2d::load(&options.model, &device)?;
+    let data = Data::load(&options, unet.config(), progress)?;
+    let model = Model {
+        parameters: unet.num_params(),
+        format: data.format(),
+        scheduler,
+    };
+    let settings = options.settings(model.parameters, model.format)?;
+    let Format {
+        channels,
+        height,
+        width,
+        ..
+    } = model.format;
+    unet.check_input([1, channels, height, width])?;
+    for line in resources::announcement(&options, &settings, &model, &data) {
+        progress.say(&line);
+    }
+
+    // Settings are refused here, before anything that takes time.
+    let forget = data.forget.tensor(0..data.forget.len(), &device);
+    let retain = data.retain.tensor(data.trained(), &device);
+    let pairs = PairSampler::new(retain, forget.clone(), options.seed)?;
+    pairs.pairs(0, options.batch)?;
+    let control = data.retain.tensor(data.control(), &device);
+    let levels = match options.target {
+        Target::Retrained => {
+            let retained = pairs.retain();
+            Some(predict(
+                &unet,
+                &model.scheduler,
+                retained,
+                &control,
+                &forget,
+                progress,
+            )?)
+        }
+        Target::None => None,
+    };
+    let trainer = trainer(
+        unet.clone(),
+        &pairs,
+        levels.clone(),
+        &model,
+        &options,
+        &settings,
+    )?;
+    let examiner = Examiner::new(
+        Probe::new(&model.scheduler, chunks(&options, &settings, model.format))?,
+        forget,
+        control,
+        settings.samples,
+        model.scheduler.num_timesteps,
+    )?;
+
+    let measuring = Instant::now();
+    let before = examiner.evaluate(&unet, "before", progress)?;
+    let forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
+    let start = examiner.look(&unet)?;
+    drop(unet);
+    let unlearned = unlearn(trainer, &pairs, &examiner, &options, forecast, progress)?;
+
+    // First of all: what follows takes time and may fail.
+    progress.phase("writing");
+    let folder = options.out.join("model");
+    let layout = Layout::of(&options.model);
+    save_model(&unlearned.model, &options.model, &folder, layout)?;
+    let after = examiner.evaluate(&unlearned.model, "after", progress)?;
+    progress.phase("writing");
+    let records = &unlearned.records;
+    pictures::save(&options.out, &before, &after, &examiner, records, &start)?;
+    let summary = Summary {
+        near: Near {
+            distance: examiner.near_distance(),
+            controls: examiner.near_controls(),
+        },
+        images: forgotten_images(&data, &before, &after),
+        before: before.figures,
+        after: after.figures,
+        rows_per_sample: records
+            .iter()
+            .map(|record| record.report.rows_per_sample())
+            .sum::<f64>()
+            / records.len() as f64,
+        findings: unlearned.findings,
+        forget_images: data.forget.len(),
+        retain_images: data.trained().len(),
+        control_images: data.control_count,
+        timesteps: examiner.timesteps,
+        steps: records.len(),
+        seconds: started.elapsed().as_secs_f64(),
+        unlearning_seconds: records.last().map_or(0.0, |record| record.seconds),
+        peak_memory_bytes: resources::peak_memory(),
+        model,
+        config: Config { options, settings },
+    };
+    let text = serde_json::to_string_pretty(&summary)?;
+    fs::write(summary.config.options.out.join("summary.json"), text)?;
+    Ok(summary)
+}
+
+/// What the unlearning leaves.
+struct Unlearned {
+    model: UNet2d,
+    records: Vec<StepRecord>,
+    findings: Vec<Finding>,
+}
+
+fn unlearn(
+    mut trainer: SissTrainer<UNet2d, 4>,
+    pairs: &PairSampler<4>,
+    examiner: &Examiner,
+    options: &Options,
+    mut forecast: Forecast,
+    progress: &dyn Progress,
+) -> Result<Unlearned> {
+    let Options { steps, batch, .. } = *options;
+    let mut log = BufWriter::new(File::create(options.out.join("metrics.jsonl"))?);
+    let mut diagnosis = Diagnosis::default();
+    let mut records = Vec::new();
+    let mut seconds = 0.0;
+    let every = steps.div_ceil(CHECKPOINTS);
+    for step in 0..steps {
+        let began = Instant::now();
+        let report = trainer.step(pairs.batch(step as u64, batch)?)?;
+        let took = began.elapsed().as_secs_f64();
+        seconds += took;
+        if let Some(line) = forecast.after_step(took) {
+            progress.say(&line);
+        }
+        progress.step(&report, steps);
+        diagnosis.observe(&report)?;
+
+        let look = (step + 1) % every == 0 || step + 1 == steps;
+        let along = look
+            .then(|| examiner.look(&trainer.model().valid()))
+            .transpose()?;
+        let record = StepRecord {
+            report,
+            seconds,
+            along,
+        };
+        writeln!(log, "{}", serde_json::to_string(&record)?)?;
+        log.flush()?;
+        records.push(record);
+    }
+    Ok(Unlearned {
+        model: trainer.into_model(),
+        records,
+        findings: diagnosis.findings().to_vec(),
+    })
+}
+
+fn trainer(
+    unet: UNet2d,
+    pairs: &PairSampler<4>,
+    levels: Option<CounterfactualLoss>,
+    model: &Model,
+    options: &Options,
+    settings: &Settings,
+) -> Result<SissTrainer<UNet2d, 4>> {
+    let scheduler = &model.scheduler;
+    let falling = LinearLrSchedulerConfig::new(settings.learning_rate, 0.0, options.steps);
+    let mut builder = SissTrainer::builder(unet, DdpmScheduler::from_config(scheduler)?)
+        .method(options.method)
+        .retained_points(pairs.retain().clone())
+        .prediction_type(scheduler.prediction_type)
+        .learning_rate(falling.init()?)
+        .micro_batch_size(settings.micro_batch)
+        .seed(options.seed);
+    if let Some(levels) = levels {
+        builder = builder.steering(Steering::to(levels));
+    }
+    if let Some(clipper) = options.clipper {
+        builder = builder.clipper(clipper.build()?);
+    }
+    Ok(builder.build()?)
+}
+
+/// How models are run to be measured.
+fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
+    let is_small = format.height * format.width <= SMALL_PIXELS;
+    Chunks {
+        rows: settings.micro_batch,
+        in_parallel: is_small && options.device == siss::backend::DeviceSpec::Flex,
+    }
+}
+
+fn forgotten_images(data: &Data, before: &Evaluated, after: &Evaluated) -> Vec<ForgottenImage> {
+    let measured = before.each.iter().zip(&after.each);
+    let files = data.forget.files.iter().zip(measured);
+    files
+        .map(|(file, (&before, &after))| ForgottenImage {
+            file: file.clone(),
+            before,
+            after,
+        })
+        .collect()
+}

@@ -1,0 +1,174 @@
+//! Unlearning images from a diffusers model: `cargo run --release --example unlearn -- --help`. See `examples/README.md`.
+
+mod checks;
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "another example uses more of it")]
+mod common;
+mod data;
+mod evaluate;
+mod images;
+mod job;
+mod options;
+mod pictures;
+mod resources;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::common::progress::Bar;
+use crate::evaluate::Evaluation;
+use crate::job::Summary;
+use crate::options::Options;
+use crate::resources::{bytes, duration, images};
+
+fn main() -> ExitCode {
+    match forget(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn forget(options: Options) -> Result<(), Box<dyn Error>> {
+    if let Some(threads) = options.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()?;
+    }
+    let out = options.out.clone();
+    let progress = Bar::new()?;
+    let summary = job::run(options, &progress)?;
+    progress.finish();
+    print_table(&summary);
+    for note in advice(&summary) {
+        println!("\nnote: {note}");
+    }
+    for finding in &summary.findings {
+        println!("\nnote: {finding}");
+    }
+    let out = out.display();
+    println!("\nthe unlearned model is in {out}/model; pictures, curves and numbers are in {out}");
+    Ok(())
+}
+
+fn print_table(summary: &Summary) {
+    let (before, after) = (&summary.before, &summary.after);
+    let row = |name: &str, before: String, after: String| {
+        println!("{name:<40} {before:>20} {after:>20}");
+    };
+    let share = |figures: &Evaluation| {
+        let [low, high] = figures.near_share_interval.map(|end| 100.0 * end);
+        format!("{:.1} % [{low:.1}, {high:.1}]", 100.0 * figures.near_share)
+    };
+    row("", "before".into(), "after".into());
+    row(
+        &format!("samples near a forgotten one (1), of {}", before.samples),
+        before.near_count.to_string(),
+        after.near_count.to_string(),
+    );
+    row("  share, exact 95 % interval", share(before), share(after));
+    for timestep in summary.timesteps {
+        let key = timestep.to_string();
+        let loss = |figures: &Evaluation| {
+            let percentile = figures.forget_loss_percentile[&key];
+            format!("{:.4} ({percentile:.0} %)", figures.forget_loss[&key])
+        };
+        let name = format!("loss of the forgotten, t = {timestep} (2)");
+        row(&name, loss(before), loss(after));
+    }
+    for timestep in summary.timesteps {
+        let key = timestep.to_string();
+        let (was, is) = (before.control_loss[&key], after.control_loss[&key]);
+        row(
+            &format!(
+                "loss of {} control images, t = {timestep}",
+                summary.control_images
+            ),
+            format!("{was:.4}"),
+            format!("{is:.4} ({:+.1} %)", 100.0 * (is / was - 1.0)),
+        );
+    }
+    row(
+        "L2, forgotten to their denoised copies",
+        format!("{:.2}", before.denoise_l2),
+        format!("{:.2}", after.denoise_l2),
+    );
+    println!(
+        "\n(1) closer than half the median distance of the control images to it, here {:.2} (pixels in [0, 1]); {} of {} control \
+         images are that near\n(2) in brackets: share of the control images whose loss is lower; near 0 is memorised",
+        summary.near.distance, summary.near.controls, summary.control_images,
+    );
+    let memory = match summary.peak_memory_bytes {
+        Some(peak) => format!(", {} of memory at most", bytes(peak)),
+        None => String::new(),
+    };
+    println!(
+        "\n{} steps in {} of {}, {:.2} rows a sample{memory}",
+        summary.steps,
+        duration(summary.unlearning_seconds),
+        duration(summary.seconds),
+        summary.rows_per_sample,
+    );
+}
+
+/// Below this percentile the loss of an image betrays that the model knows it.
+const MEMORISED: f64 = 5.0;
+/// From this percentile on nothing betrays it.
+const UNSUSPICIOUS: f64 = 25.0;
+/// A forgotten loss this many times the control images' goes too far.
+const OVERDONE: f64 = 10.0;
+/// A control loss this much higher is a loss of quality.
+const HARMED: f64 = 1.05;
+
+/// What the figures suggest.
+fn advice(summary: &Summary) -> Vec<String> {
+    let (before, after) = (&summary.before, &summary.after);
+    let lowest = |figures: &Evaluation| {
+        let percentiles = figures.forget_loss_percentile.values().copied();
+        percentiles.fold(100.0, f64::min)
+    };
+    let mut advice = Vec::new();
+    if lowest(before) >= UNSUSPICIOUS {
+        advice.push(
+            "before, the forgotten images' loss was no lower than that of others: the model may not have memorised them, or they \
+             are not as it was trained on them (size, crop, colours)"
+                .into(),
+        );
+    }
+    let known = summary.images.iter();
+    let known = known
+        .filter(|image| image.after.percentile < MEMORISED)
+        .count();
+    if known > 0 {
+        advice.push(format!(
+            "{} of {} to forget still {} a loss lower than {:.0} % of the control images': take more steps, a higher learning rate, \
+             or more forgetting (--clipper fraction:0.3); summary.json has each",
+            known,
+            images(summary.images.len()),
+            if known == 1 { "has" } else { "have" },
+            100.0 - MEMORISED,
+        ));
+    }
+    let excess = |(key, loss): (&String, &f64)| loss / after.control_loss[key];
+    let excess = after.forget_loss.iter().map(excess).fold(0.0, f64::max);
+    if excess > OVERDONE {
+        advice.push(format!(
+            "the forgotten images' loss is up to {excess:.0} times that of the control images: probably more than is needed, and itself a \
+             trace of them; fewer steps or less forgetting (--clipper fraction:0.05) may do"
+        ));
+    }
+    let rise = |(key, loss): (&String, &f64)| loss / before.control_loss[key];
+    let rise = after.control_loss.iter().map(rise).fold(0.0, f64::max);
+    if rise > HARMED {
+        advice.push(format!(
+            "the control images' loss rose by up to {:.0} %, so the model draws worse: take a lower learning rate, less forgetting \
+             (--clipper fraction:0.05) or more retained images",
+            100.0 * (rise - 1.0)
+        ));
+    }
+    advice
+}

@@ -1,0 +1,132 @@
+//! The command line, and what it amounts to for a model.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use serde::Serialize;
+use siss::backend::DeviceSpec;
+use siss::{ClipperSpec, Method};
+
+use crate::common::target::{Target, parse_method};
+use crate::images::Format;
+
+/// Makes an unconditional diffusion model forget images and go on drawing everything else.
+///
+/// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it), the images to forget, and images of what
+/// it must keep drawing. Measures, unlearns, measures again; writes pictures, curves, numbers and the unlearned model.
+#[derive(Parser, Debug, Clone, Serialize)]
+#[command(version, allow_negative_numbers = true)]
+pub struct Options {
+    /// The model: a pipeline's folder (`unet`, `scheduler`), or the network's with scheduler_config.json in it.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// Images to forget: a folder, with its subfolders, or one image.
+    #[arg(long, value_name = "DIR")]
+    pub forget: PathBuf,
+
+    /// Images the model was trained on and keeps, without copies of those to forget: a folder, with its subfolders.
+    #[arg(long, value_name = "DIR")]
+    pub retain: PathBuf,
+
+    /// Folder for everything that is written.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track.
+    #[arg(long, default_value_t, value_parser = parse_method)]
+    pub method: Method,
+
+    /// Where forgetting is to stop: at the predicted loss of a model retrained without the images, or nowhere.
+    #[arg(long, value_enum, default_value_t)]
+    pub target: Target,
+
+    /// Optimiser steps.
+    #[arg(long, default_value_t = 100)]
+    pub steps: usize,
+
+    /// Pairs of a retained and a forgotten image in a step.
+    #[arg(long, default_value_t = 16)]
+    pub batch: usize,
+
+    /// Learning rate of the first step; it falls to 0 [default: 1e-4 below 20 million parameters, 5e-6 from there].
+    #[arg(long)]
+    #[serde(skip)]
+    pub learning_rate: Option<f64>,
+
+    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, rescale:N, clip:N,
+    /// constant:S, blend:S, erase-diff:R or projected [default: the method's own].
+    #[arg(long)]
+    pub clipper: Option<ClipperSpec>,
+
+    /// Seed of the run. Samples have a seed of their own, the same before and after.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Images generated before and after, by DDIM in 25 steps [default: 128 below 20 million parameters, 8 from there].
+    #[arg(long)]
+    #[serde(skip)]
+    pub samples: Option<usize>,
+
+    /// Where to compute: flex (CPU), wgpu or cuda:INDEX, as far as compiled in.
+    #[arg(long, default_value_t)]
+    pub device: DeviceSpec,
+
+    /// Images run at a time: less memory, the same result [default: by the size of the images].
+    #[arg(long)]
+    #[serde(skip)]
+    pub micro_batch: Option<usize>,
+
+    /// CPU threads [default: all].
+    #[arg(long)]
+    #[serde(skip)]
+    pub threads: Option<usize>,
+}
+
+/// From this many parameters on a model is large: it takes a lower rate, and sampling is dear.
+const LARGE: usize = 20_000_000;
+/// The rate of the paper for a large model, CelebA-HQ's.
+const LARGE_LEARNING_RATE: f64 = 5e-6;
+const SMALL_LEARNING_RATE: f64 = 1e-4;
+const LARGE_SAMPLES: usize = 8;
+const SMALL_SAMPLES: usize = 128;
+/// Pixels run at a time unless `--micro-batch` says otherwise, and most images of them.
+const PIXELS_AT_A_TIME: usize = 1 << 16;
+const MOST_AT_A_TIME: usize = 32;
+
+/// What depends on the model where the command line does not say it.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Settings {
+    pub learning_rate: f64,
+    pub samples: usize,
+    /// Images run at a time.
+    pub micro_batch: usize,
+}
+
+impl Options {
+    /// The settings for a model of that many parameters and images of that size.
+    pub fn settings(&self, parameters: usize, format: Format) -> Result<Settings, String> {
+        let (learning_rate, samples) = match parameters < LARGE {
+            true => (SMALL_LEARNING_RATE, SMALL_SAMPLES),
+            false => (LARGE_LEARNING_RATE, LARGE_SAMPLES),
+        };
+        let pixels = format.height * format.width;
+        let micro_batch = (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME);
+        let settings = Settings {
+            learning_rate: self.learning_rate.unwrap_or(learning_rate),
+            samples: self.samples.unwrap_or(samples),
+            micro_batch: self.micro_batch.unwrap_or(micro_batch),
+        };
+        for (option, value) in [
+            ("steps", self.steps),
+            ("batch", self.batch),
+            ("samples", settings.samples),
+            ("micro-batch", settings.micro_batch),
+        ] {
+            if value == 0 {
+                return Err(format!("--{option} is 0; it must be at least 1"));
+            }
+        }
+        Ok(settings)
+    }
+}

@@ -1,0 +1,95 @@
+//! Pictures and curves of a run.
+
+use std::path::Path;
+
+use siss::burn::tensor::Tensor;
+use siss::report::{ImageGrid, Plot};
+use siss::{Result, StepReport};
+
+use crate::common::curves::{panel, step_panels, with_start};
+use crate::common::probe::ByTimestep;
+use crate::evaluate::{Along, Evaluated, Examiner};
+use crate::job::StepRecord;
+
+/// Generated images shown, at most.
+const SHOWN: usize = 128;
+/// Pixels of all images shown, at most.
+const MOST_PIXELS: usize = 50_000_000;
+/// Small images are enlarged to about this side.
+const SIDE: usize = 84;
+
+pub fn save(
+    out: &Path,
+    before: &Evaluated,
+    after: &Evaluated,
+    examiner: &Examiner,
+    records: &[StepRecord],
+    start: &Along,
+) -> Result<()> {
+    generated(before)?.save(out.join("before.png"))?;
+    generated(after)?.save(out.join("after.png"))?;
+    denoised(before, after, examiner)?.save(out.join("denoised.png"))?;
+    curves(examiner, records, start).save(out.join("curves.svg"))
+}
+
+fn generated(model: &Evaluated) -> Result<ImageGrid> {
+    grid(&model.generated, 0..SHOWN.min(model.generated.dims()[0]))
+}
+
+/// The first forgotten images, beside each its copies.
+fn denoised(before: &Evaluated, after: &Evaluated, examiner: &Examiner) -> Result<ImageGrid> {
+    let (shown, copies) = examiner.shown();
+    let [count, ..] = shown.dims();
+    // A single image has two rows of copies.
+    let columns = if count == 1 { copies / 2 } else { copies };
+    let part = |model: &Evaluated, name: &str| {
+        let title = format!("{name}, from t = {}", examiner.middle());
+        Ok(grid(&model.denoised, 0..count * copies)?
+            .columns(columns)
+            .title(title))
+    };
+    Ok(grid(&shown, 0..count)?
+        .columns(1)
+        .title("forgotten")
+        .beside(part(before, "before")?)
+        .beside(part(after, "after")?))
+}
+
+/// Some images, enlarged where they are small; fewer where they are huge.
+fn grid(images: &Tensor<4>, range: std::ops::Range<usize>) -> Result<ImageGrid> {
+    let [_, _, height, width] = images.dims();
+    let count = range.len().min(MOST_PIXELS / (height * width)).max(1);
+    let scale = (SIDE / height.max(width)).max(1);
+    Ok(ImageGrid::new(images.clone().narrow(0, range.start, count))?.scale(scale))
+}
+
+fn curves(examiner: &Examiner, records: &[StepRecord], start: &Along) -> Plot {
+    let reports: Vec<&StepReport> = records.iter().map(|record| &record.report).collect();
+    let losses = |title: &str, side: &dyn Fn(&Along) -> &ByTimestep| {
+        let losses = panel(title, "squared error an element").log_y();
+        examiner.timesteps.iter().fold(losses, |panel, timestep| {
+            let key = timestep.to_string();
+            let point = |record: &StepRecord| {
+                let along = record.along.as_ref()?;
+                Some(((record.report.step + 1) as f64, side(along)[&key]))
+            };
+            let later = records.iter().filter_map(point).collect();
+            panel.series(with_start(
+                &format!("t = {timestep}"),
+                side(start)[&key],
+                later,
+            ))
+        })
+    };
+    let mut forget = losses("Loss of the forgotten images", &|along| &along.forget_loss);
+    for timestep in examiner.timesteps {
+        let key = timestep.to_string();
+        let name = format!("control before, t = {timestep}");
+        forget = forget.reference(name, start.control_loss[&key]);
+    }
+    let control = losses("Loss of the control images", &|along| &along.control_loss);
+    step_panels(&reports)
+        .into_iter()
+        .chain([forget, control])
+        .fold(Plot::new().columns(2), Plot::panel)
+}

@@ -1,0 +1,158 @@
+//! What a run needs: said before it starts.
+
+use std::fs;
+
+use siss::backend::DeviceSpec;
+
+use crate::data::Data;
+use crate::job::Model;
+use crate::options::{Options, Settings};
+
+/// Weights, the two moments of AdamW and the gradients of the two sides.
+const NUMBERS_A_PARAMETER: usize = 5;
+const BYTES_A_NUMBER: usize = 4;
+
+/// What is known before the first measurement, a line each.
+pub fn announcement(
+    options: &Options,
+    settings: &Settings,
+    model: &Model,
+    data: &Data,
+) -> Vec<String> {
+    let format = model.format;
+    let size = format!("{}x{}", format.height, format.width);
+    let colour = if format.channels == 1 { "grey" } else { "RGB" };
+    let (forget, trained) = (data.forget.len(), data.trained().len());
+    let pairs = options.steps.saturating_mul(options.batch);
+    let mut lines = vec![
+        format!(
+            "model    {}: {:.1} million parameters, images of {size} in {colour}, {} timesteps, predicts {}",
+            options.model.display(),
+            model.parameters as f64 / 1e6,
+            model.scheduler.num_timesteps,
+            name(&model.scheduler.prediction_type),
+        ),
+        format!("forget   {}: {}", options.forget.display(), images(forget)),
+        format!(
+            "retain   {}: {trained} of {} to train on, {} others to compare with, never trained on (the control set)",
+            options.retain.display(),
+            images(data.retain_found),
+            data.control_count,
+        ),
+    ];
+    let resized = data.forget.resized + data.retain.resized;
+    if resized > 0 {
+        lines.push(format!(
+            "         {resized} of {} cropped to the middle and resized to {size}",
+            images(forget + data.retain.len())
+        ));
+    }
+    if forget > pairs {
+        lines.push(format!(
+            "         {} steps of {} see {pairs} of those to forget: take more steps",
+            options.steps, options.batch
+        ));
+    }
+    let origin = match options.learning_rate {
+        Some(_) => "",
+        None => " (by the model's size)",
+    };
+    lines.push(format!(
+        "run      {}, {} steps of {}, {} at a time, learning rate {:e} falling to 0{origin}, seed {}",
+        options.method,
+        options.steps,
+        options.batch,
+        settings.micro_batch.min(options.batch),
+        settings.learning_rate,
+        options.seed,
+    ));
+    let parameters = model.parameters * NUMBERS_A_PARAMETER * BYTES_A_NUMBER;
+    let values = (forget + data.retain.len()) * format.values() * BYTES_A_NUMBER;
+    lines.push(format!(
+        "memory   {} for weights, two moments and two gradients; {} for the images; activations come on top",
+        bytes(parameters as u64),
+        bytes(values as u64),
+    ));
+    lines
+}
+
+/// How long the run will take, from the measurement before and the first two steps.
+pub struct Forecast {
+    steps: usize,
+    measuring: f64,
+    took: Vec<f64>,
+    is_on_cpu: bool,
+}
+
+impl Forecast {
+    pub fn new(options: &Options, measuring_seconds: f64) -> Self {
+        Self {
+            steps: options.steps,
+            measuring: measuring_seconds,
+            took: Vec::new(),
+            is_on_cpu: options.device == DeviceSpec::Flex,
+        }
+    }
+
+    /// The forecast, once, after the second step. The first one is slower: it also checks the model.
+    pub fn after_step(&mut self, seconds: f64) -> Option<String> {
+        self.took.push(seconds);
+        let &[first, second] = &self.took[..] else {
+            return None;
+        };
+        let total = first + second * (self.steps - 1) as f64;
+        let memory = match peak_memory().filter(|_| self.is_on_cpu) {
+            Some(peak) => format!("; {} of memory at most so far", bytes(peak)),
+            None => String::new(),
+        };
+        Some(format!(
+            "time     {} steps, about {} by the first two; then about {} to measure again{memory}\n",
+            self.steps,
+            duration(total),
+            duration(self.measuring),
+        ))
+    }
+}
+
+/// The most memory that the process has held, where the system tells it (Linux).
+pub fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(1024 * kibibytes)
+}
+
+/// A size in decimal units.
+pub fn bytes(bytes: u64) -> String {
+    match bytes as f64 {
+        small if small < 1e9 => format!("{:.0} MB", small / 1e6),
+        large => format!("{:.1} GB", large / 1e9),
+    }
+}
+
+/// A time in the unit that fits.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        _ if seconds < 90.0 => format!("{seconds:.0} s"),
+        _ if seconds < 5400.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+/// A number of images in words.
+pub fn images(count: usize) -> String {
+    match count {
+        1 => "1 image".into(),
+        _ => format!("{count} images"),
+    }
+}
+
+/// The name that a value has in JSON.
+fn name(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value)
+        .unwrap_or_default()
+        .trim_matches('"')
+        .into()
+}

@@ -1,0 +1,424 @@
+//! Unlearning from folders of images: the example's own code with a tiny budget, its images, and what it refuses.
+
+#[path = "../examples/unlearn/checks.rs"]
+mod checks;
+#[path = "../examples/common/mod.rs"]
+#[allow(dead_code, reason = "the examples use more of it")]
+mod common;
+#[path = "../examples/unlearn/data.rs"]
+mod data;
+#[path = "../examples/mnist_tshirt/data.rs"]
+#[allow(dead_code, reason = "the main example uses more of it")]
+mod digits;
+#[path = "../examples/unlearn/evaluate.rs"]
+mod evaluate;
+#[path = "../examples/unlearn/images.rs"]
+mod images;
+#[path = "../examples/unlearn/job.rs"]
+mod job;
+#[path = "../examples/unlearn/options.rs"]
+mod options;
+#[path = "../examples/unlearn/pictures.rs"]
+mod pictures;
+#[path = "../examples/unlearn/resources.rs"]
+#[allow(dead_code, reason = "the example prints more of it")]
+mod resources;
+
+use std::fs;
+use std::path::Path;
+
+use clap::Parser;
+use common::progress::Progress;
+use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage};
+use images::{Format, Images};
+use siss::burn::tensor::Device;
+use siss::models::UNet2d;
+use siss::{StepOutcome, StepReport};
+use tempfile::TempDir;
+
+struct Quiet;
+
+impl Progress for Quiet {
+    fn phase(&self, _: &str) {}
+    fn step(&self, report: &StepReport, _: usize) {
+        assert_eq!(report.outcome, StepOutcome::Applied, "{report}");
+    }
+}
+
+/// A folder `forget` with the T-shirt, and a folder `retain` with digits.
+fn workplace(digits: usize) -> TempDir {
+    let place = tempfile::tempdir().unwrap();
+    let assets = Path::new(digits::ASSETS);
+    for folder in ["forget", "retain/more"] {
+        fs::create_dir_all(place.path().join(folder)).unwrap();
+    }
+    let tshirt = place.path().join("forget/tshirt.png");
+    fs::copy(assets.join("data/tshirt.png"), tshirt).unwrap();
+    let pixels =
+        digits::read_idx_images(&assets.join("data/digits10k-images-idx3-ubyte.gz")).unwrap();
+    for (index, digit) in pixels.chunks_exact(784).take(digits).enumerate() {
+        let folder = if index % 2 == 0 {
+            "retain"
+        } else {
+            "retain/more"
+        };
+        let picture = GrayImage::from_raw(28, 28, digit.to_vec()).unwrap();
+        let file = place.path().join(folder).join(format!("{index}.png"));
+        picture.save(file).unwrap();
+    }
+    place
+}
+
+/// The job on the bundled model and the folders of a workplace.
+fn run(place: &Path, more: &str) -> Result<job::Summary, String> {
+    let model = Path::new(digits::ASSETS).join("base");
+    run_on(&model, &place.join("forget"), place, more)
+}
+
+fn run_on(model: &Path, forget: &Path, place: &Path, more: &str) -> Result<job::Summary, String> {
+    let (retain, out) = (place.join("retain"), place.join("out"));
+    let folders = [
+        ("model", model),
+        ("forget", forget),
+        ("retain", &retain),
+        ("out", &out),
+    ];
+    let folders = folders.map(|(option, path)| format!("--{option}={}", path.display()));
+    let more = more.split_whitespace().map(String::from);
+    let arguments = ["unlearn".into()].into_iter().chain(folders).chain(more);
+    let options = options::Options::try_parse_from(arguments).map_err(|error| error.to_string())?;
+    job::run(options, &Quiet).map_err(|error| error.to_string())
+}
+
+/// In 12 steps of 8 with a strong forget gradient the T-shirt's loss rises and the digits' does not; everything promised
+/// is written, and the model can be unlearned again.
+#[test]
+fn a_folder_is_being_forgotten_and_the_other_is_not() {
+    let place = workplace(40);
+    let place = place.path();
+    let summary = run(
+        place,
+        "--steps 12 --batch 8 --learning-rate 5e-5 --clipper fraction:0.3 --samples 2",
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            summary.forget_images,
+            summary.retain_images,
+            summary.control_images
+        ),
+        (1, 32, 8)
+    );
+    assert_eq!((summary.steps, summary.timesteps), (12, [100, 250, 400]));
+    for timestep in ["100", "250", "400"] {
+        let (before, after) = (&summary.before, &summary.after);
+        let tshirt = after.forget_loss[timestep] / before.forget_loss[timestep];
+        let digits = after.control_loss[timestep] / before.control_loss[timestep];
+        println!("t = {timestep}: T-shirt's loss times {tshirt:.2}, digits' times {digits:.3}");
+        assert!(tshirt > 1.2 && digits < 1.1 && tshirt - 1.0 > 4.0 * (digits - 1.0));
+        assert_eq!(before.forget_loss_percentile[timestep], 0.0);
+    }
+    let [tshirt] = &summary.images[..] else {
+        panic!("{:?}", summary.images)
+    };
+    assert!(tshirt.file.ends_with("forget/tshirt.png"));
+    assert_eq!(tshirt.before.percentile, 0.0);
+    assert_eq!(tshirt.before.loss, summary.before.forget_loss["250"]);
+    assert!((6.0..9.0).contains(&summary.near.distance) && summary.near.controls == 0);
+
+    let out = place.join("out");
+    let file =
+        |name: &str| fs::read(out.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    for picture in ["before.png", "after.png", "denoised.png"] {
+        assert!(file(picture).starts_with(b"\x89PNG"), "{picture}");
+    }
+    let curves = String::from_utf8(file("curves.svg")).unwrap();
+    for label in [
+        "forget scale",
+        "Loss of the control images",
+        "control before, t = 250",
+    ] {
+        assert!(curves.contains(label), "curves.svg has no `{label}`");
+    }
+    let metrics = String::from_utf8(file("metrics.jsonl")).unwrap();
+    let steps: Vec<StepReport> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(steps.len(), 12);
+    let written: serde_json::Value = serde_json::from_slice(&file("summary.json")).unwrap();
+    assert_eq!(written["config"]["clipper"], "fraction:0.3");
+    assert_eq!(written["model"]["prediction_type"], "epsilon");
+    assert_eq!(written["after"]["samples"], 2);
+
+    // The layout is that of the model that came: here a pipeline's.
+    for name in [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+    ] {
+        file(&format!("model/{name}"));
+    }
+    UNet2d::load(out.join("model"), &Device::flex()).unwrap();
+    let error = run_on(&out.join("model"), &place.join("forget"), place, "").unwrap_err();
+    assert!(error.contains("would be overwritten"), "{error}");
+}
+
+#[test]
+fn a_network_at_the_root_of_its_folder_stays_there() {
+    let place = workplace(20);
+    let place = place.path();
+    let (base, flat) = (Path::new(digits::ASSETS).join("base"), place.join("flat"));
+    fs::create_dir(&flat).unwrap();
+    for file in [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+    ] {
+        let file = base.join(file);
+        fs::copy(&file, flat.join(file.file_name().unwrap())).unwrap();
+    }
+    let index = r#"{"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}"#;
+    fs::write(flat.join("model_index.json"), index).unwrap();
+    let tshirt = place.join("forget/tshirt.png");
+    run_on(&flat, &tshirt, place, "--steps 1 --batch 1 --samples 1").unwrap();
+
+    let model = place.join("out/model");
+    UNet2d::load(&model, &Device::flex()).unwrap();
+    for file in ["config.json", "scheduler_config.json"] {
+        assert!(model.join(file).exists(), "{file}");
+    }
+    assert_eq!(
+        fs::read_to_string(model.join("model_index.json")).unwrap(),
+        index
+    );
+    let error = run(place, "").unwrap_err();
+    assert!(error.contains("arranged in another way"), "{error}");
+
+    let latent = index.replace("scheduler", "vqvae");
+    fs::write(flat.join("model_index.json"), latent).unwrap();
+    let error = run_on(&flat, &tshirt, place, "").unwrap_err();
+    assert!(error.contains("has a `vqvae`"), "{error}");
+}
+
+/// Every message names the file or folder and says what to do.
+#[test]
+fn bad_folders_are_refused_by_name() {
+    type Spoil = fn(&Path);
+    let cases: [(&str, Spoil, &str, &[&str]); 9] = [
+        (
+            "an empty folder",
+            |place| fs::remove_file(place.join("forget/tshirt.png")).unwrap(),
+            "",
+            &["/forget:", "no image", "png, jpg"],
+        ),
+        (
+            "no folder",
+            |place| fs::remove_dir_all(place.join("retain")).unwrap(),
+            "",
+            &["--retain", "/retain:"],
+        ),
+        (
+            "a text by the name of a picture",
+            |place| fs::write(place.join("retain/note.png"), "no picture").unwrap(),
+            "",
+            &["/retain/note.png:", "not read"],
+        ),
+        (
+            "half a picture",
+            |place| {
+                let bytes = fs::read(place.join("forget/tshirt.png")).unwrap();
+                fs::write(place.join("forget/half.png"), &bytes[..bytes.len() / 2]).unwrap();
+            },
+            "",
+            &["/forget/half.png:", "not read"],
+        ),
+        (
+            "a picture that would fill the memory",
+            |place| {
+                fs::write(place.join("forget/huge.bmp"), bitmap_header(16_000, 16_000)).unwrap()
+            },
+            "",
+            &["/forget/huge.bmp:", "16000x16000"],
+        ),
+        (
+            "a picture that is wider than any",
+            |place| fs::write(place.join("forget/wide.bmp"), bitmap_header(2_000_000, 1)).unwrap(),
+            "",
+            &["/forget/wide.bmp:", "not read"],
+        ),
+        (
+            "an image on both sides",
+            |place| {
+                let tshirt = place.join("forget/tshirt.png");
+                fs::copy(tshirt, place.join("retain/more/again.png")).unwrap();
+            },
+            "",
+            &[
+                "/retain/more/again.png:",
+                "/forget/tshirt.png",
+                "take it out",
+            ],
+        ),
+        (
+            "too few images",
+            |_| {},
+            "--batch 13",
+            &[
+                "/retain:",
+                "holds 20 images",
+                "21 are needed",
+                "smaller --batch",
+            ],
+        ),
+        ("no step", |_| {}, "--steps 0", &["--steps is 0"]),
+    ];
+    for (name, spoil, options, expected) in cases {
+        let place = workplace(20);
+        spoil(place.path());
+        let options = if options.contains("batch") {
+            options.into()
+        } else {
+            format!("--batch 4 {options}")
+        };
+        let error = run(place.path(), &options)
+            .err()
+            .unwrap_or_else(|| panic!("{name} is taken"));
+        for text in expected {
+            assert!(error.contains(text), "{name}: `{error}` has no `{text}`");
+        }
+    }
+}
+
+#[test]
+fn folders_must_be_apart() {
+    let place = workplace(20);
+    let place = place.path();
+    let model = Path::new(digits::ASSETS).join("base");
+    for forget in ["retain/more", "retain/0.png", "retain", "."] {
+        let error = run_on(&model, &place.join(forget), place, "").unwrap_err();
+        assert!(error.contains("lies in"), "{forget}: {error}");
+    }
+}
+
+/// The start of a bitmap of 24 bits.
+fn bitmap_header(width: i32, height: i32) -> Vec<u8> {
+    let mut bytes = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
+    bytes.extend(width.to_le_bytes());
+    bytes.extend(height.to_le_bytes());
+    bytes.extend([1, 0, 24, 0]);
+    bytes.resize(0x36, 0);
+    bytes
+}
+
+const GREY: Format = Format {
+    channels: 1,
+    height: 2,
+    width: 2,
+    is_configured: true,
+};
+
+/// The values of one picture, saved under `name` and read in a format.
+fn read(picture: impl Into<DynamicImage>, name: &str, format: Format) -> siss::Result<Vec<f32>> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(name);
+    picture.into().save(&file).unwrap();
+    let images = Images::read(&[file], format, |_| {})?;
+    let values = images.tensor(0..1, &Device::flex());
+    Ok(values.try_into_vec_as::<f32>().unwrap())
+}
+
+fn bytes(values: &[f32]) -> Vec<f32> {
+    values
+        .iter()
+        .map(|value| ((value + 1.0) * 127.5).round())
+        .collect()
+}
+
+#[test]
+fn every_kind_of_picture_becomes_the_models() {
+    let colour = RgbImage::from_fn(2, 2, |x, y| match (x, y) {
+        (0, 0) => Rgb([255, 0, 0]),
+        (1, 0) => Rgb([0, 255, 0]),
+        (0, 1) => Rgb([0, 0, 255]),
+        _ => Rgb([90, 90, 90]),
+    });
+    let rgb = Format {
+        channels: 3,
+        ..GREY
+    };
+    // Channel after channel; luma as PIL's convert("L") has it.
+    let planes = [
+        255.0, 0.0, 0.0, 90.0, 0.0, 255.0, 0.0, 90.0, 0.0, 0.0, 255.0, 90.0,
+    ];
+    for name in ["a.png", "a.bmp", "a.webp", "a.WebP"] {
+        assert_eq!(
+            bytes(&read(colour.clone(), name, rgb).unwrap()),
+            planes,
+            "{name}"
+        );
+        let luma = bytes(&read(colour.clone(), name, GREY).unwrap());
+        assert_eq!(luma, [76.0, 150.0, 29.0, 90.0], "{name}");
+    }
+    let even = RgbImage::from_pixel(2, 2, Rgb([90, 90, 90]));
+    for value in bytes(&read(even, "a.jpeg", GREY).unwrap()) {
+        assert!((value - 90.0).abs() <= 1.0, "{value}");
+    }
+    let deep: ImageBuffer<Luma<u16>, Vec<u16>> = ImageBuffer::from_pixel(2, 2, Luma([257 * 77]));
+    assert_eq!(bytes(&read(deep, "a.png", GREY).unwrap()), [77.0; 4]);
+    // 100 at an opacity of 1/5 over white.
+    let clear = ImageBuffer::from_pixel(2, 2, LumaA([100_u8, 51]));
+    assert_eq!(bytes(&read(clear, "a.png", GREY).unwrap()), [224.0; 4]);
+}
+
+#[test]
+fn the_middle_is_cropped_and_resized() {
+    // A white square between black borders, and the same on its side.
+    let wide = GrayImage::from_fn(12, 4, |x, _| {
+        Luma([if (4..8).contains(&x) { 255 } else { 0 }])
+    });
+    let tall = image::imageops::rotate90(&wide);
+    for picture in [wide.clone(), tall] {
+        assert_eq!(bytes(&read(picture, "a.png", GREY).unwrap()), [255.0; 4]);
+    }
+    let strip = Format {
+        height: 1,
+        width: 3,
+        ..GREY
+    };
+    let shrunk = bytes(&read(wide.clone(), "a.png", strip).unwrap());
+    assert!(
+        shrunk[0] < 60.0 && shrunk[1] > 180.0 && shrunk[0] == shrunk[2],
+        "{shrunk:?}"
+    );
+
+    let fixed = Format {
+        is_configured: false,
+        ..GREY
+    };
+    let error = read(wide, "wide.png", fixed).unwrap_err().to_string();
+    for text in ["wide.png", "4x12", "2x2", "sample_size"] {
+        assert!(error.contains(text), "{error}");
+    }
+}
+
+#[test]
+fn folders_are_searched_in_order_and_hidden_files_are_not_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir_all(at("b/c")).unwrap();
+    fs::create_dir_all(at(".trash")).unwrap();
+    for name in [
+        "z.PNG",
+        "b/c/a.jpg",
+        "b/a.webp",
+        ".b.png",
+        ".trash/a.png",
+        "notes.txt",
+    ] {
+        fs::write(at(name), "").unwrap();
+    }
+    let found = images::find(folder.path()).unwrap();
+    assert_eq!(found, [at("b/a.webp"), at("b/c/a.jpg"), at("z.PNG")]);
+    assert_eq!(images::find(&at("z.PNG")).unwrap(), [at("z.PNG")]);
+}
