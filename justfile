@@ -31,6 +31,14 @@ wgpu:
 tshirt *ARGS:
     cargo run --release --example mnist_tshirt -- {{ARGS}}
 
+# Your own diffusers model and folders of images.
+unlearn *ARGS:
+    cargo run --release --example unlearn -- {{ARGS}}
+
+# Every method on the T-shirt: runs what docs/results/methods.csv lacks, and writes the table of docs/results.md.
+compare *ARGS:
+    cargo run --release --example compare -- {{ARGS}}
+
 # The benchmarks.
 bench:
     cargo bench

@@ -118,7 +118,8 @@ pub struct Job {
     checkpoint: PathBuf,
     config: SchedulerConfig,
     pairs: PairSampler<4>,
-    levels: Option<CounterfactualLoss>,
+    /// What that prediction was made from.
+    pub levels: Option<CounterfactualLoss>,
 }
 
 impl Job {
@@ -157,10 +158,10 @@ impl Job {
         };
         // Settings are refused here, before anything that takes time.
         job.pairs.pairs(0, job.settings.batch)?;
-        if job.options.target == Target::Retrained {
+        if job.settings.target == Target::Retrained {
             job.predict(&digits.heldout, progress)?;
         }
-        job.trainer(job.options.method, job.options.seed)?;
+        job.trainer(job.options.method, job.options.seed, job.levels.as_ref())?;
         Ok(job)
     }
 
@@ -181,8 +182,13 @@ impl Job {
         Ok(())
     }
 
-    /// A trainer of the model as it was loaded.
-    pub fn trainer(&self, method: Method, seed: u64) -> Result<SissTrainer<UNet2d, 4>> {
+    /// A trainer of the model as it was loaded, steered to levels where there are some.
+    pub fn trainer(
+        &self,
+        method: Method,
+        seed: u64,
+        levels: Option<&CounterfactualLoss>,
+    ) -> Result<SissTrainer<UNet2d, 4>> {
         let (options, settings) = (&self.options, &self.settings);
         let scheduler = DdpmScheduler::from_config(&self.config)?;
         let mut builder = SissTrainer::builder(self.model.clone(), scheduler)
@@ -192,7 +198,7 @@ impl Job {
             .prediction_type(self.config.prediction_type)
             .thin_below(settings.thin_below)
             .seed(seed);
-        if let Some(levels) = &self.levels {
+        if let Some(levels) = levels {
             builder = builder.steering(Steering::to(levels.clone()));
         }
         if let Some(clipper) = settings.clipper {
@@ -264,7 +270,8 @@ struct Unlearned {
 
 fn unlearn(job: &Job, progress: &dyn Progress) -> Result<Unlearned> {
     let seed = job.options.seed;
-    let (mut trainer, pairs) = (job.trainer(job.options.method, seed)?, job.pairs(seed));
+    let mut trainer = job.trainer(job.options.method, seed, job.levels.as_ref())?;
+    let pairs = job.pairs(seed);
     let mut log = BufWriter::new(File::create(job.options.out.join("metrics.jsonl"))?);
     let mut diagnosis = Diagnosis::default();
     let steps = job.settings.steps;

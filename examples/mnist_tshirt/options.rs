@@ -32,9 +32,11 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub method: Method,
 
-    /// Where forgetting is to stop: at the predicted loss of a model retrained without the T-shirt, or nowhere.
-    #[arg(long, value_enum, default_value_t)]
-    pub target: Target,
+    /// Where forgetting is to stop: at the predicted loss of a model retrained without the T-shirt, or nowhere
+    /// [default: retrained; none with --protocol paper].
+    #[arg(long, value_enum)]
+    #[serde(skip)]
+    pub target: Option<Target>,
 
     /// The paper's λ: share of noisy points drawn from the T-shirt.
     #[arg(long, default_value_t = 0.5)]
@@ -121,6 +123,7 @@ pub struct Settings {
     pub learning_rate: f64,
     pub thin_below: f64,
     pub timesteps: TimestepSampling,
+    pub target: Target,
     /// `None` is the method's own.
     pub clipper: Option<ClipperSpec>,
 }
@@ -135,6 +138,7 @@ impl Options {
                 learning_rate: 1e-4,
                 thin_below: 1.0,
                 timesteps: TimestepSampling::LowDiscrepancy,
+                target: Target::Retrained,
                 clipper: None,
             },
             Protocol::Paper => Settings {
@@ -143,6 +147,7 @@ impl Options {
                 learning_rate: 5e-5,
                 thin_below: 0.0,
                 timesteps: TimestepSampling::Uniform,
+                target: Target::None,
                 clipper: self.paper_clipper(),
             },
         };
@@ -152,6 +157,7 @@ impl Options {
             learning_rate: self.learning_rate.unwrap_or(defaults.learning_rate),
             thin_below: self.thin_below.unwrap_or(defaults.thin_below),
             timesteps: self.timesteps.unwrap_or(defaults.timesteps),
+            target: self.target.unwrap_or(defaults.target),
             clipper: self.clipper.or(defaults.clipper),
         };
         for (option, value) in [
