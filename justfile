@@ -39,6 +39,10 @@ unlearn *ARGS:
 compare *ARGS:
     cargo run --release --example compare -- {{ARGS}}
 
+# How well the loss of a model that never saw a point is predicted: CSV, plot and table of docs/results.md.
+counterfactual *ARGS:
+    cargo run --release --example counterfactual -- {{ARGS}}
+
 # The benchmarks.
 bench:
     cargo bench

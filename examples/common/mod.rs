@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod curves;
+pub mod page;
 pub mod probe;
 pub mod progress;
 pub mod target;

@@ -120,7 +120,7 @@ fn compare(arguments: &Arguments) -> Result<()> {
     }
     let table = table::table(&runs);
     println!("{table}");
-    table::write(&arguments.page, &table)
+    common::page::write(&arguments.page, "methods", &table)
 }
 
 fn run_all(arguments: &Arguments, runs: &mut Vec<Run>, progress: &Bar) -> Result<()> {

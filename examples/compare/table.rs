@@ -1,12 +1,6 @@
 //! The runs as a table in a Markdown page.
 
-use std::path::Path;
-
-use crate::{BEFORE, RETRAINED, Result, Run};
-
-/// Between these lines of the page stands the table.
-const BEGIN: &str = "<!-- begin table: methods -->";
-const END: &str = "<!-- end table: methods -->";
+use crate::{BEFORE, RETRAINED, Run};
 
 /// A row for each method and number of steps: means over the seeds, in the order of the file.
 pub fn table(runs: &[Run]) -> String {
@@ -85,21 +79,4 @@ fn short(value: f64) -> String {
         (2 - value.abs().log10().floor() as i32).clamp(0, 4) as usize
     };
     format!("{value:.decimals$}")
-}
-
-/// Puts the table between its marks.
-pub fn write(page: &Path, table: &str) -> Result<()> {
-    let text =
-        std::fs::read_to_string(page).map_err(|error| format!("{}: {error}", page.display()))?;
-    let parts = text.split_once(BEGIN).zip(text.split_once(END));
-    let ((head, _), (_, tail)) = parts.ok_or_else(|| {
-        format!(
-            "{}: there is no place for the table, between `{BEGIN}` and `{END}`",
-            page.display()
-        )
-    })?;
-    Ok(std::fs::write(
-        page,
-        format!("{head}{BEGIN}\n{table}{END}{tail}"),
-    )?)
 }

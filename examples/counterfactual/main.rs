@@ -1,0 +1,257 @@
+//! How well the loss on a point that a model never saw is predicted: `cargo run --release --example counterfactual`.
+//!
+//! The bundled model that was trained on digits alone is asked for its loss on images of several kinds that it never saw, and
+//! that loss is predicted from the digits. Writes a line for each image, timestep and prediction into a CSV file, a plot, and
+//! the table of a Markdown page.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "the other examples use more of it")]
+mod common;
+#[path = "../mnist_tshirt/data.rs"]
+#[allow(dead_code, reason = "the main example uses more of it")]
+mod data;
+mod images;
+mod table;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use siss::burn::tensor::{Device, Tensor};
+use siss::models::UNet2d;
+use siss::{
+    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, SchedulerConfig,
+};
+
+use crate::common::checkpoint::scheduler_config_path;
+use crate::common::probe::{Chunks, Probe, mean};
+use crate::common::progress::{Bar, Progress};
+use crate::images::Unseen;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Compares predicted with actual losses on images that the model never saw.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// Sizes of the retained set, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "500,2000,9000")]
+    retained: Vec<usize>,
+
+    /// Control points.
+    #[arg(long, default_value_t = 200)]
+    controls: usize,
+
+    /// Noises over which a loss is averaged.
+    #[arg(long, default_value_t = 24)]
+    noises: usize,
+
+    /// Images of each kind.
+    #[arg(long, default_value_t = 8)]
+    images: usize,
+
+    /// The lines of all comparisons.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "docs/results/counterfactual.csv"
+    )]
+    csv: PathBuf,
+
+    /// Predicted over actual loss, by kind of image.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "docs/results/counterfactual.svg"
+    )]
+    plot: PathBuf,
+
+    /// The page whose table is written.
+    #[arg(long, value_name = "FILE", default_value = "docs/results.md")]
+    page: PathBuf,
+}
+
+/// Predicted and actual loss of an image at a timestep.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Comparison {
+    kind: String,
+    image: usize,
+    retained: usize,
+    controls: String,
+    timestep: usize,
+    predicted: f64,
+    actual: f64,
+}
+
+const TIMESTEPS: [usize; 8] = [25, 50, 100, 250, 400, 600, 800, 900];
+
+fn main() -> ExitCode {
+    match validate(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn validate(arguments: &Arguments) -> Result<()> {
+    let progress = Bar::new()?;
+    let trial = Trial::load(arguments)?;
+    let actual = trial.actual(&progress)?;
+    let mut comparisons = Vec::new();
+    for &count in &arguments.retained {
+        let predicted = trial.predicted(count, Controls::Unseen, &progress)?;
+        comparisons.extend(trial.compare(count, Controls::Unseen, &predicted, &actual)?);
+    }
+    let all = trial.digits.dims()[0];
+    let predicted = trial.predicted(all, Controls::LeaveOneOut, &progress)?;
+    comparisons.extend(trial.compare(all, Controls::LeaveOneOut, &predicted, &actual)?);
+    progress.finish();
+
+    write(&arguments.csv, &comparisons)?;
+    table::plot(&comparisons).save(&arguments.plot)?;
+    let table = table::table(&comparisons);
+    println!("{table}");
+    common::page::write(&arguments.page, "counterfactual", &table)
+}
+
+/// Where the control points come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Controls {
+    Unseen,
+    /// Retained points, each left out of its own prediction.
+    LeaveOneOut,
+}
+
+impl Controls {
+    fn name(self) -> &'static str {
+        match self {
+            Controls::Unseen => "unseen",
+            Controls::LeaveOneOut => "left out",
+        }
+    }
+}
+
+/// The model, the digits and the images.
+struct Trial<'a> {
+    arguments: &'a Arguments,
+    config: SchedulerConfig,
+    model: UNet2d,
+    digits: Tensor<4>,
+    heldout: Tensor<4>,
+    unseen: Unseen,
+}
+
+impl<'a> Trial<'a> {
+    fn load(arguments: &'a Arguments) -> Result<Self> {
+        let (assets, device) = (Path::new(data::ASSETS), Device::flex());
+        let digits = data::load_digits(assets, &device)?;
+        let tshirt = data::load_tshirt(assets, &device)?;
+        let folder = assets.join("base");
+        Ok(Self {
+            arguments,
+            config: SchedulerConfig::from_file(scheduler_config_path(&folder))?,
+            model: UNet2d::load(folder.join("retrained"), &device)?,
+            unseen: Unseen::new(&tshirt, &digits.heldout, arguments.images),
+            digits: digits.retain,
+            heldout: digits.heldout,
+        })
+    }
+
+    /// The model's loss on each image, by timestep.
+    fn actual(&self, progress: &Bar) -> Result<Vec<Vec<f64>>> {
+        let chunks = Chunks {
+            rows: 32,
+            in_parallel: true,
+        };
+        let probe = Probe::new(&self.config, chunks)?;
+        let noises = self.arguments.noises;
+        let images = &self.unseen.images;
+        // Image after image, each with its noises.
+        let copies: Vec<_> = (0..images.dims()[0])
+            .map(|index| images.clone().narrow(0, index, 1).repeat_dim(0, noises))
+            .collect();
+        let copies = Tensor::cat(copies, 0);
+        let mut actual = Vec::new();
+        for timestep in TIMESTEPS {
+            progress.phase(&format!("the model's losses, t = {timestep}"));
+            let losses = probe.losses(&self.model, &copies, timestep)?;
+            actual.push(losses.chunks(noises).map(mean).collect());
+        }
+        Ok(actual)
+    }
+
+    fn predicted(
+        &self,
+        count: usize,
+        controls: Controls,
+        progress: &Bar,
+    ) -> Result<CounterfactualLoss> {
+        let retained = self
+            .digits
+            .clone()
+            .narrow(0, 0, count.min(self.digits.dims()[0]));
+        let indices: Vec<usize> = (0..self.arguments.controls).collect();
+        let (points, at) = match controls {
+            Controls::Unseen => (&self.heldout, None),
+            Controls::LeaveOneOut => (&retained, Some(&indices[..])),
+        };
+        let data = CounterfactualData {
+            retained: &retained,
+            controls: &points.clone().narrow(0, 0, self.arguments.controls),
+            controls_retained_at: at,
+            control_condition: &(),
+            forgotten: &self.unseen.images,
+        };
+        let config = CounterfactualConfig {
+            timesteps: Some(TIMESTEPS.map(|timestep| timestep as f64).to_vec()),
+            noises: self.arguments.noises,
+            ..CounterfactualConfig::default()
+        };
+        let scheduler = DdpmScheduler::from_config(&self.config)?;
+        let predicted = CounterfactualLoss::fit(&self.model, &scheduler, data, &config, |share| {
+            progress.phase(&format!(
+                "predicting from {count} digits: {:.0} %",
+                100.0 * share
+            ));
+        })?;
+        Ok(predicted)
+    }
+
+    fn compare(
+        &self,
+        retained: usize,
+        controls: Controls,
+        predicted: &CounterfactualLoss,
+        actual: &[Vec<f64>],
+    ) -> Result<Vec<Comparison>> {
+        let mut comparisons = Vec::new();
+        for (image, kind) in self.unseen.kinds.iter().enumerate() {
+            for (timestep, actual) in TIMESTEPS.into_iter().zip(actual) {
+                comparisons.push(Comparison {
+                    kind: kind.to_string(),
+                    image,
+                    retained,
+                    controls: controls.name().into(),
+                    timestep,
+                    predicted: predicted.level(image as u64, timestep as f64)?,
+                    actual: actual[image],
+                });
+            }
+        }
+        Ok(comparisons)
+    }
+}
+
+fn write(path: &Path, comparisons: &[Comparison]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut writer = csv::Writer::from_path(path)?;
+    for comparison in comparisons {
+        writer.serialize(comparison)?;
+    }
+    Ok(writer.flush()?)
+}
