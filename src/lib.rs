@@ -64,6 +64,10 @@
 //! [`Method`] names the published combinations. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
 //! [`sampling`] draws from a model, before and after. [`kernel`] and [`loss`] hold the loss alone, for trainers of your own.
 //!
+//! Forgetting can stop by itself: [`CounterfactualLoss`] predicts the loss that a model which never saw a point would have on
+//! it, and [`Steering`] lets each forgotten point come to rest there. [`FnDenoiser`] makes a [`Denoiser`] of a module from
+//! another crate; [`ClipperSpec`] and [`backend::DeviceSpec`] read parts from a command line.
+//!
 //! # Promises
 //!
 //! - The draws of a step follow from (seed, step): the same on every device and for every micro-batch size.
@@ -84,8 +88,8 @@
 //! | `pytorch` | `models` reads pickled `.bin` weights too; the pickle is parsed, never run | |
 //! | `report` | pictures, plots and exact intervals of a run | |
 //!
-//! The guide *Unlearn your own model*, the mathematics with equation numbers and the design are in the repository's
-//! `docs` folder.
+//! The guide *Unlearn your own model*, the table of the methods, the mathematics with equation numbers and the design are in
+//! the repository's `docs` folder.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
