@@ -234,7 +234,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
 
     /// Keeps a moving average of the weights beside the weights themselves, see [`SissTrainer::ema_model`].
     ///
-    /// `decay` is the largest: at the `k`-th step it is at most `(1 + k) / (10 + k)`, as in diffusers.
+    /// `decay` is the largest: at the `k`-th step it is at most `(1 + k) / (10 + k)`, so that a short run is not an average over the model before.
     pub fn ema(mut self, decay: f64) -> Self {
         self.config.ema_decay = Some(decay);
         self

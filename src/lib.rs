@@ -144,8 +144,8 @@ pub use rand;
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
 pub use clipper::{
-    Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
-    GradientClipper, GradientNorms, Projected, RescaleToNorm,
+    Blend, Ceiling, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule,
+    FractionOfRetain, GradientClipper, GradientNorms, Projected, RescaleToNorm,
 };
 pub use counterfactual::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
 pub use denoiser::{Condition, Denoiser, PredictionType};

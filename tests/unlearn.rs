@@ -301,6 +301,32 @@ fn folders_must_be_apart() {
     }
 }
 
+/// Images of a folder of their own are compared with, and all retained ones are left to train on.
+#[test]
+fn the_control_set_can_come_from_a_folder_of_its_own() {
+    let place = workplace(30);
+    let place = place.path();
+    let control = place.join("control");
+    fs::create_dir(&control).unwrap();
+    for index in 0..9 {
+        let name = format!("{}.png", 2 * index);
+        fs::rename(place.join("retain").join(&name), control.join(&name)).unwrap();
+    }
+    let options = format!(
+        "--steps 3 --batch 8 --samples 1 --control {}",
+        control.display()
+    );
+    let summary = run(place, &options).unwrap();
+    assert_eq!((summary.control_images, summary.retain_images), (9, 21));
+
+    let inside = format!("--control {}", place.join("retain").display());
+    assert!(run(place, &inside).unwrap_err().contains("lies in"));
+    fs::remove_file(control.join("0.png")).unwrap();
+    fs::remove_file(control.join("2.png")).unwrap();
+    let error = run(place, &options).unwrap_err();
+    assert!(error.contains("/control: it holds 7 images"), "{error}");
+}
+
 /// The start of a bitmap of 24 bits.
 fn bitmap_header(width: i32, height: i32) -> Vec<u8> {
     let mut bytes = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();

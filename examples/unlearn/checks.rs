@@ -18,26 +18,26 @@ pub fn folders(options: &Options) -> Result<()> {
         model,
         forget,
         retain,
+        control,
         out,
         ..
     } = options;
-    for (option, path) in [("model", model), ("forget", forget), ("retain", retain)] {
+    let mut images = vec![("forget", forget), ("retain", retain)];
+    images.extend(control.as_ref().map(|control| ("control", control)));
+    for (option, path) in images.iter().chain(&[("model", model)]) {
         fs::metadata(path).map_err(|error| format!("--{option} {}: {error}", path.display()))?;
     }
     fs::create_dir_all(out).map_err(|error| format!("creating {}: {error}", out.display()))?;
-    for (option, inner, other, outer) in [
-        ("forget", forget, "retain", retain),
-        ("retain", retain, "forget", forget),
-        ("out", out, "forget", forget),
-        ("out", out, "retain", retain),
-    ] {
-        if lies_in(inner, outer)? {
-            return Err(format!(
-                "--{option} {} lies in --{other} {}; keep them apart",
-                inner.display(),
-                outer.display()
-            )
-            .into());
+    for &(other, outer) in &images {
+        for &(option, inner) in images.iter().chain(&[("out", out)]) {
+            if option != other && lies_in(inner, outer)? {
+                return Err(format!(
+                    "--{option} {} lies in --{other} {}; keep them apart",
+                    inner.display(),
+                    outer.display()
+                )
+                .into());
+            }
         }
     }
     unlearned_model(&out.join("model"), model)?;

@@ -1,8 +1,7 @@
 //! The images of a run: to forget, to keep, and to compare with.
 
 use std::error::Error;
-use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use siss::models::UNet2dConfig;
 use siss::rand::seq::SliceRandom;
@@ -25,40 +24,41 @@ const MOST_VALUES: usize = 1 << 31;
 /// The images of a run.
 pub struct Data {
     pub forget: Images,
-    /// Retained images: the control set, then those to train on.
+    /// What the others are compared with. Never trained on.
+    pub control: Images,
+    /// Retained images to train on.
     pub retain: Images,
-    pub control_count: usize,
     /// Retained images there are, of which not all are needed.
     pub retain_found: usize,
 }
 
 impl Data {
     /// Reads the images in the format of the model. Of the retained ones it takes, by lot, a control set and as many
-    /// others as the steps use.
+    /// others as the steps use. With `--control` the control set comes from there.
     pub fn load(options: &Options, model: &UNet2dConfig, progress: &dyn Progress) -> Result<Self> {
         let forget = images::find(&options.forget)?;
         let mut retain = images::find(&options.retain)?;
         let format = format(model, &forget[0], &options.model)?;
         let retain_found = retain.len();
-        let control_count = control_count(retain_found, options)?;
+        let mut control = control_files(options, &mut retain)?;
         let fit = MOST_VALUES / format.values();
-        if forget.len() + control_count + options.batch > fit {
+        if forget.len() + control.len() + options.batch > fit {
             let (height, width) = (format.height, format.width);
             return Err(format!(
-                "{}: {} images to forget, {control_count} to compare with and a step of {} are too many: at most {fit} of \
+                "{}: {} images to forget, {} to compare with and a step of {} are too many: at most {fit} of \
                  {height}x{width} pixels are kept in memory; give fewer, or unlearn them in several runs",
                 options.forget.display(),
                 forget.len(),
+                control.len(),
                 options.batch
             )
             .into());
         }
-        // The same lot in every run, so that runs can be compared.
-        retain.shuffle(&mut keyed_rng(EVALUATION_SEED, 0, 0, Stream::Pairs));
         let used = options.steps.saturating_mul(options.batch);
-        retain.truncate(control_count.saturating_add(used).min(fit - forget.len()));
+        retain.truncate(used.min(fit - forget.len() - control.len()));
+        control.sort();
 
-        let total = forget.len() + retain.len();
+        let total = forget.len() + control.len() + retain.len();
         let read = |files: &[_], before: usize| {
             Images::read(files, format, |done| {
                 progress.phase(&format!("reading images: {} of {total}", before + done));
@@ -66,26 +66,17 @@ impl Data {
         };
         let data = Self {
             forget: read(&forget, 0)?,
-            retain: read(&retain, forget.len())?,
-            control_count,
+            control: read(&control, forget.len())?,
+            retain: read(&retain, forget.len() + control.len())?,
             retain_found,
         };
         images::refuse_common(&data.forget, &data.retain)?;
+        images::refuse_common(&data.forget, &data.control)?;
         Ok(data)
     }
 
     pub fn format(&self) -> Format {
         self.forget.format
-    }
-
-    /// Retained images that are never trained on.
-    pub fn control(&self) -> Range<usize> {
-        0..self.control_count
-    }
-
-    /// Retained images that are trained on.
-    pub fn trained(&self) -> Range<usize> {
-        self.control_count..self.retain.len()
     }
 }
 
@@ -119,18 +110,40 @@ fn format(model: &UNet2dConfig, image: &Path, folder: &Path) -> Result<Format> {
     })
 }
 
-/// Size of the control set. What is left must fill a step.
-fn control_count(found: usize, options: &Options) -> Result<usize> {
-    let control = (found / CONTROL_PART).clamp(LEAST_CONTROL, MOST_CONTROL);
-    let needed = control.saturating_add(options.batch);
-    match found >= needed {
-        true => Ok(control),
-        false => Err(format!(
-            "{}: it holds {found} images, {needed} are needed: {control} to compare with, which are never trained on, and {} for \
-             a step; give more, or a smaller --batch",
-            options.retain.display(),
-            options.batch
-        )
-        .into()),
+/// The control set: images of a folder of its own, or retained ones, which are taken away. The same lot in every run,
+/// so that runs can be compared. What is left must fill a step.
+fn control_files(options: &Options, retain: &mut Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    let lot = || keyed_rng(EVALUATION_SEED, 0, 0, Stream::Pairs);
+    retain.shuffle(&mut lot());
+    let found = retain.len();
+    let Some(folder) = &options.control else {
+        let count = (found / CONTROL_PART).clamp(LEAST_CONTROL, MOST_CONTROL);
+        let needed = count.saturating_add(options.batch);
+        if found < needed {
+            return Err(format!(
+                "{}: it holds {found} images, {needed} are needed: {count} to compare with, which are never trained on, and {} for \
+                 a step; give more, or a smaller --batch",
+                options.retain.display(),
+                options.batch
+            )
+            .into());
+        }
+        return Ok(retain.drain(..count).collect());
+    };
+    let mut control = images::find(folder)?;
+    for (set, found, needed) in [
+        (&options.retain, found, options.batch),
+        (folder, control.len(), LEAST_CONTROL),
+    ] {
+        if found < needed {
+            return Err(format!(
+                "{}: it holds {found} images, at least {needed} are needed",
+                set.display()
+            )
+            .into());
+        }
     }
+    control.shuffle(&mut lot());
+    control.truncate(MOST_CONTROL);
+    Ok(control)
 }

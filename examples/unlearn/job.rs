@@ -138,10 +138,10 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
 
     // Settings are refused here, before anything that takes time.
     let forget = data.forget.tensor(0..data.forget.len(), &device);
-    let retain = data.retain.tensor(data.trained(), &device);
+    let retain = data.retain.tensor(0..data.retain.len(), &device);
     let pairs = PairSampler::new(retain, forget.clone(), options.seed)?;
     pairs.pairs(0, options.batch)?;
-    let control = data.retain.tensor(data.control(), &device);
+    let control = data.control.tensor(0..data.control.len(), &device);
     let levels = match options.target {
         Target::Retrained => {
             let retained = pairs.retain();
@@ -203,8 +203,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
             / records.len() as f64,
         findings: unlearned.findings,
         forget_images: data.forget.len(),
-        retain_images: data.trained().len(),
-        control_images: data.control_count,
+        retain_images: data.retain.len(),
+        control_images: data.control.len(),
         timesteps: examiner.timesteps,
         steps: records.len(),
         seconds: started.elapsed().as_secs_f64(),

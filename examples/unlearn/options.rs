@@ -29,6 +29,11 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub retain: PathBuf,
 
+    /// Images like the retained ones that the model was never trained on, to compare with: a folder, with its subfolders
+    /// [default: a tenth of the retained images, which are not trained on here].
+    #[arg(long, value_name = "DIR")]
+    pub control: Option<PathBuf>,
+
     /// Folder for everything that is written.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -54,7 +59,7 @@ pub struct Options {
     #[serde(skip)]
     pub learning_rate: Option<f64>,
 
-    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, rescale:N, clip:N,
+    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, fraction:F:GROWTHx, rescale:N, clip:N,
     /// constant:S, blend:S, erase-diff:R or projected [default: the method's own].
     #[arg(long)]
     pub clipper: Option<ClipperSpec>,

@@ -22,7 +22,7 @@ pub fn announcement(
     let format = model.format;
     let size = format!("{}x{}", format.height, format.width);
     let colour = if format.channels == 1 { "grey" } else { "RGB" };
-    let (forget, trained) = (data.forget.len(), data.trained().len());
+    let (forget, trained) = (data.forget.len(), data.retain.len());
     let pairs = options.steps.saturating_mul(options.batch);
     let mut lines = vec![
         format!(
@@ -34,17 +34,30 @@ pub fn announcement(
         ),
         format!("forget   {}: {}", options.forget.display(), images(forget)),
         format!(
-            "retain   {}: {trained} of {} to train on, {} others to compare with, never trained on (the control set)",
+            "retain   {}: {trained} of {} to train on",
             options.retain.display(),
             images(data.retain_found),
-            data.control_count,
+        ),
+        format!(
+            "control  {}: {} to compare with, never trained on here{}",
+            options
+                .control
+                .as_ref()
+                .unwrap_or(&options.retain)
+                .display(),
+            images(data.control.len()),
+            match options.control {
+                Some(_) => "",
+                None => "; images that the model was not trained on either are better (--control)",
+            },
         ),
     ];
-    let resized = data.forget.resized + data.retain.resized;
+    let read = forget + trained + data.control.len();
+    let resized = data.forget.resized + data.control.resized + data.retain.resized;
     if resized > 0 {
         lines.push(format!(
             "         {resized} of {} cropped to the middle and resized to {size}",
-            images(forget + data.retain.len())
+            images(read)
         ));
     }
     if forget > pairs {
@@ -67,7 +80,7 @@ pub fn announcement(
         options.seed,
     ));
     let parameters = model.parameters * NUMBERS_A_PARAMETER * BYTES_A_NUMBER;
-    let values = (forget + data.retain.len()) * format.values() * BYTES_A_NUMBER;
+    let values = read * format.values() * BYTES_A_NUMBER;
     lines.push(format!(
         "memory   {} for weights, two moments and two gradients; {} for the images; activations come on top",
         bytes(parameters as u64),

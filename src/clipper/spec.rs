@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 ///
 /// | text | clipper |
 /// |---|---|
-/// | `fraction:0.1`, `fraction:0.1:4` | [`FractionOfRetain`], the second with a largest scale |
+/// | `fraction:0.1` | [`FractionOfRetain`] |
+/// | `fraction:0.1:2.5`, `fraction:0.1:4x` | the same with a largest scale, and with a largest multiple of the first step's scale |
 /// | `rescale:5` | [`RescaleToNorm`] |
 /// | `clip:5` | [`ClipToNorm`] |
 /// | `constant:1` | [`ConstantScale`] |
@@ -37,8 +38,8 @@ pub enum ClipperSpec {
     Fraction {
         /// Of the retain gradient's norm.
         fraction: f64,
-        /// The largest scale, if there is one.
-        max_scale: Option<f64>,
+        /// What the scale may not exceed.
+        ceiling: Ceiling,
     },
     /// [`RescaleToNorm`] with its norm.
     Rescale(f64),
@@ -54,6 +55,17 @@ pub enum ClipperSpec {
     Projected,
 }
 
+/// What a scale may not exceed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Ceiling {
+    /// Nothing.
+    None,
+    /// A number.
+    Scale(f64),
+    /// A multiple of the first step's scale.
+    Growth(f64),
+}
+
 impl ClipperSpec {
     /// The clipper.
     ///
@@ -61,14 +73,12 @@ impl ClipperSpec {
     /// [`Error::OutOfRange`] for a number that is not in its range.
     pub fn build(self) -> Result<Box<dyn GradientClipper>> {
         Ok(match self {
-            ClipperSpec::Fraction {
-                fraction,
-                max_scale,
-            } => {
+            ClipperSpec::Fraction { fraction, ceiling } => {
                 let clipper = FractionOfRetain::new(fraction)?;
-                Box::new(match max_scale {
-                    Some(max_scale) => clipper.with_max_scale(max_scale)?,
-                    None => clipper,
+                Box::new(match ceiling {
+                    Ceiling::None => clipper,
+                    Ceiling::Scale(scale) => clipper.with_max_scale(scale)?,
+                    Ceiling::Growth(growth) => clipper.with_max_growth(growth)?,
                 })
             }
             ClipperSpec::Rescale(norm) => Box::new(RescaleToNorm::new(norm)?),
@@ -87,16 +97,11 @@ impl FromStr for ClipperSpec {
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let kind = parts.next().unwrap_or_default();
+        if let ("fraction", Some((fraction, ceiling))) = (kind, fraction(parts.clone())) {
+            return Ok(ClipperSpec::Fraction { fraction, ceiling });
+        }
         let numbers: Option<Vec<f64>> = parts.map(|part| part.parse().ok()).collect();
         match (kind, numbers.as_deref()) {
-            ("fraction", Some(&[fraction])) => Ok(ClipperSpec::Fraction {
-                fraction,
-                max_scale: None,
-            }),
-            ("fraction", Some(&[fraction, max_scale])) => Ok(ClipperSpec::Fraction {
-                fraction,
-                max_scale: Some(max_scale),
-            }),
             ("rescale", Some(&[norm])) => Ok(ClipperSpec::Rescale(norm)),
             ("clip", Some(&[norm])) => Ok(ClipperSpec::Clip(norm)),
             ("constant", Some(&[scale])) => Ok(ClipperSpec::Constant(scale)),
@@ -105,25 +110,33 @@ impl FromStr for ClipperSpec {
             ("projected", Some(&[])) => Ok(ClipperSpec::Projected),
             _ => Err(Error::InvalidSetting {
                 what: format!("there is no clipper `{text}`"),
-                remedy: "use fraction:F, fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected",
+                remedy: "use fraction:F, fraction:F:MAX, fraction:F:GROWTHx, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected",
             }),
         }
     }
 }
 
+/// The fraction and its ceiling.
+fn fraction<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<(f64, Ceiling)> {
+    let fraction = parts.next()?.parse().ok()?;
+    let ceiling = match parts.next() {
+        None => Ceiling::None,
+        Some(text) => match text.strip_suffix('x') {
+            Some(growth) => Ceiling::Growth(growth.parse().ok()?),
+            None => Ceiling::Scale(text.parse().ok()?),
+        },
+    };
+    parts.next().is_none().then_some((fraction, ceiling))
+}
+
 impl fmt::Display for ClipperSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ClipperSpec::Fraction {
-                fraction,
-                max_scale: None,
-            } => write!(formatter, "fraction:{fraction}"),
-            ClipperSpec::Fraction {
-                fraction,
-                max_scale: Some(max_scale),
-            } => {
-                write!(formatter, "fraction:{fraction}:{max_scale}")
-            }
+            ClipperSpec::Fraction { fraction, ceiling } => match ceiling {
+                Ceiling::None => write!(formatter, "fraction:{fraction}"),
+                Ceiling::Scale(scale) => write!(formatter, "fraction:{fraction}:{scale}"),
+                Ceiling::Growth(growth) => write!(formatter, "fraction:{fraction}:{growth}x"),
+            },
             ClipperSpec::Rescale(norm) => write!(formatter, "rescale:{norm}"),
             ClipperSpec::Clip(norm) => write!(formatter, "clip:{norm}"),
             ClipperSpec::Constant(scale) => write!(formatter, "constant:{scale}"),
@@ -157,6 +170,7 @@ mod tests {
         for (text, name) in [
             ("fraction:0.1", "FractionOfRetain"),
             ("fraction:0.1:4", "FractionOfRetain"),
+            ("fraction:0.1:4x", "FractionOfRetain"),
             ("rescale:5", "RescaleToNorm"),
             ("clip:5", "ClipToNorm"),
             ("constant:1", "ConstantScale"),
@@ -185,15 +199,15 @@ mod tests {
             let mut clipper = text.parse::<ClipperSpec>().unwrap().build().unwrap();
             clipper.coefficients(&norms).unwrap().forget
         };
-        assert_eq!(
-            (scale("fraction:0.1"), scale("fraction:0.1:4")),
-            (10.0, 4.0)
-        );
+        let scales = ["fraction:0.1", "fraction:0.1:4", "fraction:0.1:4x"].map(scale);
+        assert_eq!(scales, [10.0, 4.0, 10.0]);
     }
 
     #[test]
     fn what_is_no_clipper_is_refused_with_its_text() {
         for bad in [
+            "fraction:0.1:4:1",
+            "fraction:0.1:x",
             "fraction",
             "fraction:x",
             "clip:1:2",
