@@ -118,8 +118,8 @@ fn the_target_is_predicted_and_steered_to() {
     }
     let metrics = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
     let first: StepReport = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
-    // Memorised: far below the level.
-    assert!(first.forget.unwrap().steering.unwrap() > 0.7);
+    // Memorised: most rows are far below the level.
+    assert!(first.forget.unwrap().steering.unwrap() > 0.2);
     let levels = std::fs::read_to_string(folder.path().join("levels.svg")).unwrap();
     assert!(levels.contains("predicted, without retraining"));
 }
