@@ -128,7 +128,8 @@ pub struct CounterfactualLoss {
 impl CounterfactualLoss {
     /// Predicts from the model as it is now. `progress` is told the share that is done.
     ///
-    /// The retained data are gone through in chunks: memory is that of the data and of a few chunks.
+    /// The retained data are gone through in chunks: memory is that of the data, of a few chunks, and of one number for each pair of
+    /// a retained point with a control or a forgotten point.
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
