@@ -4,9 +4,9 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::module::Module;
+use burn::module::{Module, ParamGroup};
 use burn::tensor::{Device, Tensor};
-use common::device;
+use common::{Mlp, device};
 use siss::backend::DeviceSpec;
 use siss::models::{UNet2d, UNet2dConfig};
 use siss::report::{ImageGrid, binomial_interval, quantile};
@@ -457,6 +457,202 @@ fn models_and_reports<'a>() -> Vec<Case<'a>> {
     ]
 }
 
+/// A trainer of the small model, built.
+fn built(
+    change: impl Fn(SissTrainerBuilder<Mlp, 2>) -> SissTrainerBuilder<Mlp, 2>,
+) -> Result<SissTrainer<Mlp, 2>> {
+    change(SissTrainer::builder(Mlp::new(1, &device()), linear())).build()
+}
+
+fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
+    let window = |low, high| TimestepSampling::Window { low, high };
+    let mut cases: Vec<Case> = vec![
+        case("an average of all", "ema_decay is 1", || {
+            built(|builder| builder.ema(1.0))
+        }),
+        case("a negative average", "ema_decay is -0.5", || {
+            built(|builder| builder.ema(-0.5))
+        }),
+        case("no parameter to train", "none of the model's 4", || {
+            built(|builder| builder.train_only(ParamGroup::from_predicate("decoder")))
+        }),
+        case("no level to steer to", "no level", || {
+            built(|builder| builder.method(Method::SissToLevel))
+        }),
+        case("no retained points to search", "re-track", || {
+            built(|builder| builder.method(Method::ReTrack))
+        }),
+        case("retained points without one", "is empty", || {
+            built(|builder| {
+                builder
+                    .method(Method::ReTrack)
+                    .retained_points(zeros([0, 3]))
+            })
+        }),
+        case("a level for another point", "id 7", || {
+            let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![1.0; 2]])?;
+            let batch = common::batch(2, 0.5, 1, &device()).with_forget_ids(vec![7, 7])?;
+            built(|builder| builder.steering(Steering::to(levels.clone())))?.step(batch)
+        }),
+    ];
+    for (says, sampling) in [
+        ("timestep 1000", TimestepSampling::Fixed(1000.0)),
+        ("timestep 0.5", TimestepSampling::Fixed(0.5)),
+        ("timestep NaN", TimestepSampling::Fixed(f64::NAN)),
+        ("timestep -1", window(-1.0, 5.0)),
+        ("timestep 1000", window(0.0, 1001.0)),
+        ("is 5", window(5.0, 5.0)),
+        ("is 5.5", window(5.2, 5.5)),
+        ("is inf", window(0.0, f64::INFINITY)),
+        ("is NaN", window(0.0, f64::NAN)),
+    ] {
+        cases.push(case("timesteps that there are not", says, move || {
+            built(|builder| builder.timestep_sampling(sampling))
+        }));
+    }
+    for (says, text) in [
+        ("`even`", "even"),
+        ("`window:1`", "window:1"),
+        ("`window:1..b`", "window:1..b"),
+        ("`fixed:x`", "fixed:x"),
+    ] {
+        cases.push(case("timesteps as text", says, move || {
+            text.parse::<TimestepSampling>()
+        }));
+    }
+    for (says, text) in [
+        ("`soft:1`", "soft:1"),
+        ("`fraction`", "fraction"),
+        ("`fraction:0.1:4y`", "fraction:0.1:4y"),
+        ("`clip:1:2`", "clip:1:2"),
+    ] {
+        cases.push(case("a clipper as text", says, move || {
+            text.parse::<ClipperSpec>()
+        }));
+    }
+    for (says, text) in [
+        ("fraction is 0", "fraction:0"),
+        ("max_growth is 0", "fraction:0.1:0x"),
+        ("max_scale is -1", "fraction:0.1:-1"),
+        ("share is 2", "blend:2"),
+        ("rate is 0", "erase-diff:0"),
+    ] {
+        cases.push(case("a clipper's number", says, move || {
+            text.parse::<ClipperSpec>()?.build()
+        }));
+    }
+    cases
+}
+
+fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
+    let ones = |rows: usize| zeros([rows, 3]) + 1.0;
+    let fit = move |retained: Tensor<2>, controls: Tensor<2>, config: CounterfactualConfig| {
+        let data = CounterfactualData {
+            retained: &retained,
+            controls: &controls,
+            controls_retained_at: None,
+            control_condition: &(),
+            forgotten: &ones(1),
+        };
+        CounterfactualLoss::fit(&Mlp::new(1, &device()), &linear(), data, &config, |_| {})
+    };
+    let config = CounterfactualConfig::default;
+    vec![
+        case("no retained points", "is empty", || {
+            ReTrack::new(zeros([0, 3]))
+        }),
+        case("no neighbour", "neighbour_count is 0", || {
+            ReTrack::new(zeros([4, 3]))?.with_neighbour_count(0)
+        }),
+        case(
+            "more neighbours than points",
+            "neighbour_count is 5",
+            || ReTrack::new(zeros([4, 3]))?.with_neighbour_count(5),
+        ),
+        case("no neighbours given", "is empty", || {
+            ReTrack::from_neighbours(zeros([1, 3]), vec![])
+        }),
+        case("neighbours of another size", "[2, 4]", || {
+            ReTrack::from_neighbours(zeros([1, 3]), vec![zeros([2, 4])])
+        }),
+        case("neighbours of one point too few", "[1]", || {
+            ReTrack::from_neighbours(zeros([2, 3]), vec![zeros([2, 3])])
+        }),
+        case("draws without uniform numbers", "with_uniform", || {
+            draws(vec![1.0], 0.5)?.uniform().cloned()
+        }),
+        case(
+            "draws without those of the forget term",
+            "with_forget_draws",
+            || draws(vec![1.0], 0.5)?.forget_draws().map(|_| ()),
+        ),
+        case("forget noise of another shape", "[1, 4]", || {
+            draws(vec![1.0], 0.5)?.with_forget_draws(vec![1.0], zeros([1, 4]))
+        }),
+        case("too many forget timesteps", "[2]", || {
+            draws(vec![1.0], 0.5)?.with_forget_draws(vec![1.0; 2], zeros([1, 3]))
+        }),
+        case("uniform numbers of another shape", "[2, 3]", || {
+            draws(vec![1.0], 0.5)?.with_uniform(zeros([2, 3]))
+        }),
+        case("a level at one timestep", "is 1;", || {
+            CounterfactualLoss::from_levels(vec![1.0], vec![])
+        }),
+        case("timesteps that fall", "is 1;", || {
+            CounterfactualLoss::from_levels(vec![2.0, 1.0], vec![])
+        }),
+        case("a level of 0", "a level is 0", || {
+            CounterfactualLoss::from_levels(vec![1.0, 2.0], vec![vec![0.0; 2]])
+        }),
+        case("a level too few", "[1]", || {
+            CounterfactualLoss::from_levels(vec![1.0, 2.0], vec![vec![1.0]])
+        }),
+        case("no data to predict from", "is empty", move || {
+            fit(zeros([0, 3]), ones(2), config())
+        }),
+        case("control points of another size", "[5]", move || {
+            let data = CounterfactualData {
+                retained: &ones(3),
+                controls: &zeros([2, 5]),
+                controls_retained_at: None,
+                control_condition: &(),
+                forgotten: &ones(1),
+            };
+            let model = Mlp::new(1, &device());
+            CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})
+        }),
+        case(
+            "control points that are retained",
+            "error on the control points is 0",
+            move || fit(ones(2), ones(2), config()),
+        ),
+        case("data that is not finite", "NaN", move || {
+            fit(ones(2) * f64::NAN, ones(2), config())
+        }),
+        case("no noise to average over", "noises is 0", move || {
+            fit(
+                ones(2),
+                zeros([2, 3]),
+                CounterfactualConfig {
+                    noises: 0,
+                    ..config()
+                },
+            )
+        }),
+        case("a grid past the end", "timestep 1000", move || {
+            let timesteps = Some(vec![0.0, 1000.0]);
+            fit(
+                ones(2),
+                zeros([2, 3]),
+                CounterfactualConfig {
+                    timesteps,
+                    ..config()
+                },
+            )
+        }),
+    ]
+}
+
 #[test]
 fn bad_input_is_a_typed_error_that_names_the_value() {
     let cases = [
@@ -465,6 +661,8 @@ fn bad_input_is_a_typed_error_that_names_the_value() {
         batches_and_draws(),
         samplers(),
         models_and_reports(),
+        timesteps_and_trainers(),
+        neighbours_and_levels(),
     ];
     let mut wrong = Vec::new();
     let mut count = 0;
@@ -481,5 +679,5 @@ fn bad_input_is_a_typed_error_that_names_the_value() {
     }
     println!("{count} cases of bad input");
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(count >= 80);
+    assert!(count >= 150);
 }

@@ -6,8 +6,8 @@ use crate::host::{select_rows, sum_elements};
 
 /// Retained points that are looked at together.
 const CHUNK: usize = 4096;
-/// Elements of differences that are held at a time.
-const CHUNK_ELEMENTS: usize = 1 << 24;
+/// Elements of differences that are held at a time: few enough to stay in a cache.
+const CHUNK_ELEMENTS: usize = 1 << 18;
 
 /// Points whose ideal reconstruction is asked for, and the data set, all flattened.
 #[derive(Debug)]
