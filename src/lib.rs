@@ -1,8 +1,8 @@
 //! Data unlearning in diffusion models: a trained model forgets some of its training points and keeps the rest.
 //!
 //! A diffusion model was trained on a set X. Some points A ⊂ X must be forgotten: a face, a copyrighted picture, a
-//! patient's scan. This crate fine-tunes the model until it no longer reproduces them, with the quality of everything else
-//! kept. It implements SISS (*Data Unlearning in Diffusion Models*, ICLR 2025, arXiv 2503.01034) and its baselines for any
+//! patient's scan. This crate fine-tunes the model until it no longer draws them and its loss on them is about that of a model
+//! which never saw them, with the quality of everything else kept. It implements SISS (*Data Unlearning in Diffusion Models*, ICLR 2025, arXiv 2503.01034) and its baselines for any
 //! [burn] model that denoises: any rank, any condition, any prediction type.
 //!
 //! # Quick start
@@ -61,7 +61,7 @@
 //! | [`SissLoss`] | noisy points, targets and weights | [`Siss`], [`SissNoIs`], [`Bernoulli`], [`NaiveDeletion`], [`NegGrad`], [`EraseDiff`], [`ReTrack`] |
 //! | [`GradientClipper`] | how much forgetting a step takes | [`FractionOfRetain`], [`RescaleToNorm`], [`ClipToNorm`], [`ConstantScale`], [`Projected`], [`Blend`], [`EraseDiffRule`] |
 //!
-//! [`Method`] names the published combinations. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
+//! [`Method`] names the combinations, most of them published. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
 //! [`sampling`] draws from a model, before and after. [`kernel`] and [`loss`] hold the loss alone, for trainers of your own.
 //!
 //! Forgetting can stop by itself: [`CounterfactualLoss`] predicts the loss that a model which never saw a point would have on

@@ -1,4 +1,4 @@
-//! The published combinations of objective and clipper, by name.
+//! Combinations of objective and clipper by name, most of them published.
 
 use std::fmt;
 use std::str::FromStr;

@@ -134,7 +134,9 @@ fn run_all(arguments: &Arguments, runs: &mut Vec<Run>, progress: &Bar) -> Result
         for &seed in &arguments.seeds {
             for &method in &methods {
                 let key = |run: &Run| {
-                    (run.method.as_str(), run.steps, run.seed) == (method.name(), steps, seed)
+                    let settings = (run.steps, run.seed, run.batch, run.samples);
+                    let wanted = (steps, seed, arguments.batch, arguments.samples);
+                    run.method == method.name() && settings == wanted
                 };
                 if runs.iter().any(key) {
                     continue;

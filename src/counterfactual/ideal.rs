@@ -63,14 +63,15 @@ impl<'a> Ideal<'a> {
     /// joined by their largest exponents, so nothing overflows and no more than a chunk is held.
     pub(super) fn posterior_mean(&self, rows: &[usize], noise: Tensor<2>, ratio: f64) -> Tensor<2> {
         let mut joined: Option<Part> = None;
+        // At γ = 0 a point that is left out must stay infinitely far: infinity times 0 is no number.
+        let scale = (0.5 * ratio * ratio).max(SMALLEST_SCALE);
         let distances = select_rows(&self.squared_distances, rows);
         let count = self.retained.dims()[0];
         for first in (0..count).step_by(CHUNK) {
             let size = CHUNK.min(count - first);
             let chunk = self.retained.clone().narrow(0, first, size);
             let along_noise = noise.clone().matmul(chunk.clone().transpose());
-            let exponents = along_noise * ratio
-                - distances.clone().narrow(1, first, size) * (0.5 * ratio * ratio);
+            let exponents = along_noise * ratio - distances.clone().narrow(1, first, size) * scale;
             let part = Part::new(exponents, chunk);
             joined = Some(match joined {
                 None => part,
@@ -93,6 +94,9 @@ struct Part {
     /// `Σ exp(exponent − largest) x_j`, `[rows, elements]`.
     weighted: Tensor<2>,
 }
+
+/// Too small to matter to a distance, but not to infinity.
+const SMALLEST_SCALE: f64 = 1e-30;
 
 /// Stands for an exponent of `−∞`, of which differences can be taken.
 const LOWEST: f64 = -1e30;
@@ -225,6 +229,14 @@ mod tests {
         assert_eq!(host(mean(with)), host(own.clone()));
         let nearest = host(mean(without));
         assert!(nearest.iter().all(|value| value.is_finite()));
-        assert_ne!(nearest, host(own));
+        assert_ne!(nearest, host(own.clone()));
+
+        // Without signal all others are equally likely.
+        let without = Ideal::new(&retained, own.clone(), Some(&[7]));
+        let got = host(without.posterior_mean(&[0], epsilon, 0.0));
+        let others = (retained.sum_dim(0) - own) / 49.0;
+        for (got, expected) in got.iter().zip(host(others)) {
+            assert!((got - expected).abs() < 1e-5, "{got} {expected}");
+        }
     }
 }
