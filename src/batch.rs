@@ -33,6 +33,8 @@ pub struct UnlearningBatch<const D: usize, C = ()> {
     pub(crate) retain_condition: C,
     pub(crate) forget_condition: C,
     pub(crate) forget_ids: Vec<u64>,
+    /// Whether the ids were given, or all rows are taken to hold point 0.
+    pub(crate) has_forget_ids: bool,
 }
 
 impl<const D: usize> UnlearningBatch<D> {
@@ -91,6 +93,7 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
             retain_condition,
             forget_condition,
             forget_ids: vec![0; shape[0]],
+            has_forget_ids: false,
         })
     }
 
@@ -108,6 +111,7 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
             "give one id for every row",
         )?;
         self.forget_ids = ids;
+        self.has_forget_ids = true;
         Ok(self)
     }
 

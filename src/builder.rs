@@ -286,6 +286,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             (None, None) => self.method.clipper(),
         };
         check_clipper(loss.as_ref(), clipper.as_ref())?;
+        if let Some(steering) = &self.steering {
+            check_steering(steering, loss.as_ref(), self.config.prediction_type)?;
+        }
         if self.method == Method::SissToLevel && self.steering.is_none() {
             return Err(Error::InvalidSetting {
                 what: "siss-to-level has no level to steer to".into(),
@@ -347,6 +350,28 @@ fn check_config(config: &TrainerConfig) -> Result<()> {
         check_range("micro_batch_size", rows as f64, rows >= 1, "at least 1")?;
     }
     Ok(())
+}
+
+fn check_steering<const D: usize>(
+    steering: &Steering,
+    loss: &dyn SissLoss<D>,
+    prediction_type: PredictionType,
+) -> Result<()> {
+    if !loss.has_term(Side::Forget) {
+        return Err(Error::InvalidSetting {
+            what: format!("{} has no forget term to steer", loss.name()),
+            remedy: "leave steering out, or take an objective that forgets",
+        });
+    }
+    match steering.levels().prediction_type() {
+        Some(other) if other != prediction_type => Err(Error::InvalidSetting {
+            what: format!(
+                "the levels were predicted for a model that predicts {other:?}, the trainer is told {prediction_type:?}"
+            ),
+            remedy: "set the same prediction type in `CounterfactualConfig` and in the builder",
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn check_clipper<const D: usize>(

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, StandardUniform};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, check_probability, check_range, check_shape};
+use crate::error::{Error, Result, check_device, check_probability, check_range, check_shape};
 use crate::host::{tensor, to_f32};
 use crate::mixture::MixtureSampler;
 use crate::scheduler::TimeRange;
@@ -304,12 +304,13 @@ impl<const D: usize> Draws<D> {
     /// - `timesteps`: `[batch]`; `noise`: `[batch, …]`, standard normal
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if they do not fit the retain side's.
+    /// [`Error::ShapeMismatch`] if they do not fit the retain side's; [`Error::InvalidSetting`] on another device.
     pub fn with_forget_draws(mut self, timesteps: Vec<f64>, noise: Tensor<D>) -> Result<Self> {
         let remedy = "draw one of each for every row of the noise";
         let (shape, rows) = (self.noise.dims(), timesteps.len());
         check_shape("the forget noise", &shape, &noise.dims(), remedy)?;
         check_shape("the list of forget timesteps", &shape[..1], &[rows], remedy)?;
+        check_device("forget noise values", &self.noise.device(), &noise.device())?;
         self.forget = Some((timesteps, to_f32(noise.inner())));
         Ok(self)
     }
@@ -320,10 +321,11 @@ impl<const D: usize> Draws<D> {
     /// - `uniform`: `[batch, …]`, in `[0, 1)`
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if it has another shape than the noise.
+    /// [`Error::ShapeMismatch`] if it has another shape than the noise; [`Error::InvalidSetting`] on another device.
     pub fn with_uniform(mut self, uniform: Tensor<D>) -> Result<Self> {
         let (shape, remedy) = (self.noise.dims(), "draw one number for every element");
         check_shape("the uniform target", &shape, &uniform.dims(), remedy)?;
+        check_device("uniform numbers", &self.noise.device(), &uniform.device())?;
         self.uniform = Some(to_f32(uniform.inner()));
         Ok(self)
     }

@@ -5,6 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::error::{Result, check_range};
+use crate::host::to_f32;
 
 /// The weights `w̄ ← d w̄ + (1 − d) w` after each step, with `d` the smaller of the decay and `(1 + k) / (10 + k)` at the
 /// `k`-th step: a short run is averaged over its last steps and not over the model that it started from.
@@ -16,10 +17,10 @@ pub(crate) struct MovingAverage<M> {
 }
 
 impl<M: Module> MovingAverage<M> {
-    /// Begins at a model, which is copied without autodiff.
+    /// Begins at a model, which is copied without autodiff and in f32: small steps vanish in fewer digits.
     pub(crate) fn new(model: &M, decay: f64) -> Self {
         Self {
-            model: model.valid(),
+            model: model.valid().map(&mut Widen),
             decay,
             updates: 0,
         }
@@ -57,7 +58,15 @@ struct Values(GradientsParams);
 
 impl ModuleVisitor for Values {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.register(param.id, param.val().inner());
+        self.0.register(param.id, to_f32(param.val().inner()));
+    }
+}
+
+struct Widen;
+
+impl ModuleMapper for Widen {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(to_f32)
     }
 }
 

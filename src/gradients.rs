@@ -117,12 +117,9 @@ fn steering_factors<const D: usize, C>(
     let own_ids = rows.iter().map(|&row| ids[row]);
     let factors = steering.factors(own_ids, timesteps, own_losses / elements as f64)?;
     // What descends to another target is never turned into an ascent from it.
-    let descends = weights.iter().any(|&weight| weight > 0.0);
-    Ok(Some(if descends {
-        factors.clamp_min(0.0)
-    } else {
-        factors
-    }))
+    let lowest = |&weight: &f64| if weight > 0.0 { 0.0 } else { -1.0 };
+    let lowest = vector(weights.iter().map(lowest), &factors.device());
+    Ok(Some(factors.max_pair(lowest)))
 }
 
 /// `sum + more`, parameter by parameter.
@@ -235,7 +232,7 @@ pub(crate) fn gradient_products<M: Module>(
     struct Products<'a> {
         retain: &'a GradientsParams,
         forget: &'a GradientsParams,
-        /// A parameter shared by two layers is visited twice and counts once.
+        /// A parameter that is visited twice counts once.
         seen: HashSet<ParamId>,
         sum: Option<Tensor<1>>,
     }

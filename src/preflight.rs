@@ -1,6 +1,8 @@
 //! What is checked once, before the first step: that the model can be trained by two separate gradients.
 
-use burn::module::{Flag, Module, ModuleVisitor, Param};
+use std::collections::HashMap;
+
+use burn::module::{Flag, Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Tensor};
 
 use crate::batch::UnlearningBatch;
@@ -9,7 +11,7 @@ use crate::error::{Error, Result, Side};
 use crate::host::{read_f32, to_f32, vector};
 use crate::loss::LossTerm;
 
-/// Refuses a model without trainable parameters, with active dropout or with active batch normalisation.
+/// Refuses a model without trainable parameters, with one that is held twice, with active dropout or with active batch normalisation.
 ///
 /// Layers are recognised by their training flags, and by what they do: rows of `term` are run several times, and once
 /// without their neighbour. A network whose last layer is zero hides what it does.
@@ -21,6 +23,14 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     let layers = TrainingLayers::of(model);
     if !layers.has_trainable_parameter {
         return Err(Error::NoTrainableParameters);
+    }
+    if let Some((first, again)) = &layers.shared {
+        return Err(Error::InvalidSetting {
+            what: format!(
+                "the parameter `{again}` is that of `{first}`, and burn would train one of the two"
+            ),
+            remedy: "hold a shared layer once in the module and call it twice",
+        });
     }
     if let Some(layer) = layers
         .active
@@ -115,6 +125,9 @@ struct TrainingLayers {
     path: Vec<(String, String)>,
     active: Vec<String>,
     has_trainable_parameter: bool,
+    /// Where each trainable parameter is, and two places that hold the same.
+    places: HashMap<ParamId, String>,
+    shared: Option<(String, String)>,
 }
 
 impl TrainingLayers {
@@ -145,7 +158,15 @@ impl ModuleVisitor for TrainingLayers {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.has_trainable_parameter |= param.val().is_require_grad();
+        if !param.val().is_require_grad() {
+            return;
+        }
+        self.has_trainable_parameter = true;
+        let names: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
+        let place = names.join(".");
+        if let Some(first) = self.places.insert(param.id, place.clone()) {
+            self.shared = Some((first, place));
+        }
     }
 
     fn visit_flag(&mut self, flag: &Param<Flag>) {

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 
 use crate::counterfactual::CounterfactualLoss;
-use crate::error::Result;
-use crate::host::vector;
+use crate::error::{Result, check_shape};
+use crate::host::{to_f32, vector};
 
 /// What becomes of a forget row's weight, given the row's loss and the level that it should have.
 pub trait SteeringRule: Send + Debug {
@@ -45,7 +45,7 @@ impl SteeringRule for HardStop {
     }
 
     fn factors(&self, losses: Tensor<1>, levels: Tensor<1>) -> Tensor<1> {
-        losses.lower(levels).float()
+        to_f32(losses.lower(levels).float())
     }
 }
 
@@ -83,6 +83,11 @@ impl Steering {
         &self.levels
     }
 
+    /// Forgotten points that have levels.
+    pub(crate) fn num_points(&self) -> usize {
+        self.levels.levels().len()
+    }
+
     /// The rule.
     pub fn rule(&self) -> &dyn SteeringRule {
         self.rule.as_ref()
@@ -103,7 +108,11 @@ impl Steering {
         let smallest = f64::from(f32::MIN_POSITIVE);
         let levels = levels?.into_iter().map(|level| level.max(smallest));
         let levels = vector(levels, &losses.device());
-        Ok(self.rule.factors(losses, levels))
+        let rows = losses.dims();
+        let factors = self.rule.factors(losses, levels);
+        let remedy = "a steering rule must give one factor for every loss";
+        check_shape("the factors of steering", &rows, &factors.dims(), remedy)?;
+        Ok(to_f32(factors))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which parameters are trained, and how much memory their graph may take.
 
+use std::collections::HashSet;
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::tensor::{GradientCheckpointingStrategy, Tensor};
 
@@ -47,15 +49,31 @@ pub(crate) fn thaw<M: Module>(model: M, frozen: &[ParamId]) -> M {
 }
 
 /// Sets a training model's parameters to recompute cheap operations in the backward pass instead of storing them.
+///
+/// Other tensors of the model become plain, for burn does not let tensors of two strategies meet.
 pub(crate) fn checkpoint_gradients<M: Module>(model: M) -> M {
-    struct Checkpointing;
-    impl ModuleMapper for Checkpointing {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let strategy = GradientCheckpointingStrategy::Balanced;
-            param.map(|tensor| tensor.with_gradient_checkpointing_strategy(strategy))
+    struct Checkpointing(HashSet<ParamId>);
+    impl ModuleVisitor for Checkpointing {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.val().is_require_grad() {
+                self.0.insert(param.id);
+            }
         }
     }
-    model.map(&mut Checkpointing)
+    impl ModuleMapper for Checkpointing {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let is_trained = self.0.contains(&param.id);
+            param.map(|tensor| {
+                tensor
+                    .autodiff()
+                    .with_gradient_checkpointing_strategy(GradientCheckpointingStrategy::Balanced)
+                    .set_require_grad(is_trained)
+            })
+        }
+    }
+    let mut trained = Checkpointing(HashSet::new());
+    model.visit(&mut trained);
+    model.valid().map(&mut trained)
 }
 
 /// The trainable parameters that a group leaves out.

@@ -9,7 +9,7 @@ use crate::clipper::{Coefficients, GradientClipper};
 use crate::denoiser::Denoiser;
 use crate::draws::{DrawSource, Draws};
 use crate::ema::MovingAverage;
-use crate::error::{Result, Side, check_device};
+use crate::error::{Error, Result, Side, check_device};
 use crate::gradients::{Measured, SideGradient, SideInputs, combine, measure, side_gradient};
 use crate::learning_rate::LearningRate;
 use crate::loss::{LossInputs, LossTerm, LossTerms, SissLoss};
@@ -279,6 +279,15 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         if let Some(device) = self.model.devices().first() {
             check_device("the batch's points", device, &batch.retain.device())?;
         }
+        let points = self.steering.as_ref().map_or(0, Steering::num_points);
+        if points > 1 && !batch.has_forget_ids {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "the batch does not say which of {points} points its rows are to be steered for"
+                ),
+                remedy: "give the ids of the forgotten points by `UnlearningBatch::with_forget_ids`",
+            });
+        }
         self.model.check_input(batch.retain.dims())
     }
 
@@ -308,7 +317,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         thaw(self.model, &self.frozen).valid()
     }
 
-    /// The moving average of the weights, plain, where the builder was asked for one.
+    /// The moving average of the weights, plain and in f32, where the builder was asked for one.
     pub fn ema_model(&self) -> Option<M> {
         let average = self.ema.as_ref()?.model().clone();
         Some(thaw(average, &self.frozen))

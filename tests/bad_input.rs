@@ -623,7 +623,7 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
         }),
         case(
             "control points that are retained",
-            "error on the control points is 0",
+            "control point 0 is also retained point 0",
             move || fit(ones(2), ones(2), config()),
         ),
         case("data that is not finite", "NaN", move || {

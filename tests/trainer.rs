@@ -795,3 +795,94 @@ fn terms_that_descend_are_switched_off_above_the_level() {
         assert_eq!(forget_norm(1e-30), 0.0, "{method}");
     }
 }
+
+#[derive(Module, Debug)]
+struct Shared {
+    first: Linear,
+    again: Linear,
+}
+
+impl Denoiser<2> for Shared {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        self.again.forward(self.first.forward(noisy))
+    }
+}
+
+/// burn would train one of the two copies.
+#[test]
+fn a_parameter_that_is_held_twice_is_refused_by_name() {
+    let first = LinearConfig::new(3, 3).init(&device());
+    let again = first.clone();
+    let error = first_step(Shared { first, again }).unwrap_err().to_string();
+    assert!(
+        error.contains("`again.weight`") && error.contains("`first.weight`"),
+        "{error}"
+    );
+}
+
+/// A model with a tensor that is no parameter.
+#[derive(Module, Debug)]
+struct WithTensor {
+    linear: Linear,
+    shift: Tensor<1>,
+}
+
+impl Denoiser<2> for WithTensor {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        self.linear.forward(noisy + self.shift.clone().unsqueeze())
+    }
+}
+
+#[test]
+fn gradient_checkpointing_takes_models_with_other_tensors() {
+    let device = device();
+    let model = || WithTensor {
+        linear: LinearConfig::new(3, 3)
+            .with_initializer(burn::nn::Initializer::Ones)
+            .init(&device),
+        shift: Tensor::from_data([0.1, 0.2, 0.3], &device),
+    };
+    let run = |enabled| {
+        let builder = SissTrainer::builder(model(), scheduler());
+        let mut trainer = builder.gradient_checkpointing(enabled).build().unwrap();
+        for _ in 0..2 {
+            trainer.step(batch(8, 0.5, 3, &device)).unwrap();
+        }
+        parameters(&trainer.into_model())
+    };
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn steering_that_cannot_mean_anything_is_refused() {
+    let device = device();
+    let refused = |builder: SissTrainerBuilder<Mlp, 2>| builder.build().unwrap_err().to_string();
+    let nothing = builder(1)
+        .method(Method::NaiveDeletion)
+        .steering(level(1.0));
+    assert!(refused(nothing).contains("naive deletion has no forget term"));
+
+    let points = || normal_noise([20, 3], 5, 0, 0, Stream::Evaluation, &device);
+    let data = CounterfactualData {
+        retained: &points(),
+        controls: &(points() * 0.5),
+        controls_retained_at: None,
+        control_condition: &(),
+        forgotten: &(points().narrow(0, 0, 2) + 3.0),
+    };
+    let (model, config) = (Mlp::new(1, &device), CounterfactualConfig::default());
+    let levels = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();
+    let other = builder(1)
+        .prediction_type(PredictionType::Velocity)
+        .steering(Steering::to(levels.clone()));
+    assert!(refused(other).contains("predicts Epsilon, the trainer is told Velocity"));
+
+    let mut trainer = builder(1).steering(Steering::to(levels)).build().unwrap();
+    let unnamed = UnlearningBatch::new(points(), points() + 3.0).unwrap();
+    let error = trainer.step(unnamed).unwrap_err().to_string();
+    assert!(error.contains("which of 2 points"), "{error}");
+}

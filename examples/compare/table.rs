@@ -11,16 +11,18 @@ pub fn table(runs: &[Run]) -> String {
     let Some(before) = runs.iter().find(|run| run.method == BEFORE) else {
         return table;
     };
-    let mut keys: Vec<(&str, usize)> = Vec::new();
+    let mut keys: Vec<(&str, usize, usize, usize)> = Vec::new();
     for run in runs {
-        let key = (run.method.as_str(), run.steps);
+        let key = (run.method.as_str(), run.steps, run.batch, run.samples);
         if !keys.contains(&key) {
             keys.push(key);
         }
     }
-    keys.sort_by_key(|&(method, steps)| (![BEFORE, RETRAINED].contains(&method), steps));
-    for (method, steps) in keys {
-        let of_key = |run: &&Run| run.method == method && run.steps == steps;
+    keys.sort_by_key(|&(method, steps, ..)| (![BEFORE, RETRAINED].contains(&method), steps));
+    for (method, steps, batch, samples) in keys {
+        let of_key = |run: &&Run| {
+            run.method == method && (run.steps, run.batch, run.samples) == (steps, batch, samples)
+        };
         let group: Vec<&Run> = runs.iter().filter(of_key).collect();
         table += &row(&group, before);
     }

@@ -99,6 +99,7 @@ fn main() -> ExitCode {
 fn validate(arguments: &Arguments) -> Result<()> {
     let progress = Bar::new()?;
     let trial = Trial::load(arguments)?;
+    trial.check()?;
     let actual = trial.actual(&progress)?;
     let mut comparisons = Vec::new();
     for &count in &arguments.retained {
@@ -158,6 +159,46 @@ impl<'a> Trial<'a> {
             digits: digits.retain,
             heldout: digits.heldout,
         })
+    }
+
+    /// Refuses what the data do not hold: control points come first, the images from the 500th unseen digit on.
+    fn check(&self) -> Result<()> {
+        let digits = self.digits.dims()[0];
+        let Arguments {
+            controls,
+            noises,
+            images,
+            ..
+        } = *self.arguments;
+        let least = self
+            .arguments
+            .retained
+            .iter()
+            .copied()
+            .min()
+            .unwrap_or_default();
+        let most = self
+            .arguments
+            .retained
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or_default();
+        for (option, value, range) in [
+            ("retained", least, 1..=digits),
+            ("retained", most, 1..=digits),
+            ("controls", controls, 1..=500),
+            ("noises", noises, 1..=10_000),
+            ("images", images, 1..=60),
+        ] {
+            if !range.contains(&value) {
+                let (low, high) = (range.start(), range.end());
+                return Err(
+                    format!("--{option} is {value}; it must be from {low} to {high}").into(),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The model's loss on each image, by timestep.

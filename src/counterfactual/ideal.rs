@@ -2,7 +2,8 @@
 
 use burn::tensor::Tensor;
 
-use crate::host::{select_rows, sum_elements};
+use crate::error::Result;
+use crate::host::{read_f32, select_rows, sum_elements, tensor};
 
 /// Retained points that are looked at together.
 const CHUNK: usize = 4096;
@@ -44,6 +45,15 @@ impl<'a> Ideal<'a> {
     /// `[points, elements]`.
     pub(super) fn shape(&self) -> [usize; 2] {
         self.points.dims()
+    }
+
+    /// The first point that is a retained one, value by value, and which.
+    pub(super) fn first_duplicate(&self) -> Result<Option<(usize, usize)>> {
+        let (nearest, at) = self.squared_distances.clone().min_dim_with_indices(1);
+        let nearest = read_f32(nearest, "distances to retained points")?;
+        let point = nearest.iter().position(|&distance| distance == 0.0);
+        let at: Vec<i64> = at.into_data().iter::<i64>().collect();
+        Ok(point.map(|point| (point, at[point] as usize)))
     }
 
     /// `‖x̂ − u‖²` a noise, mean over elements, where `x̂ = Σ_j p_j x_j` and `p = softmax_j −‖m − γ x_j‖²/2σ²` at
@@ -137,7 +147,7 @@ fn squared_distances(retained: &Tensor<2>, point: Tensor<2>) -> Tensor<2> {
 }
 
 fn without(distances: Tensor<2>, index: usize) -> Tensor<2> {
-    let infinite = Tensor::full([1, 1], f32::INFINITY, &distances.device());
+    let infinite = tensor(vec![f32::INFINITY], [1, 1], &distances.device());
     distances.slice_assign([0..1, index..index + 1], infinite)
 }
 

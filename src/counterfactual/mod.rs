@@ -116,13 +116,48 @@ pub struct CounterfactualData<'a, const D: usize, C = ()> {
 /// # Ok::<(), siss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Unchecked")]
 pub struct CounterfactualLoss {
     timesteps: Vec<f64>,
-    /// `L_θ(H) / L*_H` by timestep.
+    /// `L_θ(H) / L*_H` by timestep; none where the levels are known otherwise.
     gains: Vec<f64>,
     /// `b` by forgotten point and timestep.
     levels: Vec<Vec<f64>>,
+    /// In whose space the levels are, where that is known.
+    prediction_type: Option<PredictionType>,
+}
+
+/// The same as it comes from a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unchecked {
+    timesteps: Vec<f64>,
+    gains: Vec<f64>,
+    levels: Vec<Vec<f64>>,
+    prediction_type: Option<PredictionType>,
+}
+
+impl TryFrom<Unchecked> for CounterfactualLoss {
+    type Error = Error;
+
+    fn try_from(unchecked: Unchecked) -> Result<Self> {
+        let Unchecked {
+            timesteps,
+            gains,
+            levels,
+            prediction_type,
+        } = unchecked;
+        if !gains.is_empty() {
+            let remedy = "give a gain at every timestep, or none";
+            check_shape("the gains", &[timesteps.len()], &[gains.len()], remedy)?;
+        }
+        let checked = Self::from_levels(timesteps, levels)?;
+        Ok(Self {
+            gains,
+            prediction_type,
+            ..checked
+        })
+    }
 }
 
 impl CounterfactualLoss {
@@ -133,8 +168,9 @@ impl CounterfactualLoss {
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
-    /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::InvalidSetting`] if the control points
-    /// are retained points themselves, or if the model's loss on them is no positive number.
+    /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
+    /// [`Error::InvalidSetting`] if a control point is a retained one and `controls_retained_at` does not say so, if the model's
+    /// loss on the control points is no positive number, or if model and data are on different devices.
     pub fn fit<const D: usize, M: Denoiser<D>>(
         model: &M,
         scheduler: &dyn Scheduler,
@@ -150,10 +186,25 @@ impl CounterfactualLoss {
         };
         check_timesteps(&timesteps)?;
         let scales = scheduler.scales(&timesteps)?;
+        if let Some(device) = model.devices().first() {
+            check_device("points", device, &data.retained.device())?;
+        }
+        model.check_input(data.controls.dims())?;
         let retained = flat(data.retained);
         let own = data.controls_retained_at;
         let controls = Ideal::new(&retained, flat(data.controls), own);
         let forgotten = Ideal::new(&retained, flat(data.forgotten), None);
+        if own.is_none()
+            && let Some((control, retain)) = controls.first_duplicate()?
+        {
+            return Err(Error::InvalidSetting {
+                what: format!("control point {control} is also retained point {retain}"),
+                remedy: "take control points that the model has not seen, or say by `controls_retained_at` which retained ones they are",
+            });
+        }
+        if let Some((forget, retain)) = forgotten.first_duplicate()? {
+            return Err(Error::ForgottenPointRetained { forget, retain });
+        }
         let forgotten_count = data.forgotten.dims()[0];
         let probe = Probe {
             model: model.valid(),
@@ -165,6 +216,7 @@ impl CounterfactualLoss {
             gains: Vec::with_capacity(timesteps.len()),
             levels: vec![Vec::with_capacity(timesteps.len()); forgotten_count],
             timesteps: timesteps.clone(),
+            prediction_type: Some(config.prediction_type),
         };
         for (index, &timestep) in timesteps.iter().enumerate() {
             let ratio = scales.signal[index] / scales.noise[index];
@@ -174,7 +226,9 @@ impl CounterfactualLoss {
             predicted.gains.push(gain);
             let errors = probe.ideal_errors(&forgotten, config.noises, ratio)?;
             for (levels, error) in predicted.levels.iter_mut().zip(errors) {
-                levels.push(error * gain);
+                let level = error * gain;
+                check_range("a predicted loss", level, level > 0.0, "a positive number")?;
+                levels.push(level);
             }
             progress((index + 1) as f64 / timesteps.len() as f64);
         }
@@ -203,9 +257,10 @@ impl CounterfactualLoss {
             }
         }
         Ok(Self {
-            gains: vec![1.0; timesteps.len()],
+            gains: Vec::new(),
             timesteps,
             levels,
+            prediction_type: None,
         })
     }
 
@@ -242,9 +297,15 @@ impl CounterfactualLoss {
         &self.timesteps
     }
 
-    /// `L_θ(H) / L*_H` at each timestep of the grid: below 1 where the network knows more than the ideal denoiser.
+    /// `L_θ(H) / L*_H` at each timestep of the grid: below 1 where the network knows more than the ideal denoiser. None for
+    /// levels that are known otherwise.
     pub fn gains(&self) -> &[f64] {
         &self.gains
+    }
+
+    /// In the space of which prediction type the levels are; `None` for levels that are known otherwise.
+    pub fn prediction_type(&self) -> Option<PredictionType> {
+        self.prediction_type
     }
 
     /// The predicted losses of each forgotten point at the timesteps of the grid.
@@ -491,13 +552,19 @@ mod tests {
         normal_noise([rows, 1], seed, 0, 0, Stream::Noise, &Device::flex())
     }
 
+    /// The points with a second element that is the same for all: no two sets have a point in common.
+    fn beside(points: Tensor<2>, value: f64) -> Tensor<2> {
+        let second = points.zeros_like() + value;
+        Tensor::cat(vec![points, second], 1)
+    }
+
     fn fit(excess: f32, forgotten: &Tensor<2>) -> CounterfactualLoss {
         let model = Gaussian {
             excess: Param::from_tensor(Tensor::from_data([excess], &Device::flex())),
         };
         let data = CounterfactualData {
-            retained: &points(1, 20_000),
-            controls: &points(2, 4_000),
+            retained: &beside(points(1, 20_000), 0.0),
+            controls: &beside(points(2, 4_000), 1e-3),
             controls_retained_at: None,
             control_condition: &(),
             forgotten,
@@ -511,16 +578,17 @@ mod tests {
     }
 
     /// One dimension, many points: everything is known. The ideal denoiser says `x̂ = γ m`, so its error on `a` is
-    /// `E (γ(γ a + σ ε) − a)² = σ⁴ a² + γ² σ²`, on the data `σ²`; the network's loss on the data is `γ²` in noise.
+    /// `E (γ(γ a + σ ε) − a)² = σ⁴ a² + γ² σ²`, on the data `σ²`; the network's loss on the data is `γ²` in noise. In the second
+    /// element, which is 0, the ideal denoiser has no error, and the network that of `σ² ε` for `ε`, `γ⁴`.
     #[test]
     fn the_prediction_for_gaussian_data_is_the_closed_form() {
         let a = 1.7f64;
-        let forgotten = Tensor::<2>::from_data([[a as f32]], &Device::flex());
+        let forgotten = Tensor::<2>::from_data([[a as f32, 1e-3]], &Device::flex());
         for excess in [0.0f64, 0.5] {
             let predicted = fit(excess as f32, &forgotten);
             for t in [300.0, 600.0] {
                 let (gamma, sigma) = (scheduler().signal_scale(t), scheduler().noise_scale(t));
-                let network = gamma * gamma + excess * excess;
+                let network = (gamma.powi(2) + gamma.powi(4)) / 2.0 + excess * excess;
                 let ideal = sigma.powi(4) * a * a + gamma * gamma * sigma * sigma;
                 let expected = ideal * network / (sigma * sigma);
                 let level = predicted.level(0, t).unwrap();
@@ -551,6 +619,18 @@ mod tests {
             serde_json::from_str::<CounterfactualLoss>(&text).unwrap(),
             levels
         );
+        for bad in [
+            r#"{"timesteps":[],"gains":[],"levels":[[]]}"#,
+            r#"{"timesteps":[0,100],"gains":[],"levels":[[0.1]]}"#,
+            r#"{"timesteps":[0,100],"gains":[1],"levels":[[0.1,0.2]]}"#,
+            r#"{"timesteps":[100,0],"gains":[],"levels":[[0.1,0.2]]}"#,
+            r#"{"timesteps":[0,100],"gains":[],"levels":[[0.1,-0.2]]}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<CounterfactualLoss>(bad).is_err(),
+                "{bad}"
+            );
+        }
     }
 
     #[test]
@@ -592,6 +672,31 @@ mod tests {
         };
         let own = retained.clone().narrow(0, 5, 3);
         assert!(predict(&own, Some(&[5, 6, 7]), &config).is_ok());
+        let error = predict(&own, None, &config).unwrap_err().to_string();
+        assert!(
+            error.contains("control point 0 is also retained point 5"),
+            "{error}"
+        );
+        let others = points(2, 3);
+        let data = CounterfactualData {
+            retained: &retained,
+            controls: &others,
+            controls_retained_at: None,
+            control_condition: &(),
+            forgotten: &retained.clone().narrow(0, 9, 1),
+        };
+        let error =
+            CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::ForgottenPointRetained {
+                    forget: 0,
+                    retain: 9
+                }
+            ),
+            "{error}"
+        );
         assert!(predict(&own, Some(&[5, 6]), &config).is_err());
         assert!(
             predict(&own, Some(&[5, 6, 50]), &config)

@@ -81,10 +81,13 @@ pub fn seeded<M: Module>(model: M, seed: u64) -> M {
     model.map(&mut Weights { seed, count: 0 })
 }
 
-/// Pairs of points of three elements; the two sides lie `distance` apart in each element.
+/// Pairs of points of three elements; the two sides lie `distance` apart in each element. Each forgotten point has its
+/// own id.
 pub fn batch(rows: usize, distance: f64, seed: u64, device: &Device) -> UnlearningBatch<2> {
     let points = |part| normal_noise([rows, 3], seed, part, 0, Stream::Evaluation, device) * 0.3;
-    UnlearningBatch::new(points(1), points(2) + distance).unwrap()
+    let ids = (0..rows as u64).collect();
+    let batch = UnlearningBatch::new(points(1), points(2) + distance).unwrap();
+    batch.with_forget_ids(ids).unwrap()
 }
 
 pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
