@@ -165,7 +165,7 @@ impl ModuleVisitor for TrainingLayers {
         let names: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
         let place = names.join(".");
         if let Some(first) = self.places.insert(param.id, place.clone()) {
-            self.shared = Some((first, place));
+            self.shared.get_or_insert((first, place));
         }
     }
 

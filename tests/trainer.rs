@@ -259,8 +259,9 @@ fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
             let mut trainer = with_method(builder(1), method, &retained).build().unwrap();
             let before = parameters(trainer.model());
             let dirty = || Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
-            let batch = UnlearningBatch::new(dirty(), dirty());
-            let error = trainer.step(batch.unwrap()).unwrap_err();
+            let batch = UnlearningBatch::new(dirty(), dirty()).unwrap();
+            let batch = batch.with_forget_ids(vec![0, 1]).unwrap();
+            let error = trainer.step(batch).unwrap_err();
             assert!(
                 matches!(error, Error::NonFiniteData { row: 1, .. }),
                 "{method}: {error}"
