@@ -550,7 +550,6 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
         let data = CounterfactualData {
             retained: &retained,
             controls: &controls,
-            controls_retained_at: None,
             control_condition: &(),
             forgotten: &ones(1),
         };
@@ -614,7 +613,6 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
             let data = CounterfactualData {
                 retained: &ones(3),
                 controls: &zeros([2, 5]),
-                controls_retained_at: None,
                 control_condition: &(),
                 forgotten: &ones(1),
             };
@@ -623,7 +621,7 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
         }),
         case(
             "control points that are retained",
-            "control point 0 is also retained point 0",
+            "forgotten point 0 is also retained point 0",
             move || fit(ones(2), ones(2), config()),
         ),
         case("data that is not finite", "NaN", move || {

@@ -871,7 +871,6 @@ fn steering_that_cannot_mean_anything_is_refused() {
     let data = CounterfactualData {
         retained: &points(),
         controls: &(points() * 0.5),
-        controls_retained_at: None,
         control_condition: &(),
         forgotten: &(points().narrow(0, 0, 2) + 3.0),
     };

@@ -38,7 +38,6 @@ pub fn predict(
     let data = CounterfactualData {
         retained,
         controls: &controls.clone().narrow(0, 0, count),
-        controls_retained_at: None,
         control_condition: &(),
         forgotten,
     };

@@ -234,15 +234,13 @@ impl<'a> Trial<'a> {
             .digits
             .clone()
             .narrow(0, 0, count.min(self.digits.dims()[0]));
-        let indices: Vec<usize> = (0..self.arguments.controls).collect();
-        let (points, at) = match controls {
-            Controls::Unseen => (&self.heldout, None),
-            Controls::LeaveOneOut => (&retained, Some(&indices[..])),
+        let points = match controls {
+            Controls::Unseen => &self.heldout,
+            Controls::LeaveOneOut => &retained,
         };
         let data = CounterfactualData {
             retained: &retained,
             controls: &points.clone().narrow(0, 0, self.arguments.controls),
-            controls_retained_at: at,
             control_condition: &(),
             forgotten: &self.unseen.images,
         };

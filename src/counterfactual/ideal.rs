@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::error::Result;
-use crate::host::{read_f32, select_rows, sum_elements, tensor};
+use crate::host::{read_f32, select_rows, sum_elements};
 
 /// Retained points that are looked at together.
 const CHUNK: usize = 4096;
@@ -22,24 +22,21 @@ pub(super) struct Ideal<'a> {
 }
 
 impl<'a> Ideal<'a> {
-    /// `left_out` names, for each point, the retained one that is left out of its posterior.
-    pub(super) fn new(
-        retained: &'a Tensor<2>,
-        points: Tensor<2>,
-        left_out: Option<&[usize]>,
-    ) -> Self {
-        let rows = (0..points.dims()[0]).map(|row| {
-            let distances = squared_distances(retained, points.clone().narrow(0, row, 1));
-            match left_out {
-                Some(left_out) => without(distances, left_out[row]),
-                None => distances,
-            }
-        });
+    pub(super) fn new(retained: &'a Tensor<2>, points: Tensor<2>) -> Self {
+        let rows = (0..points.dims()[0])
+            .map(|row| squared_distances(retained, points.clone().narrow(0, row, 1)));
         Self {
             squared_distances: Tensor::cat(rows.collect(), 0),
             retained,
             points,
         }
+    }
+
+    /// Leaves retained points that are the point itself, value by value, out of its posterior.
+    pub(super) fn without_duplicates(mut self) -> Self {
+        let is_same = self.squared_distances.clone().equal_elem(0.0);
+        self.squared_distances = self.squared_distances.mask_fill(is_same, f32::INFINITY);
+        self
     }
 
     /// `[points, elements]`.
@@ -146,11 +143,6 @@ fn squared_distances(retained: &Tensor<2>, point: Tensor<2>) -> Tensor<2> {
     Tensor::cat(parts.collect(), 0).unsqueeze_dim(0)
 }
 
-fn without(distances: Tensor<2>, index: usize) -> Tensor<2> {
-    let infinite = tensor(vec![f32::INFINITY], [1, 1], &distances.device());
-    distances.slice_assign([0..1, index..index + 1], infinite)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,7 +160,7 @@ mod tests {
     #[test]
     fn the_posterior_of_one_point_is_that_point() {
         let retained = noise(1, [1, 5]);
-        let ideal = Ideal::new(&retained, noise(2, [3, 5]), None);
+        let ideal = Ideal::new(&retained, noise(2, [3, 5]));
         let mean = ideal.posterior_mean(&[0, 1, 2, 2], noise(3, [4, 5]), 3.0);
         for row in host(mean).chunks(5) {
             assert_eq!(row, host(retained.clone()));
@@ -180,7 +172,7 @@ mod tests {
     fn the_posterior_of_a_gaussian_set_is_linear() {
         let retained = noise(1, [200_000, 1]);
         let points = noise(2, [4, 1]) * 0.7;
-        let ideal = Ideal::new(&retained, points.clone(), None);
+        let ideal = Ideal::new(&retained, points.clone());
         for (gamma, sigma) in [(0.8, 0.6), (0.3, 0.954)] {
             let epsilon = noise(3, [4, 1]);
             let noisy = points.clone() * gamma + epsilon.clone() * sigma;
@@ -199,7 +191,7 @@ mod tests {
         let retained = noise(1, [count, elements]);
         let (points, epsilon) = (noise(2, [2, elements]), noise(3, [2, elements]));
         let (gamma, sigma) = (0.9f64, (1.0f64 - 0.81).sqrt());
-        let ideal = Ideal::new(&retained, points.clone(), None);
+        let ideal = Ideal::new(&retained, points.clone());
         let mean = host(ideal.posterior_mean(&[0, 1], epsilon.clone(), gamma / sigma));
         let (x, u, e) = (host(retained), host(points), host(epsilon));
         for row in 0..2 {
@@ -231,8 +223,8 @@ mod tests {
     fn a_point_that_is_left_out_does_not_explain_itself() {
         let retained = noise(1, [50, 4]);
         let own = retained.clone().narrow(0, 7, 1);
-        let with = Ideal::new(&retained, own.clone(), None);
-        let without = Ideal::new(&retained, own.clone(), Some(&[7]));
+        let with = Ideal::new(&retained, own.clone());
+        let without = Ideal::new(&retained, own.clone()).without_duplicates();
         let epsilon = noise(2, [1, 4]);
         // So little noise that the nearest point is certain.
         let mean = |ideal: Ideal<'_>| ideal.posterior_mean(&[0], epsilon.clone(), 1e3);
@@ -242,7 +234,7 @@ mod tests {
         assert_ne!(nearest, host(own.clone()));
 
         // Without signal all others are equally likely.
-        let without = Ideal::new(&retained, own.clone(), Some(&[7]));
+        let without = Ideal::new(&retained, own.clone()).without_duplicates();
         let got = host(without.posterior_mean(&[0], epsilon, 0.0));
         let others = (retained.sum_dim(0) - own) / 49.0;
         for (got, expected) in got.iter().zip(host(others)) {

@@ -58,11 +58,9 @@ impl Default for CounterfactualConfig {
 pub struct CounterfactualData<'a, const D: usize, C = ()> {
     /// The data without the forgotten points, `[n, …]`.
     pub retained: &'a Tensor<D>,
-    /// Points of the same kind that the model has never seen, `[c, …]`.
+    /// Points of the same kind that the model has never seen, `[c, …]`. For want of such points, retained ones: each is left
+    /// out of its own ideal denoiser, but the model has seen it, so the prediction comes out too low by what it remembers of it.
     pub controls: &'a Tensor<D>,
-    /// Where there are no such points: `controls` are retained points, and this says which, so that each is left out of its
-    /// own ideal denoiser. The model has seen them, so the prediction comes out too low.
-    pub controls_retained_at: Option<&'a [usize]>,
     /// What the model is conditioned on at the control points, `c` rows.
     pub control_condition: &'a C,
     /// The points to be forgotten, `[k, …]`; point `i` has id `i`.
@@ -105,7 +103,6 @@ pub struct CounterfactualData<'a, const D: usize, C = ()> {
 /// let data = CounterfactualData {
 ///     retained: &random(100),
 ///     controls: &random(20),
-///     controls_retained_at: None,
 ///     control_condition: &(),
 ///     forgotten: &Tensor::zeros([1, 3], &device),
 /// };
@@ -169,8 +166,8 @@ impl CounterfactualLoss {
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
     /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
-    /// [`Error::InvalidSetting`] if a control point is a retained one and `controls_retained_at` does not say so, if the model's
-    /// loss on the control points is no positive number, or if model and data are on different devices.
+    /// [`Error::InvalidSetting`] if the model's loss on the control points is no positive number, or if model and data are on
+    /// different devices.
     pub fn fit<const D: usize, M: Denoiser<D>>(
         model: &M,
         scheduler: &dyn Scheduler,
@@ -191,20 +188,11 @@ impl CounterfactualLoss {
         }
         model.check_input(data.controls.dims())?;
         let retained = flat(data.retained);
-        let own = data.controls_retained_at;
-        let controls = Ideal::new(&retained, flat(data.controls), own);
-        let forgotten = Ideal::new(&retained, flat(data.forgotten), None);
-        if own.is_none()
-            && let Some((control, retain)) = controls.first_duplicate()?
-        {
-            return Err(Error::InvalidSetting {
-                what: format!("control point {control} is also retained point {retain}"),
-                remedy: "take control points that the model has not seen, or say by `controls_retained_at` which retained ones they are",
-            });
-        }
+        let forgotten = Ideal::new(&retained, flat(data.forgotten));
         if let Some((forget, retain)) = forgotten.first_duplicate()? {
             return Err(Error::ForgottenPointRetained { forget, retain });
         }
+        let controls = Ideal::new(&retained, flat(data.controls)).without_duplicates();
         let forgotten_count = data.forgotten.dims()[0];
         let probe = Probe {
             model: model.valid(),
@@ -481,24 +469,6 @@ fn check_data<const D: usize, C: Condition>(data: &CounterfactualData<'_, D, C>)
         check_finite(points, side)?;
     }
     let rows = data.controls.dims()[0];
-    if let Some(indices) = data.controls_retained_at {
-        let remedy = "say for every control point which retained point it is";
-        check_shape(
-            "the list of control points",
-            &[rows],
-            &[indices.len()],
-            remedy,
-        )?;
-        for &index in indices {
-            let legal = index < shape[0];
-            check_range(
-                "a control point's index",
-                index as f64,
-                legal,
-                "a row of the retained set",
-            )?;
-        }
-    }
     let found = data
         .control_condition
         .check_rows(rows)
@@ -565,7 +535,6 @@ mod tests {
         let data = CounterfactualData {
             retained: &beside(points(1, 20_000), 0.0),
             controls: &beside(points(2, 4_000), 1e-3),
-            controls_retained_at: None,
             control_condition: &(),
             forgotten,
         };
@@ -655,33 +624,25 @@ mod tests {
         let model = Gaussian {
             excess: Param::from_tensor(Tensor::from_data([0.0], &Device::flex())),
         };
-        let predict =
-            |controls: &Tensor<2>, at: Option<&[usize]>, config: &CounterfactualConfig| {
-                let data = CounterfactualData {
-                    retained: &retained,
-                    controls,
-                    controls_retained_at: at,
-                    control_condition: &(),
-                    forgotten: &forgotten,
-                };
-                CounterfactualLoss::fit(&model, &scheduler(), data, config, |_| {})
+        let predict = |controls: &Tensor<2>, config: &CounterfactualConfig| {
+            let data = CounterfactualData {
+                retained: &retained,
+                controls,
+                control_condition: &(),
+                forgotten: &forgotten,
             };
+            CounterfactualLoss::fit(&model, &scheduler(), data, config, |_| {})
+        };
         let config = CounterfactualConfig {
             timesteps: Some(vec![0.0, 1.0]),
             ..CounterfactualConfig::default()
         };
         let own = retained.clone().narrow(0, 5, 3);
-        assert!(predict(&own, Some(&[5, 6, 7]), &config).is_ok());
-        let error = predict(&own, None, &config).unwrap_err().to_string();
-        assert!(
-            error.contains("control point 0 is also retained point 5"),
-            "{error}"
-        );
+        assert!(predict(&own, &config).is_ok());
         let others = points(2, 3);
         let data = CounterfactualData {
             retained: &retained,
             controls: &others,
-            controls_retained_at: None,
             control_condition: &(),
             forgotten: &retained.clone().narrow(0, 9, 1),
         };
@@ -697,23 +658,12 @@ mod tests {
             ),
             "{error}"
         );
-        assert!(predict(&own, Some(&[5, 6]), &config).is_err());
-        assert!(
-            predict(&own, Some(&[5, 6, 50]), &config)
-                .unwrap_err()
-                .to_string()
-                .contains("is 50")
-        );
-        assert!(predict(&(own.clone() / 0.0), None, &config).is_err());
+        assert!(predict(&(own.clone() / 0.0), &config).is_err());
         let none = CounterfactualConfig {
             noises: 0,
             ..config
         };
-        assert!(
-            predict(&own, None, &none)
-                .unwrap_err()
-                .to_string()
-                .contains("noises is 0")
-        );
+        let error = predict(&own, &none).unwrap_err().to_string();
+        assert!(error.contains("noises is 0"), "{error}");
     }
 }
