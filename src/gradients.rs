@@ -9,7 +9,7 @@ use burn::tensor::{FloatDType, Tensor};
 use crate::clipper::GradientNorms;
 use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
-use crate::host::{read_f32, select_rows, sum_elements, to_f32, vector};
+use crate::host::{as_column, read_f32, select_rows, squared_norms, to_f32, vector};
 use crate::kernel::weighted_squared_error;
 use crate::loss::LossTerm;
 use crate::steering::Steering;
@@ -80,9 +80,7 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     let factors = steering_factors(inputs, rows, weights, &timesteps, plain, &error.losses)?;
     let mut seed = error.seed;
     if let Some(factors) = &factors {
-        let mut column = [1; D];
-        column[0] = rows.len();
-        seed = seed * factors.clone().reshape(column);
+        seed = seed * as_column::<D>(factors.clone());
     }
     // The chain rule with the seed ∂L/∂ŷ: the graph holds the model and nothing of the loss.
     let seed = seed.cast(prediction.dtype());
@@ -108,10 +106,7 @@ fn steering_factors<const D: usize, C>(
     };
     let elements: usize = prediction.dims()[1..].iter().product();
     let own_losses = match &inputs.term.own_target {
-        Some(own) => {
-            let difference = to_f32(prediction) - select_rows(own, rows);
-            sum_elements(difference.clone() * difference)
-        }
+        Some(own) => squared_norms(to_f32(prediction) - select_rows(own, rows)),
         None => losses.clone(),
     };
     let own_ids = rows.iter().map(|&row| ids[row]);

@@ -23,9 +23,14 @@ pub(crate) fn vector(values: impl IntoIterator<Item = f64>, device: &Device) -> 
 
 /// One number a row as a tensor of shape `[rows, 1, …]` that broadcasts over a batch of rank `D`.
 pub(crate) fn column<const D: usize>(values: &[f64], device: &Device) -> Tensor<D> {
+    as_column(vector(values.iter().copied(), device))
+}
+
+/// `[rows]` as `[rows, 1, …]`.
+pub(crate) fn as_column<const D: usize>(values: Tensor<1>) -> Tensor<D> {
     let mut shape = [1; D];
-    shape[0] = values.len();
-    vector(values.iter().copied(), device).reshape(shape)
+    shape[0] = values.dims()[0];
+    values.reshape(shape)
 }
 
 /// The rows with these numbers, in this order.
@@ -54,6 +59,11 @@ pub(crate) fn sum_elements<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     let rows = tensor.dims()[0];
     let elements: usize = tensor.dims()[1..].iter().product();
     tensor.reshape([rows, elements]).sum_dim(1).reshape([rows])
+}
+
+/// `‖·‖²` of each row: `[rows, …]` to `[rows]`.
+pub(crate) fn squared_norms<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    sum_elements(tensor.clone() * tensor)
 }
 
 /// Brings a float tensor to the host.

@@ -111,6 +111,7 @@ mod builder;
 mod clipper;
 mod counterfactual;
 mod denoiser;
+mod distances;
 mod draws;
 mod ema;
 mod error;
@@ -144,8 +145,8 @@ pub use rand;
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
 pub use clipper::{
-    Blend, Ceiling, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule,
-    FractionOfRetain, GradientClipper, GradientNorms, Projected, RescaleToNorm,
+    Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
+    GradientClipper, GradientNorms, Projected, RescaleToNorm, ScaleCeiling,
 };
 pub use counterfactual::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
 pub use denoiser::{Condition, Denoiser, PredictionType};

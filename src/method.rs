@@ -123,9 +123,7 @@ impl Method {
             Method::ReTrack => Box::new(Blend::PUBLISHED),
         }
     }
-}
 
-impl Method {
     /// The method's clipper where its forget gradient is steered and vanishes at the level: a share of the retain gradient's norm
     /// gets a ceiling.
     pub(crate) fn steered_clipper(self) -> Box<dyn GradientClipper> {

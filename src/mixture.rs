@@ -216,21 +216,14 @@ pub fn mixture_points<const D: usize>(
     }
     let indicator: Vec<f64> = from_forget.iter().map(|&from| f64::from(from)).collect();
     let from_forget = column::<D>(&indicator, &device);
-    let ratio: Vec<f64> = scales
-        .signal
-        .iter()
-        .zip(&scales.noise)
-        .map(|(signal, noise)| signal / noise)
-        .collect();
-
     let from_retain = -from_forget.clone() + 1.0;
-    let difference = (forget.clone() - retain.clone()) * column(&ratio, &device);
+    let difference = (forget.clone() - retain.clone()) * column(&scales.ratios(), &device);
     let retain_noise = noise.clone() + difference.clone() * from_forget.clone();
     let forget_noise = noise.clone() - difference.clone() * from_retain.clone();
     let log_ratio = sum_elements((retain_noise.clone() + forget_noise.clone()) * difference) * 0.5;
 
     let base = retain * from_retain + forget * from_forget;
-    let noisy = base * scales.signal_tensor(&device) + noise * scales.noise_tensor(&device);
+    let noisy = scales.noisy(&base, &noise);
     Ok(MixturePoints {
         noisy,
         retain_noise,

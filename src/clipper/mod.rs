@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, Side, check_positive, check_probability};
 use crate::json::number_or_null;
 
-pub use spec::{Ceiling, ClipperSpec};
+pub use spec::{ClipperSpec, ScaleCeiling};
 
 /// Norms of the two sides' gradients over the whole optimiser step, and their inner product.
 ///

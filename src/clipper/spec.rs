@@ -39,7 +39,7 @@ pub enum ClipperSpec {
         /// Of the retain gradient's norm.
         fraction: f64,
         /// What the scale may not exceed.
-        ceiling: Ceiling,
+        ceiling: ScaleCeiling,
     },
     /// [`RescaleToNorm`] with its norm.
     Rescale(f64),
@@ -57,7 +57,7 @@ pub enum ClipperSpec {
 
 /// What a scale may not exceed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Ceiling {
+pub enum ScaleCeiling {
     /// Nothing.
     None,
     /// A number.
@@ -76,9 +76,9 @@ impl ClipperSpec {
             ClipperSpec::Fraction { fraction, ceiling } => {
                 let clipper = FractionOfRetain::new(fraction)?;
                 Box::new(match ceiling {
-                    Ceiling::None => clipper,
-                    Ceiling::Scale(scale) => clipper.with_max_scale(scale)?,
-                    Ceiling::Growth(growth) => clipper.with_max_growth(growth)?,
+                    ScaleCeiling::None => clipper,
+                    ScaleCeiling::Scale(scale) => clipper.with_max_scale(scale)?,
+                    ScaleCeiling::Growth(growth) => clipper.with_max_growth(growth)?,
                 })
             }
             ClipperSpec::Rescale(norm) => Box::new(RescaleToNorm::new(norm)?),
@@ -117,13 +117,13 @@ impl FromStr for ClipperSpec {
 }
 
 /// The fraction and its ceiling.
-fn fraction<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<(f64, Ceiling)> {
+fn fraction<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<(f64, ScaleCeiling)> {
     let fraction = parts.next()?.parse().ok()?;
     let ceiling = match parts.next() {
-        None => Ceiling::None,
+        None => ScaleCeiling::None,
         Some(text) => match text.strip_suffix('x') {
-            Some(growth) => Ceiling::Growth(growth.parse().ok()?),
-            None => Ceiling::Scale(text.parse().ok()?),
+            Some(growth) => ScaleCeiling::Growth(growth.parse().ok()?),
+            None => ScaleCeiling::Scale(text.parse().ok()?),
         },
     };
     parts.next().is_none().then_some((fraction, ceiling))
@@ -133,9 +133,9 @@ impl fmt::Display for ClipperSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ClipperSpec::Fraction { fraction, ceiling } => match ceiling {
-                Ceiling::None => write!(formatter, "fraction:{fraction}"),
-                Ceiling::Scale(scale) => write!(formatter, "fraction:{fraction}:{scale}"),
-                Ceiling::Growth(growth) => write!(formatter, "fraction:{fraction}:{growth}x"),
+                ScaleCeiling::None => write!(formatter, "fraction:{fraction}"),
+                ScaleCeiling::Scale(scale) => write!(formatter, "fraction:{fraction}:{scale}"),
+                ScaleCeiling::Growth(growth) => write!(formatter, "fraction:{fraction}:{growth}x"),
             },
             ClipperSpec::Rescale(norm) => write!(formatter, "rescale:{norm}"),
             ClipperSpec::Clip(norm) => write!(formatter, "clip:{norm}"),

@@ -2,13 +2,12 @@
 
 use burn::tensor::Tensor;
 
+use crate::distances::squared_distances;
 use crate::error::Result;
-use crate::host::{read_f32, select_rows, sum_elements};
+use crate::host::{read_f32, select_rows, squared_norms};
 
 /// Retained points that are looked at together.
 const CHUNK: usize = 4096;
-/// Elements of differences that are held at a time: few enough to stay in a cache.
-const CHUNK_ELEMENTS: usize = 1 << 18;
 
 /// Points whose ideal reconstruction is asked for, and the data set, all flattened.
 #[derive(Debug)]
@@ -23,8 +22,10 @@ pub(super) struct Ideal<'a> {
 
 impl<'a> Ideal<'a> {
     pub(super) fn new(retained: &'a Tensor<2>, points: Tensor<2>) -> Self {
-        let rows = (0..points.dims()[0])
-            .map(|row| squared_distances(retained, points.clone().narrow(0, row, 1)));
+        let rows = (0..points.dims()[0]).map(|row| {
+            let point = points.clone().narrow(0, row, 1);
+            squared_distances(retained, &point).unsqueeze_dim(0)
+        });
         Self {
             squared_distances: Tensor::cat(rows.collect(), 0),
             retained,
@@ -62,8 +63,7 @@ impl<'a> Ideal<'a> {
         let mean = self.posterior_mean(rows, noise, ratio);
         let points = select_rows(&self.points, rows);
         let elements = points.dims()[1] as f64;
-        let difference = mean - points;
-        sum_elements(difference.clone() * difference) / elements
+        squared_norms(mean - points) / elements
     }
 
     /// The exponents are `ρ ⟨x_j, ε⟩ − ρ² ‖u − x_j‖²/2`, up to a number that a row has in common. Chunks of the data set are
@@ -129,18 +129,6 @@ impl Part {
             largest,
         }
     }
-}
-
-/// `‖point − x_j‖²` of one point, `[1, n]`: from differences, so that near duplicates keep their digits.
-fn squared_distances(retained: &Tensor<2>, point: Tensor<2>) -> Tensor<2> {
-    let [count, elements] = retained.dims();
-    let chunk = (CHUNK_ELEMENTS / elements.max(1)).max(1);
-    let parts = (0..count).step_by(chunk).map(|first| {
-        let difference =
-            retained.clone().narrow(0, first, chunk.min(count - first)) - point.clone();
-        sum_elements(difference.clone() * difference)
-    });
-    Tensor::cat(parts.collect(), 0).unsqueeze_dim(0)
 }
 
 #[cfg(test)]

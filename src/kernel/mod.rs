@@ -6,7 +6,7 @@ pub(crate) mod flex;
 use burn::tensor::Tensor;
 
 use crate::error::{Result, check_device, check_shape};
-use crate::host::{sum_elements, to_f32};
+use crate::host::{as_column, squared_norms, to_f32};
 
 /// What the kernel computes for a group of rows.
 #[derive(Debug, Clone)]
@@ -65,12 +65,10 @@ pub fn weighted_squared_error<const D: usize>(
         "give one weight for every row",
     )?;
     check_device("targets", &prediction.device(), &target.device())?;
-    let mut column = [1; D];
-    column[0] = weights.dims()[0];
     let difference = to_f32(prediction) - to_f32(target);
-    let factor = (weights * (2.0 / batch_size as f64)).reshape(column);
+    let factor: Tensor<D> = as_column(weights * (2.0 / batch_size as f64));
     Ok(WeightedSquaredError {
-        losses: sum_elements(difference.clone() * difference.clone()),
+        losses: squared_norms(difference.clone()),
         seed: difference * factor,
     })
 }
@@ -79,6 +77,7 @@ pub fn weighted_squared_error<const D: usize>(
 mod tests {
     use super::*;
     use crate::draws::{Stream, normal_noise};
+    use crate::host::sum_elements;
     use burn::tensor::Device;
 
     /// The seed is the derivative of the weighted loss, by autodiff.

@@ -94,13 +94,7 @@ impl<'a, const D: usize> LossInputs<'a, D> {
 
     /// What the model should predict where a noisy point is explained by `clean` and `noise`, at the draws' timesteps.
     pub fn target(&self, clean: &Tensor<D>, noise: Tensor<D>) -> Tensor<D> {
-        let device = clean.device();
-        self.prediction_type.target(
-            clean.clone(),
-            noise,
-            self.scales.signal_tensor(&device),
-            self.scales.noise_tensor(&device),
-        )
+        self.scales.target(self.prediction_type, clean, &noise)
     }
 
     /// The plain regression at a side's own noisy points `γ·clean + σ ε`, every row with the same weight.
@@ -109,9 +103,7 @@ impl<'a, const D: usize> LossInputs<'a, D> {
             Side::Retain => self.retain,
             Side::Forget => self.forget,
         };
-        let device = clean.device();
-        let noisy = clean.clone() * self.scales.signal_tensor(&device)
-            + self.draws.noise.clone() * self.scales.noise_tensor(&device);
+        let noisy = self.scales.noisy(clean, &self.draws.noise);
         let target = self.target(clean, self.draws.noise.clone());
         let weights = vec![weight; self.draws.batch_size()];
         LossTerm::new(noisy, self.draws.timesteps.clone(), target, weights)

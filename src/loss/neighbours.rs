@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use burn::tensor::Tensor;
 
 use crate::batch::check_finite;
+use crate::distances::squared_distances;
 use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
-use crate::host::{read_f32, select_rows, sum_elements, to_f32};
+use crate::host::{read_f32, select_rows, to_f32};
 
 /// Nearest retained points by the id of the forgotten point, searched for when an id is first met.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ struct Known<const D: usize> {
 /// The neighbours of the rows of a batch, by rank.
 #[derive(Debug)]
 pub(super) struct BatchNeighbours<const D: usize> {
+    /// The points that the rows' ids were first met with, `[batch, …]`.
+    pub(super) own: Tensor<D>,
     /// `[batch, …]` for each rank, nearest first.
     pub(super) points: Vec<Tensor<D>>,
     /// `‖a − r‖²` for each rank and row.
@@ -99,17 +102,18 @@ impl<const D: usize> Neighbours<D> {
     /// The neighbours of the rows of a batch, after a search for those that are new.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if a row's point is not the one that its id was first met with, or has no neighbours;
-    /// [`Error::ForgottenPointRetained`], [`Error::NonFiniteData`].
+    /// [`Error::InvalidSetting`] if a point has no neighbours; [`Error::ForgottenPointRetained`], [`Error::NonFiniteData`].
     pub(super) fn of_batch(
         &mut self,
         forget: &Tensor<D>,
         ids: &[u64],
     ) -> Result<BatchNeighbours<D>> {
+        if ids.iter().any(|id| !self.slots.contains_key(id)) {
+            check_finite(forget, Side::Forget)?;
+        }
         let mut slots = Vec::with_capacity(ids.len());
         for (row, id) in ids.iter().enumerate() {
             if !self.slots.contains_key(id) {
-                check_finite(forget, Side::Forget)?;
                 self.search(*id, forget.clone().narrow(0, row, 1))?;
             }
             slots.push(self.slots[id]);
@@ -120,7 +124,6 @@ impl<const D: usize> Neighbours<D> {
                 remedy: "give at least one forgotten point",
             });
         };
-        check_same(&known.points, forget, &slots, ids)?;
         let places = |rank| -> Vec<usize> {
             let place = |slot: &usize| slot * self.count + rank;
             slots.iter().map(place).collect()
@@ -131,6 +134,7 @@ impl<const D: usize> Neighbours<D> {
             places(rank).into_iter().map(distance).collect()
         };
         Ok(BatchNeighbours {
+            own: select_rows(&known.points, &slots),
             points: (0..self.count).map(points).collect(),
             squared_distances: (0..self.count).map(distances).collect(),
         })
@@ -164,7 +168,7 @@ impl<const D: usize> Neighbours<D> {
     }
 
     fn remember(&mut self, id: u64, point: Tensor<D>, neighbours: Tensor<D>) -> Result<()> {
-        let squared_distances = squared_distances(&point, &neighbours)?;
+        let squared_distances = exact_squared_distances(&point, &neighbours)?;
         self.known = Some(match self.known.take() {
             None => Known {
                 points: point,
@@ -183,54 +187,22 @@ impl<const D: usize> Neighbours<D> {
     }
 }
 
-/// Refuses rows whose id was first met with another point.
-fn check_same<const D: usize>(
-    points: &Tensor<D>,
-    forget: &Tensor<D>,
-    slots: &[usize],
-    ids: &[u64],
-) -> Result<()> {
-    let difference = sum_elements((select_rows(points, slots) - forget.clone()).abs());
-    let difference = read_f32(difference, "the forgotten points")?;
-    match difference.iter().position(|&difference| difference > 0.0) {
-        None => Ok(()),
-        Some(row) => Err(Error::InvalidSetting {
-            what: format!(
-                "row {row} has id {} and is another point than that id's first",
-                ids[row]
-            ),
-            remedy: "give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`",
-        }),
-    }
-}
-
-/// Elements of the retain set that are compared at a time.
-const CHUNK_ELEMENTS: usize = 1 << 24;
-
 /// The `count` nearest rows of `retain` to one point: squared distance and row, nearest first.
 fn nearest<const D: usize>(
     retain: &Tensor<D>,
     point: &Tensor<D>,
     count: usize,
 ) -> Result<Vec<(f32, usize)>> {
-    let rows = retain.dims()[0];
-    let elements: usize = retain.dims()[1..].iter().product();
-    let chunk = (CHUNK_ELEMENTS / elements).max(1);
-    let mut found = Vec::with_capacity(rows);
-    for first in (0..rows).step_by(chunk) {
-        let part = retain.clone().narrow(0, first, chunk.min(rows - first));
-        let difference = part - point.clone();
-        let squares = sum_elements(difference.clone() * difference);
-        let squares = read_f32(squares, "distances to retained points")?;
-        found.extend(squares.into_iter().zip(first..));
-    }
+    let squares = squared_distances(retain, point);
+    let squares = read_f32(squares, "distances to retained points")?;
+    let mut found: Vec<(f32, usize)> = squares.into_iter().zip(0..).collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
     found.truncate(count);
     Ok(found)
 }
 
 /// `‖point − neighbour‖²` in f64, for one point and its neighbours.
-fn squared_distances<const D: usize>(
+fn exact_squared_distances<const D: usize>(
     point: &Tensor<D>,
     neighbours: &Tensor<D>,
 ) -> Result<Vec<f64>> {

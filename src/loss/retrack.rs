@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::neighbours::{BatchNeighbours, Neighbours};
 use super::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::draws::ExtraDraws;
-use crate::error::{Result, Side};
+use crate::error::{Error, Result, Side};
 use crate::host::{column, read_f32, sum_elements};
 use crate::scheduler::{Scales, SchedulerExt};
 
@@ -79,10 +79,8 @@ impl<const D: usize> ReTrack<D> {
         let (timesteps, noise) = inputs.draws.forget_draws()?;
         let scales = inputs.scheduler.scales(timesteps)?;
         let neighbours = self.neighbours.of_batch(inputs.forget, inputs.forget_ids)?;
-        let ratios: Vec<f64> = (scales.signal.iter().zip(&scales.noise))
-            .map(|(signal, noise)| signal / noise)
-            .collect();
-        let weights = posterior(inputs.forget, noise, &neighbours, &ratios)?;
+        let ratios = scales.ratios();
+        let weights = posterior(inputs, noise, &neighbours, &ratios)?;
         let device = inputs.forget.device();
         let weighted = neighbours
             .points
@@ -119,18 +117,28 @@ pub struct NeighbourTarget<const D: usize> {
 }
 
 /// `p_j = softmax_j −‖a_t − γ r_j‖²/2σ²` of each row, from which the common `−‖ε‖²/2` is left out: with `ρ = γ/σ` the
-/// exponent is `−ρ ⟨a − r_j, ε⟩ − ρ² ‖a − r_j‖²/2`.
+/// exponent is `−ρ ⟨a − r_j, ε⟩ − ρ² ‖a − r_j‖²/2`. What comes from the device comes in one read, with the check that each row
+/// is the point that its id was first met with.
 fn posterior<const D: usize>(
-    clean: &Tensor<D>,
+    inputs: &LossInputs<'_, D>,
     noise: &Tensor<D>,
     neighbours: &BatchNeighbours<D>,
     ratios: &[f64],
 ) -> Result<Vec<Vec<f64>>> {
-    let along_noise = (neighbours.points.iter())
-        .map(|point| sum_elements((clean.clone() - point.clone()) * noise.clone()));
-    let along_noise = Tensor::cat(along_noise.collect(), 0);
-    let along_noise = read_f32(along_noise, "the exponents of the neighbours' posterior")?;
+    let difference = (neighbours.own.clone() - inputs.forget.clone()).abs();
+    let mut parts = vec![sum_elements(difference)];
+    for point in &neighbours.points {
+        parts.push(sum_elements(
+            (inputs.forget.clone() - point.clone()) * noise.clone(),
+        ));
+    }
+    let read = read_f32(
+        Tensor::cat(parts, 0),
+        "the exponents of the neighbours' posterior",
+    )?;
     let rows = ratios.len();
+    let (differences, along_noise) = read.split_at(rows);
+    check_same(differences, inputs.forget_ids)?;
     let exponent = |row: usize, rank: usize| {
         let (ratio, along) = (ratios[row], f64::from(along_noise[rank * rows + row]));
         -ratio * along - 0.5 * ratio * ratio * neighbours.squared_distances[rank][row]
@@ -138,6 +146,20 @@ fn posterior<const D: usize>(
     let ranks = neighbours.points.len();
     let of_row = |row| softmax((0..ranks).map(|rank| exponent(row, rank)).collect());
     Ok((0..rows).map(of_row).collect())
+}
+
+/// Refuses rows that differ from the point that their id was first met with.
+fn check_same(differences: &[f32], ids: &[u64]) -> Result<()> {
+    match differences.iter().position(|&difference| difference > 0.0) {
+        None => Ok(()),
+        Some(row) => Err(Error::InvalidSetting {
+            what: format!(
+                "row {row} has id {} and is another point than that id's first",
+                ids[row]
+            ),
+            remedy: "give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`",
+        }),
+    }
 }
 
 fn softmax(exponents: Vec<f64>) -> Vec<f64> {
@@ -181,19 +203,12 @@ fn regression<const D: usize>(
     explained: NeighbourTarget<D>,
 ) -> Result<LossTerm<D>> {
     let (timesteps, noise) = inputs.draws.forget_draws()?;
-    let device = inputs.forget.device();
-    let signal = explained.scales.signal_tensor(&device);
-    let noise_scale = explained.scales.noise_tensor(&device);
-    let noisy = inputs.forget.clone() * signal.clone() + noise.clone() * noise_scale.clone();
-    let target = |clean, noise| {
-        let (signal, noise_scale) = (signal.clone(), noise_scale.clone());
-        let kind = inputs.prediction_type;
-        kind.target(clean, noise, signal, noise_scale)
-    };
-    let neighbours = target(explained.clean, explained.noise);
+    let (scales, kind) = (&explained.scales, inputs.prediction_type);
+    let noisy = scales.noisy(inputs.forget, noise);
+    let target = scales.target(kind, &explained.clean, &explained.noise);
     let weights = vec![1.0; timesteps.len()];
-    let mut term = LossTerm::new(noisy, timesteps.to_vec(), neighbours, weights);
-    term.own_target = Some(target(inputs.forget.clone(), noise.clone()));
+    let mut term = LossTerm::new(noisy, timesteps.to_vec(), target, weights);
+    term.own_target = Some(scales.target(kind, inputs.forget, noise));
     Ok(term)
 }
 
@@ -201,7 +216,6 @@ fn regression<const D: usize>(
 mod tests {
     use super::super::test_inputs::{Case, host};
     use super::*;
-    use crate::Error;
     use crate::denoiser::PredictionType;
     use crate::draws::{Stream, normal_noise};
     use crate::scheduler::Scheduler;

@@ -8,6 +8,7 @@ use std::fmt;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::denoiser::PredictionType;
 use crate::error::{Error, Result, check_range, check_shape};
 use crate::host::column;
 use crate::schedule::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
@@ -125,6 +126,30 @@ impl Scales {
     pub fn noise_tensor<const D: usize>(&self, device: &Device) -> Tensor<D> {
         column(&self.noise, device)
     }
+
+    /// `γ / σ` of each row.
+    pub(crate) fn ratios(&self) -> Vec<f64> {
+        let pairs = self.signal.iter().zip(&self.noise);
+        pairs.map(|(signal, noise)| signal / noise).collect()
+    }
+
+    /// `γ·clean + σ·noise`.
+    pub(crate) fn noisy<const D: usize>(&self, clean: &Tensor<D>, noise: &Tensor<D>) -> Tensor<D> {
+        let device = clean.device();
+        clean.clone() * self.signal_tensor(&device) + noise.clone() * self.noise_tensor(&device)
+    }
+
+    /// What a model of this kind should say where a noisy point is explained by `clean` and `noise`.
+    pub(crate) fn target<const D: usize>(
+        &self,
+        kind: PredictionType,
+        clean: &Tensor<D>,
+        noise: &Tensor<D>,
+    ) -> Tensor<D> {
+        let device = clean.device();
+        let (signal, sigma) = (self.signal_tensor(&device), self.noise_tensor(&device));
+        kind.target(clean.clone(), noise.clone(), signal, sigma)
+    }
 }
 
 /// What every [`Scheduler`] can do.
@@ -186,8 +211,7 @@ pub trait SchedulerExt: Scheduler {
             &[timesteps.len()],
             remedy,
         )?;
-        let device = clean.device();
-        Ok(clean * scales.signal_tensor(&device) + noise * scales.noise_tensor(&device))
+        Ok(scales.noisy(&clean, &noise))
     }
 }
 
