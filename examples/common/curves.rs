@@ -3,16 +3,19 @@
 use siss::StepReport;
 use siss::report::{Panel, Series};
 
+use crate::common::run::StepRecord;
+
 /// A panel over the steps.
 pub fn panel(title: &str, y_label: &str) -> Panel {
     Panel::new(title).x_label("step").y_label(y_label)
 }
 
 /// Losses, gradient norms, forget scale and weights.
-pub fn step_panels(reports: &[&StepReport]) -> [Panel; 4] {
+pub fn step_panels<A>(records: &[StepRecord<A>]) -> [Panel; 4] {
     let series = |label: &str, value: &dyn Fn(&StepReport) -> Option<f64>| {
-        let point = |report: &&StepReport| Some(((report.step + 1) as f64, value(report)?));
-        Series::new(label, reports.iter().filter_map(point))
+        let reports = records.iter().map(|record| &record.report);
+        let point = |report: &StepReport| Some(((report.step + 1) as f64, value(report)?));
+        Series::new(label, reports.filter_map(point))
     };
     let losses = panel("Losses of the step", "squared error an element")
         .log_y()
@@ -45,6 +48,15 @@ pub fn step_panels(reports: &[&StepReport]) -> [Panel; 4] {
         }))
         .series(series("rows run a sample", &|r| Some(r.rows_per_sample())));
     [losses, norms, scale, weights]
+}
+
+/// What was measured along the way, over the steps.
+pub fn along<A>(records: &[StepRecord<A>], value: impl Fn(&A) -> f64) -> Vec<(f64, f64)> {
+    let point = |record: &StepRecord<A>| {
+        let along = record.along.as_ref()?;
+        Some(((record.report.step + 1) as f64, value(along)))
+    };
+    records.iter().filter_map(point).collect()
 }
 
 /// A series that begins, at step 0, with the value before unlearning.

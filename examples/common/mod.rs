@@ -5,4 +5,5 @@ pub mod curves;
 pub mod page;
 pub mod probe;
 pub mod progress;
+pub mod run;
 pub mod target;

@@ -2,23 +2,22 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
-use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::{
-    CoinFlip, CounterfactualLoss, DdpmScheduler, Diagnosis, Finding, FixedAllocation, Method,
-    Observer, PairSampler, SchedulerConfig, SissTrainer, Steering, StepReport,
+    CoinFlip, CounterfactualLoss, DdpmScheduler, Finding, FixedAllocation, Method, PairSampler,
+    SchedulerConfig, SissTrainer, Steering,
 };
 
 use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
 use crate::common::probe::{ByTimestep, Probe};
 use crate::common::progress::Progress;
+use crate::common::run::{self, Plan, Unlearned};
 use crate::common::target::{Target, predict};
 use crate::data;
 use crate::evaluate::{CHUNKS, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
@@ -33,17 +32,11 @@ const CHECKPOINTS: usize = 15;
 const CURVE_COPIES: usize = 4;
 const CURVE_NOISES: usize = 16;
 
-/// A line of `metrics.jsonl`.
+/// What is measured now and then between steps.
 #[derive(Debug, Clone, Serialize)]
-pub struct StepRecord {
-    #[serde(flatten)]
-    pub report: StepReport,
-    /// Seconds since the first step began, measurements along the way left out.
-    pub seconds: f64,
-    /// Measured now and then, after the step.
-    pub tshirt_denoise_l2: Option<f64>,
-    /// Measured now and then, after the step.
-    pub tshirt_loss: Option<ByTimestep>,
+pub struct Along {
+    pub tshirt_denoise_l2: f64,
+    pub tshirt_loss: ByTimestep,
 }
 
 /// The contents of `summary.json`.
@@ -236,20 +229,18 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     progress.phase("writing");
     let folder = job.options.out.join("model");
     save_model(&unlearned.model, &job.checkpoint, &folder, Layout::Flat)?;
-    let records = &unlearned.records;
-    pictures::save(&job, &before, &after, records)?;
-    let rows = records.iter().map(|record| record.report.rows_per_sample());
+    pictures::save(&job, &before, &after, &unlearned.records)?;
     let summary = Summary {
         distance_to_retrained: job.retrained.distance(&after.figures.tshirt_loss),
         before: before.figures,
         after: after.figures,
         retrained: job.retrained,
         predicted: job.predicted,
-        rows_per_sample: rows.sum::<f64>() / records.len().max(1) as f64,
+        rows_per_sample: unlearned.rows_per_sample(),
+        steps: unlearned.records.len(),
+        unlearning_seconds: unlearned.seconds(),
         findings: unlearned.findings,
-        steps: records.len(),
         seconds: started.elapsed().as_secs_f64(),
-        unlearning_seconds: records.last().map_or(0.0, |record| record.seconds),
         device: job.options.device.to_string(),
         config: Config {
             options: job.options,
@@ -261,58 +252,21 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     Ok(summary)
 }
 
-/// What the unlearning leaves.
-struct Unlearned {
-    model: UNet2d,
-    records: Vec<StepRecord>,
-    findings: Vec<Finding>,
-}
-
-fn unlearn(job: &Job, progress: &dyn Progress) -> Result<Unlearned> {
-    let seed = job.options.seed;
-    let mut trainer = job.trainer(job.options.method, seed, job.levels.as_ref())?;
-    let pairs = job.pairs(seed);
-    let mut log = BufWriter::new(File::create(job.options.out.join("metrics.jsonl"))?);
-    let mut diagnosis = Diagnosis::default();
-    let steps = job.settings.steps;
-    let mut records: Vec<StepRecord> = Vec::with_capacity(steps);
-    let mut seconds = 0.0;
-    let every = steps.div_ceil(CHECKPOINTS).max(1);
-    for step in 0..steps {
-        let began = Instant::now();
-        let report = trainer.step(pairs.batch(step as u64, job.settings.batch)?)?;
-        seconds += began.elapsed().as_secs_f64();
-        progress.step(&report, steps);
-        diagnosis.observe(&report)?;
-
-        let look = (step + 1) % every == 0 || step + 1 == steps;
-        let measured = look
-            .then(|| measure_along(trainer.model(), &job.examiner))
-            .transpose()?;
-        let (tshirt_denoise_l2, tshirt_loss) = measured.unzip();
-        let record = StepRecord {
-            report,
-            seconds,
-            tshirt_denoise_l2,
-            tshirt_loss,
-        };
-        writeln!(log, "{}", serde_json::to_string(&record)?)?;
-        log.flush()?;
-        records.push(record);
-    }
-    Ok(Unlearned {
-        model: trainer.into_model(),
-        records,
-        findings: diagnosis.findings().to_vec(),
-    })
-}
-
-/// The T-shirt's distance and losses, with few noises.
-fn measure_along(model: &UNet2d, examiner: &Examiner) -> siss::Result<(f64, ByTimestep)> {
-    let plain = model.valid();
-    let distance = examiner.distance(&examiner.denoise(&plain, CURVE_COPIES)?);
-    Ok((
-        distance,
-        examiner.tshirt_loss(&plain, CURVE_NOISES, &TIMESTEPS)?,
-    ))
+fn unlearn(job: &Job, progress: &dyn Progress) -> Result<Unlearned<Along>> {
+    let Options { method, seed, .. } = job.options;
+    let trainer = job.trainer(method, seed, job.levels.as_ref())?;
+    let plan = Plan {
+        steps: job.settings.steps,
+        batch: job.settings.batch,
+        looks: CHECKPOINTS,
+    };
+    let look = |model: &UNet2d| {
+        let denoised = job.examiner.denoise(model, CURVE_COPIES)?;
+        Ok(Along {
+            tshirt_denoise_l2: job.examiner.distance(&denoised),
+            tshirt_loss: job.examiner.tshirt_loss(model, CURVE_NOISES, &TIMESTEPS)?,
+        })
+    };
+    let out = &job.options.out;
+    run::unlearn(trainer, &job.pairs(seed), plan, out, progress, look, |_| {})
 }

@@ -1,13 +1,14 @@
 //! Pictures and curves of a run.
 
+use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Panel, Plot, Series};
-use siss::{Result, StepReport};
 
-use crate::common::curves::{panel, step_panels, with_start};
+use crate::common::curves::{along, panel, step_panels, with_start};
 use crate::common::probe::ByTimestep;
+use crate::common::run::StepRecord;
 use crate::evaluate::{CURVE, DENOISE_FROM, Evaluated, TIMESTEPS};
-use crate::job::{Job, Retrained, StepRecord};
+use crate::job::{Along, Job, Retrained};
 
 /// Generated images shown.
 const SHOWN: usize = 128;
@@ -16,7 +17,7 @@ pub fn save(
     job: &Job,
     before: &Evaluated,
     after: &Evaluated,
-    records: &[StepRecord],
+    records: &[StepRecord<Along>],
 ) -> Result<()> {
     let (out, retrained) = (&job.options.out, &job.retrained);
     generated(before)?.save(out.join("before.png"))?;
@@ -66,17 +67,13 @@ fn copies(title: &str, images: &Tensor<4>) -> Result<ImageGrid> {
         .scale(3))
 }
 
-fn curves(before: &Evaluated, records: &[StepRecord], retrained: &Retrained) -> Plot {
-    let reports: Vec<&StepReport> = records.iter().map(|record| &record.report).collect();
-    let along = |value: &dyn Fn(&StepRecord) -> Option<f64>| -> Vec<(f64, f64)> {
-        let point = |record: &StepRecord| Some(((record.report.step + 1) as f64, value(record)?));
-        records.iter().filter_map(point).collect()
-    };
+fn curves(before: &Evaluated, records: &[StepRecord<Along>], retrained: &Retrained) -> Plot {
+    let along = |value: &dyn Fn(&Along) -> f64| along(records, value);
     let distance = panel("Denoised T-shirt", "L2 from the T-shirt")
         .series(with_start(
             "denoised copies",
             before.figures.tshirt_denoise_l2,
-            along(&|r| r.tshirt_denoise_l2),
+            along(&|along| along.tshirt_denoise_l2),
         ))
         .reference("retrained", retrained.tshirt_denoise_l2);
     let mut tshirt_loss = panel("The T-shirt's loss", "squared error an element").log_y();
@@ -86,14 +83,14 @@ fn curves(before: &Evaluated, records: &[StepRecord], retrained: &Retrained) -> 
             .series(with_start(
                 &format!("t = {timestep}"),
                 before.figures.tshirt_loss[&key],
-                along(&|r| r.tshirt_loss.as_ref().map(|loss| loss[&key])),
+                along(&|along| along.tshirt_loss[&key]),
             ))
             .reference(
                 format!("retrained, t = {timestep}"),
                 retrained.tshirt_loss[&key],
             );
     }
-    step_panels(&reports)
+    step_panels(records)
         .into_iter()
         .chain([distance, tshirt_loss])
         .fold(Plot::new().columns(2), Plot::panel)

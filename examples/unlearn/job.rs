@@ -1,8 +1,7 @@
 //! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
 
 use std::error::Error;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,17 +10,18 @@ use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::models::UNet2d;
 use siss::{
-    CounterfactualLoss, DdpmScheduler, Denoiser, Diagnosis, Finding, Observer, PairSampler,
-    SchedulerConfig, SissTrainer, Steering, StepReport,
+    CounterfactualLoss, DdpmScheduler, Denoiser, Finding, PairSampler, SchedulerConfig,
+    SissTrainer, Steering,
 };
 
 use crate::checks;
 use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
 use crate::common::probe::{Chunks, Probe};
 use crate::common::progress::Progress;
+use crate::common::run::{self, Plan};
 use crate::common::target::{Target, predict};
 use crate::data::Data;
-use crate::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
+use crate::evaluate::{Evaluated, Evaluation, Examiner, ImageLoss};
 use crate::images::Format;
 use crate::options::{Options, Settings};
 use crate::pictures;
@@ -33,18 +33,6 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const CHECKPOINTS: usize = 10;
 /// Smaller images leave the cores idle, so chunks of them run side by side.
 const SMALL_PIXELS: usize = 64 * 64;
-
-/// A line of `metrics.jsonl`.
-#[derive(Debug, Clone, Serialize)]
-pub struct StepRecord {
-    #[serde(flatten)]
-    pub report: StepReport,
-    /// Seconds since the first step began, measurements along the way left out.
-    pub seconds: f64,
-    /// Measured now and then, after the step.
-    #[serde(flatten)]
-    pub along: Option<Along>,
-}
 
 /// The contents of `summary.json`.
 #[derive(Debug, Serialize)]
@@ -174,10 +162,21 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
 
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
-    let forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
+    let mut forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
     let start = examiner.look(&unet)?;
     drop(unet);
-    let unlearned = unlearn(trainer, &pairs, &examiner, &options, forecast, progress)?;
+    let plan = Plan {
+        steps: options.steps,
+        batch: options.batch,
+        looks: CHECKPOINTS,
+    };
+    let look = |model: &UNet2d| examiner.look(model);
+    let took = |seconds| {
+        if let Some(line) = forecast.after_step(seconds) {
+            progress.say(&line);
+        }
+    };
+    let unlearned = run::unlearn(trainer, &pairs, plan, &options.out, progress, look, took)?;
 
     // First of all: what follows takes time and may fail.
     progress.phase("writing");
@@ -196,19 +195,15 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         images: forgotten_images(&data, &before, &after),
         before: before.figures,
         after: after.figures,
-        rows_per_sample: records
-            .iter()
-            .map(|record| record.report.rows_per_sample())
-            .sum::<f64>()
-            / records.len() as f64,
-        findings: unlearned.findings,
+        rows_per_sample: unlearned.rows_per_sample(),
         forget_images: data.forget.len(),
         retain_images: data.retain.len(),
         control_images: data.control.len(),
         timesteps: examiner.timesteps,
-        steps: records.len(),
+        steps: unlearned.records.len(),
         seconds: started.elapsed().as_secs_f64(),
-        unlearning_seconds: records.last().map_or(0.0, |record| record.seconds),
+        unlearning_seconds: unlearned.seconds(),
+        findings: unlearned.findings,
         peak_memory_bytes: resources::peak_memory(),
         model,
         config: Config { options, settings },
@@ -216,58 +211,6 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let text = serde_json::to_string_pretty(&summary)?;
     fs::write(summary.config.options.out.join("summary.json"), text)?;
     Ok(summary)
-}
-
-/// What the unlearning leaves.
-struct Unlearned {
-    model: UNet2d,
-    records: Vec<StepRecord>,
-    findings: Vec<Finding>,
-}
-
-fn unlearn(
-    mut trainer: SissTrainer<UNet2d, 4>,
-    pairs: &PairSampler<4>,
-    examiner: &Examiner,
-    options: &Options,
-    mut forecast: Forecast,
-    progress: &dyn Progress,
-) -> Result<Unlearned> {
-    let Options { steps, batch, .. } = *options;
-    let mut log = BufWriter::new(File::create(options.out.join("metrics.jsonl"))?);
-    let mut diagnosis = Diagnosis::default();
-    let mut records = Vec::new();
-    let mut seconds = 0.0;
-    let every = steps.div_ceil(CHECKPOINTS);
-    for step in 0..steps {
-        let began = Instant::now();
-        let report = trainer.step(pairs.batch(step as u64, batch)?)?;
-        let took = began.elapsed().as_secs_f64();
-        seconds += took;
-        if let Some(line) = forecast.after_step(took) {
-            progress.say(&line);
-        }
-        progress.step(&report, steps);
-        diagnosis.observe(&report)?;
-
-        let look = (step + 1) % every == 0 || step + 1 == steps;
-        let along = look
-            .then(|| examiner.look(&trainer.model().valid()))
-            .transpose()?;
-        let record = StepRecord {
-            report,
-            seconds,
-            along,
-        };
-        writeln!(log, "{}", serde_json::to_string(&record)?)?;
-        log.flush()?;
-        records.push(record);
-    }
-    Ok(Unlearned {
-        model: trainer.into_model(),
-        records,
-        findings: diagnosis.findings().to_vec(),
-    })
 }
 
 fn trainer(

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
+use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Plot};
-use siss::{Result, StepReport};
 
-use crate::common::curves::{panel, step_panels, with_start};
+use crate::common::curves::{along, panel, step_panels, with_start};
 use crate::common::probe::ByTimestep;
+use crate::common::run::StepRecord;
 use crate::evaluate::{Along, Evaluated, Examiner};
-use crate::job::StepRecord;
 
 /// Generated images shown, at most.
 const SHOWN: usize = 128;
@@ -23,7 +23,7 @@ pub fn save(
     before: &Evaluated,
     after: &Evaluated,
     examiner: &Examiner,
-    records: &[StepRecord],
+    records: &[StepRecord<Along>],
     start: &Along,
 ) -> Result<()> {
     generated(before)?.save(out.join("before.png"))?;
@@ -63,17 +63,12 @@ fn grid(images: &Tensor<4>, range: std::ops::Range<usize>) -> Result<ImageGrid> 
     Ok(ImageGrid::new(images.clone().narrow(0, range.start, count))?.scale(scale))
 }
 
-fn curves(examiner: &Examiner, records: &[StepRecord], start: &Along) -> Plot {
-    let reports: Vec<&StepReport> = records.iter().map(|record| &record.report).collect();
+fn curves(examiner: &Examiner, records: &[StepRecord<Along>], start: &Along) -> Plot {
     let losses = |title: &str, side: &dyn Fn(&Along) -> &ByTimestep| {
         let losses = panel(title, "squared error an element").log_y();
         examiner.timesteps.iter().fold(losses, |panel, timestep| {
             let key = timestep.to_string();
-            let point = |record: &StepRecord| {
-                let along = record.along.as_ref()?;
-                Some(((record.report.step + 1) as f64, side(along)[&key]))
-            };
-            let later = records.iter().filter_map(point).collect();
+            let later = along(records, |along| side(along)[&key]);
             panel.series(with_start(
                 &format!("t = {timestep}"),
                 side(start)[&key],
@@ -88,7 +83,7 @@ fn curves(examiner: &Examiner, records: &[StepRecord], start: &Along) -> Plot {
         forget = forget.reference(name, start.control_loss[&key]);
     }
     let control = losses("Loss of the control images", &|along| &along.control_loss);
-    step_panels(&reports)
+    step_panels(records)
         .into_iter()
         .chain([forget, control])
         .fold(Plot::new().columns(2), Plot::panel)

@@ -4,6 +4,7 @@ use std::fs;
 
 use siss::backend::DeviceSpec;
 
+use crate::common::target::Target;
 use crate::data::Data;
 use crate::job::Model;
 use crate::options::{Options, Settings};
@@ -71,8 +72,12 @@ pub fn announcement(
         None => " (by the model's size)",
     };
     lines.push(format!(
-        "run      {}, {} steps of {}, {} at a time, learning rate {:e} falling to 0{origin}, seed {}",
+        "run      {}{}, {} steps of {}, {} at a time, learning rate {:e} falling to 0{origin}, seed {}",
         options.method,
+        match options.target {
+            Target::Retrained => ", to the level of a retrained model",
+            Target::None => "",
+        },
         options.steps,
         options.batch,
         settings.micro_batch.min(options.batch),
