@@ -243,17 +243,29 @@ fn weighted_loss(model: &Mlp, term: &LossTerm<2>, device: &Device) -> f64 {
     weighted.sum::<f64>() / rows.len() as f64
 }
 
-/// A denoiser that is linear in the noisy point.
+/// A denoiser that is linear in the noisy point, the same for each element.
 #[derive(Module, Debug)]
 struct Affine {
     layer: Linear,
+}
+
+impl Affine {
+    fn new([slope, offset]: [f64; 2], device: &Device) -> Self {
+        let mut layer = LinearConfig::new(1, 1).init(device);
+        layer.weight = Param::from_tensor(Tensor::from_data([[slope as f32]], device));
+        let offset = Tensor::from_data([offset as f32], device);
+        layer.bias = Some(Param::from_tensor(offset));
+        Self { layer }
+    }
 }
 
 impl Denoiser<2> for Affine {
     type Condition = ();
 
     fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
-        self.layer.forward(noisy)
+        let shape = noisy.dims();
+        let elements = noisy.reshape([shape[0] * shape[1], 1]);
+        self.layer.forward(elements).reshape(shape)
     }
 }
 
@@ -296,16 +308,10 @@ fn siss_lands_on_the_optimum_of_the_retained_points() {
     let all: Vec<f64> = retained.iter().chain(&forgotten).copied().collect();
     let (with, without) = (optimum(&all), optimum(&retained));
 
-    let mut layer = LinearConfig::new(1, 1).init(&device);
-    layer.weight = Param::from_tensor(Tensor::from_data([[with[0] as f32]], &device));
-    layer.bias = Some(Param::from_tensor(Tensor::from_data(
-        [with[1] as f32],
-        &device,
-    )));
     let share = forgotten.len() as f64 / all.len() as f64;
     let steps = 600;
     let falling = burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig::new(0.1, 0.0, steps);
-    let mut trainer = SissTrainer::builder(Affine { layer }, OneStep)
+    let mut trainer = SissTrainer::builder(Affine::new(with, &device), OneStep)
         .clipper(ConstantScale::new(share).unwrap())
         .optimizer(SgdConfig::new().init())
         .learning_rate(falling.init().unwrap())
@@ -331,5 +337,87 @@ fn siss_lands_on_the_optimum_of_the_retained_points() {
             "landed on {landed:.4}, optimum without the forgotten points {without:.4}, with them {with:.4}"
         );
         assert!((landed - without).abs() < 0.05 * (with - without).abs());
+    }
+}
+
+/// The loss of an affine model on a point whose elements are all `a`: with `m = γa + σε` the residual is
+/// `s γ a + o + (s σ − 1) ε`.
+fn affine_loss(model: &Affine, a: f64) -> f64 {
+    let [slope, offset] = parameters(model).try_into().unwrap();
+    let (gamma, sigma) = (OneStep.signal_scale(0.0), OneStep.noise_scale(0.0));
+    (slope * gamma * a + offset).powi(2) + (slope * sigma - 1.0).powi(2)
+}
+
+/// One affine model for rows whose mean is below a threshold and another above it: what it knows of a far point it can lose
+/// without losing anything else, as a large network can.
+#[derive(Module, Debug)]
+struct Gated {
+    near: Affine,
+    far: Affine,
+}
+
+impl Denoiser<2> for Gated {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+        let is_far = noisy.clone().mean_dim(1).greater_elem(0.9);
+        let is_far = is_far.expand(noisy.dims());
+        let near = self.near.predict(noisy.clone(), timesteps.clone(), &());
+        near.mask_where(is_far, self.far.predict(noisy, timesteps, &()))
+    }
+}
+
+/// Steered from below and from above, the loss on the forgotten point arrives at its level and stays there, whatever the number
+/// of steps; without a level it goes on.
+#[test]
+fn steered_forgetting_lands_on_its_level_and_stays() {
+    const ELEMENTS: usize = 256;
+    let device = device();
+    let (retained, forgotten, level) = ([-0.9, -0.5, -0.1, 0.3, 0.6, 0.7], 1.6, 0.5);
+    let levels = || CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![level; 2]]).unwrap();
+    let points = |values: &[f64]| scalars(values, &device).repeat_dim(1, ELEMENTS);
+    let rows: Vec<f64> = retained.repeat(4);
+    let (gamma, sigma) = (OneStep.signal_scale(0.0), OneStep.noise_scale(0.0));
+    // The noise in `γa + σε`, known exactly.
+    let memorised = [1.0 / sigma, -gamma * forgotten / sigma];
+
+    for (start, method) in [
+        (memorised, Method::SissToLevel),
+        ([1.0, -0.3], Method::SissToLevel),
+        (memorised, Method::Siss),
+    ] {
+        let model = Gated {
+            near: Affine::new([1.2, 0.1], &device),
+            far: Affine::new(start, &device),
+        };
+        let mut builder = SissTrainer::builder(model, OneStep)
+            .method(method)
+            .optimizer(SgdConfig::new().init())
+            // The loss is a sum over elements.
+            .learning_rate(0.05 / ELEMENTS as f64)
+            .max_grad_norm(None);
+        if method == Method::SissToLevel {
+            builder = builder.steering(Steering::to(levels()));
+        }
+        let mut trainer = builder.build().unwrap();
+        let ratio = |model: &Gated| affine_loss(&model.far, forgotten) / level;
+        let mut ratios = vec![ratio(trainer.model())];
+        for step in 1..=3000 {
+            let forget = points(&[forgotten; 24]);
+            let batch = UnlearningBatch::new(points(&rows), forget).unwrap();
+            trainer.step(batch).unwrap();
+            if step % 500 == 0 {
+                ratios.push(ratio(trainer.model()));
+            }
+        }
+        println!("{method}: loss over level {ratios:.3?}");
+        let off = |ratio: &f64| (ratio - 1.0).abs();
+        assert!(off(&ratios[0]) > 0.3, "{ratios:?}");
+        let landed = &ratios[4..];
+        if method == Method::SissToLevel {
+            assert!(landed.iter().all(|ratio| off(ratio) < 0.15), "{ratios:?}");
+        } else {
+            assert!(landed.iter().all(|&ratio| ratio > 2.0), "{ratios:?}");
+        }
     }
 }
