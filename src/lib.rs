@@ -148,7 +148,7 @@ pub use clipper::{
     Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
     GradientClipper, GradientNorms, Projected, RescaleToNorm, ScaleCeiling,
 };
-pub use counterfactual::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
+pub use counterfactual::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, IdealForm};
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};

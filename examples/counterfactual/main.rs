@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use siss::burn::tensor::{Device, Tensor};
 use siss::models::UNet2d;
 use siss::{
-    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, SchedulerConfig,
+    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, IdealForm,
+    SchedulerConfig,
 };
 
 use crate::common::checkpoint::scheduler_config_path;
@@ -46,6 +47,10 @@ struct Arguments {
     /// Noises over which a loss is averaged.
     #[arg(long, default_value_t = 24)]
     noises: usize,
+
+    /// Sizes of patches to choose from, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "3,5,7,9,13")]
+    patches: Vec<usize>,
 
     /// Images of each kind.
     #[arg(long, default_value_t = 8)]
@@ -79,10 +84,14 @@ struct Comparison {
     image: usize,
     retained: usize,
     controls: String,
+    form: String,
     timestep: usize,
     predicted: f64,
     actual: f64,
 }
+
+/// Noises over which an error of patches is averaged: each takes as long as many of whole images.
+const PATCH_NOISES: usize = 6;
 
 const TIMESTEPS: [usize; 8] = [25, 50, 100, 250, 400, 600, 800, 900];
 
@@ -101,14 +110,21 @@ fn validate(arguments: &Arguments) -> Result<()> {
     let trial = Trial::load(arguments)?;
     trial.check()?;
     let actual = trial.actual(&progress)?;
-    let mut comparisons = Vec::new();
-    for &count in &arguments.retained {
-        let predicted = trial.predicted(count, Controls::Unseen, &progress)?;
-        comparisons.extend(trial.compare(count, Controls::Unseen, &predicted, &actual)?);
-    }
     let all = trial.digits.dims()[0];
-    let predicted = trial.predicted(all, Controls::LeaveOneOut, &progress)?;
-    comparisons.extend(trial.compare(all, Controls::LeaveOneOut, &predicted, &actual)?);
+    let sizes = arguments.retained.iter();
+    let mut comparisons = Vec::new();
+    for form in [Form::Whole, Form::Patches] {
+        let unseen = sizes.clone().map(|&count| (count, Controls::Unseen));
+        for (retained, controls) in unseen.chain([(all, Controls::LeaveOneOut)]) {
+            let way = Way {
+                retained,
+                controls,
+                form,
+            };
+            let predicted = trial.predicted(way, &progress)?;
+            comparisons.extend(trial.compare(way, &predicted, &actual)?);
+        }
+    }
     progress.finish();
 
     write(&arguments.csv, &comparisons)?;
@@ -133,6 +149,31 @@ impl Controls {
             Controls::LeaveOneOut => "left out",
         }
     }
+}
+
+/// Which ideal denoiser the prediction starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Whole,
+    Patches,
+}
+
+impl Form {
+    fn name(self) -> &'static str {
+        match self {
+            Form::Whole => "whole image",
+            Form::Patches => "patches",
+        }
+    }
+}
+
+/// How a loss is predicted.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    /// Digits that are retained.
+    retained: usize,
+    controls: Controls,
+    form: Form,
 }
 
 /// The model, the digits and the images.
@@ -224,17 +265,9 @@ impl<'a> Trial<'a> {
         Ok(actual)
     }
 
-    fn predicted(
-        &self,
-        count: usize,
-        controls: Controls,
-        progress: &Bar,
-    ) -> Result<CounterfactualLoss> {
-        let retained = self
-            .digits
-            .clone()
-            .narrow(0, 0, count.min(self.digits.dims()[0]));
-        let points = match controls {
+    fn predicted(&self, way: Way, progress: &Bar) -> Result<CounterfactualLoss> {
+        let retained = self.digits.clone().narrow(0, 0, way.retained);
+        let points = match way.controls {
             Controls::Unseen => &self.heldout,
             Controls::LeaveOneOut => &retained,
         };
@@ -246,13 +279,25 @@ impl<'a> Trial<'a> {
         };
         let config = CounterfactualConfig {
             timesteps: Some(TIMESTEPS.map(|timestep| timestep as f64).to_vec()),
-            noises: self.arguments.noises,
+            noises: match way.form {
+                Form::Whole => self.arguments.noises,
+                Form::Patches => self.arguments.noises.min(PATCH_NOISES),
+            },
+            form: match way.form {
+                Form::Whole => IdealForm::Whole,
+                Form::Patches => IdealForm::Patches {
+                    sizes: self.arguments.patches.clone(),
+                    nearest: way.retained,
+                },
+            },
             ..CounterfactualConfig::default()
         };
         let scheduler = DdpmScheduler::from_config(&self.config)?;
         let predicted = CounterfactualLoss::fit(&self.model, &scheduler, data, &config, |share| {
             progress.phase(&format!(
-                "predicting from {count} digits: {:.0} %",
+                "predicting from {} digits, {}: {:.0} %",
+                way.retained,
+                way.form.name(),
                 100.0 * share
             ));
         })?;
@@ -261,8 +306,7 @@ impl<'a> Trial<'a> {
 
     fn compare(
         &self,
-        retained: usize,
-        controls: Controls,
+        way: Way,
         predicted: &CounterfactualLoss,
         actual: &[Vec<f64>],
     ) -> Result<Vec<Comparison>> {
@@ -272,8 +316,9 @@ impl<'a> Trial<'a> {
                 comparisons.push(Comparison {
                     kind: kind.to_string(),
                     image,
-                    retained,
-                    controls: controls.name().into(),
+                    retained: way.retained,
+                    controls: way.controls.name().into(),
+                    form: way.form.name().into(),
                     timestep,
                     predicted: predicted.level(image as u64, timestep as f64)?,
                     actual: actual[image],

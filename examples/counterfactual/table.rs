@@ -15,16 +15,20 @@ fn logarithms(comparisons: &[Comparison], picks: impl Fn(&Comparison) -> bool) -
 
 /// A line for each way to predict: mean |ln(predicted / actual)| and, in brackets, the mean without the bars.
 pub fn table(comparisons: &[Comparison]) -> String {
-    let mut ways: Vec<(usize, &str)> = Vec::new();
+    let mut ways: Vec<(&str, usize, &str)> = Vec::new();
     for comparison in comparisons {
-        let way = (comparison.retained, comparison.controls.as_str());
+        let way = (
+            comparison.form.as_str(),
+            comparison.retained,
+            comparison.controls.as_str(),
+        );
         if !ways.contains(&way) {
             ways.push(way);
         }
     }
     let steps: Vec<String> = TIMESTEPS.iter().map(|t| format!("t = {t}")).collect();
     let mut table = format!(
-        "| retained | control points | {} | all |\n|---|---|{}---|\n",
+        "| ideal denoiser | retained | control points | {} | all |\n|---|---|---|{}---|\n",
         steps.join(" | "),
         "---|".repeat(TIMESTEPS.len())
     );
@@ -32,8 +36,9 @@ pub fn table(comparisons: &[Comparison]) -> String {
         let sizes: Vec<f64> = logarithms.iter().map(|value| value.abs()).collect();
         format!("{:.2} ({:+.2})", mean(&sizes), mean(logarithms))
     };
-    for (retained, controls) in ways {
-        let of_way = |c: &Comparison| c.retained == retained && c.controls == controls;
+    for (form, retained, controls) in ways {
+        let of_way =
+            |c: &Comparison| c.form == form && c.retained == retained && c.controls == controls;
         let cells: Vec<String> = TIMESTEPS
             .iter()
             .map(|&timestep| {
@@ -43,7 +48,10 @@ pub fn table(comparisons: &[Comparison]) -> String {
             })
             .chain([cell(&logarithms(comparisons, of_way))])
             .collect();
-        table += &format!("| {retained} | {controls} | {} |\n", cells.join(" | "));
+        table += &format!(
+            "| {form} | {retained} | {controls} | {} |\n",
+            cells.join(" | ")
+        );
     }
     table
 }
@@ -55,7 +63,8 @@ pub fn plot(comparisons: &[Comparison]) -> Plot {
         .map(|c| c.retained)
         .max()
         .unwrap_or_default();
-    let best = |c: &Comparison| c.retained == most && c.controls == "unseen";
+    let best =
+        |c: &Comparison| c.form == "whole image" && c.retained == most && c.controls == "unseen";
     let mut kinds: Vec<&str> = Vec::new();
     for comparison in comparisons {
         if !kinds.contains(&comparison.kind.as_str()) {

@@ -1,9 +1,12 @@
 //! Fitting a [`CounterfactualLoss`] to a model and its data.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::ideal::Ideal;
+use super::form::{Forms, IdealForm};
+use super::ideal::{Ideal, Posterior};
 use super::{CounterfactualLoss, check_timesteps};
 use crate::batch::check_finite;
 use crate::denoiser::{Condition, Denoiser, PredictionType};
@@ -22,6 +25,7 @@ use crate::scheduler::{Scales, Scheduler, SchedulerExt};
 /// | `prediction_type` | `Epsilon` | what the model predicts | |
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
+/// | `form` | `Whole` | which ideal denoiser the prediction starts from | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CounterfactualConfig {
@@ -37,6 +41,8 @@ pub struct CounterfactualConfig {
     pub seed: u64,
     /// Rows run at a time.
     pub micro_batch_size: usize,
+    /// Which ideal denoiser the prediction starts from.
+    pub form: IdealForm,
 }
 
 impl Default for CounterfactualConfig {
@@ -48,6 +54,7 @@ impl Default for CounterfactualConfig {
             prediction_type: PredictionType::Epsilon,
             seed: 0,
             micro_batch_size: 64,
+            form: IdealForm::Whole,
         }
     }
 }
@@ -86,6 +93,7 @@ impl CounterfactualLoss {
     ) -> Result<Self> {
         check_data(&data)?;
         check_config(config)?;
+        config.form.check(D)?;
         let timesteps = match &config.timesteps {
             Some(timesteps) => timesteps.clone(),
             None => default_timesteps(scheduler),
@@ -97,11 +105,18 @@ impl CounterfactualLoss {
         }
         model.check_input(data.controls.dims())?;
         let retained = flat(data.retained);
+        let host = match config.form {
+            IdealForm::Whole => Vec::new(),
+            IdealForm::Patches { .. } => read_f32(retained.clone(), "the retained points")?,
+        };
         let forgotten = Ideal::new(&retained, flat(data.forgotten));
         if let Some((forget, retain)) = forgotten.first_duplicate()? {
             return Err(Error::ForgottenPointRetained { forget, retain });
         }
         let controls = Ideal::new(&retained, flat(data.controls)).without_duplicates();
+        let shape = &data.retained.dims()[1..];
+        let forgotten = Forms::new(forgotten, &config.form, &host, shape)?;
+        let controls = Forms::new(controls, &config.form, &host, shape)?;
         let probe = Probe {
             model: model.valid(),
             timesteps: &timesteps,
@@ -110,18 +125,24 @@ impl CounterfactualLoss {
             config,
         };
         let (noises, control_noises) = (config.noises, config.control_noises);
+        let [points, probes] = [&forgotten, &controls].map(|forms| forms.ideal.shape()[0]);
         let mut progress = Progress {
             tell: &mut progress,
             done: 0,
-            total: forgotten.shape()[0] * noises + 2 * controls.shape()[0] * control_noises,
+            total: points * noises
+                + 2 * probes * control_noises
+                + config.form.sizes().len() * probes.min(PROBES),
         };
-        let ideal = probe.ideal_errors(&controls, control_noises, &mut progress)?;
+        let patches = probe.choose_patches(&controls, &mut progress)?;
+        let parts = same_patches(&patches, timesteps.len());
+        let ideal = probe.ideal_errors(&controls, &parts, control_noises, &mut progress)?;
         let losses = probe.control_losses(&mut progress)?;
         let mut gains = Vec::with_capacity(timesteps.len());
         for (index, &timestep) in timesteps.iter().enumerate() {
             gains.push(gain(losses[index], mean(&ideal[index]), timestep)?);
         }
-        let errors = probe.ideal_errors(&forgotten, noises, &mut progress)?;
+        let cut_error = probe.cut_error(&controls, &parts)?;
+        let errors = probe.ideal_errors(&forgotten, &parts, noises, &mut progress)?;
         let level = |point: usize, index: usize| {
             let level = errors[index][point] * gains[index];
             check_range("a predicted loss", level, level > 0.0, "a positive number")
@@ -131,14 +152,45 @@ impl CounterfactualLoss {
                 .map(|index| level(point, index))
                 .collect()
         };
-        let levels: Result<_> = (0..forgotten.shape()[0]).map(levels).collect();
+        let levels: Result<_> = (0..points).map(levels).collect();
         Ok(Self {
             levels: levels?,
             gains,
             timesteps,
             prediction_type: Some(config.prediction_type),
+            patches,
+            cut_error,
         })
     }
+}
+
+/// Control points on which patch sizes are compared, at most.
+const PROBES: usize = 32;
+
+/// Control points on which it is measured what a cut of the retained images does, at most.
+const CUT_PROBES: usize = 8;
+
+/// Timesteps of the grid that use the same patch, by their number in the grid.
+struct SamePatch {
+    patch: Option<usize>,
+    indices: Vec<usize>,
+}
+
+fn same_patches(patches: &[usize], timesteps: usize) -> Vec<SamePatch> {
+    if patches.is_empty() {
+        return vec![SamePatch {
+            patch: None,
+            indices: (0..timesteps).collect(),
+        }];
+    }
+    let sizes: BTreeSet<usize> = patches.iter().copied().collect();
+    let of_size = |size| SamePatch {
+        patch: Some(size),
+        indices: (0..timesteps)
+            .filter(|&index| patches[index] == size)
+            .collect(),
+    };
+    sizes.into_iter().map(of_size).collect()
 }
 
 /// Tells the share of the rows that are done.
@@ -169,26 +221,121 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
     /// The ideal denoiser's error by timestep and point, mean over noises and elements.
     fn ideal_errors(
         &self,
-        ideal: &Ideal<'_>,
+        forms: &Forms<'_>,
+        parts: &[SamePatch],
         noises: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Vec<f64>>> {
-        let [points, elements] = ideal.shape();
+        let [points, elements] = forms.ideal.shape();
         let mut means = vec![vec![0.0; points]; self.timesteps.len()];
         for (first, rows) in self.parts(points, noises) {
             let noise = self.noise([rows.len(), elements], first);
-            let errors = (self.scales.ratios().into_iter())
-                .map(|ratio| ideal.errors(&rows, noise.clone(), ratio));
-            let errors = Tensor::cat(errors.collect(), 0);
-            let errors = read_f32(errors, "the ideal denoiser's errors")?;
-            for (means, errors) in means.iter_mut().zip(errors.chunks(rows.len())) {
-                for (&row, &error) in rows.iter().zip(errors) {
-                    means[row] += f64::from(error) / noises as f64;
+            for part in parts {
+                let posterior = forms.posterior(part.patch);
+                let errors =
+                    self.errors(forms, posterior.as_ref(), &rows, &noise, &part.indices)?;
+                for (&index, errors) in part.indices.iter().zip(errors.chunks(rows.len())) {
+                    for (&row, &error) in rows.iter().zip(errors) {
+                        means[index][row] += f64::from(error) / noises as f64;
+                    }
                 }
             }
             progress.add(rows.len());
         }
         Ok(means)
+    }
+
+    /// A posterior's error at some timesteps of the grid, timestep after timestep.
+    fn errors(
+        &self,
+        forms: &Forms<'_>,
+        posterior: &dyn Posterior,
+        rows: &[usize],
+        noise: &Tensor<2>,
+        indices: &[usize],
+    ) -> Result<Vec<f32>> {
+        let means = posterior.means(rows, noise, &self.ratios(indices))?;
+        let errors = means.into_iter().map(|mean| forms.ideal.errors(rows, mean));
+        read_f32(
+            Tensor::cat(errors.collect(), 0),
+            "the ideal denoiser's errors",
+        )
+    }
+
+    fn ratios(&self, indices: &[usize]) -> Vec<f64> {
+        let ratios = self.scales.ratios();
+        indices.iter().map(|&index| ratios[index]).collect()
+    }
+
+    /// The size at each timestep whose denoiser is nearest to the model on control points; none for whole points.
+    fn choose_patches(&self, forms: &Forms<'_>, progress: &mut Progress<'_>) -> Result<Vec<usize>> {
+        let sizes = self.config.form.sizes();
+        let Some(&smallest) = sizes.first() else {
+            return Ok(Vec::new());
+        };
+        let [points, elements] = forms.ideal.shape();
+        let rows: Vec<usize> = (0..points.min(PROBES)).collect();
+        let clean = to_f32(select_rows(self.data.controls, &rows).inner());
+        let noise = self.noise(clean.dims(), 0);
+        let condition = self.data.control_condition.select(&rows);
+        let residual = |index| {
+            let residual = self.residual(&clean, &noise, &condition, index);
+            residual.map(|residual| residual.reshape([rows.len(), elements]))
+        };
+        let indices: Vec<usize> = (0..self.timesteps.len()).collect();
+        let residuals: Vec<_> = indices
+            .iter()
+            .map(|&i| residual(i))
+            .collect::<Result<_>>()?;
+        let noise = noise.clone().reshape([rows.len(), elements]);
+        let mut best = vec![(f64::INFINITY, smallest); indices.len()];
+        for &size in sizes {
+            let posterior = forms.posterior(Some(size));
+            let means = posterior.means(&rows, &noise, &self.ratios(&indices))?;
+            let distances = indices.iter().zip(means).map(|(&index, mean)| {
+                let deviation = self.output_deviation(forms.ideal.deviations(&rows, mean), index);
+                squared_norms(residuals[index].clone() - deviation)
+            });
+            let distances = Tensor::cat(distances.collect(), 0);
+            let distances = read_f32(distances, "the ideal denoiser's distance from the model")?;
+            for (best, distances) in best.iter_mut().zip(distances.chunks(rows.len())) {
+                let distance: f64 = distances.iter().copied().map(f64::from).sum();
+                if distance < best.0 {
+                    *best = (distance, size);
+                }
+            }
+            progress.add(rows.len());
+        }
+        Ok(best.into_iter().map(|(_, size)| size).collect())
+    }
+
+    /// What a deviation `x̂ − u` of the clean point does to the output: targets are linear in clean point and noise, and the noise
+    /// that explains the same noisy point deviates by `−ρ (x̂ − u)`.
+    fn output_deviation(&self, clean: Tensor<2>, index: usize) -> Tensor<2> {
+        let noise = clean.clone() * -self.ratios(&[index])[0];
+        self.scales_at(index, clean.dims()[0])
+            .target(self.config.prediction_type, &clean, &noise)
+    }
+
+    /// The largest `|ln|` over the grid of what the error becomes when the cut of the retained images is undone.
+    fn cut_error(&self, forms: &Forms<'_>, parts: &[SamePatch]) -> Result<f64> {
+        let [points, elements] = forms.ideal.shape();
+        let rows: Vec<usize> = (0..points.min(CUT_PROBES)).collect();
+        let noise = self.noise([rows.len(), elements], 0);
+        let mut largest: f64 = 0.0;
+        for SamePatch { patch, indices } in parts {
+            let Some(uncut) = forms.uncut(*patch) else {
+                continue;
+            };
+            let cut = forms.posterior(*patch);
+            let cut = self.errors(forms, cut.as_ref(), &rows, &noise, indices)?;
+            let uncut = self.errors(forms, &uncut, &rows, &noise, indices)?;
+            for (cut, uncut) in cut.chunks(rows.len()).zip(uncut.chunks(rows.len())) {
+                let [cut, uncut] = [cut, uncut].map(|errors| errors.iter().sum::<f32>());
+                largest = largest.max(f64::from((uncut / cut).ln().abs()));
+            }
+        }
+        Ok(largest)
     }
 
     /// The model's loss on the control points by timestep, mean over all.
@@ -221,23 +368,40 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         condition: &M::Condition,
         index: usize,
     ) -> Result<Tensor<1>> {
-        let (rows, kind) = (clean.dims()[0], self.config.prediction_type);
-        let scales = Scales {
-            signal: vec![self.scales.signal[index]; rows],
-            noise: vec![self.scales.noise[index]; rows],
-        };
+        let residual = self.residual(clean, noise, condition, index)?;
+        let elements: usize = clean.dims()[1..].iter().product();
+        Ok(squared_norms(residual) / elements as f64)
+    }
+
+    /// The model's output less what it should be.
+    fn residual(
+        &self,
+        clean: &Tensor<D>,
+        noise: &Tensor<D>,
+        condition: &M::Condition,
+        index: usize,
+    ) -> Result<Tensor<D>> {
+        let rows = clean.dims()[0];
+        let scales = self.scales_at(index, rows);
         let timesteps = vector(vec![self.timesteps[index]; rows], &clean.device());
         let output = self
             .model
             .predict(scales.noisy(clean, noise), timesteps, condition);
-        let target = scales.target(kind, clean, noise);
+        let target = scales.target(self.config.prediction_type, clean, noise);
         let (shape, remedy) = (
             target.dims(),
             "the model must predict one value for every element",
         );
         check_shape("the model's prediction", &shape, &output.dims(), remedy)?;
-        let elements: usize = shape[1..].iter().product();
-        Ok(squared_norms(to_f32(output) - target) / elements as f64)
+        Ok(to_f32(output) - target)
+    }
+
+    /// The scales of a timestep of the grid, once for each row.
+    fn scales_at(&self, index: usize, rows: usize) -> Scales {
+        Scales {
+            signal: vec![self.scales.signal[index]; rows],
+            noise: vec![self.scales.noise[index]; rows],
+        }
     }
 
     /// The point of each row, point after point with its noises, in parts of a micro-batch, each with the number of its first row.
@@ -463,5 +627,85 @@ mod tests {
         };
         let error = predict(&own, &none).unwrap_err().to_string();
         assert!(error.contains("noises is 0"), "{error}");
+    }
+
+    /// The ideal denoiser of patches of three pixels, as a model of clean points.
+    #[derive(Module, Debug)]
+    struct Patches {
+        retained: Param<Tensor<4>>,
+    }
+
+    impl Denoiser<4> for Patches {
+        type Condition = ();
+
+        fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, _: &()) -> Tensor<4> {
+            let t: Vec<f32> = timesteps.into_data().try_to_vec().unwrap();
+            let scales = scheduler().scales(&[t[0].into()]).unwrap();
+            let (shape, retained) = (noisy.dims(), flat(&self.retained.val()));
+            let host = retained.to_data().try_to_vec().unwrap();
+            // At the point `m/γ` without noise.
+            let points = flat(&noisy) / scales.signal[0];
+            let ideal = Ideal::new(&retained, points.clone());
+            let form = IdealForm::patches();
+            let forms = Forms::new(ideal, &form, &host, &shape[1..]).unwrap();
+            let rows: Vec<usize> = (0..shape[0]).collect();
+            let noise = points.zeros_like();
+            let means = forms.posterior(Some(3));
+            let mean = means
+                .means(&rows, &noise, &scales.ratios())
+                .unwrap()
+                .remove(0);
+            mean.reshape(shape)
+        }
+    }
+
+    /// A model that is the ideal denoiser of patches of a size: that size is found, nothing is gained over it, and the level is
+    /// its error.
+    #[test]
+    fn the_patch_is_that_of_the_model() {
+        let images = |seed, rows| {
+            let shape = [rows, 1, 6, 6];
+            normal_noise::<4>(shape, seed, 0, 0, Stream::Noise, &Device::flex())
+        };
+        let retained = images(1, 300);
+        let model = Patches {
+            retained: Param::from_tensor(retained.clone()),
+        };
+        let data = CounterfactualData {
+            retained: &retained,
+            controls: &images(2, 40),
+            control_condition: &(),
+            forgotten: &images(3, 2),
+        };
+        let fit = |sizes, nearest| {
+            let config = CounterfactualConfig {
+                timesteps: Some(vec![200.0, 400.0, 600.0]),
+                prediction_type: PredictionType::Sample,
+                form: IdealForm::Patches { sizes, nearest },
+                ..CounterfactualConfig::default()
+            };
+            CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {})
+        };
+        let predicted = fit(vec![1, 5, 3, 9], 300).unwrap();
+        assert_eq!(predicted.patches(), [3, 3, 3]);
+        assert_eq!(predicted.cut_error(), 0.0);
+        for gain in predicted.gains() {
+            assert!((gain - 1.0).abs() < 1e-3, "{gain}");
+        }
+        let text = serde_json::to_string(&predicted).unwrap();
+        let read: CounterfactualLoss = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.patches(), predicted.patches());
+
+        let cut = fit(vec![3], 100).unwrap();
+        assert!(cut.cut_error() > 0.01, "{}", cut.cut_error());
+        for (sizes, nearest, expected) in [
+            (vec![], 10, "the number of patch sizes is 0"),
+            (vec![3, 4], 10, "a patch size is 4"),
+            (vec![3], 0, "nearest is 0"),
+        ] {
+            let error = fit(sizes, nearest).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(IdealForm::patches().check(3).is_err());
     }
 }

@@ -1,10 +1,19 @@
-//! The ideal denoiser of a data set: the posterior mean of the clean point, over the whole set.
+//! The ideal denoiser of a data set: the posterior mean of the clean point, over the whole set and of whole points.
 
 use burn::tensor::Tensor;
 
 use crate::distances::squared_distances;
 use crate::error::Result;
 use crate::host::{read_f32, select_rows, squared_norms};
+
+/// The posterior mean of the clean point, given a noisy one, over a data set.
+pub(super) trait Posterior {
+    /// At `m = γ u + σ ε` for each `ρ = γ/σ`.
+    ///
+    /// # Shapes
+    /// - `rows`: the point `u` of each noise; `noise` and each result: `[rows, elements]`
+    fn means(&self, rows: &[usize], noise: &Tensor<2>, ratios: &[f64]) -> Result<Vec<Tensor<2>>>;
+}
 
 /// Retained points that are looked at together.
 const CHUNK: usize = 4096;
@@ -54,21 +63,41 @@ impl<'a> Ideal<'a> {
         Ok(point.map(|point| (point, at[point] as usize)))
     }
 
-    /// `‖x̂ − u‖²` a noise, mean over elements, where `x̂ = Σ_j p_j x_j` and `p = softmax_j −‖m − γ x_j‖²/2σ²` at
-    /// `m = γ u + σ ε`, with `ρ = γ/σ`.
-    ///
-    /// # Shapes
-    /// - `rows`: the point of each noise; `noise`: `[rows, elements]`; the result: `[rows]`
-    pub(super) fn errors(&self, rows: &[usize], noise: Tensor<2>, ratio: f64) -> Tensor<1> {
-        let mean = self.posterior_mean(rows, noise, ratio);
+    /// `‖x̂ − u‖²` of each row, mean over elements.
+    pub(super) fn errors(&self, rows: &[usize], mean: Tensor<2>) -> Tensor<1> {
         let points = select_rows(&self.points, rows);
         let elements = points.dims()[1] as f64;
         squared_norms(mean - points) / elements
     }
 
+    /// `x̂ − u` of each row.
+    pub(super) fn deviations(&self, rows: &[usize], mean: Tensor<2>) -> Tensor<2> {
+        mean - select_rows(&self.points, rows)
+    }
+
+    #[cfg(test)]
+    pub(super) fn retained(&self) -> &Tensor<2> {
+        self.retained
+    }
+
+    /// The points on the host.
+    pub(super) fn host_points(&self) -> Result<Vec<f32>> {
+        read_f32(self.points.clone(), "the points")
+    }
+
+    /// `‖u − x_j‖²` on the host, a line of retained points for each point; infinite where one is left out.
+    pub(super) fn distances(&self) -> Result<Vec<f32>> {
+        read_f32(
+            self.squared_distances.clone(),
+            "distances to retained points",
+        )
+    }
+
+    /// `x̂ = Σ_j p_j x_j` with `p = softmax_j −‖m − γ x_j‖²/2σ²`.
+    ///
     /// The exponents are `ρ ⟨x_j, ε⟩ − ρ² ‖u − x_j‖²/2`, up to a number that a row has in common. Chunks of the data set are
     /// joined by their largest exponents, so nothing overflows and no more than a chunk is held.
-    pub(super) fn posterior_mean(&self, rows: &[usize], noise: Tensor<2>, ratio: f64) -> Tensor<2> {
+    fn posterior_mean(&self, rows: &[usize], noise: Tensor<2>, ratio: f64) -> Tensor<2> {
         let mut joined: Option<Part> = None;
         // At γ = 0 a point that is left out must stay infinitely far: infinity times 0 is no number.
         let scale = (0.5 * ratio * ratio).max(SMALLEST_SCALE);
@@ -89,6 +118,13 @@ impl<'a> Ideal<'a> {
             Some(Part { sum, weighted, .. }) => weighted / sum,
             None => noise,
         }
+    }
+}
+
+impl Posterior for &Ideal<'_> {
+    fn means(&self, rows: &[usize], noise: &Tensor<2>, ratios: &[f64]) -> Result<Vec<Tensor<2>>> {
+        let mean = |&ratio: &f64| self.posterior_mean(rows, noise.clone(), ratio);
+        Ok(ratios.iter().map(mean).collect())
     }
 }
 

@@ -1,7 +1,9 @@
 //! The loss that a model would have on a point it had never seen, predicted without training one.
 
 mod fit;
+mod form;
 mod ideal;
+mod local;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +11,7 @@ use crate::denoiser::PredictionType;
 use crate::error::{Error, Result, check_range, check_shape};
 
 pub use fit::{CounterfactualConfig, CounterfactualData};
+pub use form::IdealForm;
 
 /// The loss `b_a(t)` that a model which never saw a point `a` would have on it, for each forgotten point and timestep.
 ///
@@ -65,6 +68,9 @@ pub struct CounterfactualLoss {
     levels: Vec<Vec<f64>>,
     /// In whose space the levels are, where that is known.
     prediction_type: Option<PredictionType>,
+    /// The patch by timestep, none for whole points.
+    patches: Vec<usize>,
+    cut_error: f64,
 }
 
 /// The same as it comes from a file.
@@ -75,6 +81,10 @@ struct Unchecked {
     gains: Vec<f64>,
     levels: Vec<Vec<f64>>,
     prediction_type: Option<PredictionType>,
+    #[serde(default)]
+    patches: Vec<usize>,
+    #[serde(default)]
+    cut_error: f64,
 }
 
 impl TryFrom<Unchecked> for CounterfactualLoss {
@@ -86,15 +96,21 @@ impl TryFrom<Unchecked> for CounterfactualLoss {
             gains,
             levels,
             prediction_type,
+            patches,
+            cut_error,
         } = unchecked;
-        if !gains.is_empty() {
-            let remedy = "give a gain at every timestep, or none";
-            check_shape("the gains", &[timesteps.len()], &[gains.len()], remedy)?;
+        for (what, count) in [("the gains", gains.len()), ("the patches", patches.len())] {
+            if count > 0 {
+                let remedy = "give one at every timestep, or none";
+                check_shape(what, &[timesteps.len()], &[count], remedy)?;
+            }
         }
         let checked = Self::from_levels(timesteps, levels)?;
         Ok(Self {
             gains,
             prediction_type,
+            patches,
+            cut_error,
             ..checked
         })
     }
@@ -127,6 +143,8 @@ impl CounterfactualLoss {
             timesteps,
             levels,
             prediction_type: None,
+            patches: Vec::new(),
+            cut_error: 0.0,
         })
     }
 
@@ -167,6 +185,17 @@ impl CounterfactualLoss {
     /// levels that are known otherwise.
     pub fn gains(&self) -> &[f64] {
         &self.gains
+    }
+
+    /// The size of the patch that the ideal denoiser saw at each timestep of the grid, in pixels; none for whole points.
+    pub fn patches(&self) -> &[usize] {
+        &self.patches
+    }
+
+    /// What it does to the ideal denoiser's error on control points that only the nearest retained images are looked at: the largest
+    /// absolute logarithm over the grid. 0 where all are.
+    pub fn cut_error(&self) -> f64 {
+        self.cut_error
     }
 
     /// In the space of which prediction type the levels are; `None` for levels that are known otherwise.
