@@ -3,7 +3,31 @@
 use crate::{BEFORE, RETRAINED, Run};
 
 /// A row for each method and number of steps: means over the seeds, in the order of the file.
-pub fn table(runs: &[Run]) -> String {
+pub fn methods(runs: &[Run]) -> String {
+    table(runs, |run| run.with.is_empty() && run.afterwards == 0)
+}
+
+/// The same for the runs that differ from those in an option, or were trained on.
+pub fn variations(runs: &[Run]) -> String {
+    table(runs, |run| !run.with.is_empty() || run.afterwards > 0)
+}
+
+/// Runs that differ in nothing but their seed.
+type Key<'a> = (&'a str, &'a str, usize, usize, usize, usize);
+
+fn key(run: &Run) -> Key<'_> {
+    let (method, with) = (run.method.as_str(), run.with.as_str());
+    let Run {
+        steps,
+        afterwards,
+        batch,
+        samples,
+        ..
+    } = *run;
+    (method, with, steps, afterwards, batch, samples)
+}
+
+fn table(runs: &[Run], belongs: impl Fn(&Run) -> bool) -> String {
     let mut table = String::from(
         "| method | steps | T-shirts | of | loss at t = 100 | 250 | 400 | distance | digits' loss | rows a sample | seconds |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
@@ -11,22 +35,35 @@ pub fn table(runs: &[Run]) -> String {
     let Some(before) = runs.iter().find(|run| run.method == BEFORE) else {
         return table;
     };
-    let mut keys: Vec<(&str, usize, usize, usize)> = Vec::new();
-    for run in runs {
-        let key = (run.method.as_str(), run.steps, run.batch, run.samples);
-        if !keys.contains(&key) {
-            keys.push(key);
+    let mut keys: Vec<Key<'_>> = Vec::new();
+    for run in runs.iter().filter(|run| belongs(run)) {
+        if !keys.contains(&key(run)) {
+            keys.push(key(run));
         }
     }
-    keys.sort_by_key(|&(method, steps, ..)| (![BEFORE, RETRAINED].contains(&method), steps));
-    for (method, steps, batch, samples) in keys {
-        let of_key = |run: &&Run| {
-            run.method == method && (run.steps, run.batch, run.samples) == (steps, batch, samples)
-        };
-        let group: Vec<&Run> = runs.iter().filter(of_key).collect();
+    keys.sort_by_key(|&(method, with, steps, ..)| {
+        (![BEFORE, RETRAINED].contains(&method), with, steps)
+    });
+    for of_group in keys {
+        let group: Vec<&Run> = runs.iter().filter(|run| key(run) == of_group).collect();
         table += &row(&group, before);
     }
     table
+}
+
+/// The method and what is different about its runs.
+fn title(run: &Run) -> String {
+    let mut title = run.method.clone();
+    if !run.with.is_empty() {
+        title += &format!(", `{}`", run.with);
+    }
+    if run.batch != 32 {
+        title += &format!(", batches of {}", run.batch);
+    }
+    if run.afterwards > 0 {
+        title += &format!(", then {} steps on digits", run.afterwards);
+    }
+    title
 }
 
 fn row(group: &[&Run], before: &Run) -> String {
@@ -62,7 +99,7 @@ fn row(group: &[&Run], before: &Run) -> String {
     };
     format!(
         "| {} | {steps} | {} | {} | {} | {} | {} | {} | {} % | {rows} | {seconds} |\n",
-        group[0].method,
+        title(group[0]),
         tshirts.join(", "),
         group[0].samples,
         spread(|run| run.tshirt_loss_100),

@@ -152,20 +152,21 @@ impl Job {
         // Settings are refused here, before anything that takes time.
         job.pairs.pairs(0, job.settings.batch)?;
         if job.settings.target == Target::Retrained {
-            job.predict(&digits.heldout, progress)?;
+            let controls = job.options.controls.min(digits.heldout.dims()[0]);
+            job.predict(&digits.heldout.narrow(0, 0, controls), progress)?;
         }
         job.trainer(job.options.method, job.options.seed, job.levels.as_ref())?;
         Ok(job)
     }
 
     /// Predicts the losses that a model retrained without the T-shirt would have on it.
-    fn predict(&mut self, heldout: &Tensor<4>, progress: &dyn Progress) -> Result<()> {
+    fn predict(&mut self, controls: &Tensor<4>, progress: &dyn Progress) -> Result<()> {
         let (retained, tshirt) = (self.pairs.retain(), self.pairs.forget());
         let levels = predict(
             &self.model,
             &self.config,
             retained,
-            heldout,
+            controls,
             tshirt,
             progress,
         )?;
@@ -182,9 +183,20 @@ impl Job {
         seed: u64,
         levels: Option<&CounterfactualLoss>,
     ) -> Result<SissTrainer<UNet2d, 4>> {
+        self.trainer_of(self.model.clone(), method, seed, levels)
+    }
+
+    /// The same of another model.
+    pub fn trainer_of(
+        &self,
+        model: UNet2d,
+        method: Method,
+        seed: u64,
+        levels: Option<&CounterfactualLoss>,
+    ) -> Result<SissTrainer<UNet2d, 4>> {
         let (options, settings) = (&self.options, &self.settings);
         let scheduler = DdpmScheduler::from_config(&self.config)?;
-        let mut builder = SissTrainer::builder(self.model.clone(), scheduler)
+        let mut builder = SissTrainer::builder(model, scheduler)
             .method(method)
             .retained_points(self.pairs.retain().clone())
             .timestep_sampling(settings.timesteps)

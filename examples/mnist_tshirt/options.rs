@@ -78,6 +78,10 @@ pub struct Options {
     #[arg(long, default_value_t = 1_000, hide = true)]
     pub heldout: usize,
 
+    /// New digits from which the target is predicted, at most.
+    #[arg(long, default_value_t = 200, hide = true)]
+    pub controls: usize,
+
     /// Settings: quick (few steps, a falling learning rate) or paper (batch 64, 300 steps, AdamW 5e-5, rescale:5, uniform timesteps, coins, no thinning).
     #[arg(long, value_enum, default_value_t)]
     pub protocol: Protocol,
