@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use burn::tensor::Tensor;
 use rand::seq::SliceRandom;
+use sha2::{Digest, Sha256};
 
+use crate::checkpoint::hexadecimal;
 use crate::denoiser::Condition;
 use crate::draws::{Stream, keyed_rng};
 use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
@@ -247,6 +249,25 @@ impl<const D: usize> PairSampler<D> {
         &self.forget
     }
 
+    /// SHA-256 of the seed, the shapes and the values of both sets: who meets whom in every step. A run that is resumed must
+    /// have the same ([`Checkpoints::setting`](crate::Checkpoints::setting)).
+    ///
+    /// Reads both sets from their device.
+    ///
+    /// # Errors
+    /// [`Error::DeviceRead`].
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut digest = Sha256::new();
+        digest.update(self.seed.to_le_bytes());
+        for set in [&self.retain, &self.forget] {
+            digest.update(format!("{:?}\n", set.dims()));
+            for value in read_f32(set.clone(), "the data")? {
+                digest.update(value.to_le_bytes());
+            }
+        }
+        Ok(hexadecimal(digest.finalize()))
+    }
+
     /// The indices that meet in optimiser step `step`.
     ///
     /// # Errors
@@ -403,6 +424,26 @@ mod tests {
             assert_eq!(epoch.iter().collect::<HashSet<_>>().len(), 3);
         }
         assert_eq!(sampler.pairs(7, 4).unwrap(), steps[7]);
+    }
+
+    #[test]
+    fn a_sampler_can_begin_anywhere_and_its_fingerprint_says_whether_it_is_the_same() {
+        let sampler = || PairSampler::new(set(0, 10), set(100, 3), 5).unwrap();
+        let whole = sampler();
+        let steps: Vec<Pairs> = (0..50).map(|step| whole.pairs(step, 7).unwrap()).collect();
+        for step in [49, 3, 31, 0, 48] {
+            assert_eq!(sampler().pairs(step, 7).unwrap(), steps[step as usize]);
+        }
+        let fingerprint = |sampler: PairSampler<2>| sampler.fingerprint().unwrap();
+        assert_eq!(fingerprint(sampler()), fingerprint(whole));
+        for other in [
+            sampler().with_seed(6),
+            PairSampler::new(set(0, 11), set(100, 3), 5).unwrap(),
+            PairSampler::new(set(0, 10), set(101, 3), 5).unwrap(),
+            PairSampler::new(set(0, 10).reshape([5, 2]), set(100, 4).reshape([2, 2]), 5).unwrap(),
+        ] {
+            assert_ne!(fingerprint(sampler()), fingerprint(other));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use burn::optim::{AdamWConfig, ModuleOptimizer};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Settings;
 use crate::clipper::GradientClipper;
 use crate::denoiser::{Denoiser, PredictionType};
 use crate::draws::TimestepSampling;
@@ -303,7 +304,15 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             model = checkpoint_gradients(model);
         }
         let ema = self.config.ema_decay;
+        let mut settings = Settings::default();
+        settings.add_config(&self.config)?;
+        settings.add_process(self.scheduler.as_ref());
+        settings.add("sampler", format!("{sampler:?}"));
+        settings.add("objective", loss.settings());
+        settings.add("clipper", format!("{clipper:?}"));
+        settings.add_steering(self.steering.as_ref())?;
         Ok(SissTrainer {
+            settings,
             ema: ema.map(|decay| MovingAverage::new(&model, decay)),
             model,
             frozen,

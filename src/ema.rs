@@ -40,6 +40,20 @@ impl<M: Module> MovingAverage<M> {
         self.model = self.model.clone().map(&mut towards);
     }
 
+    /// The average as it was after a number of updates.
+    pub(crate) fn restored(&self, model: M, updates: u64) -> Self {
+        Self {
+            model,
+            decay: self.decay,
+            updates,
+        }
+    }
+
+    /// Steps that the average has followed.
+    pub(crate) fn updates(&self) -> u64 {
+        self.updates
+    }
+
     /// The averaged model, plain.
     pub(crate) fn model(&self) -> &M {
         &self.model

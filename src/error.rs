@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::{PassedOver, SettingDifference};
 use crate::scheduler::TimeRange;
 
 /// Shorthand for a result with the crate's [`Error`].
@@ -221,6 +222,42 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// Another program, or another part of this one, writes checkpoints into the folder.
+    #[error(
+        "{folder}: another process writes checkpoints here; wait for it, end it, or give this run a folder of its own",
+        folder = folder.display()
+    )]
+    CheckpointsInUse {
+        /// The folder of the checkpoints.
+        folder: PathBuf,
+    },
+
+    /// There are checkpoints, but none that is whole.
+    #[error(
+        "{folder}: no checkpoint is usable ({list}); bring one back from a copy, or remove them to start afresh",
+        folder = folder.display(),
+        list = list(passed_over)
+    )]
+    NoUsableCheckpoint {
+        /// The folder of the checkpoints.
+        folder: PathBuf,
+        /// Each checkpoint and what is wrong with it, newest first.
+        passed_over: Vec<PassedOver>,
+    },
+
+    /// A checkpoint was made by a run with other settings or another model.
+    #[error(
+        "{path} is of another run: {list}; set up the trainer as it was, or start afresh in another folder",
+        path = path.display(),
+        list = list(differences)
+    )]
+    CheckpointDiffers {
+        /// The checkpoint.
+        path: PathBuf,
+        /// All that differs.
+        differences: Vec<SettingDifference>,
+    },
+
     /// A picture or a plot could not be made.
     #[error("the picture could not be made: {0}")]
     Picture(String),
@@ -243,6 +280,17 @@ impl Error {
             source,
         }
     }
+}
+
+/// The first few of many things.
+fn list<T: std::fmt::Display>(things: &[T]) -> String {
+    const SHOWN: usize = 5;
+    let shown = things.iter().take(SHOWN).map(ToString::to_string);
+    let mut text = shown.collect::<Vec<_>>().join("; ");
+    if things.len() > SHOWN {
+        text += &format!("; and {} more", things.len() - SHOWN);
+    }
+    text
 }
 
 /// Checks that a setting is finite and legal; the message repeats its value and what is required.
@@ -309,4 +357,15 @@ pub(crate) fn check_probability(name: &'static str, value: f64) -> Result<f64> {
 /// Checks that a setting is a positive finite number.
 pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<f64> {
     check_range(name, value, value > 0.0, "a finite number above 0")
+}
+
+/// Checks that nothing is left of a state.
+pub(crate) fn check_stateless(name: &str, state: &[f64]) -> Result<()> {
+    if state.is_empty() {
+        return Ok(());
+    }
+    Err(Error::InvalidSetting {
+        what: format!("{name} has no place for the state {state:?}"),
+        remedy: "resume with the clipper and the objective of the run that was saved",
+    })
 }

@@ -108,6 +108,7 @@
 pub mod backend;
 mod batch;
 mod builder;
+mod checkpoint;
 mod clipper;
 mod counterfactual;
 mod denoiser;
@@ -119,6 +120,7 @@ mod fn_denoiser;
 mod gradients;
 mod host;
 mod json;
+mod json_log;
 pub mod kernel;
 mod learning_rate;
 pub mod loss;
@@ -144,6 +146,9 @@ pub use rand;
 
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
+pub use checkpoint::{
+    Checkpoints, Found, PassedOver, Resumed, SettingDifference, model_fingerprint,
+};
 pub use clipper::{
     Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
     GradientClipper, GradientNorms, Projected, RescaleToNorm, ScaleCeiling,
@@ -153,6 +158,7 @@ pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use error::{Error, Result, Side};
 pub use fn_denoiser::FnDenoiser;
+pub use json_log::{JsonLog, cut_log};
 pub use loss::{
     Bernoulli, EraseDiff, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, ReTrack, Siss,
     SissLoss, SissNoIs,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::{self, Debug};
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
 
@@ -18,27 +18,61 @@ pub trait Observer: Send + Debug {
     /// Becomes the error of [`step`](crate::SissTrainer::step); the step itself has been taken, and the other observers
     /// have seen it.
     fn observe(&mut self, report: &StepReport) -> Result<()>;
+
+    /// Called before a checkpoint is written: what was observed is to last as long as the checkpoint. Nothing unless
+    /// implemented.
+    ///
+    /// # Errors
+    /// Becomes the error of [`Checkpoints::save`](crate::Checkpoints::save), which then writes no checkpoint.
+    fn persist(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called when a run is resumed: it goes on with step `next_step`, and what was observed of that step and later ones
+    /// never happened. Nothing unless implemented.
+    ///
+    /// # Errors
+    /// Becomes the error of [`Checkpoints::resume`](crate::Checkpoints::resume), which then resumes nothing.
+    fn rewind(&mut self, _next_step: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Observer for Box<dyn Observer> {
     fn observe(&mut self, report: &StepReport) -> Result<()> {
         self.as_mut().observe(report)
     }
+
+    fn persist(&mut self) -> Result<()> {
+        self.as_mut().persist()
+    }
+
+    fn rewind(&mut self, next_step: u64) -> Result<()> {
+        self.as_mut().rewind(next_step)
+    }
 }
 
 /// A shared observer: keep one handle, give the other to the trainer.
 impl<O: Observer> Observer for Arc<Mutex<O>> {
     fn observe(&mut self, report: &StepReport) -> Result<()> {
-        match self.lock() {
-            Ok(mut observer) => observer.observe(report),
-            Err(_) => Err(Error::Observer(
-                "a shared observer has panicked before".into(),
-            )),
-        }
+        shared(self)?.observe(report)
+    }
+
+    fn persist(&mut self) -> Result<()> {
+        shared(self)?.persist()
+    }
+
+    fn rewind(&mut self, next_step: u64) -> Result<()> {
+        shared(self)?.rewind(next_step)
     }
 }
 
-/// Writes each step's report as a line of JSON.
+fn shared<O>(observer: &Mutex<O>) -> Result<MutexGuard<'_, O>> {
+    let locked = observer.lock();
+    locked.map_err(|_| Error::Observer("a shared observer has panicked before".into()))
+}
+
+/// Writes each step's report as a line of JSON. [`JsonLog`](crate::JsonLog) is one in a file that a resumed run goes on with.
 ///
 /// # Example
 /// ```

@@ -5,6 +5,7 @@ use burn::optim::GradientsParams;
 
 use crate::batch::UnlearningBatch;
 use crate::builder::{OpaqueOptimizer, SissTrainerBuilder, TrainerConfig};
+use crate::checkpoint::Settings;
 use crate::clipper::{Coefficients, GradientClipper};
 use crate::denoiser::Denoiser;
 use crate::draws::{DrawSource, Draws};
@@ -69,6 +70,8 @@ pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     pub(crate) config: TrainerConfig,
     pub(crate) step: u64,
     pub(crate) model_is_checked: bool,
+    /// As the parts were when the trainer was built: what a checkpoint must agree with.
+    pub(crate) settings: Settings,
 }
 
 /// The two gradients of a step and how they are to be combined, before the model is changed.

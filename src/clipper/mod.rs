@@ -6,7 +6,7 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, Side, check_positive, check_probability};
+use crate::error::{Result, Side, check_positive, check_probability, check_stateless};
 use crate::json::number_or_null;
 
 pub use spec::{ClipperSpec, ScaleCeiling};
@@ -75,6 +75,19 @@ pub trait GradientClipper: Send + Debug {
     /// # Errors
     /// A clipper's own; none of the crate's has any.
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients>;
+
+    /// What the clipper remembers from step to step, for a checkpoint. Nothing unless implemented.
+    fn state(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    /// Takes back what [`state`](GradientClipper::state) gave, to the bit.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a state that is not this clipper's.
+    fn restore(&mut self, state: &[f64]) -> Result<()> {
+        check_stateless(self.name(), state)
+    }
 }
 
 impl GradientClipper for Box<dyn GradientClipper> {
@@ -88,6 +101,14 @@ impl GradientClipper for Box<dyn GradientClipper> {
 
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
         self.as_mut().coefficients(norms)
+    }
+
+    fn state(&self) -> Vec<f64> {
+        self.as_ref().state()
+    }
+
+    fn restore(&mut self, state: &[f64]) -> Result<()> {
+        self.as_mut().restore(state)
     }
 }
 
@@ -189,6 +210,21 @@ impl GradientClipper for FractionOfRetain {
             scale = scale.min(growth * first);
         }
         forget_scale(scale.min(self.max_scale.unwrap_or(f64::INFINITY)))
+    }
+
+    /// The first step's scale, once there is one.
+    fn state(&self) -> Vec<f64> {
+        self.first_scale.into_iter().collect()
+    }
+
+    fn restore(&mut self, state: &[f64]) -> Result<()> {
+        let (first, rest) = match state {
+            [first, rest @ ..] => (Some(*first), rest),
+            [] => (None, state),
+        };
+        check_stateless(self.name(), rest)?;
+        self.first_scale = first;
+        Ok(())
     }
 }
 
@@ -428,6 +464,29 @@ mod tests {
             forget: -2.0,
         });
         assert!((combined - 53f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_clipper_goes_on_from_its_state_and_refuses_another_ones() {
+        let norms = |retain| GradientNorms {
+            retain,
+            forget: 1.0,
+            inner_product: 0.0,
+        };
+        let mut first = FractionOfRetain::STEERED;
+        first.coefficients(&norms(1.0 / 3.0)).unwrap();
+        let mut second: Box<dyn GradientClipper> = Box::new(FractionOfRetain::STEERED);
+        second.restore(&first.state()).unwrap();
+        assert_eq!(second.state(), first.state());
+        let later = norms(1e3);
+        let expected = first.coefficients(&later).unwrap();
+        assert_eq!(second.coefficients(&later).unwrap(), expected);
+
+        second.restore(&[]).unwrap();
+        assert!(second.state().is_empty());
+        let error = second.restore(&[1.0, 2.0]).unwrap_err();
+        assert!(error.to_string().contains("FractionOfRetain"), "{error}");
+        assert!(Projected.restore(&[1.0]).is_err());
     }
 
     #[test]

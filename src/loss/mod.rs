@@ -25,7 +25,7 @@ pub use thinning::{Survivors, survivors};
 
 use crate::denoiser::PredictionType;
 use crate::draws::{Draws, ExtraDraws};
-use crate::error::{Result, Side, check_device, check_range, check_shape};
+use crate::error::{Result, Side, check_device, check_range, check_shape, check_stateless};
 use crate::scheduler::{Scales, Scheduler, SchedulerExt};
 
 /// Everything an objective may look at. No condition: an objective says which rows, the trainer finds their conditions.
@@ -256,6 +256,24 @@ pub trait SissLoss<const D: usize>: Send + Debug {
     /// # Errors
     /// Those of the objective; [`Error::DeviceRead`](crate::Error::DeviceRead) if weights cannot be brought to the host.
     fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>>;
+
+    /// Name and settings, which must be the same when a run is resumed. The name alone unless implemented.
+    fn settings(&self) -> String {
+        self.name().into()
+    }
+
+    /// What the objective remembers from step to step and cannot compute again, for a checkpoint. Nothing unless implemented.
+    fn state(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    /// Takes back what [`state`](SissLoss::state) gave, to the bit.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a state that is not this objective's.
+    fn restore(&mut self, state: &[f64]) -> Result<()> {
+        check_stateless(self.name(), state)
+    }
 }
 
 impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
@@ -273,6 +291,18 @@ impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
 
     fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
         self.as_mut().terms(inputs)
+    }
+
+    fn settings(&self) -> String {
+        self.as_ref().settings()
+    }
+
+    fn state(&self) -> Vec<f64> {
+        self.as_ref().state()
+    }
+
+    fn restore(&mut self, state: &[f64]) -> Result<()> {
+        self.as_mut().restore(state)
     }
 }
 

@@ -99,6 +99,11 @@ impl<const D: usize> Neighbours<D> {
         Ok(self)
     }
 
+    /// Neighbours of each point.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     /// The neighbours of the rows of a batch, after a search for those that are new.
     ///
     /// # Errors

@@ -181,6 +181,10 @@ impl<const D: usize> SissLoss<D> for ReTrack<D> {
         true
     }
 
+    fn settings(&self) -> String {
+        format!("ReTrack, {} neighbours", self.neighbours.count())
+    }
+
     fn extra_draws(&self) -> ExtraDraws {
         ExtraDraws {
             forget: true,

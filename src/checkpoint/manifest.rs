@@ -1,0 +1,237 @@
+//! What is in a checkpoint: its files, with their sizes and digests.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Written last: a folder without it is no checkpoint.
+pub(super) const MANIFEST: &str = "manifest.json";
+
+/// Of the files and of what is in them.
+pub(super) const FORMAT: u32 = 1;
+
+/// A manifest has a handful of short lines; more is none.
+const LARGEST_MANIFEST: u64 = 1 << 20;
+
+/// A file as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileRecord {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+impl FileRecord {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            sha256: sha256(bytes),
+        }
+    }
+}
+
+/// The files of a checkpoint. The manifest has a digest of its own, so that a change of it is seen as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    pub format: u32,
+    pub step: u64,
+    pub files: BTreeMap<String, FileRecord>,
+    /// Of this manifest with nothing here.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Seals the list of files.
+    pub fn new(step: u64, files: BTreeMap<String, FileRecord>) -> Self {
+        let mut manifest = Self {
+            format: FORMAT,
+            step,
+            files,
+            sha256: String::new(),
+        };
+        manifest.sha256 = sha256(manifest.text().as_bytes());
+        manifest
+    }
+
+    /// The only text of this manifest.
+    pub fn text(&self) -> String {
+        // Strings and integers: there is nothing that JSON could not say.
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    /// Reads a manifest that is exactly what [`Manifest::text`] writes.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let found: Self = serde_json::from_slice(bytes)
+            .map_err(|error| format!("{MANIFEST} cannot be read: {error}"))?;
+        let sealed = Self {
+            format: found.format,
+            ..Self::new(found.step, found.files.clone())
+        };
+        if found.format != FORMAT {
+            return Err(format!(
+                "{MANIFEST} has format {}, this version reads {FORMAT}",
+                found.format
+            ));
+        }
+        if sealed.text().as_bytes() != bytes {
+            return Err(format!("{MANIFEST} is not as it was written"));
+        }
+        match found.files.keys().find(|name| !is_plain(name)) {
+            Some(name) => Err(format!("{MANIFEST} lists `{name}`, which is no file name")),
+            None => Ok(found),
+        }
+    }
+
+    /// Reads the manifest of a checkpoint, and whether each file is as it was written.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn verify(folder: &Path) -> std::result::Result<Self, String> {
+        let path = folder.join(MANIFEST);
+        let size = size_of(&path)?;
+        if size > LARGEST_MANIFEST {
+            return Err(format!("{MANIFEST} has {size} bytes"));
+        }
+        let bytes = fs::read(&path).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let manifest = Self::parse(&bytes)?;
+        for (name, written) in &manifest.files {
+            let found = size_of(&folder.join(name))?;
+            if found != written.bytes {
+                return Err(format!(
+                    "{name} has {found} bytes where {} were written",
+                    written.bytes
+                ));
+            }
+        }
+        for (name, written) in &manifest.files {
+            let found = sha256_of_file(&folder.join(name))
+                .map_err(|error| format!("{name} cannot be read: {error}"))?;
+            if found != written.sha256 {
+                return Err(format!("{name} is not as it was written (SHA-256)"));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// The contents of a file, which are those that were written.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::InvalidFile`] if there is no such file or it has changed since.
+    pub fn read(&self, folder: &Path, name: &str) -> Result<Vec<u8>> {
+        let path = folder.join(name);
+        let bytes = fs::read(&path).map_err(Error::io("reading", &path))?;
+        match self.files.get(name) {
+            Some(written) if *written == FileRecord::of(&bytes) => Ok(bytes),
+            _ => Err(Error::InvalidFile {
+                path,
+                message: "is not as the manifest has it; resume again to take an older checkpoint"
+                    .into(),
+            }),
+        }
+    }
+}
+
+/// A name that cannot lead out of the folder.
+fn is_plain(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte == b'.' || byte == b'_';
+    !name.is_empty() && !name.starts_with('.') && name.bytes().all(legal)
+}
+
+/// Size of an ordinary file: reading anything else might never end.
+fn size_of(path: &Path) -> std::result::Result<u64, String> {
+    let name = || path.file_name().unwrap_or_default().display();
+    let metadata = fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", name()))?;
+    match metadata.is_file() {
+        true => Ok(metadata.len()),
+        false => Err(format!("{} is no file", name())),
+    }
+}
+
+/// SHA-256 as 64 digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(Sha256::digest(bytes))
+}
+
+pub(crate) fn hexadecimal(digest: impl AsRef<[u8]>) -> String {
+    let bytes = digest.as_ref().iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sha256_of_file(path: &Path) -> std::io::Result<String> {
+    let (mut file, mut digest) = (File::open(path)?, Sha256::new());
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hexadecimal(digest.finalize())),
+            count => digest.update(&buffer[..count]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let files = [("model.bpk", &b"weights"[..]), ("state.json", &b"{}"[..])];
+        let files = files.map(|(name, bytes)| (name.to_owned(), FileRecord::of(bytes)));
+        Manifest::new(40, files.into())
+    }
+
+    #[test]
+    fn the_digest_is_sha_256() {
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(b"abc"), expected);
+    }
+
+    #[test]
+    fn a_manifest_reads_back_and_every_flipped_bit_of_it_is_seen() {
+        let text = manifest().text();
+        assert_eq!(Manifest::parse(text.as_bytes()).unwrap(), manifest());
+        let mut flips = 0;
+        for index in 0..text.len() {
+            for bit in 0..8 {
+                let mut bytes = text.clone().into_bytes();
+                bytes[index] ^= 1 << bit;
+                assert!(Manifest::parse(&bytes).is_err(), "byte {index}, bit {bit}");
+                flips += 1;
+            }
+        }
+        for length in 0..text.len() {
+            assert!(Manifest::parse(&text.as_bytes()[..length]).is_err());
+        }
+        println!(
+            "{flips} flips and {} truncations of a manifest seen",
+            text.len()
+        );
+    }
+
+    #[test]
+    fn a_sealed_manifest_cannot_lead_out_of_its_folder() {
+        for name in ["../model.bpk", "/etc/passwd", "", ".hidden", "a/b", "a\\b"] {
+            let files = [(name.to_owned(), FileRecord::of(b""))].into();
+            let error = Manifest::parse(Manifest::new(0, files).text().as_bytes()).unwrap_err();
+            assert!(error.contains(&format!("`{name}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_format_is_named() {
+        let mut other = manifest();
+        other.format = 2;
+        other.sha256 = String::new();
+        other.sha256 = sha256(other.text().as_bytes());
+        let error = Manifest::parse(other.text().as_bytes()).unwrap_err();
+        assert!(error.contains("format 2"), "{error}");
+    }
+}

@@ -1,0 +1,285 @@
+//! Checkpoints: a run that was ended goes on as if it had not been.
+
+mod manifest;
+mod state;
+mod store;
+mod tensors;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::denoiser::Denoiser;
+use crate::error::{Error, Result};
+use crate::trainer::SissTrainer;
+use manifest::Manifest;
+use store::{Candidate, Store};
+
+pub(crate) use manifest::hexadecimal;
+pub use state::SettingDifference;
+pub(crate) use state::Settings;
+pub use tensors::model_fingerprint;
+
+/// The checkpoints of one run, in a folder of their own.
+///
+/// A checkpoint holds all that a [`SissTrainer`] needs to go on: model, moving average, optimiser, step, what clipper and objective
+/// remember, and a state of the program's own. Since the draws of a step follow from its number, **a resumed run is the run**: on the
+/// CPU, a run that is killed at any moment and resumed leaves the same bytes as one that never was.
+///
+/// - Each is a folder that is there as a whole or not at all: written elsewhere, flushed to disk, then renamed. What was there
+///   before stays until it is done.
+/// - Each file's size and SHA-256 are in its manifest. What is torn or changed is passed over, and said.
+/// - The folder is locked for as long as this value lives: a second writer is refused.
+/// - A run of other settings is refused, and what differs is named.
+///
+/// # Example
+/// ```
+/// # use burn::module::Module;
+/// # use burn::nn::{Linear, LinearConfig};
+/// # use burn::tensor::{Device, Distribution, Tensor};
+/// # use siss::{Checkpoints, DdpmScheduler, Denoiser, PairSampler, SissTrainer};
+/// # #[derive(Module, Debug)]
+/// # struct Model { linear: Linear }
+/// # impl Denoiser<2> for Model {
+/// #     type Condition = ();
+/// #     fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> { self.linear.forward(noisy) }
+/// # }
+/// # let device = Device::flex();
+/// # let model = Model { linear: LinearConfig::new(3, 3).init(&device) };
+/// # let retain = Tensor::<2>::random([100, 3], Distribution::Default, &device);
+/// # let forget = Tensor::<2>::ones([1, 3], &device) * 2.0;
+/// # let scratch = tempfile::tempdir().unwrap();
+/// # let folder = scratch.path().join("checkpoints");
+/// let mut trainer = SissTrainer::builder(model, DdpmScheduler::linear(1000)?).build()?;
+/// let pairs = PairSampler::new(retain, forget, 0)?;
+/// let mut checkpoints = Checkpoints::new(folder)?
+///     .keep(3)
+///     .setting("batch", &16)?
+///     .setting("pairs", &pairs.fingerprint()?)?;
+/// if let Some(resumed) = checkpoints.resume(&mut trainer)? {
+///     println!("goes on at step {}", resumed.step);
+/// }
+/// while trainer.next_step() < 20 {
+///     trainer.step(pairs.batch(trainer.next_step(), 16)?)?;
+///     if trainer.next_step() % 10 == 0 {
+///         checkpoints.save(&mut trainer, &())?;
+///     }
+/// }
+/// # assert_eq!(checkpoints.latest()?.unwrap().step, 20);
+/// # Ok::<(), siss::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Checkpoints {
+    store: Store,
+    keep: usize,
+    settings: Settings,
+    /// Whether what is in the folder is known to be of this run.
+    is_own: bool,
+    passed_over: Vec<PassedOver>,
+}
+
+/// A checkpoint that was found to be whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Number of the step that comes next.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Newer ones that are not whole.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A run that goes on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resumed {
+    /// Number of the step that comes next.
+    pub step: u64,
+    /// The program's own state, as it was given to [`Checkpoints::save`].
+    pub state: Value,
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// Newer ones that are not whole.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A checkpoint that is not whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedOver {
+    /// Its folder.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.path.file_name().unwrap_or_default();
+        write!(formatter, "{}: {}", name.display(), self.reason)
+    }
+}
+
+impl Checkpoints {
+    /// The checkpoints in `folder`, which is made if it is not there. Keeps the last three unless told otherwise.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointsInUse`] if another writer has the folder; [`Error::Io`].
+    pub fn new(folder: impl Into<PathBuf>) -> Result<Self> {
+        Ok(Self {
+            store: Store::open(folder.into())?,
+            keep: 3,
+            settings: Settings::default(),
+            is_own: false,
+            passed_over: Vec::new(),
+        })
+    }
+
+    /// Keeps the last `count` checkpoints (at least 1).
+    pub fn keep(mut self, count: usize) -> Self {
+        self.keep = count.max(1);
+        self
+    }
+
+    /// A setting of the program's own that must be the same when the run is resumed: what the trainer cannot know, as the
+    /// batch size, the data ([`PairSampler::fingerprint`](crate::PairSampler::fingerprint)) and the model that the run began with
+    /// ([`model_fingerprint`]).
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] if JSON cannot say it.
+    pub fn setting(mut self, name: &str, value: &impl Serialize) -> Result<Self> {
+        let value = state::to_json(name, value)?;
+        self.settings.add(format!("program.{name}"), value);
+        Ok(self)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.store.folder()
+    }
+
+    /// The newest checkpoint that is whole, every byte of it looked at. `None` in a folder without any.
+    ///
+    /// # Errors
+    /// [`Error::NoUsableCheckpoint`] if there are some and none is whole; [`Error::Io`] if the folder cannot be read.
+    pub fn latest(&self) -> Result<Option<Found>> {
+        Ok(self.find()?.map(|(_, found)| found))
+    }
+
+    fn find(&self) -> Result<Option<(Manifest, Found)>> {
+        let mut passed_over = Vec::new();
+        for Candidate { step, path } in self.store.candidates()? {
+            let reason = match Manifest::verify(&path) {
+                Ok(manifest) if manifest.step == step => {
+                    let found = Found {
+                        step,
+                        path,
+                        passed_over,
+                    };
+                    return Ok(Some((manifest, found)));
+                }
+                Ok(manifest) => format!("is that of step {}", manifest.step),
+                Err(reason) => reason,
+            };
+            passed_over.push(PassedOver { path, reason });
+        }
+        if passed_over.is_empty() {
+            return Ok(None);
+        }
+        Err(Error::NoUsableCheckpoint {
+            folder: self.folder().into(),
+            passed_over,
+        })
+    }
+
+    /// Writes a checkpoint of the trainer between two steps, with a state of the program's own, and removes those that are not
+    /// to be kept. When it returns, the checkpoint is on disk. A number with a fraction in `state` may come back with another last
+    /// digit; [`f64::to_bits`] carries it exactly.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a folder with checkpoints that [`resume`](Checkpoints::resume) was not asked to go on
+    /// from, and for what cannot be saved exactly; [`Error::Io`], after which the checkpoints from before are still there;
+    /// [`Error::DeviceRead`]; an observer's.
+    pub fn save<M: Denoiser<D>, const D: usize>(
+        &mut self,
+        trainer: &mut SissTrainer<M, D>,
+        state: &impl Serialize,
+    ) -> Result<PathBuf> {
+        self.check_own()?;
+        for observer in &mut trainer.observers {
+            observer.persist()?;
+        }
+        let program = state::to_json("the program's state", state)?;
+        let files = state::save(trainer, self.settings.clone(), program)?;
+        let path = self.store.write(trainer.step, &files)?;
+        self.passed_over.retain(|bad| bad.path != path);
+        self.prune(trainer.step)?;
+        Ok(path)
+    }
+
+    /// A run that is begun must not mix with one that is there.
+    fn check_own(&mut self) -> Result<()> {
+        if let (false, Some(newest)) = (self.is_own, self.store.candidates()?.first()) {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "{} is a checkpoint of a run that this one does not go on from",
+                    newest.path.display()
+                ),
+                remedy: "resume that run, or give this one another folder",
+            });
+        }
+        self.is_own = true;
+        Ok(())
+    }
+
+    /// Removes all but the last of the checkpoints up to a step. What is not whole does not count.
+    fn prune(&mut self, step: u64) -> Result<()> {
+        let candidates = self.store.candidates()?.into_iter();
+        let (bad, whole): (Vec<_>, Vec<_>) = candidates
+            .filter(|candidate| candidate.step <= step)
+            .partition(|candidate| {
+                self.passed_over
+                    .iter()
+                    .any(|bad| bad.path == candidate.path)
+            });
+        for candidate in whole.iter().skip(self.keep).chain(&bad) {
+            self.store.remove(&candidate.path)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a trainer that was just built go on from the newest whole checkpoint, and its observers with it. `None` if there
+    /// is no checkpoint: the run begins.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointDiffers`] if the checkpoint is of another configuration or another model;
+    /// [`Error::NoUsableCheckpoint`] if there are some and none is whole; [`Error::InvalidSetting`] for a trainer that has
+    /// taken steps; [`Error::InvalidFile`] or [`Error::Io`]; an observer's. The trainer is as before.
+    pub fn resume<M: Denoiser<D>, const D: usize>(
+        &mut self,
+        trainer: &mut SissTrainer<M, D>,
+    ) -> Result<Option<Resumed>> {
+        if trainer.step != 0 {
+            return Err(Error::InvalidSetting {
+                what: format!("the trainer has taken {} steps", trainer.step),
+                remedy: "resume with a trainer that was just built",
+            });
+        }
+        let Some((manifest, found)) = self.find()? else {
+            state::rewind(&mut trainer.observers, 0)?;
+            self.is_own = true;
+            return Ok(None);
+        };
+        let settings = self.settings.clone();
+        let restored = state::prepare(trainer, settings, &found.path, &manifest)?;
+        let state = restored.apply(trainer)?;
+        self.passed_over.clone_from(&found.passed_over);
+        self.is_own = true;
+        Ok(Some(Resumed {
+            step: found.step,
+            state,
+            path: found.path,
+            passed_over: found.passed_over,
+        }))
+    }
+}

@@ -1,0 +1,591 @@
+//! Parameters and optimiser states as bytes, bit for bit, in burn's own format.
+//!
+//! burn gives each parameter an id that differs from process to process. So a file names parameters by their paths, the same
+//! in every process, and what is read goes to the parameter that has the path now.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::{ModuleOptimizer, OptimizerRecord};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn_pack::{Reader, Writer};
+use sha2::{Digest, Sha256};
+
+use super::manifest::hexadecimal;
+use crate::error::{Error, Result};
+
+/// A parameter of a model, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Parameter {
+    pub name: String,
+    pub id: ParamId,
+    /// Type, shape, and whether it is trained.
+    pub description: String,
+}
+
+/// The parameters in the order of the model's fields.
+pub(super) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
+    let mut list = List::default();
+    model.visit(&mut list);
+    list.found
+}
+
+/// The values of all parameters, under their names.
+///
+/// # Errors
+/// [`Error::DeviceRead`]; [`Error::InvalidSetting`] for two parameters of one name.
+pub(super) fn save_model<M: Module>(model: &M) -> Result<Vec<u8>> {
+    let tensors = values(model)?.into_iter().map(|(name, data)| {
+        let (bytes, shape, dtype) = data.into_parts();
+        burn_pack::Tensor::new(name, dtype, shape, None, bytes)
+    });
+    write(Writer::new(tensors.collect()))
+}
+
+/// The model with the values of [`save_model`]. Ids, devices and what is trained stay.
+///
+/// # Errors
+/// A sentence that names what does not fit.
+pub(super) fn load_model<M: Module>(model: M, bytes: Vec<u8>) -> std::result::Result<M, String> {
+    let tensors = read(bytes)?
+        .into_tensors()
+        .map_err(|error| error.to_string())?;
+    let mut restore = Restore::default();
+    for tensor in tensors {
+        let (name, dtype, shape, _, bytes) =
+            tensor.into_parts().map_err(|error| error.to_string())?;
+        let data = TensorData::try_from_bytes(bytes, shape, dtype)
+            .map_err(|error| format!("{name}: {error}"))?;
+        restore.values.insert(name, data);
+    }
+    let model = model.map(&mut restore);
+    if let Some(name) = restore.values.keys().next() {
+        restore.problems.push(format!("{name} is not in the model"));
+    }
+    match restore.problems.into_iter().next() {
+        Some(problem) => Err(problem),
+        None => Ok(model),
+    }
+}
+
+/// SHA-256 of a model's parameters, names, types, shapes and values. The same for the same weights in every process;
+/// for reports, and to tell a run that is resumed from another ([`Checkpoints::setting`](crate::Checkpoints::setting)).
+///
+/// Reads the parameters from the device.
+///
+/// # Errors
+/// [`Error::DeviceRead`]; [`Error::InvalidSetting`] for two parameters of one name.
+pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
+    let mut digest = Sha256::new();
+    for (name, data) in values(model)? {
+        let (bytes, shape, dtype) = data.into_parts();
+        digest.update(format!("{name} {dtype:?} {shape:?} {}\n", bytes.len()));
+        digest.update(&bytes[..]);
+    }
+    Ok(hexadecimal(digest.finalize()))
+}
+
+/// The optimiser's state for the parameters of a model.
+///
+/// # Errors
+/// [`Error::InvalidSetting`] if burn would not restore it exactly.
+pub(super) fn save_optimizer<M: Module>(optimizer: &ModuleOptimizer, model: &M) -> Result<Vec<u8>> {
+    let ids = ids_by_name(model);
+    let record = optimizer.to_record().into_bytes().map_err(unsaved)?;
+    let numbers = ids.iter().zip(0_u64..).map(|(id, number)| (*id, number));
+    let numbers: BTreeMap<u64, u64> = numbers.collect();
+    let (writer, types) = renumber(record.to_vec(), &numbers).map_err(unsaved)?;
+    check_types(&types)?;
+    write(writer)
+}
+
+/// burn restores a state in the precision that is its default device's default.
+fn check_types(types: &[DType]) -> Result<()> {
+    let others = types
+        .iter()
+        .filter(|dtype| dtype.is_float() && **dtype != DType::F32);
+    for &dtype in others {
+        let default: DType = Device::default().settings().float_dtype.into();
+        if dtype != default {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "the optimiser's state is {dtype:?}, and burn would restore it as {default:?}"
+                ),
+                remedy: "make the precision the device's default by `Device::configure`, or train in f32",
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The optimiser with the state of [`save_optimizer`].
+///
+/// # Errors
+/// A sentence that says why it is not the same optimiser.
+pub(super) fn load_optimizer<M: Module>(
+    optimizer: ModuleOptimizer,
+    model: &M,
+    bytes: Vec<u8>,
+) -> std::result::Result<ModuleOptimizer, String> {
+    let ids = ids_by_name(model);
+    let numbers = (0_u64..).zip(ids).collect();
+    let (record, _) = renumber(bytes.clone(), &numbers)?;
+    let record = record.into_bytes().map_err(|error| error.to_string())?;
+    let record = OptimizerRecord::from_bytes(record).map_err(|error| error.to_string())?;
+    // burn makes the tensors on its default device, which may be compiled in and not be there: it panics then.
+    let loaded = catch_unwind(AssertUnwindSafe(|| optimizer.load_record(record)));
+    let loaded = loaded.map_err(|_| {
+        "burn could not make its tensors on its default device; name the one in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)"
+    })?;
+    let again = save_optimizer(&loaded, model).map_err(|error| error.to_string())?;
+    match again == bytes {
+        true => Ok(loaded),
+        false => Err("it is not the state of this optimiser".into()),
+    }
+}
+
+/// What an optimiser makes of a parameter in three steps: burn's optimisers do not tell their settings.
+pub(super) fn behaviour(optimizer: &ModuleOptimizer, device: &Device) -> Result<Vec<String>> {
+    use burn::optim::GradientsParams;
+    let value = |values: [f32; 4]| -> Tensor<2> {
+        Tensor::from_data(
+            TensorData::new(values.to_vec(), [2, 2]),
+            (&device.clone().inner(), DType::F32),
+        )
+    };
+    let mut optimizer = optimizer.clone();
+    let mut parameter = Param::from_tensor(value([1.0, -0.5, 0.25, 2.0])).train();
+    for gradient in [[0.3, -2.0, 0.0, 1e-3], [-1.0, 0.5, 0.1, 1e-3], [4.0; 4]] {
+        let mut gradients = GradientsParams::new();
+        gradients.register(parameter.id, value(gradient));
+        parameter = optimizer.step(0.1, parameter, gradients);
+    }
+    let values = crate::host::read_f32(parameter.val().inner(), "the optimiser's probe")?;
+    // Other devices round otherwise.
+    Ok(values.iter().map(|value| format!("{value:.4e}")).collect())
+}
+
+fn unsaved(error: impl ToString) -> Error {
+    Error::InvalidSetting {
+        what: format!("the state cannot be saved: {}", error.to_string()),
+        remedy: "give each parameter of the model a name of its own, and leave checkpoints out where that is no remedy",
+    }
+}
+
+fn write(writer: Writer) -> Result<Vec<u8>> {
+    Ok(writer.into_bytes().map_err(unsaved)?.to_vec())
+}
+
+fn read(bytes: Vec<u8>) -> std::result::Result<Reader, String> {
+    let bytes = burn_pack::Bytes::from_bytes_vec(bytes);
+    Reader::from_bytes(bytes).map_err(|error| error.to_string())
+}
+
+/// Ids of the parameters in the order of their names; of a parameter that two fields share, once.
+fn ids_by_name<M: Module>(model: &M) -> Vec<u64> {
+    let mut parameters = parameters(model);
+    parameters.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut ids = Vec::new();
+    for parameter in parameters {
+        if !ids.contains(&parameter.id.val()) {
+            ids.push(parameter.id.val());
+        }
+    }
+    ids
+}
+
+/// An optimiser's record with other ids, and the types in it. In it everything has the name `{id}` or `{id}.{field}`.
+fn renumber(
+    bytes: Vec<u8>,
+    numbers: &BTreeMap<u64, u64>,
+) -> std::result::Result<(Writer, Vec<DType>), String> {
+    let number = |id: u64| {
+        let number = numbers.get(&id).copied();
+        number.ok_or_else(|| "it has a parameter that the model does not have".to_owned())
+    };
+    let rename = |name: &str| {
+        let (id, field) = name.split_once('.').unwrap_or((name, ""));
+        let id = id.parse().map_err(|_| format!("`{name}` is nobody's"))?;
+        let dot = if field.is_empty() { "" } else { "." };
+        Ok::<_, String>(format!("{}{dot}{field}", number(id)?))
+    };
+    let reader = read(bytes)?;
+    let (scalars, paths) = (reader.scalars().clone(), reader.metadata().clone());
+    let mut tensors = Vec::new();
+    for tensor in reader.into_tensors().map_err(|error| error.to_string())? {
+        let (name, dtype, shape, id, bytes) =
+            tensor.into_parts().map_err(|error| error.to_string())?;
+        let id = number(id.ok_or_else(|| format!("`{name}` is nobody's"))?)?;
+        let (name, id) = (rename(&name)?, Some(id));
+        tensors.push(burn_pack::Tensor::new(name, dtype, shape, id, bytes));
+    }
+    let types = tensors.iter().map(|tensor| tensor.dtype).collect();
+    // burn's order is that of a hash table.
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut writer = Writer::new(tensors);
+    for (name, value) in scalars {
+        writer = writer.with_scalar(&rename(&name)?, value);
+    }
+    for (name, path) in paths {
+        writer = writer.with_metadata(&rename(&name)?, &path);
+    }
+    Ok((writer, types))
+}
+
+/// All parameters on the host, by name.
+fn values<M: Module>(model: &M) -> Result<BTreeMap<String, TensorData>> {
+    let mut collect = Collect::default();
+    model.visit(&mut collect);
+    match collect.problem {
+        Some(problem) => Err(problem),
+        None => Ok(collect.values),
+    }
+}
+
+/// Names on the way to a parameter.
+#[derive(Default)]
+struct Path(Vec<String>);
+
+impl Path {
+    fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
+
+/// Visitors and mappers learn names in the same way.
+macro_rules! follow_names {
+    () => {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.0.push(name.into());
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.0.pop();
+        }
+    };
+}
+
+#[derive(Default)]
+struct List {
+    path: Path,
+    found: Vec<Parameter>,
+}
+
+impl List {
+    fn add(&mut self, id: ParamId, dtype: DType, shape: &[usize], is_trained: bool) {
+        let trained = if is_trained { "trained" } else { "fixed" };
+        self.found.push(Parameter {
+            name: self.path.name(),
+            id,
+            description: format!(
+                "{} {shape:?}, {trained}",
+                format!("{dtype:?}").to_lowercase()
+            ),
+        });
+    }
+}
+
+impl ModuleVisitor for List {
+    follow_names!();
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.base();
+        self.add(
+            param.id,
+            value.dtype(),
+            &value.dims(),
+            value.is_require_grad(),
+        );
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let value = param.base();
+        self.add(param.id, value.dtype(), &value.dims(), false);
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        let value = param.base();
+        self.add(param.id, value.dtype(), &value.dims(), false);
+    }
+}
+
+#[derive(Default)]
+struct Collect {
+    path: Path,
+    values: BTreeMap<String, TensorData>,
+    problem: Option<Error>,
+}
+
+impl Collect {
+    fn add<E: ToString>(&mut self, data: std::result::Result<TensorData, E>) {
+        let name = self.path.name();
+        match data {
+            Err(error) => {
+                self.problem = Some(Error::DeviceRead {
+                    what: "a parameter",
+                    message: format!("{name}: {}", error.to_string()),
+                });
+            }
+            Ok(_) if self.values.contains_key(&name) => {
+                self.problem = Some(unsaved(format!("two parameters are called `{name}`")));
+            }
+            Ok(data) => {
+                self.values.insert(name, data);
+            }
+        }
+    }
+}
+
+impl ModuleVisitor for Collect {
+    follow_names!();
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.add(param.base().inner().try_into_data());
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.add(param.base().inner().try_into_data());
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        self.add(param.base().inner().try_into_data());
+    }
+}
+
+#[derive(Default)]
+struct Restore {
+    path: Path,
+    values: BTreeMap<String, TensorData>,
+    problems: Vec<String>,
+}
+
+impl Restore {
+    /// The values of the parameter that is being looked at, unless it has them: then it keeps its layout in memory too.
+    fn take<E: ToString>(&mut self, now: std::result::Result<TensorData, E>) -> Option<TensorData> {
+        let name = self.path.name();
+        let problem = match (self.values.remove(&name), now) {
+            (None, _) => format!("{name} is not in the checkpoint"),
+            (_, Err(error)) => format!("{name}: {}", error.to_string()),
+            (Some(saved), Ok(now)) => {
+                if saved.shape() == now.shape() && saved.dtype() == now.dtype() {
+                    let is_there = saved.as_bytes() == now.as_bytes();
+                    return (!is_there).then_some(saved);
+                }
+                let describe = |data: &TensorData| format!("{:?} {:?}", data.dtype(), data.shape());
+                format!(
+                    "{name} is {} in the checkpoint and {} in the model",
+                    describe(&saved),
+                    describe(&now)
+                )
+            }
+        };
+        self.problems.push(problem);
+        None
+    }
+}
+
+impl ModuleMapper for Restore {
+    follow_names!();
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(data) = self.take(param.base().inner().try_into_data()) else {
+            return param;
+        };
+        param.map(|old| {
+            let dtype = data.dtype();
+            let value = Tensor::from_data(data, (&old.device().inner(), dtype));
+            match old.gradient_checkpointing_strategy() {
+                None => value,
+                Some(strategy) => value
+                    .autodiff()
+                    .with_gradient_checkpointing_strategy(strategy)
+                    .set_require_grad(old.is_require_grad()),
+            }
+        })
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        match self.take(param.base().inner().try_into_data()) {
+            None => param,
+            Some(data) => param.map(|old| {
+                let dtype = data.dtype();
+                Tensor::from_data(data, (&old.device(), dtype))
+            }),
+        }
+    }
+
+    fn map_bool<const D: usize>(
+        &mut self,
+        param: Param<Tensor<D, Bool>>,
+    ) -> Param<Tensor<D, Bool>> {
+        match self.take(param.base().inner().try_into_data()) {
+            None => param,
+            Some(data) => param.map(|old| Tensor::from_data(data, &old.device())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
+    use burn::tensor::{Distribution, FloatDType};
+
+    #[derive(Module, Debug)]
+    struct Two {
+        first: Linear,
+        second: Linear,
+        steps: Param<Tensor<1, Int>>,
+    }
+
+    /// The same weights in every call, other ids.
+    fn two() -> Two {
+        let device = Device::flex();
+        let linear = |scale: f32| {
+            let linear = LinearConfig::new(3, 2).init(&device);
+            linear.map(&mut Scaled(scale))
+        };
+        Two {
+            first: linear(1.0),
+            second: linear(-2.0),
+            steps: Param::initialized(ParamId::new(), Tensor::from_data([1, 2, 3], &device)),
+        }
+    }
+
+    struct Scaled(f32);
+    impl ModuleMapper for Scaled {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|value| {
+                let count = value.shape().num_elements();
+                let numbers: Vec<f32> = (0..count).map(|i| self.0 * (i as f32 + 0.1)).collect();
+                Tensor::from_data(TensorData::new(numbers, value.shape()), &value.device())
+            })
+        }
+    }
+
+    fn trained(mut model: Two, optimizer: &mut ModuleOptimizer, steps: u64) -> Two {
+        let device = Device::flex();
+        for step in 0..steps {
+            let x: Tensor<2> =
+                crate::draws::normal_noise([4, 3], 1, step, 0, crate::Stream::Noise, &device);
+            let loss = (model.first.forward(x.clone()) * model.second.forward(x)).sum();
+            let gradients = GradientsParams::from_grads(loss.backward(), &model);
+            model = optimizer.step(0.01, model, gradients);
+        }
+        model
+    }
+
+    #[test]
+    fn a_model_and_its_optimizer_go_on_in_another_process_as_if_nothing_had_been() {
+        for optimizer in [
+            AdamWConfig::new().init() as ModuleOptimizer,
+            SgdConfig::new().init(),
+        ] {
+            let mut first = optimizer.clone();
+            let model = trained(two().train(), &mut first, 3);
+            let (weights, state) = (
+                save_model(&model).unwrap(),
+                save_optimizer(&first, &model).unwrap(),
+            );
+            // Other ids, as in another process.
+            let restored = load_model(two().train(), weights.clone()).unwrap();
+            assert_ne!(parameters(&restored)[0].id, parameters(&model)[0].id);
+            let mut second = load_optimizer(optimizer.clone(), &restored, state.clone()).unwrap();
+            assert_eq!(save_model(&restored).unwrap(), weights);
+            assert_eq!(save_optimizer(&second, &restored).unwrap(), state);
+
+            let (model, restored) = (
+                trained(model, &mut first, 3),
+                trained(restored, &mut second, 3),
+            );
+            assert_eq!(save_model(&restored).unwrap(), save_model(&model).unwrap());
+            assert_eq!(
+                save_optimizer(&second, &restored).unwrap(),
+                save_optimizer(&first, &model).unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn the_state_of_another_optimizer_or_model_is_refused() {
+        let mut adam: ModuleOptimizer = AdamWConfig::new().init();
+        let model = trained(two().train(), &mut adam, 1);
+        let state = save_optimizer(&adam, &model).unwrap();
+        let plain: ModuleOptimizer = SgdConfig::new().init();
+        let error = load_optimizer(plain, &model, state.clone()).err().unwrap();
+        assert!(error.contains("not the state"), "{error}");
+        let other = LinearConfig::new(3, 2).init(&Device::flex());
+        let fresh: ModuleOptimizer = AdamWConfig::new().init();
+        let error = load_optimizer(fresh, &other, state).err().unwrap();
+        assert!(error.contains("does not have"), "{error}");
+    }
+
+    #[test]
+    fn weights_of_another_shape_type_or_name_are_refused_by_name() {
+        let device = Device::flex();
+        let linear = |inputs| LinearConfig::new(inputs, 2).init(&device);
+        let saved = save_model(&linear(3)).unwrap();
+        let error = load_model(linear(4), saved.clone()).unwrap_err();
+        assert!(error.contains("weight is F32"), "{error}");
+        let error = load_model(two(), saved.clone()).unwrap_err();
+        assert!(
+            error.contains("first.weight is not in the checkpoint"),
+            "{error}"
+        );
+        let without = LinearConfig::new(3, 2).with_bias(false).init(&device);
+        let error = load_model(without, saved).unwrap_err();
+        assert!(error.contains("bias is not in the model"), "{error}");
+    }
+
+    #[test]
+    fn every_bit_of_f32_bf16_and_f16_comes_back() {
+        let device = Device::flex();
+        for dtype in [FloatDType::F32, FloatDType::BF16, FloatDType::F16] {
+            let random = || {
+                let value = Tensor::<2>::random([8, 8], Distribution::Default, &device);
+                Param::from_tensor(value.cast(dtype))
+            };
+            let (saved, other) = (random(), random());
+            let bytes = save_model(&saved).unwrap();
+            let loaded = load_model(other.train(), bytes.clone()).unwrap();
+            assert!(loaded.val().is_require_grad());
+            assert_eq!(save_model(&loaded).unwrap(), bytes);
+            assert_eq!(
+                model_fingerprint(&loaded).unwrap(),
+                model_fingerprint(&saved).unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn a_state_that_burn_would_restore_in_another_precision_is_refused_when_it_is_saved() {
+        let device = Device::flex();
+        let value = || Tensor::<2>::ones([2, 2], &device).cast(FloatDType::BF16);
+        let parameter = Param::from_tensor(value()).train();
+        let mut gradients = GradientsParams::new();
+        gradients.register(parameter.id, value());
+        let mut optimizer: ModuleOptimizer = AdamWConfig::new().init();
+        let parameter = optimizer.step(0.1, parameter, gradients);
+        let error = save_optimizer(&optimizer, &parameter).unwrap_err();
+        assert!(error.to_string().contains("BF16"), "{error}");
+    }
+
+    #[test]
+    fn optimizers_are_told_apart_by_what_they_do() {
+        let device = Device::flex();
+        let behaviour = |optimizer: ModuleOptimizer| behaviour(&optimizer, &device).unwrap();
+        let adam = AdamWConfig::new();
+        assert_eq!(behaviour(adam.init()), behaviour(adam.init()));
+        for other in [
+            adam.clone().with_beta_1(0.8).init(),
+            adam.clone().with_beta_2(0.9).init(),
+            adam.clone().with_weight_decay(0.1).init(),
+            adam.clone().with_epsilon(0.1).init(),
+            SgdConfig::new().init(),
+        ] {
+            assert_ne!(behaviour(adam.init()), behaviour(other));
+        }
+    }
+}

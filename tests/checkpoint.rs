@@ -1,0 +1,753 @@
+//! Checkpoints: what is killed, torn, flipped or refused by the system never costs more than the steps since the last one,
+//! and a resumed run is the run.
+//!
+//! `SISS_SOAK=1` runs the long forms. Tests that kill run themselves again as the process that is killed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use burn::module::{Module, ParamGroup};
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::AdamWConfig;
+use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use burn::tensor::{Device, Tensor};
+use siss::rand::{Rng, RngExt};
+use siss::{
+    Checkpoints, DdpmScheduler, Denoiser, Error, FlowMatching, FractionOfRetain, JsonLog, Method,
+    PairSampler, Siss, SissTrainer, SissTrainerBuilder, Stream, keyed_rng, model_fingerprint,
+    normal_noise,
+};
+
+mod common;
+use common::seeded;
+
+/// Three layers: wide enough that a checkpoint has hundreds of blocks.
+#[derive(Module, Debug)]
+struct Net {
+    first: Linear,
+    second: Linear,
+    third: Linear,
+}
+
+impl Net {
+    fn new(width: usize) -> Self {
+        let device = Device::flex();
+        let layer = |inputs, outputs| LinearConfig::new(inputs, outputs).init(&device);
+        let net = Self {
+            first: layer(4, width),
+            second: layer(width, width),
+            third: layer(width, 3),
+        };
+        seeded(net, 1)
+    }
+}
+
+impl Denoiser<2> for Net {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+        let time = (timesteps / 1000.0).unsqueeze_dim(1);
+        let hidden = self.first.forward(Tensor::cat(vec![noisy, time], 1));
+        self.third
+            .forward(self.second.forward(hidden.tanh()).tanh())
+    }
+}
+
+/// Hidden units of the small model and of the large one.
+const SMALL: usize = 8;
+const LARGE: usize = 160;
+const BATCH: usize = 8;
+
+type Builder = SissTrainerBuilder<Net, 2>;
+
+/// A trainer with everything that has a state: average, momenta, a clipper that remembers, a falling rate.
+fn builder(width: usize) -> Builder {
+    let falling = LinearLrSchedulerConfig::new(1e-2, 1e-4, 500).init();
+    SissTrainer::builder(Net::new(width), DdpmScheduler::linear(1000).unwrap())
+        .learning_rate(falling.unwrap())
+        .clipper(
+            FractionOfRetain::new(0.1)
+                .unwrap()
+                .with_max_growth(4.0)
+                .unwrap(),
+        )
+        .ema(0.99)
+        .seed(3)
+}
+
+fn pairs() -> PairSampler<2> {
+    let device = Device::flex();
+    let points = |part, count| normal_noise([count, 3], 5, part, 0, Stream::Evaluation, &device);
+    PairSampler::new(points(0, 50), points(1, 4) + 3.0, 9).unwrap()
+}
+
+fn take_step(trainer: &mut SissTrainer<Net, 2>) {
+    let batch = pairs().batch(trainer.next_step(), BATCH).unwrap();
+    trainer.step(batch).unwrap();
+}
+
+/// What a program does: goes on if there is something to go on from, logs, saves every few steps, leaves its model.
+fn run(folder: &Path, steps: u64, every: u64, keep: usize) {
+    fs::create_dir_all(folder).unwrap();
+    let log = JsonLog::open(folder.join("log.jsonl")).unwrap();
+    let mut trainer = builder(SMALL).observer(log).build().unwrap();
+    let mut checkpoints = Checkpoints::new(folder.join("checkpoints"))
+        .unwrap()
+        .keep(keep)
+        .setting("batch", &BATCH)
+        .unwrap();
+    if let Some(resumed) = checkpoints.resume(&mut trainer).unwrap() {
+        assert_eq!(resumed.step, trainer.next_step());
+        assert_eq!(resumed.state["saved_at"], resumed.step);
+    }
+    while trainer.next_step() < steps {
+        take_step(&mut trainer);
+        if trainer.next_step().is_multiple_of(every) {
+            let state = BTreeMap::from([("saved_at", trainer.next_step())]);
+            checkpoints.save(&mut trainer, &state).unwrap();
+        }
+    }
+    let average = model_fingerprint(&trainer.ema_model().unwrap()).unwrap();
+    let model = model_fingerprint(&trainer.into_model()).unwrap();
+    fs::write(folder.join("model"), format!("{model}\n{average}\n")).unwrap();
+}
+
+/// Every file below a folder, by its path.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_owned();
+                files.insert(name, fs::read(path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+fn assert_same_tree(found: &Path, expected: &Path) -> usize {
+    let (found, expected) = (tree(found), tree(expected));
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>()
+    );
+    for (name, bytes) in &expected {
+        assert!(found[name] == *bytes, "{} differs", name.display());
+    }
+    expected.len()
+}
+
+/// How often: in the short form, or in the long one.
+fn times(short: usize, long: usize) -> usize {
+    match std::env::var_os("SISS_SOAK") {
+        Some(value) if value == "1" => long,
+        _ => short,
+    }
+}
+
+/// The variable that makes a test the process that is killed: where it is to work.
+const VICTIM: &str = "SISS_TEST_VICTIM";
+
+fn victim() -> Option<PathBuf> {
+    std::env::var_os(VICTIM).map(PathBuf::from)
+}
+
+/// This test once more, as a process of its own.
+fn again(test: &str, folder: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(VICTIM, folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Kills by SIGKILL, unless it has ended by itself. Tells whether it was killed.
+fn kill(mut child: Child) -> bool {
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.code() {
+        Some(code) => {
+            assert_eq!(code, 0, "{errors}");
+            false
+        }
+        None => true,
+    }
+}
+
+fn random(seed: u64) -> impl Rng {
+    keyed_rng(seed, 0, 0, Stream::Evaluation)
+}
+
+#[test]
+fn a_run_killed_at_random_moments_leaves_the_bytes_of_one_that_was_not() {
+    const STEPS: u64 = 150;
+    let work = |folder: &Path| run(folder, STEPS, 4, 3);
+    if let Some(folder) = victim() {
+        return work(&folder);
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let whole = scratch.path().join("whole");
+    work(&whole);
+
+    let (wanted, mut kills, mut runs, mut files) = (times(5, 100), 0, 0, 0);
+    let mut random = random(1);
+    while kills < wanted {
+        let folder = scratch.path().join("killed");
+        let mut of_this_run = 0;
+        loop {
+            let test = "a_run_killed_at_random_moments_leaves_the_bytes_of_one_that_was_not";
+            let child = again(test, &folder).spawn().unwrap();
+            // A run that is not allowed to get anywhere does not end: killed more gently each time.
+            let longest = 100 + 40 * of_this_run;
+            std::thread::sleep(Duration::from_millis(random.random_range(0..longest)));
+            if !kill(child) {
+                break;
+            }
+            of_this_run += 1;
+        }
+        files = assert_same_tree(&folder, &whole);
+        fs::remove_dir_all(&folder).unwrap();
+        (kills, runs) = (kills + of_this_run as usize, runs + 1);
+    }
+    println!("{kills} kills in {runs} runs of {STEPS} steps; all {files} files equal each time");
+}
+
+#[test]
+fn a_save_killed_at_random_moments_leaves_a_whole_checkpoint() {
+    const STEPS: u64 = 60;
+    const TEST: &str = "a_save_killed_at_random_moments_leaves_a_whole_checkpoint";
+    /// Saves after every step, and says so when a save has returned.
+    fn work(folder: &Path, mut saved: impl FnMut(u64, &Path)) {
+        let mut trainer = builder(LARGE).build().unwrap();
+        let checkpoints = Checkpoints::new(folder.join("checkpoints")).unwrap();
+        let mut checkpoints = checkpoints.keep(2);
+        checkpoints.resume(&mut trainer).unwrap();
+        while trainer.next_step() < STEPS {
+            take_step(&mut trainer);
+            let path = checkpoints.save(&mut trainer, &()).unwrap();
+            saved(trainer.next_step(), &path);
+        }
+    }
+    if let Some(folder) = victim() {
+        let mut acknowledged = OpenOptions::new();
+        let file = acknowledged.append(true).create(true);
+        let mut file = file.open(folder.join("acknowledged")).unwrap();
+        return work(&folder, |step, _| writeln!(file, "{step}").unwrap());
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    // The manifest names the digest of every file: equal manifests are equal checkpoints.
+    let mut expected = BTreeMap::new();
+    work(&scratch.path().join("whole"), |step, path| {
+        expected.insert(step, fs::read(path.join("manifest.json")).unwrap());
+    });
+
+    let folder = scratch.path().join("killed");
+    fs::create_dir(&folder).unwrap();
+    let acknowledged = || -> Vec<u64> {
+        let text = fs::read_to_string(folder.join("acknowledged")).unwrap_or_default();
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    };
+    let wanted = times(50, 1000);
+    let (mut kills, mut in_the_middle, mut looked_at) = (0, 0, 0);
+    let mut random = random(2);
+    while kills < wanted {
+        let before = acknowledged().len();
+        let child = again(TEST, &folder).spawn().unwrap();
+        let began = Instant::now();
+        while acknowledged().len() == before && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(random.random_range(0..30_000)));
+        if kill(child) {
+            kills += 1;
+        }
+        let names = fs::read_dir(folder.join("checkpoints")).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        let is = |name: &OsStr, start: &str| name.to_string_lossy().starts_with(start);
+        in_the_middle += usize::from(names.iter().any(|name| is(name, ".scratch-write")));
+        for name in names.iter().filter(|name| is(name, "step-")) {
+            let step: u64 = name.to_string_lossy()[5..].parse().unwrap();
+            let manifest = folder.join("checkpoints").join(name).join("manifest.json");
+            assert_eq!(fs::read(manifest).unwrap(), expected[&step]);
+            looked_at += 1;
+        }
+        let latest = Checkpoints::new(folder.join("checkpoints"))
+            .unwrap()
+            .latest();
+        let latest = latest.unwrap().unwrap();
+        assert_eq!(latest.passed_over, []);
+        assert!(latest.step >= *acknowledged().last().unwrap());
+        if latest.step == STEPS {
+            fs::remove_dir_all(&folder).unwrap();
+            fs::create_dir(&folder).unwrap();
+        }
+    }
+    assert!(in_the_middle > 0);
+    println!(
+        "{kills} kills, {in_the_middle} of them in the middle of a save; {looked_at} checkpoints looked at, none lost or unreadable"
+    );
+}
+
+/// Checkpoints of steps 4 and 8 of the large model.
+fn two_checkpoints(folder: &Path) -> [PathBuf; 2] {
+    let mut trainer = builder(LARGE).build().unwrap();
+    let mut checkpoints = Checkpoints::new(folder).unwrap();
+    [4, 8].map(|step| {
+        while trainer.next_step() < step {
+            take_step(&mut trainer);
+        }
+        checkpoints.save(&mut trainer, &()).unwrap()
+    })
+}
+
+/// Asserts that the newest checkpoint is passed over for the one before.
+fn assert_caught(checkpoints: &Checkpoints, newest: &Path, what: &str) {
+    let found = checkpoints.latest().unwrap().unwrap();
+    assert_eq!(found.step, 4, "{what} was not seen");
+    assert_eq!(found.passed_over.len(), 1);
+    assert_eq!(found.passed_over[0].path, newest);
+    assert!(!found.passed_over[0].reason.is_empty());
+}
+
+#[test]
+fn every_truncation_and_every_flipped_bit_is_caught() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [_, newest] = two_checkpoints(scratch.path());
+    let checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    let files: Vec<(PathBuf, Vec<u8>)> = tree(&newest)
+        .into_iter()
+        .map(|(name, bytes)| (newest.join(name), bytes))
+        .collect();
+    assert_eq!(files.len(), 5);
+
+    let mut truncations = 0;
+    for (path, bytes) in &files {
+        let ends = (0..bytes.len()).step_by(4096).chain([bytes.len() - 1]);
+        for length in ends {
+            fs::write(path, &bytes[..length]).unwrap();
+            let what = format!("{} cut at {length}", path.display());
+            assert_caught(&checkpoints, &newest, &what);
+            truncations += 1;
+        }
+        fs::remove_file(path).unwrap();
+        assert_caught(&checkpoints, &newest, "a missing file");
+        fs::write(path, bytes).unwrap();
+    }
+
+    let mut random = random(3);
+    const FLIPS: usize = 1000;
+    for flip in 0..FLIPS {
+        let (path, bytes) = &files[flip % files.len()];
+        let (index, bit) = (random.random_range(0..bytes.len()), flip / files.len() % 8);
+        let mut flipped = bytes.clone();
+        flipped[index] ^= 1 << bit;
+        fs::write(path, flipped).unwrap();
+        let what = format!("bit {bit} of byte {index} of {}", path.display());
+        assert_caught(&checkpoints, &newest, &what);
+        fs::write(path, bytes).unwrap();
+    }
+    assert_eq!(checkpoints.latest().unwrap().unwrap().step, 8);
+    println!("{truncations} truncations and {FLIPS} flipped bits of 5 files caught");
+}
+
+#[test]
+fn a_torn_newest_checkpoint_costs_its_steps_and_nothing_else() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (whole, torn) = (scratch.path().join("whole"), scratch.path().join("torn"));
+    run(&whole, 40, 4, 3);
+    run(&torn, 30, 4, 3);
+    // Before its last steps: the newest is that of step 28.
+    let newest = torn.join("checkpoints/step-0000000028/optimizer.bpk");
+    let bytes = fs::read(&newest).unwrap();
+    fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+    let mut checkpoints = Checkpoints::new(torn.join("checkpoints"))
+        .unwrap()
+        .setting("batch", &BATCH)
+        .unwrap();
+    let resumed = checkpoints.resume(&mut builder(SMALL).build().unwrap());
+    let resumed = resumed.unwrap().unwrap();
+    assert_eq!((resumed.step, resumed.passed_over.len()), (24, 1));
+    let reason = resumed.passed_over[0].to_string();
+    assert!(
+        reason.contains("step-0000000028: optimizer.bpk has"),
+        "{reason}"
+    );
+    drop(checkpoints);
+
+    run(&torn, 40, 4, 3);
+    assert_same_tree(&torn, &whole);
+}
+
+#[test]
+fn where_no_checkpoint_is_whole_nothing_is_begun_afresh() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    for path in two_checkpoints(folder) {
+        fs::write(path.join("model.bpk"), "").unwrap();
+    }
+    let mut checkpoints = Checkpoints::new(folder).unwrap();
+    let mut trainer = builder(LARGE).build().unwrap();
+    let error = checkpoints.resume(&mut trainer).unwrap_err();
+    let Error::NoUsableCheckpoint { passed_over, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(passed_over.len(), 2);
+    assert!(
+        error
+            .to_string()
+            .contains("step-0000000008: model.bpk has 0 bytes"),
+        "{error}"
+    );
+    assert_eq!(trainer.next_step(), 0);
+}
+
+#[test]
+fn the_last_n_are_kept() {
+    for keep in [1, 2, 5] {
+        let scratch = tempfile::tempdir().unwrap();
+        run(scratch.path(), 30, 3, keep);
+        let names = fs::read_dir(scratch.path().join("checkpoints")).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name != "lock").collect();
+        names.sort();
+        let first = 10 - keep as u64 + 1;
+        let expected: Vec<_> = (first..=10)
+            .map(|k| format!("step-{:010}", 3 * k))
+            .collect();
+        assert_eq!(names, expected);
+    }
+}
+
+#[test]
+fn what_differs_is_named_with_both_values() {
+    let scratch = tempfile::tempdir().unwrap();
+    let new = |batch: usize| {
+        let checkpoints = Checkpoints::new(scratch.path()).unwrap();
+        checkpoints.setting("batch", &batch).unwrap()
+    };
+    let mut trainer = builder(SMALL).build().unwrap();
+    let mut checkpoints = new(BATCH);
+    take_step(&mut trainer);
+    checkpoints.save(&mut trainer, &()).unwrap();
+    drop(checkpoints);
+
+    let adam = AdamWConfig::new().with_beta_1(0.9).init();
+    let narrow = || ParamGroup::from_predicate("second");
+    let other_process = SissTrainer::builder(Net::new(SMALL), FlowMatching::default());
+    let cases: Vec<(&str, Builder, &str)> = vec![
+        ("seed", builder(SMALL).seed(4), "seed was 3 and is 4"),
+        (
+            "average",
+            builder(SMALL).ema(0.5),
+            "ema_decay was 0.99 and is 0.5",
+        ),
+        (
+            "clip",
+            builder(SMALL).max_grad_norm(None),
+            "max_grad_norm was 1.0 and is null",
+        ),
+        (
+            "thinning",
+            builder(SMALL).thin_below(0.0),
+            "thin_below was 1.0 and is 0.0",
+        ),
+        (
+            "micro-batch",
+            builder(SMALL).micro_batch_size(2),
+            "micro_batch_size was null and is 2",
+        ),
+        (
+            "rate",
+            builder(SMALL).learning_rate(1e-3),
+            "learning_rate was",
+        ),
+        (
+            "objective",
+            builder(SMALL).method(Method::SissNoIs),
+            "objective was SISS and is SISS (No IS)",
+        ),
+        (
+            "clipper",
+            builder(SMALL).clipper(FractionOfRetain::default()),
+            "clipper was FractionOfRetain",
+        ),
+        (
+            "optimizer",
+            builder(SMALL).optimizer(adam),
+            "optimizer, three steps of it was",
+        ),
+        (
+            "process",
+            other_process,
+            "scheduler.time_range was 0, 1, …, 999",
+        ),
+        (
+            "shape",
+            builder(9),
+            "parameter first.weight was f32 [4, 8], trained and is f32 [4, 9], trained",
+        ),
+        (
+            "frozen",
+            builder(SMALL).train_only(narrow()),
+            "first.bias was f32 [8], trained and is f32 [8], fixed",
+        ),
+        (
+            "steered",
+            builder(SMALL).steering(common::level(1.0)),
+            "steering.levels was absent",
+        ),
+        (
+            "mixture",
+            builder(SMALL)
+                .loss(Siss)
+                .sampler(siss::CoinFlip::new(0.25).unwrap()),
+            "sampler was FixedAllocation",
+        ),
+    ];
+    let count = cases.len() + 1;
+    for (name, builder, expected) in cases {
+        let mut trainer = builder.build().unwrap();
+        let before = model_fingerprint(trainer.model()).unwrap();
+        let mut checkpoints = new(BATCH);
+        let error = checkpoints.resume(&mut trainer).unwrap_err();
+        assert!(
+            matches!(error, Error::CheckpointDiffers { .. }),
+            "{name}: {error}"
+        );
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+        assert!(
+            error.to_string().contains("step-0000000001"),
+            "{name}: {error}"
+        );
+        assert_eq!(trainer.next_step(), 0);
+        assert_eq!(model_fingerprint(trainer.model()).unwrap(), before);
+        // Nor does it write into the other run.
+        let error = checkpoints.save(&mut trainer, &()).unwrap_err();
+        assert!(error.to_string().contains("does not go on from"), "{error}");
+    }
+    let error = new(16)
+        .resume(&mut builder(SMALL).build().unwrap())
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("program.batch was 8 and is 16"),
+        "{error}"
+    );
+    println!("{count} other configurations refused by name");
+
+    let mut same = builder(SMALL).build().unwrap();
+    assert_eq!(new(BATCH).resume(&mut same).unwrap().unwrap().step, 1);
+    let error = new(BATCH).resume(&mut same).unwrap_err();
+    assert!(error.to_string().contains("has taken 1 steps"), "{error}");
+}
+
+#[test]
+fn a_log_that_lost_lines_is_not_gone_on_with() {
+    let scratch = tempfile::tempdir().unwrap();
+    run(scratch.path(), 10, 5, 3);
+    let path = scratch.path().join("log.jsonl");
+    fs::write(&path, "").unwrap();
+    let log = JsonLog::open(&path).unwrap();
+    let mut trainer = builder(SMALL).observer(log).build().unwrap();
+    let checkpoints = Checkpoints::new(scratch.path().join("checkpoints")).unwrap();
+    let mut checkpoints = checkpoints.setting("batch", &BATCH).unwrap();
+    let error = checkpoints.resume(&mut trainer).unwrap_err();
+    assert!(error.to_string().contains("log.jsonl"), "{error}");
+    assert_eq!(trainer.next_step(), 0);
+}
+
+#[test]
+fn of_two_writers_the_second_is_refused() {
+    let test = "of_two_writers_the_second_is_refused";
+    if let Some(folder) = victim() {
+        let error = Checkpoints::new(&folder).unwrap_err();
+        assert!(matches!(error, Error::CheckpointsInUse { .. }), "{error}");
+        assert!(
+            error.to_string().contains(folder.to_str().unwrap()),
+            "{error}"
+        );
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let first = Checkpoints::new(scratch.path()).unwrap();
+    // In the same process and in another one.
+    assert!(matches!(
+        Checkpoints::new(scratch.path()),
+        Err(Error::CheckpointsInUse { .. })
+    ));
+    assert_success(again(test, scratch.path()).output().unwrap());
+    drop(first);
+    Checkpoints::new(scratch.path()).unwrap();
+}
+
+fn assert_success(output: Output) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+}
+
+/// Goes on from the checkpoints in a folder, which cannot be written now: the error is typed and names the place, and the last
+/// checkpoint is there as before.
+fn save_fails(folder: &Path) -> Error {
+    let mut checkpoints = Checkpoints::new(folder).unwrap();
+    let mut trainer = builder(LARGE).build().unwrap();
+    assert_eq!(checkpoints.resume(&mut trainer).unwrap().unwrap().step, 8);
+    take_step(&mut trainer);
+    let error = checkpoints.save(&mut trainer, &()).unwrap_err();
+    let Error::Io { path, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(path.starts_with(folder), "{error}");
+    let latest = checkpoints.latest().unwrap().unwrap();
+    assert_eq!((latest.step, latest.passed_over.len()), (8, 0));
+    error
+}
+
+#[cfg(unix)]
+#[test]
+fn a_limit_on_the_size_of_files_leaves_the_last_checkpoint() {
+    if let Some(folder) = victim() {
+        let error = save_fails(&folder);
+        assert!(error.to_string().contains("writing"), "{error}");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    two_checkpoints(scratch.path());
+    let direct = again(
+        "a_limit_on_the_size_of_files_leaves_the_last_checkpoint",
+        scratch.path(),
+    );
+    // Files of 50 or 100 kB at most, by the shell; the signal that comes with it ignored.
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -f 100 && trap '' XFSZ && exec \"$0\" \"$@\""])
+        .arg(direct.get_program())
+        .args(direct.get_args())
+        .env(VICTIM, scratch.path());
+    assert_success(limited.output().unwrap());
+    // The disk has room again.
+    let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    let mut trainer = builder(LARGE).build().unwrap();
+    checkpoints.resume(&mut trainer).unwrap().unwrap();
+    take_step(&mut trainer);
+    checkpoints.save(&mut trainer, &()).unwrap();
+    assert_eq!(checkpoints.latest().unwrap().unwrap().step, 9);
+}
+
+/// A file system of its own, where mounting is permitted.
+#[cfg(target_os = "linux")]
+struct Mount(PathBuf);
+
+#[cfg(target_os = "linux")]
+impl Mount {
+    fn new(folder: &Path, size: &str) -> Option<Self> {
+        let options = format!("size={size}");
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
+        let mounted = command.arg(folder).output().ok()?.status.success();
+        mounted.then(|| Self(folder.into()))
+    }
+
+    fn remount(&self, options: &str) {
+        let options = format!("remount,{options}");
+        let mut command = Command::new("mount");
+        assert_success(
+            command
+                .args(["-o", &options])
+                .arg(&self.0)
+                .output()
+                .unwrap(),
+        );
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn places_that_cannot_be_written_are_named_and_a_full_disk_leaves_the_last_checkpoint() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut faults = 0;
+    let file = scratch.path().join("file");
+    fs::write(&file, "").unwrap();
+    let long = scratch.path().join("x".repeat(300));
+    let places = [
+        &file,
+        &file.join("below"),
+        &long,
+        Path::new("/proc/siss"),
+        Path::new("/sys/siss"),
+        Path::new("/dev/null"),
+    ];
+    for place in places {
+        let error = Checkpoints::new(place).unwrap_err();
+        let Error::Io { path, .. } = &error else {
+            panic!("{error}");
+        };
+        assert!(path.starts_with(place), "{error}");
+        assert!(
+            error.to_string().contains(place.to_str().unwrap()),
+            "{error}"
+        );
+        faults += 1;
+    }
+
+    let folder = scratch.path().join("mount");
+    fs::create_dir(&folder).unwrap();
+    let Some(mount) = Mount::new(&folder, "4m") else {
+        println!("{faults} faults; mounting is not permitted here, so no disk was filled");
+        return;
+    };
+    let checkpoints = folder.join("checkpoints");
+    let path = two_checkpoints(&checkpoints)[1].clone();
+    let used: u64 = tree(&path).values().map(|bytes| bytes.len() as u64).sum();
+    // Full at each of its files in turn.
+    for room in [0, 1, 4, 8].map(|part| part * used / 10) {
+        let free = (4 << 20) - 2 * used - 64 * 1024 - room;
+        fs::write(folder.join("ballast"), vec![1; free as usize]).unwrap();
+        let error = save_fails(&checkpoints).to_string();
+        assert!(error.contains("No space left"), "{error}");
+        faults += 1;
+    }
+    fs::remove_file(folder.join("ballast")).unwrap();
+    // Opened while it could be written.
+    let mut open = Checkpoints::new(&checkpoints).unwrap();
+    let mut trainer = builder(LARGE).build().unwrap();
+    open.resume(&mut trainer).unwrap().unwrap();
+    take_step(&mut trainer);
+    drop(open);
+    mount.remount("ro");
+    let error = Checkpoints::new(&checkpoints).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert!(error.to_string().contains("Read-only"), "{error}");
+    faults += 1;
+    mount.remount("rw");
+    assert_eq!(
+        Checkpoints::new(&checkpoints)
+            .unwrap()
+            .latest()
+            .unwrap()
+            .unwrap()
+            .step,
+        8
+    );
+    println!(
+        "{faults} faults, each a typed error with its path, the last checkpoint whole after each"
+    );
+}
