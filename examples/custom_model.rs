@@ -21,8 +21,9 @@ use siss::rand::RngExt;
 use siss::report::{Panel, Plot, Series};
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 use siss::{
-    DdpmScheduler, Denoiser, PairSampler, Scheduler, SchedulerExt, SissTrainer, StepReport, Stream,
-    TimestepSampling, keyed_rng, normal_noise,
+    Checkpoints, DdpmScheduler, Denoiser, JsonLog, PairSampler, Scheduler, SchedulerExt,
+    SissTrainer, StepReport, Stream, TimestepSampling, cut_log, keyed_rng, model_fingerprint,
+    normal_noise,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -35,7 +36,15 @@ struct Options {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
 
-    /// Folder for the picture.
+    /// Writes a checkpoint after every N steps of the unlearning into the output folder's `checkpoints`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_every: Option<u64>,
+
+    /// Goes on from the newest checkpoint, as if the run had not been ended; begins where there is none.
+    #[arg(long)]
+    resume: bool,
+
+    /// Folder for the picture and the log.
     #[arg(long, value_name = "DIR", default_value = "target/custom_model")]
     out: PathBuf,
 
@@ -66,7 +75,7 @@ fn run(options: &Options) -> Result<()> {
     let model = train(SoundNet::new(&device), &data, &scheduler, training_steps)?;
 
     let before = Measurement::of(&model, &data, &scheduler)?;
-    let (model, reports) = unlearn(model, &data, scheduler.clone(), options.steps)?;
+    let (model, reports) = unlearn(model, &data, scheduler.clone(), options)?;
     let after = Measurement::of(&model, &data, &scheduler)?;
 
     print_table(&before, &after);
@@ -81,22 +90,43 @@ fn unlearn(
     model: SoundNet,
     data: &Data,
     scheduler: DdpmScheduler,
-    steps: u64,
+    options: &Options,
 ) -> Result<(SoundNet, Vec<StepReport>)> {
+    let steps = options.steps;
+    let began_with = model_fingerprint(&model)?;
     let falling_rate = LinearLrSchedulerConfig::new(6e-4, 0.0, steps as usize);
+    let log = options.out.join("steps.jsonl");
     let mut trainer = SissTrainer::builder(model, scheduler)
         .learning_rate(falling_rate.init()?)
         .seed(SEED)
+        .observer(JsonLog::open(&log)?)
         .build()?;
     let pairs = PairSampler::new(data.tones.clone(), data.motif.clone(), SEED)?;
-    let mut reports = Vec::new();
-    for step in 0..steps {
-        let report = trainer.step(pairs.batch(step, 64)?)?;
-        if step % 20 == 0 {
+
+    let mut checkpoints = Checkpoints::new(options.out.join("checkpoints"))?
+        .setting("steps", &steps)?
+        .setting("model", &began_with)?
+        .setting("pairs", &pairs.fingerprint()?)?;
+    match options.resume {
+        false => drop(cut_log(&log, 0)?),
+        true => match checkpoints.resume(&mut trainer)? {
+            Some(resumed) => println!("unlearning: goes on at step {}", resumed.step),
+            None => println!("unlearning: no checkpoint to go on from"),
+        },
+    }
+    while trainer.next_step() < steps {
+        let report = trainer.step(pairs.batch(trainer.next_step(), 64)?)?;
+        if report.step.is_multiple_of(20) {
             println!("unlearning: {report}");
         }
-        reports.push(report);
+        let is_due = |every: u64| trainer.next_step().is_multiple_of(every);
+        if options.checkpoint_every.is_some_and(is_due) {
+            checkpoints.save(&mut trainer, &())?;
+        }
     }
+    let lines = cut_log(&log, steps)?;
+    let reports = lines.lines().map(serde_json::from_str);
+    let reports = reports.collect::<std::result::Result<_, _>>()?;
     Ok((trainer.into_model(), reports))
 }
 

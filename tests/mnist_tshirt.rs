@@ -123,3 +123,44 @@ fn the_target_is_predicted_and_steered_to() {
     let levels = std::fs::read_to_string(folder.path().join("levels.svg")).unwrap();
     assert!(levels.contains("predicted, without retraining"));
 }
+
+/// A run that was ended after its second step, in the middle of a line of its log, leaves what one that was not leaves:
+/// through the network, the steering and the kernels of the example.
+#[test]
+fn a_resumed_run_is_the_run() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = |folder: &str, more: &[&str]| {
+        let out = scratch.path().join(folder);
+        let budget = "test --steps 4 --batch 8 --samples 2 --heldout 16 --checkpoint-every 2 --out";
+        let arguments = budget.split(' ').chain([out.to_str().unwrap()]);
+        let arguments = arguments.chain(more.iter().copied());
+        job::run(options::Options::parse_from(arguments), &Quiet).map(|_| out)
+    };
+    let whole = run("whole", &[]).unwrap();
+    let ended = scratch.path().join("ended");
+    let checkpoint = "checkpoints/step-0000000002";
+    std::fs::create_dir_all(ended.join(checkpoint)).unwrap();
+    for file in std::fs::read_dir(whole.join(checkpoint)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), ended.join(checkpoint).join(file.file_name())).unwrap();
+    }
+    let log = std::fs::read(whole.join("metrics.jsonl")).unwrap();
+    std::fs::write(ended.join("metrics.jsonl"), &log[..log.len() - 100]).unwrap();
+
+    let error = run("ended", &[]).err().unwrap().to_string();
+    assert!(error.contains("--resume"), "{error}");
+    let error = run("ended", &["--resume", "--seed", "1"]).err().unwrap();
+    assert!(error.to_string().contains("seed was 0 and is 1"), "{error}");
+    run("ended", &["--resume"]).unwrap();
+    let files = [
+        "metrics.jsonl",
+        "curves.svg",
+        "model/config.json",
+        "model/diffusion_pytorch_model.safetensors",
+        "checkpoints/step-0000000004/manifest.json",
+    ];
+    for file in files {
+        let read = |folder: &std::path::Path| std::fs::read(folder.join(file)).unwrap();
+        assert!(read(&ended) == read(&whole), "{file} differs");
+    }
+}

@@ -5,5 +5,6 @@ pub mod curves;
 pub mod page;
 pub mod probe;
 pub mod progress;
+pub mod resume;
 pub mod run;
 pub mod target;

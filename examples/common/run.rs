@@ -1,27 +1,29 @@
 //! The steps of an unlearning, logged, with a look at the model now and then.
 
 use std::error::Error;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use siss::burn::module::Module;
 use siss::models::UNet2d;
-use siss::{Diagnosis, Finding, Observer, PairSampler, SissTrainer, StepReport};
+use siss::{
+    Checkpoints, Diagnosis, Finding, Observer, PairSampler, SissTrainer, StepReport, cut_log,
+};
 
 use crate::common::progress::Progress;
+use crate::common::resume::Checkpointing;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// A line of `metrics.jsonl`.
-#[derive(Debug, Clone, Serialize)]
+/// A line of `metrics.jsonl`. No time is in it: a run that was resumed leaves the same lines.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepRecord<A> {
     #[serde(flatten)]
     pub report: StepReport,
-    /// Seconds since the first step began, measurements along the way left out.
-    pub seconds: f64,
     /// Measured now and then, after the step.
     #[serde(flatten)]
     pub along: Option<A>,
@@ -32,6 +34,8 @@ pub struct Unlearned<A> {
     pub model: UNet2d,
     pub records: Vec<StepRecord<A>>,
     pub findings: Vec<Finding>,
+    /// Of the steps alone, as far as they were taken by this process.
+    pub seconds: f64,
 }
 
 impl<A> Unlearned<A> {
@@ -43,11 +47,6 @@ impl<A> Unlearned<A> {
             .map(|record| record.report.rows_per_sample());
         rows.sum::<f64>() / self.records.len().max(1) as f64
     }
-
-    /// Of the steps alone.
-    pub fn seconds(&self) -> f64 {
-        self.records.last().map_or(0.0, |record| record.seconds)
-    }
 }
 
 /// How many steps there are, of how many pairs, and how often the model is looked at.
@@ -58,52 +57,105 @@ pub struct Plan {
     pub looks: usize,
 }
 
-/// Takes the steps and writes `metrics.jsonl` into `out`. `look` measures the plain model; `took` is told the seconds of
-/// each step.
-pub fn unlearn<A: Serialize>(
-    mut trainer: SissTrainer<UNet2d, 4>,
-    pairs: &PairSampler<4>,
+/// An unlearning that has been set up, or resumed, and has steps to take.
+pub struct Run<'a, A> {
+    trainer: SissTrainer<UNet2d, 4>,
+    pairs: &'a PairSampler<4>,
     plan: Plan,
-    out: &Path,
-    progress: &dyn Progress,
-    look: impl Fn(&UNet2d) -> siss::Result<A>,
-    mut took: impl FnMut(f64),
-) -> Result<Unlearned<A>> {
-    let Plan {
-        steps,
-        batch,
-        looks,
-    } = plan;
-    let mut log = BufWriter::new(File::create(out.join("metrics.jsonl"))?);
-    let mut diagnosis = Diagnosis::default();
-    let mut records = Vec::new();
-    let mut seconds = 0.0;
-    let every = steps.div_ceil(looks);
-    for step in 0..steps {
-        let began = Instant::now();
-        let report = trainer.step(pairs.batch(step as u64, batch)?)?;
-        let step_seconds = began.elapsed().as_secs_f64();
-        seconds += step_seconds;
-        took(step_seconds);
-        progress.step(&report, steps);
-        diagnosis.observe(&report)?;
+    progress: &'a dyn Progress,
+    checkpointing: &'a Checkpointing,
+    checkpoints: Option<Checkpoints>,
+    log: File,
+    records: Vec<StepRecord<A>>,
+    diagnosis: Diagnosis,
+}
 
-        let is_look = (step + 1) % every == 0 || step + 1 == steps;
-        let along = is_look
-            .then(|| look(&trainer.model().valid()))
-            .transpose()?;
-        let record = StepRecord {
-            report,
-            seconds,
-            along,
-        };
-        writeln!(log, "{}", serde_json::to_string(&record)?)?;
-        log.flush()?;
-        records.push(record);
+impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
+    /// Opens `metrics.jsonl` and the checkpoints in `out`. What forbids a run to be resumed is found here.
+    pub fn begin(
+        mut trainer: SissTrainer<UNet2d, 4>,
+        pairs: &'a PairSampler<4>,
+        plan: Plan,
+        checkpointing: &'a Checkpointing,
+        out: &Path,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let amount = [plan.steps, plan.batch];
+        let folder = out.join("checkpoints");
+        let say = |line: &str| progress.say(line);
+        let checkpoints = checkpointing.begin(&mut trainer, pairs, amount, &folder, say)?;
+
+        let path = out.join("metrics.jsonl");
+        let lines = cut_log(&path, trainer.next_step())?;
+        let records = lines.lines().map(serde_json::from_str);
+        let records: Vec<StepRecord<A>> = records.collect::<std::result::Result<_, _>>()?;
+        let mut diagnosis = Diagnosis::default();
+        for record in &records {
+            diagnosis.observe(&record.report)?;
+        }
+        Ok(Self {
+            log: OpenOptions::new().append(true).create(true).open(path)?,
+            trainer,
+            pairs,
+            plan,
+            progress,
+            checkpointing,
+            checkpoints,
+            records,
+            diagnosis,
+        })
     }
-    Ok(Unlearned {
-        model: trainer.into_model(),
-        records,
-        findings: diagnosis.findings().to_vec(),
-    })
+
+    /// Takes the steps. `look` measures the plain model; `took` is told the seconds of each step.
+    pub fn finish(
+        mut self,
+        look: impl Fn(&UNet2d) -> siss::Result<A>,
+        mut took: impl FnMut(f64),
+    ) -> Result<Unlearned<A>> {
+        let Plan {
+            steps,
+            batch,
+            looks,
+        } = self.plan;
+        let every = steps.div_ceil(looks) as u64;
+        let steps = steps as u64;
+        let mut seconds = 0.0;
+        while self.trainer.next_step() < steps {
+            let began = Instant::now();
+            let batch = self.pairs.batch(self.trainer.next_step(), batch)?;
+            let report = self.trainer.step(batch)?;
+            let step_seconds = began.elapsed().as_secs_f64();
+            seconds += step_seconds;
+            took(step_seconds);
+            self.progress.step(&report, self.plan.steps);
+            self.diagnosis.observe(&report)?;
+
+            let taken = self.trainer.next_step();
+            let is_look = taken.is_multiple_of(every) || taken == steps;
+            let along = is_look
+                .then(|| look(&self.trainer.model().valid()))
+                .transpose()?;
+            let record = StepRecord { report, along };
+            writeln!(self.log, "{}", serde_json::to_string(&record)?)?;
+            self.records.push(record);
+            if self.checkpointing.is_due(taken, steps) {
+                self.save()?;
+            }
+        }
+        Ok(Unlearned {
+            model: self.trainer.into_model(),
+            records: self.records,
+            findings: self.diagnosis.findings().to_vec(),
+            seconds,
+        })
+    }
+
+    fn save(&mut self) -> Result<()> {
+        if let Some(checkpoints) = &mut self.checkpoints {
+            // The log must not be shorter than the checkpoint says.
+            self.log.sync_all()?;
+            checkpoints.save(&mut self.trainer, &())?;
+        }
+        Ok(())
+    }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
@@ -17,7 +17,7 @@ use siss::{
 use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
 use crate::common::probe::{ByTimestep, Probe};
 use crate::common::progress::Progress;
-use crate::common::run::{self, Plan, Unlearned};
+use crate::common::run::{Plan, Run, Unlearned};
 use crate::common::target::{Target, predict};
 use crate::data;
 use crate::evaluate::{CHUNKS, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
@@ -27,13 +27,13 @@ use crate::pictures;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The distance of the denoised T-shirt and its losses are measured this many times along the way.
-const CHECKPOINTS: usize = 15;
+const LOOKS: usize = 15;
 /// Denoised copies and noises of each of those measurements.
 const CURVE_COPIES: usize = 4;
 const CURVE_NOISES: usize = 16;
 
 /// What is measured now and then between steps.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Along {
     pub tshirt_denoise_l2: f64,
     pub tshirt_loss: ByTimestep,
@@ -56,7 +56,7 @@ pub struct Summary {
     pub steps: usize,
     /// Of the whole job.
     pub seconds: f64,
-    /// Of the unlearning alone.
+    /// Of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
     pub device: String,
 }
@@ -234,8 +234,10 @@ impl Job {
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     let job = Job::prepare(options, progress)?;
+    let pairs = job.pairs(job.options.seed);
+    let run = begin(&job, &pairs, progress)?;
     let before = job.examiner.evaluate(&job.model, "before", progress)?;
-    let unlearned = unlearn(&job, progress)?;
+    let unlearned = unlearn(&job, run)?;
     let after = job.examiner.evaluate(&unlearned.model, "after", progress)?;
 
     progress.phase("writing");
@@ -250,7 +252,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         predicted: job.predicted,
         rows_per_sample: unlearned.rows_per_sample(),
         steps: unlearned.records.len(),
-        unlearning_seconds: unlearned.seconds(),
+        unlearning_seconds: unlearned.seconds,
         findings: unlearned.findings,
         seconds: started.elapsed().as_secs_f64(),
         device: job.options.device.to_string(),
@@ -264,14 +266,26 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     Ok(summary)
 }
 
-fn unlearn(job: &Job, progress: &dyn Progress) -> Result<Unlearned<Along>> {
+/// The run, set up or resumed.
+fn begin<'a>(
+    job: &'a Job,
+    pairs: &'a PairSampler<4>,
+    progress: &'a dyn Progress,
+) -> Result<Run<'a, Along>> {
     let Options { method, seed, .. } = job.options;
     let trainer = job.trainer(method, seed, job.levels.as_ref())?;
     let plan = Plan {
         steps: job.settings.steps,
         batch: job.settings.batch,
-        looks: CHECKPOINTS,
+        looks: LOOKS,
     };
+    let Options {
+        checkpointing, out, ..
+    } = &job.options;
+    Run::begin(trainer, pairs, plan, checkpointing, out, progress)
+}
+
+fn unlearn(job: &Job, run: Run<Along>) -> Result<Unlearned<Along>> {
     let look = |model: &UNet2d| {
         let denoised = job.examiner.denoise(model, CURVE_COPIES)?;
         Ok(Along {
@@ -279,6 +293,5 @@ fn unlearn(job: &Job, progress: &dyn Progress) -> Result<Unlearned<Along>> {
             tshirt_loss: job.examiner.tshirt_loss(model, CURVE_NOISES, &TIMESTEPS)?,
         })
     };
-    let out = &job.options.out;
-    run::unlearn(trainer, &job.pairs(seed), plan, out, progress, look, |_| {})
+    run.finish(look, |_| {})
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use siss::backend::DeviceSpec;
 use siss::{ClipperSpec, Method, TimestepSampling};
 
+use crate::common::resume::Checkpointing;
 use crate::common::target::{Target, parse_method};
 use crate::data::ASSETS;
 
@@ -97,6 +98,10 @@ pub struct Options {
     /// Folder for everything that is written.
     #[arg(long, value_name = "DIR", default_value = "target/mnist_tshirt")]
     pub out: PathBuf,
+
+    #[command(flatten)]
+    #[serde(skip)]
+    pub checkpointing: Checkpointing,
 
     /// Folder of the digits, the T-shirt and the bundled models.
     #[arg(long, value_name = "DIR", default_value = ASSETS, hide = true)]

@@ -1,6 +1,6 @@
 //! What a model makes of the forgotten images, and of images it is not trained on.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
@@ -59,7 +59,7 @@ pub struct ImageLoss {
 }
 
 /// Losses along the way.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Along {
     pub forget_loss: ByTimestep,
     pub control_loss: ByTimestep,

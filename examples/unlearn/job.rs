@@ -18,7 +18,7 @@ use crate::checks;
 use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
 use crate::common::probe::{Chunks, Probe};
 use crate::common::progress::Progress;
-use crate::common::run::{self, Plan};
+use crate::common::run::{Plan, Run};
 use crate::common::target::{Target, predict};
 use crate::data::Data;
 use crate::evaluate::{Evaluated, Evaluation, Examiner, ImageLoss};
@@ -30,7 +30,7 @@ use crate::resources::{self, Forecast};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Losses are measured this many times along the way.
-const CHECKPOINTS: usize = 10;
+const LOOKS: usize = 10;
 /// Smaller images leave the cores idle, so chunks of them run side by side.
 const SMALL_PIXELS: usize = 64 * 64;
 
@@ -55,7 +55,7 @@ pub struct Summary {
     pub steps: usize,
     /// Of the whole job.
     pub seconds: f64,
-    /// Of the unlearning alone.
+    /// Of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
     /// Of the process, where the system tells it.
     pub peak_memory_bytes: Option<u64>,
@@ -160,23 +160,26 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         model.scheduler.num_timesteps,
     )?;
 
+    let plan = Plan {
+        steps: options.steps,
+        batch: options.batch,
+        looks: LOOKS,
+    };
+    let (out, checkpointing) = (&options.out, &options.checkpointing);
+    let run = Run::begin(trainer, &pairs, plan, checkpointing, out, progress)?;
+
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
     let mut forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
     let start = examiner.look(&unet)?;
     drop(unet);
-    let plan = Plan {
-        steps: options.steps,
-        batch: options.batch,
-        looks: CHECKPOINTS,
-    };
     let look = |model: &UNet2d| examiner.look(model);
     let took = |seconds| {
         if let Some(line) = forecast.after_step(seconds) {
             progress.say(&line);
         }
     };
-    let unlearned = run::unlearn(trainer, &pairs, plan, &options.out, progress, look, took)?;
+    let unlearned = run.finish(look, took)?;
 
     // First of all: what follows takes time and may fail.
     progress.phase("writing");
@@ -202,7 +205,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         timesteps: examiner.timesteps,
         steps: unlearned.records.len(),
         seconds: started.elapsed().as_secs_f64(),
-        unlearning_seconds: unlearned.seconds(),
+        unlearning_seconds: unlearned.seconds,
         findings: unlearned.findings,
         peak_memory_bytes: resources::peak_memory(),
         model,

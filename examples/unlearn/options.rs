@@ -7,6 +7,7 @@ use serde::Serialize;
 use siss::backend::DeviceSpec;
 use siss::{ClipperSpec, Method};
 
+use crate::common::resume::Checkpointing;
 use crate::common::target::{Target, parse_method};
 use crate::images::Format;
 
@@ -86,6 +87,10 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip)]
     pub threads: Option<usize>,
+
+    #[command(flatten)]
+    #[serde(skip)]
+    pub checkpointing: Checkpointing,
 }
 
 /// From this many parameters on a model is large: it takes a lower rate, and sampling is dear.
