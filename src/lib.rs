@@ -72,6 +72,7 @@
 //!
 //! - The draws of a step follow from (seed, step): the same on every device and for every micro-batch size.
 //! - A step with a number that is not finite changes nothing and says so.
+//! - A run that is killed and resumed from its [`Checkpoints`] is, on the CPU, the run that was not, byte for byte.
 //! - The library does not panic on input and does not print. An [`Error`] names the value and the remedy.
 //!
 //! What it does not promise is legal sufficiency: unlearning is evidence of forgetting, not a proof of erasure.
@@ -147,7 +148,7 @@ pub use rand;
 pub use batch::{PairSampler, Pairs, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
 pub use checkpoint::{
-    Checkpoints, Found, PassedOver, Resumed, SettingDifference, model_fingerprint,
+    Checkpoint, Checkpoints, PassedOver, Resumed, SettingDifference, model_fingerprint,
 };
 pub use clipper::{
     Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,

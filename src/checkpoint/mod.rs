@@ -82,7 +82,7 @@ pub struct Checkpoints {
 
 /// A checkpoint that was found to be whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct Checkpoint {
     /// Number of the step that comes next.
     pub step: u64,
     /// Its folder.
@@ -162,16 +162,16 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`Error::NoUsableCheckpoint`] if there are some and none is whole; [`Error::Io`] if the folder cannot be read.
-    pub fn latest(&self) -> Result<Option<Found>> {
+    pub fn latest(&self) -> Result<Option<Checkpoint>> {
         Ok(self.find()?.map(|(_, found)| found))
     }
 
-    fn find(&self) -> Result<Option<(Manifest, Found)>> {
+    fn find(&self) -> Result<Option<(Manifest, Checkpoint)>> {
         let mut passed_over = Vec::new();
         for Candidate { step, path } in self.store.candidates()? {
             let reason = match Manifest::verify(&path) {
                 Ok(manifest) if manifest.step == step => {
-                    let found = Found {
+                    let found = Checkpoint {
                         step,
                         path,
                         passed_over,
