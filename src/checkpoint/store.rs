@@ -19,7 +19,14 @@ const REPLACED: &str = ".old";
 #[derive(Debug)]
 pub(super) struct Store {
     folder: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Closing is not enough while a process that another thread has just started still holds a copy of the handle.
+        let _ = self.lock.unlock();
+    }
 }
 
 /// A folder that has the name of a checkpoint.
@@ -45,10 +52,7 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(Error::CheckpointsInUse { folder }),
             Err(TryLockError::Error(source)) => return Err(Error::io("locking", path)(source)),
         }
-        let store = Self {
-            folder,
-            _lock: lock,
-        };
+        let store = Self { folder, lock };
         sync_folder(&store.folder)?;
         let parent = store
             .folder
