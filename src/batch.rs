@@ -156,16 +156,22 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
 /// [`Error::NonFiniteData`] names the first NaN or infinity.
 pub(crate) fn check_finite<const D: usize>(points: &Tensor<D>, side: Side) -> Result<()> {
     let values = read_f32(points.clone(), "the data")?;
-    check_finite_values(&values, points.dims()[0], side)
+    check_finite_values(&values, 0, points.dims()[0], side)
 }
 
-fn check_finite_values(values: &[f32], rows: usize, side: Side) -> Result<()> {
+/// The same for the values of `rows` rows from row `first` on.
+pub(crate) fn check_finite_values(
+    values: &[f32],
+    first: usize,
+    rows: usize,
+    side: Side,
+) -> Result<()> {
     let elements = values.len() / rows.max(1);
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => Err(Error::NonFiniteData {
             side,
-            row: index / elements.max(1),
+            row: first + index / elements.max(1),
             value: values[index],
         }),
     }
@@ -194,7 +200,8 @@ pub struct PairSampler<const D: usize> {
 impl<const D: usize> PairSampler<D> {
     /// A sampler over two data sets held as tensors; batches come on their device.
     ///
-    /// Reads both sets once, to compare their contents.
+    /// Reads both sets once, to compare their contents. Points that are almost the same are legal here:
+    /// [`DataCheck`](crate::DataCheck) finds them.
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`, the data without the forgotten points; `forget`: `[k, …]`
@@ -222,8 +229,8 @@ impl<const D: usize> PairSampler<D> {
         let (retain, forget) = (to_f32(retain.inner()), to_f32(forget.inner()));
         let retain_values = read_f32(retain.clone(), "the data")?;
         let forget_values = read_f32(forget.clone(), "the data")?;
-        check_finite_values(&retain_values, retain.dims()[0], Side::Retain)?;
-        check_finite_values(&forget_values, forget.dims()[0], Side::Forget)?;
+        check_finite_values(&retain_values, 0, retain.dims()[0], Side::Retain)?;
+        check_finite_values(&forget_values, 0, forget.dims()[0], Side::Forget)?;
         let elements = retain.dims()[1..].iter().product();
         refuse_common_points(&retain_values, &forget_values, elements)?;
         Ok(Self {

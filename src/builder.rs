@@ -36,6 +36,7 @@ use crate::trainer::SissTrainer;
 /// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
 /// | `ema_decay` | none | decay of a moving average of the weights | 0 to below 1 |
 /// | `gradient_checkpointing` | false | less memory for more time | |
+/// | `max_skipped_steps` | 10 | so many steps in a row that are not finite end the run | ≥ 1 |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainerConfig {
@@ -55,6 +56,8 @@ pub struct TrainerConfig {
     pub ema_decay: Option<f64>,
     /// Whether cheap operations are computed again in the backward pass instead of stored.
     pub gradient_checkpointing: bool,
+    /// Steps in a row without a finite loss and gradient after which a step is an error.
+    pub max_skipped_steps: u64,
 }
 
 impl Default for TrainerConfig {
@@ -68,6 +71,7 @@ impl Default for TrainerConfig {
             max_grad_norm: Some(1.0),
             ema_decay: None,
             gradient_checkpointing: false,
+            max_skipped_steps: 10,
         }
     }
 }
@@ -248,6 +252,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
+    /// A step that is not finite changes nothing; this many in a row are an error
+    /// ([`Error::TooManySkippedSteps`]), for the run will not recover by itself.
+    pub fn max_skipped_steps(mut self, steps: u64) -> Self {
+        self.config.max_skipped_steps = steps;
+        self
+    }
+
     /// Trains the parameters of a group alone. Paths are the names of the model's fields joined by dots, and a group
     /// matches them by a piece, by a regular expression or by the whole:
     ///
@@ -326,6 +337,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             observers: self.observers,
             config: self.config,
             step: 0,
+            skipped_in_a_row: 0,
             model_is_checked: false,
         })
     }
@@ -358,6 +370,13 @@ fn check_config(config: &TrainerConfig) -> Result<()> {
     if let Some(rows) = config.micro_batch_size {
         check_range("micro_batch_size", rows as f64, rows >= 1, "at least 1")?;
     }
+    let skipped = config.max_skipped_steps;
+    check_range(
+        "max_skipped_steps",
+        skipped as f64,
+        skipped >= 1,
+        "at least 1",
+    )?;
     Ok(())
 }
 

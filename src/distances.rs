@@ -12,14 +12,21 @@ const CHUNK_ELEMENTS: usize = 1 << 18;
 /// # Shapes
 /// - `set`: `[n, …]`, not empty; `point`: `[1, …]`; the result: `[n]`
 pub(crate) fn squared_distances<const D: usize>(set: &Tensor<D>, point: &Tensor<D>) -> Tensor<1> {
+    let parts = chunks(set).map(|(_, part)| squared_norms(part - point.clone()));
+    Tensor::cat(parts.collect(), 0)
+}
+
+/// A set in parts of a few rows: the number of the first, and the rows.
+pub(crate) fn chunks<const D: usize>(
+    set: &Tensor<D>,
+) -> impl Iterator<Item = (usize, Tensor<D>)> + '_ {
     let count = set.dims()[0];
     let elements: usize = set.dims()[1..].iter().product();
     let chunk = (CHUNK_ELEMENTS / elements.max(1)).max(1);
-    let parts = (0..count).step_by(chunk).map(|first| {
-        let part = set.clone().narrow(0, first, chunk.min(count - first));
-        squared_norms(part - point.clone())
-    });
-    Tensor::cat(parts.collect(), 0)
+    (0..count).step_by(chunk).map(move |first| {
+        let rows = chunk.min(count - first);
+        (first, set.clone().narrow(0, first, rows))
+    })
 }
 
 #[cfg(test)]

@@ -30,8 +30,9 @@ impl std::fmt::Display for Side {
 /// Everything that can go wrong, with the value that was wrong and what to do about it.
 ///
 /// An error leaves the object that returned it as it was: a trainer whose `step` fails still holds
-/// the model and the optimiser state of the step before. The exception is [`Error::Observer`], which
-/// comes after the step.
+/// the model and the optimiser state of the step before. The exceptions are [`Error::Observer`] and
+/// [`Error::TooManySkippedSteps`], which come after the step, and an optimiser that makes parameters NaN
+/// ([`Error::NonFiniteParameter`]), whose state is its own.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -139,6 +140,30 @@ pub enum Error {
         "the model has no trainable parameter; call `Module::unfreeze` on it, or on the part to train"
     )]
     NoTrainableParameters,
+
+    /// A parameter of the model holds NaN or an infinity: before the first step, or because the optimiser would have
+    /// made it so. The trainer keeps the model of the step before; in the second case its optimiser has moved on.
+    #[error("parameter `{parameter}` {cause}; {remedy}")]
+    NonFiniteParameter {
+        /// Where in the model it is.
+        parameter: String,
+        /// When it was found.
+        cause: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// Too many steps in a row had a loss or a gradient that is not finite. The last of them has been counted and
+    /// observed; model and optimiser are as before them.
+    #[error(
+        "{steps} steps in a row changed nothing: {evidence}; lower the learning rate or max_grad_norm, train in f32 or bf16 rather than f16, and check the model's output for NaN"
+    )]
+    TooManySkippedSteps {
+        /// How many.
+        steps: u64,
+        /// The number of the last step that is not finite.
+        evidence: String,
+    },
 
     /// Two forwards of the same input differ: the model has active dropout or other noise.
     #[error(

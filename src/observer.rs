@@ -125,6 +125,8 @@ pub enum Symptom {
     DegenerateWeights,
     /// Steps are skipped for numbers that are not finite.
     SkippedSteps,
+    /// Trained parameters that no gradient reaches.
+    UntouchedParameters,
 }
 
 /// A symptom, when it was first seen, and what to do.
@@ -306,6 +308,19 @@ impl Diagnosis {
         }
     }
 
+    fn look_at_parameters(&mut self, report: &StepReport) {
+        let Some(first) = report.without_gradient.first() else {
+            return;
+        };
+        let count = report.without_gradient.len();
+        self.find(
+            report,
+            Symptom::UntouchedParameters,
+            format!("no gradient reaches {count} of the trained parameters, `{first}` among them"),
+            "they stay as they are: use their layers in `predict`, or freeze them if that is meant",
+        );
+    }
+
     fn look_at_weights(&mut self, report: &StepReport) {
         let share = report
             .forget
@@ -330,6 +345,7 @@ fn run_length(before: usize, goes_on: bool) -> usize {
 
 impl Observer for Diagnosis {
     fn observe(&mut self, report: &StepReport) -> Result<()> {
+        self.look_at_parameters(report);
         let skipped = report.outcome == StepOutcome::SkippedNonFinite;
         self.skipped = run_length(self.skipped, skipped);
         if skipped {
@@ -433,6 +449,7 @@ mod tests {
             combined_norm: 1.0,
             clip_factor: 1.0,
             learning_rate: 1e-4,
+            without_gradient: Vec::new(),
         }
     }
 
@@ -503,6 +520,15 @@ mod tests {
             report
         });
         assert_eq!(symptoms(skipped), [Symptom::SkippedSteps]);
+
+        let untouched = (0..100).map(|step| {
+            let mut report = report(step, 0.03, rising(step));
+            if step == 0 {
+                report.without_gradient = vec!["first.bias".into()];
+            }
+            report
+        });
+        assert_eq!(symptoms(untouched), [Symptom::UntouchedParameters]);
     }
 
     #[test]

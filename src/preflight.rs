@@ -10,8 +10,9 @@ use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Error, Result, Side};
 use crate::host::{read_f32, to_f32, vector};
 use crate::loss::LossTerm;
+use crate::parameters::non_finite_parameter;
 
-/// Refuses a model without trainable parameters, with one that is held twice, with active dropout or with active batch normalisation.
+/// Refuses a model without trainable parameters, with one that is not finite or held twice, with active dropout or with active batch normalisation.
 ///
 /// Layers are recognised by their training flags, and by what they do: rows of `term` are run several times, and once
 /// without their neighbour. A network whose last layer is zero hides what it does.
@@ -23,6 +24,13 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     let layers = TrainingLayers::of(model);
     if !layers.has_trainable_parameter {
         return Err(Error::NoTrainableParameters);
+    }
+    if let Some(parameter) = non_finite_parameter(model)? {
+        return Err(Error::NonFiniteParameter {
+            parameter,
+            cause: "contains NaN or an infinity before the first step",
+            remedy: "load the model again, from files that are whole",
+        });
     }
     if let Some((first, again)) = &layers.shared {
         return Err(Error::InvalidSetting {

@@ -52,6 +52,10 @@ pub struct StepReport {
     pub clip_factor: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
+    /// The trained parameters to which neither side gave a gradient, by their places in the model: looked for in step 0, and
+    /// empty in the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_gradient: Vec<String>,
 }
 
 /// One side of a step.
@@ -154,6 +158,25 @@ impl StepReport {
         let rows = |term: &Option<TermReport>| term.as_ref().map_or(0, |term| term.rows);
         (rows(&self.retain) + rows(&self.forget)) as f64 / self.batch_size as f64
     }
+
+    /// The first number of a skipped step that is not finite, in words.
+    pub(crate) fn not_finite(&self) -> String {
+        let loss = |term: &Option<TermReport>| term.as_ref().map_or(0.0, |term| term.loss);
+        let numbers = [
+            ("the retain loss", loss(&self.retain)),
+            ("the forget loss", loss(&self.forget)),
+            ("the retain gradient's norm", self.norms.retain),
+            ("the forget gradient's norm", self.norms.forget),
+            (
+                "the inner product of the gradients",
+                self.norms.inner_product,
+            ),
+        ];
+        match numbers.iter().find(|(_, value)| !value.is_finite()) {
+            Some((name, value)) => format!("{name} is {value}"),
+            None => "the clipper's scales are not finite".into(),
+        }
+    }
 }
 
 impl fmt::Display for StepReport {
@@ -178,7 +201,7 @@ impl fmt::Display for StepReport {
             write!(formatter, "  steering {steering:+.3}")?;
         }
         if self.outcome == StepOutcome::SkippedNonFinite {
-            write!(formatter, "  SKIPPED: a loss or gradient is not finite")?;
+            write!(formatter, "  SKIPPED: {}", self.not_finite())?;
         }
         Ok(())
     }

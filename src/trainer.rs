@@ -16,6 +16,7 @@ use crate::learning_rate::LearningRate;
 use crate::loss::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::mixture::MixtureSampler;
 use crate::observer::Observer;
+use crate::parameters::{non_finite_parameter, without_gradient};
 use crate::preflight::check_model;
 use crate::scheduler::Scheduler;
 use crate::steering::Steering;
@@ -69,6 +70,7 @@ pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     pub(crate) observers: Vec<Box<dyn Observer>>,
     pub(crate) config: TrainerConfig,
     pub(crate) step: u64,
+    pub(crate) skipped_in_a_row: u64,
     pub(crate) model_is_checked: bool,
     /// As the parts were when the trainer was built: what a checkpoint must agree with.
     pub(crate) settings: Settings,
@@ -109,8 +111,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) for a batch with NaN or infinities, [`Error::InvalidSetting`](crate::Error::InvalidSetting) for one on another
     /// device, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the model's output has another shape than its input, and what the model's
     /// [`check_input`](Denoiser::check_input) refuses. In the first step [`Error::NoTrainableParameters`](crate::Error::NoTrainableParameters),
-    /// [`Error::StochasticModel`](crate::Error::StochasticModel), [`Error::BatchDependentModel`](crate::Error::BatchDependentModel) for a model that cannot be trained so.
-    /// [`Error::Observer`](crate::Error::Observer) after the step. Model and optimiser are as before but for the last.
+    /// [`Error::StochasticModel`](crate::Error::StochasticModel), [`Error::BatchDependentModel`](crate::Error::BatchDependentModel) for a model that cannot be trained so;
+    /// [`Error::NonFiniteParameter`](crate::Error::NonFiniteParameter) for one with NaN, and in any step if the optimiser would make it so. After the step
+    /// [`Error::TooManySkippedSteps`](crate::Error::TooManySkippedSteps) and [`Error::Observer`](crate::Error::Observer). The model is as before but for the last.
     pub fn step(&mut self, batch: UnlearningBatch<D, M::Condition>) -> Result<StepReport> {
         let draws = self.draw(&batch)?;
         self.step_with(&batch, &draws)
@@ -166,6 +169,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let coefficients = self.coefficients(&measured)?;
         let combined_norm = measured.norms.combined(coefficients.unwrap_or_default());
         let is_applied = coefficients.is_some() && combined_norm.is_finite();
+        let without_gradient = self.without_gradient(&retain, &forget);
         let report = StepReport {
             step: self.step,
             outcome: StepOutcome::of(is_applied),
@@ -182,6 +186,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             combined_norm,
             clip_factor: self.clip_factor(combined_norm),
             learning_rate: self.learning_rate.at(self.step)?.base(),
+            without_gradient,
         };
         Ok(StepGradients {
             retain: retain.gradients,
@@ -194,7 +199,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// observers.
     ///
     /// # Errors
-    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) if the batch is to blame for a number that is not finite; [`Error::Observer`](crate::Error::Observer).
+    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) if the batch is to blame for a number that is not finite;
+    /// [`Error::NonFiniteParameter`](crate::Error::NonFiniteParameter) if the optimiser would make a parameter NaN. After the
+    /// step: [`Error::Observer`](crate::Error::Observer); [`Error::TooManySkippedSteps`](crate::Error::TooManySkippedSteps).
     pub fn apply(
         &mut self,
         gradients: StepGradients,
@@ -202,16 +209,14 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     ) -> Result<StepReport> {
         let report = gradients.report.clone();
         match report.outcome {
-            StepOutcome::SkippedNonFinite => batch.check_finite()?,
+            StepOutcome::SkippedNonFinite => {
+                batch.check_finite()?;
+                self.skipped_in_a_row += 1;
+            }
             StepOutcome::Applied => {
                 let combined = gradients.combine(&self.model, report.clip_factor);
-                // A clone shares the parameters: should the optimiser panic, the trainer still holds its model.
-                let model = self.model.clone();
-                let rates = self.learning_rate.at(self.step)?.clone();
-                self.model = self.optimizer.0.step(rates, model, combined);
-                if let Some(ema) = &mut self.ema {
-                    ema.update(&self.model);
-                }
+                self.optimise(combined)?;
+                self.skipped_in_a_row = 0;
             }
         }
         self.step += 1;
@@ -221,7 +226,32 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             .map(|observer| observer.observe(&report));
         // Every observer sees the step; the first failure is returned.
         observed.fold(Ok(()), Result::and)?;
+        if self.skipped_in_a_row >= self.config.max_skipped_steps {
+            return Err(Error::TooManySkippedSteps {
+                steps: self.skipped_in_a_row,
+                evidence: report.not_finite(),
+            });
+        }
         Ok(report)
+    }
+
+    /// Takes the optimiser's step, unless it makes a parameter NaN or infinite.
+    fn optimise(&mut self, combined: GradientsParams) -> Result<()> {
+        let rates = self.learning_rate.at(self.step)?.clone();
+        // A clone shares the parameters: should the optimiser panic or go astray, the trainer still holds its model.
+        let model = self.optimizer.0.step(rates, self.model.clone(), combined);
+        if let Some(parameter) = non_finite_parameter(&model)? {
+            return Err(Error::NonFiniteParameter {
+                parameter,
+                cause: "became NaN or infinite in the optimiser, whose step was not taken",
+                remedy: "build a new trainer from this model, for the optimiser's state is spoilt: with a lower learning rate, with parameters in f32, or with a larger epsilon for those in f16",
+            });
+        }
+        self.model = model;
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.model);
+        }
+        Ok(())
     }
 
     fn terms(
@@ -259,6 +289,15 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             steering: steering.map(|steering| (steering, batch.forget_ids())),
         };
         side_gradient(&self.model, &inputs, micro_batch)
+    }
+
+    /// The trained parameters that the run's first step does not reach.
+    fn without_gradient(&self, retain: &SideGradient, forget: &SideGradient) -> Vec<String> {
+        let (retain, forget) = (&retain.gradients, &forget.gradients);
+        if self.step > 0 || (retain.is_empty() && forget.is_empty()) {
+            return Vec::new();
+        }
+        without_gradient(&self.model, retain, forget)
     }
 
     /// The clipper's coefficients, or `None` where a number is not finite.

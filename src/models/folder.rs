@@ -2,6 +2,7 @@
 
 #[cfg(feature = "pytorch")]
 mod pickled;
+mod safe;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::store::burn_pack::{self, AtomicFile};
 use burn::store::{
-    ApplyError, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot, ModuleStore,
+    ApplyError, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot,
     PyTorchToBurnAdapter, SafetensorsStore, SafetensorsStoreError,
 };
 use burn::tensor::{DType, Shape, Tensor};
@@ -100,20 +101,8 @@ fn stored_tensors(folder: &Path) -> Result<(PathBuf, StoredTensors)> {
         let tensors = pickled_tensors(&pickled)?;
         return Ok((pickled, tensors));
     }
-    let tensors = safe_tensors(&path)?;
+    let tensors = safe::tensors(&path)?;
     Ok((path, tensors))
-}
-
-fn safe_tensors(path: &Path) -> Result<StoredTensors> {
-    let mut store = SafetensorsStore::from_file(path);
-    let tensors = store.get_all_tensors().map_err(|error| match error {
-        SafetensorsStoreError::Io(source) => Error::io("reading", path)(source),
-        other => Error::InvalidFile {
-            path: path.into(),
-            message: format!("not a safetensors file, or a damaged one: {other}"),
-        },
-    })?;
-    Ok(tensors.clone())
 }
 
 #[cfg(feature = "pytorch")]

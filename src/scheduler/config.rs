@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::denoiser::PredictionType;
 use crate::error::{Error, Result};
+use crate::files::read_configuration;
 use crate::schedule::BetaSchedule;
 
 /// Which of the training steps a sampler visits (diffusers' `timestep_spacing`).
@@ -141,11 +142,11 @@ impl SchedulerConfig {
     /// Reads a diffusers `scheduler_config.json`. Keys that concern other things are ignored.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::InvalidFile`] where it is no such JSON, [`Error::UnsupportedConfig`]
+    /// [`Error::Io`], [`Error::InvalidFile`] where it is no such JSON or longer than 1 MiB, [`Error::UnsupportedConfig`]
     /// with the key and the value where a setting is not one of this crate's.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
+        let text = read_configuration(path)?;
         Self::from_json(&text, &path.display().to_string())
     }
 

@@ -4,25 +4,37 @@
 //! alone. A name stays a name, a call of one of the few functions that build a tensor or a container is carried out by
 //! the reader's own code, and any other call becomes a value that stands for it. So a hostile file can be refused, but
 //! cannot run anything.
+//!
+//! Only the zip archives are read that PyTorch writes since version 1.6. There the program is an entry of its own, whose
+//! length is known; each of its bytes can be a value that takes a hundred.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{BufReader, ErrorKind};
 use std::path::Path;
 
 use burn::store::bridge::from_pytorch;
 use burn::store::pytorch_reader::{PickleError, PickleValue, PytorchError, PytorchReader};
 
+use zip::ZipArchive;
+use zip::result::ZipError;
+
 use super::StoredTensors;
 use crate::error::{Error, Result};
+use crate::files::{invalid, open};
 
 /// The one entry of a state dictionary that is no tensor: version numbers of PyTorch's layers.
 const LAYER_VERSIONS: &str = "_metadata";
+/// How the name of the entry with the program ends.
+const PROGRAM: &[u8] = b"data.pkl";
+/// Longest program that is run through the reader.
+const LONGEST_PROGRAM: u64 = 1 << 20;
 
 /// The tensors of a state dictionary. An entry of any other kind is refused.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`].
 pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
+    check_archive(path)?;
     let reader = PytorchReader::new(path).map_err(|error| unreadable(error, path))?;
     let tensors: StoredTensors = reader
         .into_tensors()
@@ -31,6 +43,31 @@ pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
         .collect();
     check_entries(&tensors, path)?;
     Ok(tensors)
+}
+
+/// Refuses what is no archive of PyTorch, and one whose program is longer than any of a network's weights.
+fn check_archive(path: &Path) -> Result<()> {
+    let (file, _) = open(path)?;
+    let no_archive = |error: ZipError| {
+        invalid(
+            path,
+            format!(
+                "not a file of pickled weights as PyTorch writes them since version 1.6, or a damaged one: {error}; save the model from Python with `safe_serialization=True`"
+            ),
+        )
+    };
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(no_archive)?;
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index).map_err(no_archive)?;
+        if entry.name_raw().ends_with(PROGRAM) && entry.size() > LONGEST_PROGRAM {
+            let message = format!(
+                "its pickle has {} bytes; at most 1 MiB is read, which is enough for thousands of tensors",
+                entry.size()
+            );
+            return Err(invalid(path, message));
+        }
+    }
+    Ok(())
 }
 
 /// The reader leaves out what is no tensor; a file of weights has no use for it.
@@ -125,7 +162,16 @@ mod tests {
         .concat();
         let entry = [b"}X\x07\0\0\0payload", &call[..], b"s"].concat();
         let value = if in_dictionary { entry } else { call };
-        [b"\x80\x02", &value[..], b"."].concat()
+        archive(&[b"\x80\x02", &value[..], b"."].concat())
+    }
+
+    /// The archive that `torch.save` would make of a pickle without tensors.
+    fn archive(pickle: &[u8]) -> Vec<u8> {
+        let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default();
+        archive.start_file("archive/data.pkl", options).unwrap();
+        std::io::Write::write_all(&mut archive, pickle).unwrap();
+        archive.finish().unwrap().into_inner()
     }
 
     #[test]

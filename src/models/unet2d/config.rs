@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::UNet2d;
 use crate::error::{Error, Result};
+use crate::files::read_configuration;
 
 /// Stands for the file in errors about a configuration that came from none.
 const NO_FILE: &str = "UNet2dConfig";
@@ -155,11 +156,11 @@ impl UNet2dConfig {
     /// Reads a diffusers `config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], and those of [`from_json`](UNet2dConfig::from_json).
+    /// [`Error::Io`], [`Error::InvalidFile`] for more than 1 MiB, and those of [`from_json`](UNet2dConfig::from_json).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(Error::io("reading", path))?;
-        Self::from_bytes(&bytes, &path.display().to_string())
+        let text = read_configuration(path)?;
+        Self::from_json(&text, &path.display().to_string())
     }
 
     /// Reads the text of a diffusers `config.json`; `file` names it in errors.
@@ -170,7 +171,7 @@ impl UNet2dConfig {
     /// [`Error::InvalidFile`] where it is no JSON object; [`Error::UnsupportedConfig`] with key and
     /// value where a key is unknown, or a value is illegal or not implemented.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
-        Self::from_bytes(text.as_bytes(), file)
+        Self::from_text(text, file)
     }
 
     /// A network with fresh parameters, which are drawn when they are first used.

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 const DIFFUSERS_VERSION: &str = "0.42.1";
 
 impl UNet2dConfig {
-    pub(super) fn from_bytes(text: &[u8], file: &str) -> Result<Self> {
-        let object = serde_json::from_slice(text).map_err(|error| Error::InvalidFile {
+    pub(super) fn from_text(text: &str, file: &str) -> Result<Self> {
+        let object = serde_json::from_str(text).map_err(|error| Error::InvalidFile {
             path: file.into(),
             message: format!("not a diffusers model configuration: {error}"),
         })?;

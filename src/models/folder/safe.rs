@@ -1,0 +1,124 @@
+//! Weights in a safetensors file.
+//!
+//! Read with ordinary reads, tensor by tensor. burn's reader maps the file into memory: should the file become shorter
+//! meanwhile, the process is killed. And it parses the header again for each tensor.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use burn::store::burn_pack::{Error as PackError, Tensor as PackTensor};
+use burn::tensor::{BoolStore, Bytes, DType};
+use safetensors::tensor::{Dtype, Metadata};
+
+use super::StoredTensors;
+use crate::error::{Error, Result};
+use crate::files::{invalid, open};
+
+/// The file begins with the length of its header, in so many bytes.
+const LENGTH_BYTES: u64 = 8;
+/// Longest header that is read: that of Stable Diffusion has 100 kB.
+const LONGEST_HEADER: u64 = 8 << 20;
+
+/// The tensors of a file, by name. Their places are checked here, their values are read when they are needed.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::InvalidFile`].
+pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
+    let (mut file, length) = open(path)?;
+    let header = read_header(&mut file, length, path)?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
+        damaged(
+            path,
+            format!("its header does not describe tensors: {error}"),
+        )
+    })?;
+    let data_start = LENGTH_BYTES + header.len() as u64;
+    let promised = data_start.checked_add(metadata.data_len() as u64);
+    if promised != Some(length) {
+        let (needed, message) = (metadata.data_len(), "bytes of values, the file has");
+        let found = length - data_start;
+        return Err(damaged(
+            path,
+            format!("its header promises {needed} {message} {found}"),
+        ));
+    }
+    let file = Arc::new(Mutex::new(file));
+    let mut tensors = StoredTensors::new();
+    for (name, info) in metadata.tensors() {
+        let dtype = burn_type(info.dtype).ok_or_else(|| {
+            damaged(
+                path,
+                format!("`{name}` is of type {:?}, which is not read", info.dtype),
+            )
+        })?;
+        let (first, end) = info.data_offsets;
+        let (file, start) = (file.clone(), data_start + first as u64);
+        let read = move || read_values(&file, start, end - first);
+        let shape = info.shape.clone();
+        let tensor = PackTensor::deferred(name.clone(), dtype, shape, None, end - first, read);
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+fn read_header(file: &mut File, length: u64, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = [0; LENGTH_BYTES as usize];
+    if length < LENGTH_BYTES {
+        return Err(damaged(path, format!("it has {length} bytes")));
+    }
+    file.read_exact(&mut bytes)
+        .map_err(Error::io("reading", path))?;
+    let header_length = u64::from_le_bytes(bytes);
+    if header_length > LONGEST_HEADER || header_length > length - LENGTH_BYTES {
+        let message = format!(
+            "its header should have {header_length} bytes, the file has {length} and at most 8 MiB of header are read"
+        );
+        return Err(damaged(path, message));
+    }
+    let mut header = vec![0; header_length as usize];
+    file.read_exact(&mut header)
+        .map_err(Error::io("reading", path))?;
+    Ok(header)
+}
+
+/// The bytes of one tensor. `length` is no more than the file's.
+fn read_values(
+    file: &Mutex<File>,
+    start: u64,
+    length: usize,
+) -> std::result::Result<Bytes, PackError> {
+    let failed = |error: &dyn std::fmt::Display| PackError::IoError(error.to_string());
+    let mut file = file.lock().map_err(|error| failed(&error))?;
+    let mut values = vec![0; length];
+    file.seek(SeekFrom::Start(start))
+        .and_then(|_| file.read_exact(&mut values))
+        .map_err(|error| failed(&error))?;
+    Ok(Bytes::from_bytes_vec(values))
+}
+
+fn burn_type(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::I16 => DType::I16,
+        Dtype::I8 => DType::I8,
+        Dtype::U64 => DType::U64,
+        Dtype::U32 => DType::U32,
+        Dtype::U8 => DType::U8,
+        Dtype::BOOL => DType::Bool(BoolStore::Native),
+        _ => return None,
+    })
+}
+
+fn damaged(path: &Path, message: impl std::fmt::Display) -> Error {
+    invalid(
+        path,
+        format!("not a safetensors file, or a damaged one: {message}"),
+    )
+}

@@ -1,0 +1,149 @@
+//! Parameters by name: which hold numbers that are not finite, and which no gradient reaches.
+
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use crate::error::Result;
+use crate::host::{read_f32, to_f32};
+
+/// Calls `look` with every float parameter's place in the model, its id and whether it is trained.
+fn visit_named<M: Module>(model: &M, look: impl FnMut(String, ParamId, bool)) {
+    struct Named<F> {
+        path: Vec<String>,
+        look: F,
+    }
+    impl<F: FnMut(String, ParamId, bool)> ModuleVisitor for Named<F> {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.into());
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let is_trained = param.val().is_require_grad();
+            (self.look)(self.path.join("."), param.id, is_trained);
+        }
+    }
+    let path = Vec::new();
+    model.visit(&mut Named { path, look });
+}
+
+/// The place of the first parameter that holds NaN or an infinity. One read from the device.
+pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String>> {
+    /// `Σ 0·p` of each parameter: 0, or NaN where one of its numbers is not finite.
+    struct Zeros(Vec<Tensor<1>>);
+    impl ModuleVisitor for Zeros {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.push(to_f32((param.val().inner() * 0.0).sum()));
+        }
+    }
+    let mut zeros = Zeros(Vec::new());
+    model.visit(&mut zeros);
+    if zeros.0.is_empty() {
+        return Ok(None);
+    }
+    let sums = read_f32(Tensor::cat(zeros.0, 0), "a check of the parameters")?;
+    let Some(position) = sums.iter().position(|&sum| sum != 0.0) else {
+        return Ok(None);
+    };
+    let mut places = Vec::new();
+    visit_named(model, |place, _, _| places.push(place));
+    Ok(places.into_iter().nth(position))
+}
+
+/// The places of the trained parameters that have a gradient on neither side.
+pub(crate) fn without_gradient<M: Module>(
+    model: &M,
+    retain: &GradientsParams,
+    forget: &GradientsParams,
+) -> Vec<String> {
+    struct Reached<'a> {
+        gradients: [&'a GradientsParams; 2],
+        ids: HashSet<ParamId>,
+    }
+    impl ModuleVisitor for Reached<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let mut sides = self.gradients.iter();
+            if sides.any(|side| side.get::<D>(param.id).is_some()) {
+                self.ids.insert(param.id);
+            }
+        }
+    }
+    let mut reached = Reached {
+        gradients: [retain, forget],
+        ids: HashSet::new(),
+    };
+    model.visit(&mut reached);
+    let mut untouched = Vec::new();
+    visit_named(model, |place, id, is_trained| {
+        if is_trained && !reached.ids.contains(&id) {
+            untouched.push(place);
+        }
+    });
+    untouched
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::{Device, FloatDType};
+
+    #[derive(Module, Debug)]
+    struct Two {
+        first: Linear,
+        second: Linear,
+    }
+
+    fn two(second_weight: f32) -> Two {
+        let device = Device::flex();
+        let mut second = LinearConfig::new(1, 1).with_bias(false).init(&device);
+        second.weight = Param::from_tensor(Tensor::from_data([[second_weight]], &device));
+        let first = LinearConfig::new(2, 3).init(&device);
+        Two { first, second }
+    }
+
+    #[test]
+    fn the_parameter_that_is_not_finite_is_named() {
+        for value in [1.0, -0.0, f32::MAX, f32::MIN_POSITIVE] {
+            assert_eq!(non_finite_parameter(&two(value)).unwrap(), None, "{value}");
+        }
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let found = non_finite_parameter(&two(value).train()).unwrap();
+            assert_eq!(found.as_deref(), Some("second.weight"), "{value}");
+        }
+    }
+
+    #[test]
+    fn half_precision_is_checked_in_its_own_range() {
+        for (value, is_finite) in [(65_504.0, true), (70_000.0, false)] {
+            let mut model = two(value);
+            model.second.weight = model
+                .second
+                .weight
+                .map(|weight| weight.cast(FloatDType::F16));
+            let found = non_finite_parameter(&model).unwrap();
+            assert_eq!(found.is_none(), is_finite, "{value}");
+        }
+    }
+
+    #[test]
+    fn trained_parameters_without_a_gradient_are_named() {
+        let model = two(1.0).train();
+        let weight = |id: ParamId| {
+            let mut gradients = GradientsParams::new();
+            gradients.register(id, Tensor::<2>::zeros([2, 3], &Device::flex()));
+            gradients
+        };
+        let retain = weight(model.first.weight.id);
+        let none = GradientsParams::new();
+        let untouched = without_gradient(&model, &retain, &none);
+        assert_eq!(untouched, ["first.bias", "second.weight"]);
+        assert_eq!(without_gradient(&model, &none, &retain), untouched);
+    }
+}
