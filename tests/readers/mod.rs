@@ -1,0 +1,64 @@
+//! The readers of foreign files, each as a function of bytes: for the fuzz targets of `fuzz` and for
+//! `tests/hostile_files.rs`, which drives them without a fuzzer. A typed error is as good as success; a panic is not.
+#![allow(dead_code, reason = "each target uses one of them")]
+
+use std::path::Path;
+
+use siss::burn::tensor::Device;
+use siss::models::{UNet2d, UNet2dConfig};
+use siss::{CounterfactualLoss, DdpmScheduler, Result, SchedulerConfig};
+
+/// A network of two stages and a few thousand parameters, with attention.
+pub const CONFIG: &str = r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
+    "attention_head_dim": 4, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}"#;
+
+/// diffusers' `scheduler_config.json`, as text and up to the schedule that it describes.
+pub fn scheduler_config(bytes: &[u8]) -> Result<()> {
+    let text = String::from_utf8_lossy(bytes);
+    let config = SchedulerConfig::from_json(&text, "scheduler_config.json")?;
+    DdpmScheduler::from_config(&config).map(|_| ())
+}
+
+/// diffusers' `config.json`, up to the network without its parameters.
+pub fn unet_config(bytes: &[u8]) -> Result<()> {
+    let text = String::from_utf8_lossy(bytes);
+    let config = UNet2dConfig::from_json(&text, "config.json")?;
+    config.init(&Device::flex()).map(|_| ())
+}
+
+/// A folder with these weights in safetensors.
+pub fn safetensors(bytes: &[u8]) -> Result<()> {
+    load(CONFIG, "diffusion_pytorch_model.safetensors", bytes)
+}
+
+/// A folder with these pickled weights, and the configuration of the one that PyTorch wrote.
+pub fn pickle(bytes: &[u8]) -> Result<()> {
+    let config = include_str!("../conformance/unet_pickled/config.json");
+    load(config, "diffusion_pytorch_model.bin", bytes)
+}
+
+/// The levels of a steered run, as JSON.
+pub fn levels(bytes: &[u8]) -> std::result::Result<(), serde_json::Error> {
+    let levels: CounterfactualLoss = serde_json::from_slice(bytes)?;
+    for id in 0..levels.levels().len() as u64 {
+        let level = levels.level(id, 500.0).unwrap_or(f64::NAN);
+        assert!(level >= 0.0, "a level of {level}");
+    }
+    Ok(())
+}
+
+fn load(config: &str, name: &str, weights: &[u8]) -> Result<()> {
+    let folder = scratch();
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    std::fs::write(folder.path().join(name), weights).unwrap();
+    UNet2d::load(folder.path(), &Device::flex()).map(|_| ())
+}
+
+/// A folder in memory, where there is one.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
