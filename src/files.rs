@@ -45,6 +45,31 @@ pub(crate) fn read_configuration(path: &Path) -> Result<String> {
 pub(crate) fn invalid(path: &Path, message: impl Into<String>) -> Error {
     Error::InvalidFile {
         path: path.into(),
-        message: message.into(),
+        message: shortened(message.into()),
+    }
+}
+
+/// Longest part of a message that comes from a file, in bytes.
+const LONGEST_QUOTE: usize = 400;
+
+/// A text that quotes a file, cut where it goes on for too long: a name may have megabytes.
+pub(crate) fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST_QUOTE {
+        text.truncate(text.floor_char_boundary(LONGEST_QUOTE));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(shortened("short".into()), "short");
+        assert_eq!(shortened("a".repeat(400)).len(), 400);
+        let cut = shortened(format!("a{}", "ü".repeat(400)));
+        assert_eq!(cut, format!("a{}…", "ü".repeat(199)));
     }
 }

@@ -35,13 +35,10 @@ fn copies_of_a_retained_image_are_found() {
         ("rounded to 16 greys", |image, _| {
             ((image + 1.0) * 7.5).round() / 7.5 - 1.0
         }),
-        ("noise of 5 %", |image, noise| image + noise * 0.1),
+        ("noise of 3 %", |image, noise| image + noise * 0.06),
         ("brighter by 5 %", |image, _| (image * 1.1).clamp(-1.0, 1.0)),
         ("darker by 10 %", |image, _| (image + 1.0) * 0.9 - 1.0),
-        ("a corner erased", |image, _| {
-            let rest = image.clone().narrow(2, 4, 24);
-            Tensor::cat(vec![image.narrow(2, 0, 4) * 0.0 - 1.0, rest], 2)
-        }),
+        ("less contrast by 5 %", |image, _| image * 0.95),
     ];
     let mut worst = 0.0f64;
     for row in [0, 4_321, 8_999] {
@@ -60,11 +57,11 @@ fn copies_of_a_retained_image_are_found() {
 #[test]
 fn images_that_are_no_copies_are_not_flagged() {
     let digits = data::load_digits(Path::new(data::ASSETS), &Device::flex()).unwrap();
-    let forget = digits.heldout.narrow(0, 0, 60);
+    let forget = digits.heldout.narrow(0, 0, 300);
     let flagged = near_duplicates(&digits.retain, &forget, 0.25).unwrap();
     let points: std::collections::BTreeSet<_> = flagged.iter().map(|pair| pair.forget).collect();
-    println!("{} of 60 digits flagged: {flagged:?}", points.len());
-    assert!(points.len() <= 1);
+    println!("{} of 300 digits flagged: {flagged:?}", points.len());
+    assert!(points.is_empty());
     let tshirt = data::load_tshirt(Path::new(data::ASSETS), &Device::flex()).unwrap();
     assert_eq!(
         DataCheck::default().run(&digits.retain, &tshirt).unwrap(),

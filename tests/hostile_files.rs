@@ -255,6 +255,14 @@ fn safetensors() -> Vec<Case> {
             let shape = vec!["1"; 100_000].join(",");
             tensors(format!("{{{}}}", entry("a", "F32", &shape, 0, 4)), 4)
         }),
+        with_weights("a name of 7 MB", "missing tensor", || {
+            let name = "x".repeat(7_000_000);
+            tensors(format!("{{{}}}", entry(&name, "F32", "1", 0, 4)), 4)
+        }),
+        with_weights("a type whose name has 7 MB", "not describe tensors", || {
+            let dtype = "x".repeat(7_000_000);
+            tensors(format!("{{{}}}", entry("a", &dtype, "1", 0, 4)), 4)
+        }),
         with_weights("metadata of 8 MB", "missing tensor", || {
             let text = "x".repeat(8_000_000);
             tensors(format!(r#"{{"__metadata__":{{"a":"{text}"}}}}"#), 0)
@@ -400,6 +408,9 @@ fn configurations() -> Vec<Case> {
             .into_bytes()
             },
         ),
+        with_config("a key of a megabyte", "unknown", || {
+            format!(r#"{{"{}": 1}}"#, "x".repeat(1_000_000)).into_bytes()
+        }),
         with_config("a class that runs code", "_class_name", move || {
             network(r#""_class_name": "os.system""#)
         }),
@@ -438,7 +449,12 @@ fn configurations() -> Vec<Case> {
             fs::remove_file(folder.join("scheduler_config.json")).unwrap();
             pipe(&folder.join("scheduler_config.json"));
         }),
-        with_levels("levels nested a million deep", "recursion limit", || {
+        with_scheduler(
+            "a schedule whose name has a megabyte",
+            "beta_schedule",
+            || format!(r#"{{"beta_schedule": "{}"}}"#, "x".repeat(1_000_000)).into_bytes(),
+        ),
+        with_levels("levels nested a million deep", "invalid type", || {
             [b"{\"timesteps\":".to_vec(), vec![b'['; 1_000_000]].concat()
         }),
         with_levels("ten million points without a level", "levels", || {
@@ -500,8 +516,10 @@ fn pickles() -> Vec<Case> {
         with_pickle("a call of eval", "builtins.eval", || {
             b"\x80\x02cbuiltins\neval\nX\x01\0\0\01\x85R.".to_vec()
         }),
-        with_pickled("a bare pickle", "zip", || CALL.to_vec()),
-        with_pickled("100 MB of a bare pickle", "zip", || vec![b']'; 100_000_000]),
+        with_pickled("a bare pickle", "Zip archive", || CALL.to_vec()),
+        with_pickled("100 MB of a bare pickle", "Zip archive", || {
+            vec![b']'; 100_000_000]
+        }),
         with_pickle("100 MB of empty lists, compressed 1:1000", "1 MiB", || {
             [b"\x80\x02".to_vec(), vec![b']'; 100_000_000]].concat()
         }),
@@ -849,6 +867,8 @@ fn report_case(case: &str) {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak = peak.unwrap().trim().trim_end_matches(" kB");
     let refusal = refusal.replace(['\n', '\t'], " ");
+    // A message is for people, and a pipe holds 64 kB.
+    assert!(refusal.len() < 2000, "a message of {} bytes", refusal.len());
     println!("\nOUTCOME\t{took}\t{peak}\t{refusal}");
 }
 

@@ -17,6 +17,8 @@ const LONGEST_FILE: u64 = 256 << 20;
 /// Largest image that is decoded, against files that would fill the memory.
 const LONGEST_SIDE: u32 = 16_384;
 const MOST_PIXELS: u64 = 1 << 26;
+/// Most memory for a decoded image: four bytes for each of the most pixels.
+const MOST_MEMORY: u64 = 4 * MOST_PIXELS;
 
 /// The images that a model takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -206,6 +208,7 @@ fn decode(path: &Path) -> Result<RgbImage> {
         .map_err(reading(path))?;
     let mut limits = Limits::default();
     (limits.max_image_width, limits.max_image_height) = (Some(LONGEST_SIDE), Some(LONGEST_SIDE));
+    limits.max_alloc = Some(MOST_MEMORY);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(unreadable)?;
     let (width, height) = decoder.dimensions();
@@ -213,6 +216,13 @@ fn decode(path: &Path) -> Result<RgbImage> {
     if pixels == 0 || pixels > MOST_PIXELS {
         let message =
             format!("it has {height}x{width} pixels; from 1 to {MOST_PIXELS} pixels are read");
+        return Err(invalid(path, message));
+    }
+    let bytes = decoder.total_bytes();
+    if bytes > MOST_MEMORY {
+        let (megabytes, most) = (bytes >> 20, MOST_MEMORY >> 20);
+        let message =
+            format!("it would take {megabytes} MiB of memory; at most {most} MiB are used");
         return Err(invalid(path, message));
     }
     let orientation = decoder.orientation().map_err(unreadable)?;

@@ -17,6 +17,7 @@ use burn::store::{
 use burn::tensor::{DType, Shape, Tensor};
 
 use crate::error::{Error, Result};
+use crate::files::shortened;
 
 /// The file that holds a network's configuration.
 pub(super) const CONFIG: &str = "config.json";
@@ -205,8 +206,8 @@ fn mismatch(
     Error::WeightMismatch {
         path: path.into(),
         problem,
-        tensor: tensor.into(),
-        detail: detail.into(),
+        tensor: shortened(tensor.into()),
+        detail: shortened(detail.into()),
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::denoiser::PredictionType;
 use crate::error::{Error, Result};
-use crate::files::read_configuration;
+use crate::files::{invalid, read_configuration, shortened};
 use crate::schedule::BetaSchedule;
 
 /// Which of the training steps a sampler visits (diffusers' `timestep_spacing`).
@@ -155,15 +155,14 @@ impl SchedulerConfig {
     /// # Errors
     /// As [`from_file`](SchedulerConfig::from_file), without the I/O.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
-        let json: DiffusersSchedulerFile =
-            serde_json::from_str(text).map_err(|error| Error::InvalidFile {
-                path: file.into(),
-                message: format!("not a diffusers scheduler configuration: {error}"),
-            })?;
+        let json: DiffusersSchedulerFile = serde_json::from_str(text).map_err(|error| {
+            let message = format!("not a diffusers scheduler configuration: {error}");
+            invalid(file.as_ref(), message)
+        })?;
         let unsupported = |key: &str, value: &str, remedy: &str| Error::UnsupportedConfig {
             file: file.into(),
             key: key.into(),
-            value: format!("`{value}`"),
+            value: format!("`{}`", shortened(value.into())),
             remedy: remedy.into(),
         };
         if ["Flow", "EDM", "ScoreSde", "VQ", "CMStochastic"]

@@ -52,7 +52,7 @@ fn check_archive(path: &Path) -> Result<()> {
         invalid(
             path,
             format!(
-                "not a file of pickled weights as PyTorch writes them since version 1.6, or a damaged one: {error}; save the model from Python with `safe_serialization=True`"
+                "not a file of pickled weights as PyTorch writes them since version 1.6, or a damaged one; save the model from Python with `safe_serialization=True`: {error}"
             ),
         )
     };
@@ -87,10 +87,8 @@ fn check_entries(tensors: &StoredTensors, path: &Path) -> Result<()> {
         PickleValue::Unsupported(kind) => format!("a `{kind}`, not a tensor"),
         _ => "not a tensor".into(),
     };
-    Err(Error::InvalidFile {
-        path: path.into(),
-        message: format!("its entry `{name}` is {kind}; save the model's state dictionary alone"),
-    })
+    let message = format!("its entry `{name}` is {kind}; save the model's state dictionary alone");
+    Err(invalid(path, message))
 }
 
 fn unreadable(error: PytorchError, path: &Path) -> Error {
@@ -103,12 +101,12 @@ fn unreadable(error: PytorchError, path: &Path) -> Error {
         {
             Error::io("reading", path)(source)
         }
-        other => Error::InvalidFile {
-            path: path.into(),
-            message: format!(
-                "not a file of pickled weights, or a damaged one: {other}; save the model from Python with `safe_serialization=True`"
+        other => invalid(
+            path,
+            format!(
+                "not a file of pickled weights, or a damaged one; save the model from Python with `safe_serialization=True`: {other}"
             ),
-        },
+        ),
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::UNet2d;
 use crate::error::{Error, Result};
-use crate::files::read_configuration;
+use crate::files::{read_configuration, shortened};
 
 /// Stands for the file in errors about a configuration that came from none.
 const NO_FILE: &str = "UNet2dConfig";
@@ -198,9 +198,9 @@ impl UNet2dConfig {
 fn unsupported(file: &str, key: &str, value: impl ToString, remedy: impl Into<String>) -> Error {
     Error::UnsupportedConfig {
         file: file.into(),
-        key: key.into(),
-        value: format!("`{}`", value.to_string()),
-        remedy: remedy.into(),
+        key: shortened(key.into()),
+        value: format!("`{}`", shortened(value.to_string())),
+        remedy: shortened(remedy.into()),
     }
 }
 

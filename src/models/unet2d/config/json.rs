@@ -5,15 +5,16 @@ use serde_json::{Map, Value, json};
 
 use super::{NO_FILE, UNet2dConfig, unsupported};
 use crate::error::{Error, Result};
+use crate::files::invalid;
 
 /// The version of diffusers whose layout is written.
 const DIFFUSERS_VERSION: &str = "0.42.1";
 
 impl UNet2dConfig {
     pub(super) fn from_text(text: &str, file: &str) -> Result<Self> {
-        let object = serde_json::from_str(text).map_err(|error| Error::InvalidFile {
-            path: file.into(),
-            message: format!("not a diffusers model configuration: {error}"),
+        let object = serde_json::from_str(text).map_err(|error| {
+            let message = format!("not a diffusers model configuration: {error}");
+            invalid(file.as_ref(), message)
         })?;
         Self::from_object(&object, file)
     }
