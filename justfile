@@ -43,6 +43,15 @@ compare *ARGS:
 counterfactual *ARGS:
     cargo run --release --example counterfactual -- {{ARGS}}
 
+# The long forms of the tests of docs/reliability.md.
+soak:
+    SISS_SOAK=1 cargo test --release --test hostile_files --test long_run -- --nocapture
+
+# A fuzz target (levels, pickle, safetensors, scheduler_config, unet_config), with cargo-fuzz and a nightly compiler.
+fuzz TARGET SECONDS="60":
+    mkdir -p fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}}
+    cargo +nightly fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}} -- -max_total_time={{SECONDS}} -rss_limit_mb=1024
+
 # The benchmarks.
 bench:
     cargo bench

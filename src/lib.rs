@@ -71,8 +71,8 @@
 //! # Promises
 //!
 //! - The draws of a step follow from (seed, step): the same on every device and for every micro-batch size.
-//! - A step with a number that is not finite changes nothing and says so.
 //! - A run that is killed and resumed from its [`Checkpoints`] is, on the CPU, the run that was not, byte for byte.
+//! - A step with a number that is not finite changes nothing and says so; ten in a row are an error.
 //! - The library does not panic on input and does not print. An [`Error`] names the value and the remedy.
 //!
 //! What it does not promise is legal sufficiency: unlearning is evidence of forgetting, not a proof of erasure.
@@ -93,7 +93,7 @@
 //! the repository's `docs` folder.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 #![deny(missing_docs, missing_debug_implementations)]
 #![cfg_attr(
     not(test),

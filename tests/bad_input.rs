@@ -651,6 +651,68 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
     ]
 }
 
+fn data_checks<'a>() -> Vec<Case<'a>> {
+    let points = |rows: usize| Tensor::<2>::ones([rows, 3], &device());
+    let mut cases: Vec<Case> = [
+        (0.0, "within is 0"),
+        (-0.5, "within is -0.5"),
+        (1.5, "within is 1.5"),
+        (f64::NAN, "within is NaN"),
+        (f64::INFINITY, "within is inf"),
+    ]
+    .into_iter()
+    .map(|(within, says)| {
+        case("a share that is none", says, move || {
+            near_duplicates(&points(2), &points(1), within)
+        })
+    })
+    .collect();
+    for (range, says) in [
+        ([1.0, -1.0], "1 to -1"),
+        ([0.5, 0.5], "0.5 to 0.5"),
+        ([f64::NAN, 1.0], "NaN to 1"),
+        ([f64::NEG_INFINITY, 1.0], "-inf to 1"),
+    ] {
+        cases.push(case("a range that is none", says, move || {
+            let check = DataCheck {
+                range: Some(range),
+                ..DataCheck::default()
+            };
+            check.run(&points(2), &points(1))
+        }));
+    }
+    cases.extend([
+        case("points of another size", "[4]", move || {
+            near_duplicates(&points(2), &zeros([1, 4]), 0.5)
+        }),
+        case("no retained points", "the retain set is empty", move || {
+            near_duplicates(&points(0), &points(1), 0.5)
+        }),
+        case(
+            "no forgotten points",
+            "the forget set is empty",
+            move || DataCheck::default().run(&points(1), &points(0)),
+        ),
+        case("a forgotten NaN", "row 0 of the forget data", move || {
+            near_duplicates(&points(2), &(points(1) * f64::NAN), 0.5)
+        }),
+        case(
+            "a retained infinity",
+            "row 2 of the retain data",
+            move || {
+                let infinite = points(1) * f64::INFINITY;
+                near_duplicates(&Tensor::cat(vec![points(2), infinite], 0), &points(1), 0.5)
+            },
+        ),
+        case("no step to skip", "max_skipped_steps is 0", || {
+            SissTrainer::builder(Mlp::new(1, &device()), linear())
+                .max_skipped_steps(0)
+                .build()
+        }),
+    ]);
+    cases
+}
+
 #[test]
 fn bad_input_is_a_typed_error_that_names_the_value() {
     let cases = [
@@ -661,6 +723,7 @@ fn bad_input_is_a_typed_error_that_names_the_value() {
         models_and_reports(),
         timesteps_and_trainers(),
         neighbours_and_levels(),
+        data_checks(),
     ];
     let mut wrong = Vec::new();
     let mut count = 0;

@@ -33,7 +33,7 @@ use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage};
 use images::{Format, Images};
 use siss::burn::tensor::Device;
 use siss::models::UNet2d;
-use siss::{StepOutcome, StepReport};
+use siss::{PairSampler, StepOutcome, StepReport};
 use tempfile::TempDir;
 
 struct Quiet;
@@ -88,6 +88,59 @@ fn run_on(model: &Path, forget: &Path, place: &Path, more: &str) -> Result<job::
     let arguments = ["unlearn".into()].into_iter().chain(folders).chain(more);
     let options = options::Options::try_parse_from(arguments).map_err(|error| error.to_string())?;
     job::run(options, &Quiet).map_err(|error| error.to_string())
+}
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Told(std::sync::Mutex<Vec<String>>);
+
+impl Progress for Told {
+    fn phase(&self, _: &str) {}
+    fn step(&self, _: &StepReport, _: usize) {}
+    fn say(&self, line: &str) {
+        self.0.lock().unwrap().push(line.into());
+    }
+}
+
+/// A copy with a grey pixel more, among the retained images and among those to compare with, is named beside its original.
+#[test]
+fn copies_under_another_name_are_told_by_their_files() {
+    let place = workplace(40);
+    let path = |name: &str| place.path().join(name);
+    let mut copy = image::open(path("forget/tshirt.png")).unwrap().into_luma8();
+    copy.put_pixel(3, 3, Luma([40]));
+    copy.save(path("retain/more/holiday.png")).unwrap();
+    let format = Format {
+        channels: 1,
+        height: 28,
+        width: 28,
+        is_configured: true,
+    };
+    let read = |folder: &str| {
+        let files = images::find(&path(folder)).unwrap();
+        Images::read(&files, format, |_| {}).unwrap()
+    };
+    let told = |control: &str| {
+        let data = data::Data {
+            forget: read("forget"),
+            control: read(control),
+            retain: read("retain"),
+            retain_found: 41,
+        };
+        let tensor = |images: &Images| images.tensor(0..images.len(), &Device::flex());
+        let pairs = PairSampler::new(tensor(&data.retain), tensor(&data.forget), 0).unwrap();
+        let told = Told::default();
+        checks::images(&data, &pairs, &tensor(&data.control), &told).unwrap();
+        told.0.into_inner().unwrap()
+    };
+    let lines = told("retain/more");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for (line, side) in lines.iter().zip(["retained images", "control images"]) {
+        let all = ["more/holiday.png is almost", "forget/tshirt.png,", side];
+        assert!(all.iter().all(|part| line.contains(part)), "{line}");
+    }
+    fs::remove_file(path("retain/more/holiday.png")).unwrap();
+    assert_eq!(told("retain/more"), Vec::<String>::new());
 }
 
 /// In 12 steps of 8 with a strong forget gradient the T-shirt's loss rises and the digits' does not; everything promised

@@ -10,8 +10,8 @@ use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::{
-    CoinFlip, CounterfactualLoss, DdpmScheduler, Finding, FixedAllocation, Method, PairSampler,
-    SchedulerConfig, SissTrainer, Steering,
+    CoinFlip, CounterfactualLoss, DataCheck, DdpmScheduler, Finding, FixedAllocation, Method,
+    PairSampler, SchedulerConfig, SissTrainer, Steering,
 };
 
 use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
@@ -151,6 +151,9 @@ impl Job {
         };
         // Settings are refused here, before anything that takes time.
         job.pairs.pairs(0, job.settings.batch)?;
+        for finding in DataCheck::default().run(job.pairs.retain(), job.pairs.forget())? {
+            progress.say(&finding.to_string());
+        }
         if job.settings.target == Target::Retrained {
             let controls = job.options.controls.min(digits.heldout.dims()[0]);
             job.predict(&digits.heldout.narrow(0, 0, controls), progress)?;

@@ -1,4 +1,4 @@
-//! What is refused of the folders before anything is read.
+//! What is refused of the folders before anything is read, and what is said of the images before the first step.
 
 use std::error::Error;
 use std::fs;
@@ -6,8 +6,13 @@ use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use siss::burn::tensor::Tensor;
+use siss::{DataCheck, DataFinding, NearDuplicate, PairSampler, near_duplicates};
 
 use crate::common::checkpoint::Layout;
+use crate::common::progress::Progress;
+use crate::data::Data;
+use crate::images::Images;
 use crate::options::Options;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -89,4 +94,33 @@ fn pipeline(model: &Path) -> Result<()> {
         )
         .into()),
     }
+}
+
+/// Says which images are probably a mistake: almost the same on two sides, under whatever name, or in another scale.
+pub fn images(
+    data: &Data,
+    pairs: &PairSampler<4>,
+    control: &Tensor<4>,
+    progress: &dyn Progress,
+) -> siss::Result<()> {
+    let check = DataCheck::default();
+    let copy = |pair: &NearDuplicate, side: &Images, what| {
+        progress.say(&format!(
+            "{} is almost {}, which is to be forgotten ({:.2} of the distance of two neighbours): if it is a copy, take it out \
+             of the {what} images",
+            side.files[pair.retain].display(),
+            data.forget.files[pair.forget].display(),
+            pair.relative
+        ));
+    };
+    for finding in check.run(pairs.retain(), pairs.forget())? {
+        match &finding {
+            DataFinding::NearDuplicate(pair) => copy(pair, &data.retain, "retained"),
+            other => progress.say(&other.to_string()),
+        }
+    }
+    for pair in near_duplicates(control, pairs.forget(), check.near)? {
+        copy(&pair, &data.control, "control");
+    }
+    Ok(())
 }

@@ -130,6 +130,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let pairs = PairSampler::new(retain, forget.clone(), options.seed)?;
     pairs.pairs(0, options.batch)?;
     let control = data.control.tensor(0..data.control.len(), &device);
+    progress.phase("looking for copies");
+    checks::images(&data, &pairs, &control, progress)?;
     let levels = match options.target {
         Target::Retrained => {
             let retained = pairs.retain();

@@ -284,6 +284,24 @@ fn truncated_weights_are_an_invalid_file() {
     }
 }
 
+/// The reader looks at the places of all tensors first. Should the file become shorter before their values are read, that is an
+/// error, where a memory map would end the process.
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_an_error() {
+    let folder = saved();
+    let path = folder.path().join(WEIGHTS);
+    let length = std::fs::metadata(&path).unwrap().len();
+    let tensors = safe::tensors(&path).unwrap();
+    let count = tensors.len();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(length / 2).unwrap();
+    let read = tensors
+        .into_values()
+        .filter(|tensor| tensor.to_bytes().is_ok());
+    let read = read.count();
+    assert!(0 < read && read < count, "{read} of {count}");
+}
+
 #[test]
 fn garbage_is_an_invalid_file() {
     let folder = saved();
