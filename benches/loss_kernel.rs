@@ -1,7 +1,10 @@
 //! The loss kernel, the mixture draw and the weights, at the sizes of digits, faces and latents.
 
+use std::hint::black_box;
+
 use burn::tensor::{Device, Tensor};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
 use siss::kernel::weighted_squared_error;
 use siss::loss::survivors;
 use siss::{DdpmScheduler, SchedulerExt, Stream, importance_weights, mixture_points, normal_noise};
@@ -9,44 +12,76 @@ use siss::{DdpmScheduler, SchedulerExt, Stream, importance_weights, mixture_poin
 const SHAPES: [(&str, [usize; 4]); 3] = [
     ("digits", [64, 1, 28, 28]),
     ("latents", [16, 4, 64, 64]),
-    ("faces256", [8, 3, 256, 256]),
+    ("faces256", [16, 3, 256, 256]),
 ];
 
 fn noise(shape: [usize; 4], seed: u64, device: &Device) -> Tensor<4> {
     normal_noise(shape, seed, 0, 0, Stream::Evaluation, device)
 }
 
-/// Reads prediction and target, writes the seed: 12 bytes an element; beside it a copy of as many bytes.
+/// The kernel reads prediction and target and writes the seed over the target: 12 bytes an element. Beside it a copy
+/// over the same memory, 8 bytes an element, with as many threads (`RAYON_NUM_THREADS`).
 fn loss_kernel(criterion: &mut Criterion) {
     let device = Device::flex();
     let mut group = criterion.benchmark_group("weighted_squared_error");
     for (name, shape) in SHAPES {
         let elements: usize = shape.iter().product();
-        group.throughput(Throughput::Bytes(12 * elements as u64));
         let (prediction, target) = (noise(shape, 1, &device), noise(shape, 2, &device));
         let weights = Tensor::<1>::ones([shape[0]], &device);
-        group.bench_function(BenchmarkId::new("kernel", name), |bencher| {
-            bencher.iter(|| {
-                let error = weighted_squared_error(
-                    prediction.clone(),
-                    target.clone(),
-                    weights.clone(),
-                    shape[0],
-                )
-                .expect("fitting shapes");
-                device.sync().ok();
-                error
-            });
+        let kernel = |target| {
+            weighted_squared_error(prediction.clone(), target, weights.clone(), shape[0])
+                .expect("fitting shapes")
+        };
+        let source = vec![1.0f32; elements];
+        let mut copy = source.clone();
+        group.throughput(Throughput::Bytes(8 * elements as u64));
+        group.bench_function(BenchmarkId::new("copy", name), |bencher| {
+            bencher.iter(|| copy_over(black_box(&source), black_box(&mut copy)));
         });
-        let source = vec![1.0f32; 3 * elements / 2];
-        let mut copy = vec![0.0f32; 3 * elements / 2];
-        group.bench_function(BenchmarkId::new("copy of as many bytes", name), |bencher| {
-            bencher.iter(|| {
-                std::hint::black_box(&mut copy).copy_from_slice(std::hint::black_box(&source))
-            });
+        group.throughput(Throughput::Bytes(12 * elements as u64));
+        // As in a step, the kernel owns the target: here it is the last seed.
+        let mut own = target.clone() + 0.0;
+        group.bench_function(BenchmarkId::new("kernel", name), |bencher| {
+            bencher.iter(|| own = kernel(std::mem::replace(&mut own, target.clone())).seed);
+        });
+        group.bench_function(BenchmarkId::new("kernel, shared target", name), |bencher| {
+            bencher.iter(|| kernel(target.clone()));
+        });
+        group.bench_function(BenchmarkId::new("burn's operations", name), |bencher| {
+            bencher.iter(|| in_operations(prediction.clone(), target.clone(), weights.clone()));
         });
     }
     group.finish();
+}
+
+/// Each thread copies its share; one alone where waking another takes longer.
+fn copy_over(source: &[f32], copy: &mut [f32]) {
+    let share = source.len().div_ceil(rayon::current_num_threads());
+    if source.len() < 1 << 16 {
+        copy.copy_from_slice(source);
+    } else {
+        let parts = copy.par_chunks_mut(share).zip(source.par_chunks(share));
+        parts.for_each(|(copy, source)| copy.copy_from_slice(source));
+    }
+}
+
+/// The same in tensor operations.
+fn in_operations(
+    prediction: Tensor<4>,
+    target: Tensor<4>,
+    weights: Tensor<1>,
+) -> (Tensor<1>, Tensor<4>) {
+    let [rows, channels, height, width] = prediction.dims();
+    let difference = prediction - target;
+    let squares = difference.clone() * difference.clone();
+    let losses = squares
+        .reshape([rows, channels * height * width])
+        .sum_dim(1);
+    let factor = weights * (2.0 / rows as f64);
+    (
+        losses.reshape([rows]),
+        difference * factor.reshape([rows, 1, 1, 1]),
+    )
 }
 
 fn mixture(criterion: &mut Criterion) {

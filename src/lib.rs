@@ -82,7 +82,7 @@
 //! | feature | brings | default |
 //! |---|---|---|
 //! | `flex` | burn's pure-Rust CPU backend | yes |
-//! | `flex-kernels` | the crate's own convolution, attention and group normalisation under `models` on the CPU | yes |
+//! | `flex-kernels` | on the CPU, the loss in one pass; the crate's own convolution, attention and group normalisation under `models` | yes |
 //! | `wgpu` | Vulkan, Metal, DirectX, WebGPU | |
 //! | `cuda` | NVIDIA GPUs | |
 //! | `models` | `models::UNet2d`: diffusers' UNet2DModel, loaded and saved strictly | |

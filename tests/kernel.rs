@@ -2,40 +2,142 @@
 
 mod common;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use common::*;
 use siss::kernel::weighted_squared_error;
 use siss::{DdpmScheduler, SchedulerExt, Stream, mixture_points, normal_noise};
 
+/// Losses and seeds against the host, each row's to 1e-6 of its own.
+fn check(prediction: Tensor<4>, target: Tensor<4>, weights: &[f32], what: &str) {
+    let rows = prediction.dims()[0];
+    let difference = difference(&host(prediction.clone()), &host(target.clone()));
+    let elements = difference.len() / rows;
+    let on_device = Tensor::from_data(weights, &prediction.device());
+    let got = weighted_squared_error(prediction, target, on_device, 10).unwrap();
+    let (losses, seed) = (host(got.losses), host(got.seed));
+    assert_eq!((losses.len(), seed.len()), (rows, difference.len()));
+    for (row, difference) in difference.chunks(elements).enumerate() {
+        let loss: f64 = difference.iter().map(|d| d * d).sum();
+        assert!(
+            (losses[row] - loss).abs() <= 1e-6 * loss,
+            "{what}, row {row}: {} {loss}",
+            losses[row]
+        );
+        let expected: Vec<f64> = difference
+            .iter()
+            .map(|d| 2.0 * f64::from(weights[row]) * d / 10.0)
+            .collect();
+        let seed = &seed[row * elements..][..elements];
+        assert!(
+            norm(&common::difference(seed, &expected)) <= 1e-6 * norm(&expected),
+            "{what}, row {row}"
+        );
+    }
+}
+
+/// A weight of each sign, and 0.
+fn weights(rows: usize) -> Vec<f32> {
+    (0..rows).map(|row| 1.5 - 0.5 * row as f32).collect()
+}
+
 #[test]
 fn losses_and_seeds_are_those_of_the_host() {
     let device = device();
-    for shape in [[1, 1, 1, 1], [3, 2, 5, 7], [8, 1, 28, 28], [5, 3, 33, 17]] {
+    for shape in [
+        [1, 1, 1, 1],
+        [300, 1, 1, 1],
+        [3, 2, 5, 7],
+        [8, 1, 28, 28],
+        [5, 3, 33, 17],
+        [1, 1, 1, 16_385],
+        [2, 3, 131, 127],
+    ] {
         let noise = |seed| normal_noise::<4>(shape, seed, 0, 0, Stream::Evaluation, &device);
-        let (prediction, target) = (noise(1), noise(2));
-        let weights: Vec<f32> = (0..shape[0]).map(|row| 1.5 - row as f32).collect();
-        let on_device = Tensor::from_data(weights.as_slice(), &device);
-        let got =
-            weighted_squared_error(prediction.clone(), target.clone(), on_device, 10).unwrap();
+        check(
+            noise(1),
+            noise(2),
+            &weights(shape[0]),
+            &format!("{shape:?}"),
+        );
+    }
+}
 
-        let difference = difference(&host(prediction), &host(target));
-        let elements = difference.len() / shape[0];
-        let losses: Vec<f64> = difference
-            .chunks(elements)
-            .map(|row| row.iter().map(|d| d * d).sum())
-            .collect();
-        let seed: Vec<f64> = difference
-            .iter()
-            .enumerate()
-            .map(|(i, d)| 2.0 * f64::from(weights[i / elements]) * d / 10.0)
-            .collect();
-        for (got, expected) in [(host(got.losses), losses), (host(got.seed), seed)] {
-            assert!(
-                norm(&common::difference(&got, &expected)) <= 1e-6 * norm(&expected),
-                "{shape:?}"
-            );
+/// Every square the same: additions that all round the same way.
+#[test]
+fn losses_of_equal_differences_keep_their_digits() {
+    let device = device();
+    for shape in [[2, 3, 64, 64], [1, 1, 300, 300]] {
+        let prediction = Tensor::full(shape, 1.1, &device);
+        check(
+            prediction,
+            Tensor::zeros(shape, &device),
+            &weights(shape[0]),
+            "equal",
+        );
+    }
+}
+
+#[test]
+fn tensors_of_any_layout_are_taken_and_left_as_they_were() {
+    let device = device();
+    let noise = |shape, seed| normal_noise::<4>(shape, seed, 0, 0, Stream::Evaluation, &device);
+    let transposed = |seed| noise([4, 7, 5, 3], seed).swap_dims(1, 3);
+    let narrowed = |seed| noise([9, 3, 5, 7], seed).narrow(0, 2, 4);
+    let flipped = |seed| noise([4, 3, 5, 7], seed).flip([2]);
+    let repeated = |seed| noise([1, 3, 5, 7], seed).expand([4, 3, 5, 7]);
+    let plain = |seed| noise([4, 3, 5, 7], seed);
+    let tensors = [
+        transposed(1),
+        narrowed(2),
+        flipped(3),
+        repeated(4),
+        plain(5),
+    ];
+    for prediction in &tensors {
+        for target in &tensors {
+            let before = [host(prediction.clone()), host(target.clone())];
+            check(prediction.clone(), target.clone(), &weights(4), "layout");
+            assert_eq!([host(prediction.clone()), host(target.clone())], before);
         }
     }
+}
+
+#[test]
+fn huge_and_tiny_differences_keep_their_digits() {
+    let device = device();
+    for scale in [1e-16, 1e-9, 1e9, 1e16] {
+        let noise = |seed| {
+            normal_noise::<4>([3, 1, 33, 17], seed, 0, 0, Stream::Evaluation, &device) * scale
+        };
+        check(noise(1), noise(2), &weights(3), &format!("{scale}"));
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_stays_by_itself() {
+    let device = device();
+    let noise = |seed| normal_noise::<4>([5, 2, 9, 9], seed, 0, 0, Stream::Evaluation, &device);
+    let mut values = host(noise(1));
+    values[170] = f64::NAN;
+    values[2 * 162] = f64::INFINITY;
+    values[4 * 162 - 1] = 1e30;
+    let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+    let spoilt = Tensor::from_data(TensorData::new(values, [5, 2, 9, 9]), &device);
+    let run = |prediction| {
+        let weights = Tensor::<1>::ones([5], &device);
+        let got = weighted_squared_error(prediction, noise(2), weights, 5).unwrap();
+        (host(got.losses), host(got.seed))
+    };
+    let (losses, seed) = run(spoilt);
+    let (expected_losses, expected_seed) = run(noise(1));
+    for row in [0, 4] {
+        assert_eq!(losses[row], expected_losses[row]);
+        let elements = row * 162..(row + 1) * 162;
+        assert_eq!(seed[elements.clone()], expected_seed[elements]);
+    }
+    assert!(losses[1].is_nan() && seed[170].is_nan());
+    assert_eq!(losses[2..4], [f64::INFINITY; 2]);
+    assert!(seed.iter().filter(|value| !value.is_finite()).count() == 2);
 }
 
 #[test]

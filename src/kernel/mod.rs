@@ -1,7 +1,9 @@
 //! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph.
 
-#[cfg(all(feature = "flex-kernels", feature = "models"))]
+#[cfg(feature = "flex-kernels")]
 pub(crate) mod flex;
+#[cfg(feature = "flex-kernels")]
+mod fused;
 
 use burn::tensor::Tensor;
 
@@ -19,8 +21,9 @@ pub struct WeightedSquaredError<const D: usize> {
 
 /// Per-sample losses and the derivative of `L = (1/B) Σ w ‖ŷ − target‖²` with respect to the prediction.
 ///
-/// The loss needs no autodiff: run the model's backward pass with `(ŷ · seed).sum().backward()`. This is the
-/// portable version, in tensor operations.
+/// The loss needs no autodiff: run the model's backward pass with `(ŷ · seed).sum().backward()`. On the CPU, with the
+/// feature `flex-kernels`, both come from one pass over prediction and target, and the seed takes the target's place in
+/// memory unless another tensor shares it. Elsewhere they come from tensor operations.
 ///
 /// # Shapes
 /// - `prediction`, `target`: `[rows, …]`; not tracked by autodiff
@@ -65,12 +68,31 @@ pub fn weighted_squared_error<const D: usize>(
         "give one weight for every row",
     )?;
     check_device("targets", &prediction.device(), &target.device())?;
-    let difference = to_f32(prediction) - to_f32(target);
-    let factor: Tensor<D> = as_column(weights * (2.0 / batch_size as f64));
-    Ok(WeightedSquaredError {
+    check_device("weights", &prediction.device(), &weights.device())?;
+    let (prediction, target, weights) = (to_f32(prediction), to_f32(target), to_f32(weights));
+    let scale = 2.0 / batch_size as f64;
+    #[cfg(feature = "flex-kernels")]
+    if fused::takes(&prediction) && fused::takes(&target) && fused::takes(&weights) {
+        return Ok(fused::weighted_squared_error(
+            prediction, target, weights, scale,
+        ));
+    }
+    Ok(in_operations(prediction, target, weights, scale))
+}
+
+/// The portable version, in tensor operations.
+fn in_operations<const D: usize>(
+    prediction: Tensor<D>,
+    target: Tensor<D>,
+    weights: Tensor<1>,
+    scale: f64,
+) -> WeightedSquaredError<D> {
+    let difference = prediction - target;
+    let factor: Tensor<D> = as_column(weights * scale);
+    WeightedSquaredError {
         losses: squared_norms(difference.clone()),
         seed: difference * factor,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -4,9 +4,15 @@
 //! number, for a shape that it leaves to burn. Results depend on the processor's instructions, not on
 //! the number of threads.
 
+#![cfg_attr(
+    not(feature = "models"),
+    allow(dead_code, reason = "the layers of `models` call all but the loss")
+)]
+
 mod attention;
 mod attention_gradient;
 mod convolution;
+mod loss;
 mod norm;
 mod operations;
 mod planes;

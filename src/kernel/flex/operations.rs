@@ -44,11 +44,11 @@ pub(crate) trait FastOperations: Backend {
 }
 
 /// The numbers of a tensor that is contiguous and `f32`.
-fn numbers(tensor: &FlexTensor) -> &[f32] {
+pub(super) fn numbers(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().unwrap_or_default()
 }
 
-fn tensor(numbers: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+pub(super) fn tensor(numbers: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new::<f32, Shape>(numbers, shape.into()))
 }
 

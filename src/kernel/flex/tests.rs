@@ -298,12 +298,93 @@ fn attention_leaves_other_shapes_to_burn() {
     assert!(super::attend(&tensor, &random([2, 4, 5]), &tensor, 2).is_none());
 }
 
+/// Rows of one block and of several, with and without a rest, run by one thread and by many.
+const LOSSES: [[usize; 2]; 8] = [
+    [1, 1],
+    [5, 3],
+    [7, 255],
+    [64, 784],
+    [3, 16_384],
+    [2, 16_385],
+    [9, 40_003],
+    [70_000, 1],
+];
+
+/// Losses and seed of one pass over prediction and target.
+fn one_pass(inputs: &[Tensor<2>; 2], weights: &Tensor<1>) -> (Tensor<1>, Tensor<2>) {
+    let [prediction, target] = inputs.clone();
+    let batch_size = prediction.dims()[0];
+    let error =
+        crate::kernel::weighted_squared_error(prediction, target, weights.clone(), batch_size);
+    let error = error.unwrap();
+    (error.losses, error.seed)
+}
+
+#[test]
+fn losses_and_seed_are_those_of_operations() {
+    for [rows, elements] in LOSSES {
+        let inputs = [(); 2].map(|()| random([rows, elements]));
+        let weights = random([rows]);
+        let difference = inputs[0].clone() - inputs[1].clone();
+        let factor: Tensor<2> = weights.clone().reshape([rows, 1]) * (2.0 / rows as f64);
+        let expected = host(difference.clone() * factor);
+        at_every_level(|| {
+            let (losses, seed) = one_pass(&inputs, &weights);
+            assert_eq!(host(seed), expected, "{rows} × {elements}");
+            let differences = host(difference.clone());
+            for (row, got) in differences.chunks(elements).zip(host(losses)) {
+                let loss: f64 = row.iter().map(|&d| f64::from(d).powi(2)).sum();
+                let error = (f64::from(got) - loss).abs();
+                assert!(error <= 1e-6 * loss, "{rows} × {elements}: {got} {loss}");
+            }
+        });
+    }
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().unwrap()
+}
+
+#[test]
+fn a_seed_takes_the_place_of_a_target_that_nobody_shares() {
+    let (prediction, target) = (random([3, 50]), random([3, 50]));
+    let address = |tensor: &Tensor<2>| {
+        let tensor = tensor.clone().try_into_primitive::<burn::backend::Flex>();
+        tensor.unwrap().bytes().as_ptr()
+    };
+    let before = address(&target);
+    let weights = random([3]);
+    let run = |target| {
+        let error =
+            crate::kernel::weighted_squared_error(prediction.clone(), target, weights.clone(), 3);
+        error.unwrap().seed
+    };
+    let shared = run(target.clone());
+    assert_ne!(address(&shared), before);
+    let own = run(target);
+    assert_eq!(address(&own), before);
+    assert_eq!(host(own), host(shared));
+}
+
+/// Tensors of an autodiff graph stay in it.
+#[test]
+fn losses_of_tracked_tensors_have_gradients() {
+    let (prediction, target) = (tracked(&random([2, 3])), random([2, 3]));
+    let (losses, _) = one_pass(
+        &[prediction.clone(), target.autodiff()],
+        &random([2]).autodiff(),
+    );
+    assert!(prediction.grad(&losses.sum().backward()).is_some());
+}
+
 /// Everything is added in an order that the number of threads does not change.
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let (input, weight, bias, options) =
         convolution_inputs(&([21, 8, 9, 9], 8, [3, 3], [1, 1], [(1, 1); 2], [1, 1]));
     let (seed, gain) = (random([21, 8, 9, 9]), random([8]));
+    let large = [(); 2].map(|()| random([5, 40_003]));
+    let per_row = random([5]);
     let run = || {
         let convolved = differentiate((&input, &weight, &bias), &seed, |input, weight, bias| {
             super::convolve(&input, &weight, Some(&bias), &options).unwrap()
@@ -313,12 +394,15 @@ fn results_do_not_depend_on_the_number_of_threads() {
         });
         let features: Tensor<3> = input.clone().reshape([21, 8, 81]);
         let attended = super::attend(&features, &features, &features, 2).unwrap();
+        let (losses, errors) = one_pass(&large, &per_row);
         [
             convolved.2.reshape([-1]),
             convolved.3,
             normalised.2,
             normalised.3,
             attended.reshape([-1]),
+            losses,
+            errors.reshape([-1]),
         ]
         .map(|tensor: Tensor<1>| tensor.into_data().try_to_vec::<f32>().unwrap())
     };
