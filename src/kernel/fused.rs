@@ -1,17 +1,32 @@
 //! The loss kernel in one pass, where there is one for a tensor's backend.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{
+use ::burn::backend::tensor::FloatTensor;
+use ::burn::backend::{
     Backend, Dispatch, DispatchAutodiffContext, DispatchTensorKind, backend_extension,
 };
-use burn::tensor::{DType, Tensor};
+use ::burn::tensor::{DType, Tensor};
 
 use super::WeightedSquaredError;
 
+/// The macro names burn's fusion in `burn::backend`, which has it only where fusion is on. It may be: any crate of a
+/// program can switch it on. `Cube` is then a fusion over `CubeBackend`, and both are given the kernel.
+#[cfg(feature = "fused")]
+mod burn {
+    pub(super) mod backend {
+        pub(in super::super) use ::burn::backend::*;
+        pub(in super::super) use burn_fusion as fusion;
+    }
+}
+
 /// Losses and seed in one pass over prediction and target. Every tensor is `f32`, none is empty.
-#[backend_extension(Flex: cfg(feature = "flex-kernels"))]
+#[backend_extension(
+    Flex: cfg(feature = "flex-kernels"),
+    Cube: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))),
+    Fusion: cfg(feature = "fused")
+)]
 pub(crate) trait LossKernel: Backend {
     /// `‖ŷ − target‖²` of each row, and `scale · w (ŷ − target)`.
+    #[fusion(meta = |prediction, _target, weights, _scale| (weights.clone(), prediction.clone()))]
     fn losses_and_seed(
         prediction: FloatTensor<Self>,
         target: FloatTensor<Self>,
@@ -28,6 +43,8 @@ pub(super) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     let has_kernel = match tensor.kind {
         #[cfg(feature = "flex-kernels")]
         DispatchTensorKind::Flex(_) => true,
+        #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+        DispatchTensorKind::Cube(_) => true,
         #[allow(
             unreachable_patterns,
             reason = "reached where burn has another backend"

@@ -1,8 +1,10 @@
 //! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph.
 
+#[cfg(feature = "fused")]
+mod cube;
 #[cfg(feature = "flex-kernels")]
 pub(crate) mod flex;
-#[cfg(feature = "flex-kernels")]
+#[cfg(any(feature = "flex-kernels", feature = "fused"))]
 mod fused;
 
 use burn::tensor::Tensor;
@@ -21,9 +23,9 @@ pub struct WeightedSquaredError<const D: usize> {
 
 /// Per-sample losses and the derivative of `L = (1/B) Σ w ‖ŷ − target‖²` with respect to the prediction.
 ///
-/// The loss needs no autodiff: run the model's backward pass with `(ŷ · seed).sum().backward()`. On the CPU, with the
-/// feature `flex-kernels`, both come from one pass over prediction and target, and the seed takes the target's place in
-/// memory unless another tensor shares it. Elsewhere they come from tensor operations.
+/// The loss needs no autodiff: run the model's backward pass with `(ŷ · seed).sum().backward()`. Both come from one pass
+/// over prediction and target: on the CPU with the feature `flex-kernels`, where the seed takes the target's place in
+/// memory unless another tensor shares it, and on wgpu and CUDA with `fused`. Elsewhere they come from tensor operations.
 ///
 /// # Shapes
 /// - `prediction`, `target`: `[rows, …]`; not tracked by autodiff
@@ -71,7 +73,7 @@ pub fn weighted_squared_error<const D: usize>(
     check_device("weights", &prediction.device(), &weights.device())?;
     let (prediction, target, weights) = (to_f32(prediction), to_f32(target), to_f32(weights));
     let scale = 2.0 / batch_size as f64;
-    #[cfg(feature = "flex-kernels")]
+    #[cfg(any(feature = "flex-kernels", feature = "fused"))]
     if fused::takes(&prediction) && fused::takes(&target) && fused::takes(&weights) {
         return Ok(fused::weighted_squared_error(
             prediction, target, weights, scale,
