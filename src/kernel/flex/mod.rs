@@ -23,6 +23,8 @@ mod weight_gradient;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use burn::backend::Dispatch;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
@@ -32,13 +34,22 @@ use self::convolution::ConvolutionShape;
 use self::norm::GroupNormShape;
 use self::operations::FastOperations;
 
+/// Whether the operations here are used at all.
+static ENABLED: AtomicBool = AtomicBool::new(true);
+
+/// Turns the operations on or off for the whole process.
+pub(crate) fn enable(enabled: bool) {
+    ENABLED.store(enabled, Ordering::Relaxed);
+}
+
 /// Whether a tensor is of the kind that the operations take.
 fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     #[cfg(test)]
     if tests::PLAIN.get() {
         return false;
     }
-    tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
+    let enabled = ENABLED.load(Ordering::Relaxed);
+    enabled && tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
 }
 
 /// Group normalisation, followed by `SiLU` where `activated`.

@@ -1,0 +1,100 @@
+//! An ordinary training step, written as anyone would with burn: what a step of unlearning is compared with.
+
+use rand::RngExt;
+use siss::burn::module::{Module, ModuleVisitor, Param};
+use siss::burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use siss::burn::tensor::{Distribution, Tensor};
+use siss::rand;
+use siss::{DdpmScheduler, Denoiser, SchedulerExt};
+
+use crate::workload::Network;
+
+const LEARNING_RATE: f64 = 5e-6;
+const MAX_GRAD_NORM: f64 = 1.0;
+
+/// One forward pass, one backward pass, a clip of the whole gradient, `AdamW`.
+pub struct PlainTrainer {
+    model: Network,
+    optimizer: ModuleOptimizer,
+    scheduler: DdpmScheduler,
+}
+
+impl PlainTrainer {
+    pub fn new(model: Network, scheduler: DdpmScheduler) -> Self {
+        Self {
+            model: model.train(),
+            optimizer: AdamWConfig::new().init(),
+            scheduler,
+        }
+    }
+
+    pub fn step(&mut self, clean: Tensor<4>) -> siss::Result<()> {
+        let (shape, device) = (clean.dims(), clean.device());
+        let mut rng = rand::rng();
+        let timesteps: Vec<f64> = (0..shape[0])
+            .map(|_| rng.random_range(0..1000).into())
+            .collect();
+        let noise = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let noisy = self.scheduler.add_noise(clean, noise.clone(), &timesteps)?;
+        let on_device = Tensor::from_data(&timesteps[..], &device);
+        let error = self.model.predict(noisy, on_device, &()) - noise;
+        let loss = (error.clone() * error).sum() / shape[0] as f64;
+        let gradients = GradientsParams::from_grads(loss.backward(), &self.model);
+        let gradients = clip(&self.model, gradients);
+        self.model = self
+            .optimizer
+            .step(LEARNING_RATE, self.model.clone(), gradients);
+        Ok(())
+    }
+}
+
+/// Shortens the gradient to [`MAX_GRAD_NORM`], without a read from the device.
+fn clip(model: &Network, gradients: GradientsParams) -> GradientsParams {
+    let mut norm = SquaredNorm {
+        gradients: &gradients,
+        sum: None,
+    };
+    model.visit(&mut norm);
+    let Some(squared) = norm.sum else {
+        return gradients;
+    };
+    let mut scale = Scale {
+        factor: (squared.sqrt().recip() * MAX_GRAD_NORM).clamp_max(1.0),
+        gradients,
+        scaled: GradientsParams::new(),
+    };
+    model.visit(&mut scale);
+    scale.scaled
+}
+
+struct SquaredNorm<'a> {
+    gradients: &'a GradientsParams,
+    sum: Option<Tensor<1>>,
+}
+
+impl ModuleVisitor for SquaredNorm<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            let squared = gradient.square().sum();
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum + squared,
+                None => squared,
+            });
+        }
+    }
+}
+
+struct Scale {
+    factor: Tensor<1>,
+    gradients: GradientsParams,
+    scaled: GradientsParams,
+}
+
+impl ModuleVisitor for Scale {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            let factor = self.factor.clone().reshape([1; D]);
+            self.scaled.register::<D>(param.id, gradient * factor);
+        }
+    }
+}

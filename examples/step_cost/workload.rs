@@ -1,0 +1,181 @@
+//! What is run: networks as in `benches/torch_step.py`, and pairs as far apart as real ones.
+
+use std::error::Error;
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use siss::burn::module::{Module, ModuleMapper, Param};
+use siss::burn::tensor::{Device, FloatDType, Tensor};
+use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
+use siss::{DdpmScheduler, Denoiser, PairSampler, Stream, normal_noise};
+
+use crate::data;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// A network and the data it is for.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Workload {
+    /// 28×28 digits, the bundled network.
+    Digits,
+    /// 28×28 digits, the paper's network.
+    DigitsPaper,
+    /// 32×32×3.
+    Emoji32,
+    /// 64×64×3.
+    Faces64,
+    /// 256×256×3, google/ddpm-celebahq-256.
+    Faces256,
+    /// 4×64×64.
+    Latents,
+}
+
+impl Workload {
+    pub fn config(self, width: Option<usize>) -> UNet2dConfig {
+        match self {
+            Workload::Digits => UNet2dConfig {
+                layers_per_block: 1,
+                block_out_channels: vec![32, 64, 64],
+                norm_num_groups: 8,
+                ..digits()
+            },
+            Workload::DigitsPaper => UNet2dConfig {
+                block_out_channels: vec![64, 128, 256],
+                ..digits()
+            },
+            Workload::Emoji32 => faces(32, width.unwrap_or(32)),
+            Workload::Faces64 => faces(64, width.unwrap_or(32)),
+            Workload::Faces256 => faces(256, width.unwrap_or(128)),
+            Workload::Latents => latents(width.unwrap_or(32)),
+        }
+    }
+
+    pub fn scheduler(self) -> siss::Result<DdpmScheduler> {
+        match self {
+            Workload::Latents => DdpmScheduler::scaled_linear(1000),
+            _ => DdpmScheduler::linear(1000),
+        }
+    }
+
+    /// `‖x − a‖` of a retained and a forgotten point; none where the points are real.
+    fn distance(self) -> Option<f64> {
+        match self {
+            Workload::Digits | Workload::DigitsPaper => None,
+            Workload::Emoji32 => Some(45.0),
+            Workload::Faces64 => Some(77.0),
+            Workload::Faces256 => Some(310.0),
+            Workload::Latents => Some(181.0),
+        }
+    }
+
+    /// The digits and the T-shirt, or random points at the workload's distance from one forgotten point.
+    pub fn pairs(self, shape: [usize; 4], device: &Device) -> Result<PairSampler<4>> {
+        let Some(distance) = self.distance() else {
+            let assets = Path::new(data::ASSETS);
+            let digits = data::load_digits(assets, device)?.retain;
+            let tshirt = data::load_tshirt(assets, device)?;
+            return Ok(PairSampler::new(digits, tshirt, 0)?);
+        };
+        let noise = |seed| normal_noise(shape, seed, 0, 0, Stream::Evaluation, device);
+        let forget: Tensor<4> = noise(1).clamp(-1.0, 1.0).narrow(0, 0, 1);
+        let directions = noise(2);
+        let lengths = directions.clone().square().sum_dims(&[1, 2, 3]).sqrt();
+        let retain = forget.clone() + directions / lengths * distance;
+        Ok(PairSampler::new(retain, forget, 0)?)
+    }
+}
+
+fn digits() -> UNet2dConfig {
+    UNet2dConfig {
+        sample_size: Some([28; 2]),
+        in_channels: 1,
+        out_channels: 1,
+        down_block_types: vec![
+            DownBlockType::Resnet,
+            DownBlockType::Attention,
+            DownBlockType::Resnet,
+        ],
+        up_block_types: vec![
+            UpBlockType::Resnet,
+            UpBlockType::Attention,
+            UpBlockType::Resnet,
+        ],
+        ..UNet2dConfig::default()
+    }
+}
+
+/// google/ddpm-celebahq-256 where `width` is 128.
+fn faces(size: usize, width: usize) -> UNet2dConfig {
+    let mut down = vec![DownBlockType::Resnet; 6];
+    down[4] = DownBlockType::Attention;
+    let mut up = vec![UpBlockType::Resnet; 6];
+    up[1] = UpBlockType::Attention;
+    UNet2dConfig {
+        sample_size: Some([size; 2]),
+        block_out_channels: [1, 1, 2, 2, 4, 4].map(|factor| factor * width).to_vec(),
+        down_block_types: down,
+        up_block_types: up,
+        norm_num_groups: width.min(32),
+        norm_eps: 1e-6,
+        downsample_padding: 0,
+        flip_sin_to_cos: false,
+        freq_shift: 1,
+        attention_head_dim: None,
+        ..UNet2dConfig::default()
+    }
+}
+
+/// Stands for a network of latents.
+fn latents(width: usize) -> UNet2dConfig {
+    UNet2dConfig {
+        sample_size: Some([64; 2]),
+        in_channels: 4,
+        out_channels: 4,
+        block_out_channels: vec![width, 2 * width, 4 * width],
+        down_block_types: vec![
+            DownBlockType::Resnet,
+            DownBlockType::Resnet,
+            DownBlockType::Attention,
+        ],
+        up_block_types: vec![
+            UpBlockType::Attention,
+            UpBlockType::Resnet,
+            UpBlockType::Resnet,
+        ],
+        norm_num_groups: width.min(32),
+        ..UNet2dConfig::default()
+    }
+}
+
+/// A network whose weights are f32, run in f32 or in bf16.
+#[derive(Module, Debug)]
+pub struct Network {
+    pub unet: UNet2d,
+    #[module(skip)]
+    pub bf16: bool,
+}
+
+impl Denoiser<4> for Network {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, condition: &()) -> Tensor<4> {
+        if !self.bf16 {
+            return self.unet.predict(noisy, timesteps, condition);
+        }
+        // The casts are part of the graph, so the gradients are those of the f32 weights.
+        let half = self.unet.clone().map(&mut ToBf16);
+        let noisy = noisy.cast(FloatDType::BF16);
+        half.predict(noisy, timesteps, condition)
+            .cast(FloatDType::F32)
+    }
+}
+
+struct ToBf16;
+
+impl ModuleMapper for ToBf16 {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|weights| weights.cast(FloatDType::BF16))
+    }
+}
