@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Flag, Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Tensor};
 
 use crate::batch::UnlearningBatch;
@@ -50,10 +50,11 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
         });
     }
     let condition = batch.condition(Side::Retain);
+    let untracked = untracked(model);
     let predict = |input: &Tensor<D>| {
         let rows = vec![0; input.dims()[0]];
         let timesteps = vector(rows.iter().map(|_| term.timesteps[0]), &input.device());
-        model
+        untracked
             .predict(input.clone(), timesteps, &condition.select(&rows))
             .inner()
     };
@@ -62,6 +63,18 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     let first = predict(&pair);
     check_repeats(&first, || predict(&pair), &layers)?;
     check_alone(&first, predict(&row), &layers)
+}
+
+/// The model as it trains, dropout included, but without a graph: burn would keep those of the probes until the first
+/// backward pass.
+fn untracked<M: Module>(model: &M) -> M {
+    struct Untracked;
+    impl ModuleMapper for Untracked {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|weights| weights.set_require_grad(false))
+        }
+    }
+    model.clone().map(&mut Untracked)
 }
 
 /// Relative difference of outputs that counts as one.
