@@ -265,7 +265,10 @@ fn memory(arguments: &Arguments) -> Result<String> {
             return Err(String::from_utf8_lossy(&output.stderr).into());
         }
         let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        peaks.insert(format!("{}_mib", variant.name()), report["peak_mib"].clone());
+        peaks.insert(
+            format!("{}_mib", variant.name()),
+            report["peak_mib"].clone(),
+        );
         peaks.insert("gradient_mib".into(), report["gradient_mib"].clone());
     }
     Ok(serde_json::to_string(&peaks)?)

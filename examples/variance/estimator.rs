@@ -1,0 +1,167 @@
+//! The estimators of the two gradients, and how each is measured.
+
+use serde::{Deserialize, Serialize};
+use siss::burn::module::{Module, ModuleVisitor, Param};
+use siss::burn::optim::GradientsParams;
+use siss::burn::tensor::Tensor;
+use siss::models::UNet2d;
+use siss::{
+    CoinFlip, DdpmScheduler, DrawSource, ExtraDraws, FixedAllocation, Method, MixtureSampler,
+    PairSampler, Scheduler, SissTrainer, StepGradients, TimestepSampling,
+};
+
+use crate::moments::{Moments, Sums};
+use crate::{Arguments, Result};
+
+const FORGET_PROB: f64 = 0.5;
+
+/// A way to estimate the two gradients.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimator {
+    method: Method,
+    thin_below: f64,
+    coins: bool,
+    timesteps: TimestepSampling,
+}
+
+/// An estimator's figures, a line of the file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Figures {
+    pub objective: String,
+    pub draws: String,
+    pub gradients: u64,
+    pub batch: u64,
+    pub rows_per_sample: f64,
+    /// Trace of the covariance of the gradient of a batch, and its standard error.
+    pub retain_trace: f64,
+    pub retain_error: f64,
+    pub forget_trace: f64,
+    pub forget_error: f64,
+    /// Squared norms of the mean gradients, which all estimators share: from the gradients of all.
+    pub retain_squared_mean: f64,
+    pub forget_squared_mean: f64,
+}
+
+impl Estimator {
+    /// Those that are compared, the reference first.
+    pub fn all() -> Vec<Self> {
+        use TimestepSampling::{LowDiscrepancy, Uniform};
+        let estimator = |method, thin_below, coins, timesteps| Self {
+            method,
+            thin_below,
+            coins,
+            timesteps,
+        };
+        vec![
+            estimator(Method::SissNoIs, 0.0, false, Uniform),
+            estimator(Method::SissNoIs, 0.0, false, LowDiscrepancy),
+            estimator(Method::Siss, 0.0, true, Uniform),
+            estimator(Method::Siss, 0.0, true, LowDiscrepancy),
+            estimator(Method::Siss, 0.0, false, Uniform),
+            estimator(Method::Siss, 0.0, false, LowDiscrepancy),
+            estimator(Method::Siss, 1.0, false, LowDiscrepancy),
+            estimator(Method::Siss, 2.0, false, LowDiscrepancy),
+            estimator(Method::Bernoulli, 0.0, true, Uniform),
+            estimator(Method::Bernoulli, 0.0, false, LowDiscrepancy),
+        ]
+    }
+
+    /// Objective and threshold.
+    pub fn objective(&self) -> String {
+        match self.method {
+            Method::Siss => format!("SISS, τ = {}", self.thin_below),
+            Method::SissNoIs => "SISS (No IS)".into(),
+            _ => "Bernoulli".into(),
+        }
+    }
+
+    /// How timesteps and sides are drawn.
+    pub fn draws(&self) -> String {
+        let sides = match (self.method, self.coins) {
+            (Method::SissNoIs, _) => "",
+            (_, true) => ", coins",
+            (_, false) => ", fixed allocation",
+        };
+        format!("{}{sides}", self.timesteps)
+    }
+
+    fn sampler(&self) -> siss::Result<Box<dyn MixtureSampler>> {
+        Ok(match self.coins {
+            true => Box::new(CoinFlip::new(FORGET_PROB)?),
+            false => Box::new(FixedAllocation::new(FORGET_PROB)?),
+        })
+    }
+
+    /// Estimates the gradients of the model many times, with keys of its own. The squared means are left to the caller, who
+    /// is given the sums of both sides.
+    pub fn measure(
+        &self,
+        seed: u64,
+        model: &UNet2d,
+        pairs: &PairSampler<4>,
+        arguments: &Arguments,
+    ) -> Result<(Figures, [Sums; 2])> {
+        let scheduler = DdpmScheduler::linear(1000)?;
+        let (range, sampler) = (scheduler.time_range(), self.sampler()?);
+        let source = DrawSource {
+            seed,
+            timestep_sampling: self.timesteps,
+        };
+        let mut trainer = SissTrainer::builder(model.clone(), scheduler)
+            .method(self.method)
+            .thin_below(self.thin_below)
+            .build()?;
+        let (mut retain, mut forget, mut rows) = (Moments::default(), Moments::default(), 0.0);
+        let (pairs, device) = (pairs.clone().with_seed(seed), pairs.retain().device());
+        for index in 0..arguments.gradients {
+            let batch = pairs.batch(index, arguments.batch as usize)?;
+            let (shape, extra) = (batch.retain().dims(), ExtraDraws::default());
+            let draws = source.draw(index, shape, range, sampler.as_ref(), extra, &device)?;
+            let found: StepGradients = trainer.gradients(&batch, &draws)?;
+            rows += found.report.rows_per_sample() / arguments.gradients as f64;
+            retain.add(&flatten(trainer.model(), found.retain));
+            forget.add(&flatten(trainer.model(), found.forget));
+        }
+        let ((retain_trace, retain_error), (forget_trace, forget_error)) =
+            (retain.trace(), forget.trace());
+        let figures = Figures {
+            objective: self.objective(),
+            draws: self.draws(),
+            gradients: arguments.gradients,
+            batch: arguments.batch,
+            rows_per_sample: rows,
+            retain_trace,
+            retain_error,
+            retain_squared_mean: f64::NAN,
+            forget_trace,
+            forget_error,
+            forget_squared_mean: f64::NAN,
+        };
+        Ok((figures, [retain.total(), forget.total()]))
+    }
+}
+
+/// All parameters' gradients in one list; 0 for those of a side that ran no row.
+fn flatten(model: &UNet2d, gradients: GradientsParams) -> Vec<f32> {
+    struct Flatten {
+        gradients: GradientsParams,
+        values: Vec<f32>,
+    }
+    impl ModuleVisitor for Flatten {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            match self.gradients.remove::<D>(param.id) {
+                Some(gradient) => self.values.extend(gradient.into_data().iter::<f32>()),
+                None => {
+                    let length = self.values.len() + param.shape().num_elements();
+                    self.values.resize(length, 0.0);
+                }
+            }
+        }
+    }
+    let mut visitor = Flatten {
+        gradients,
+        values: Vec::new(),
+    };
+    model.visit(&mut visitor);
+    visitor.values
+}

@@ -1,0 +1,120 @@
+//! What thinning, fixed allocation and low-discrepancy timesteps do to the variance of the two gradients, and where
+//! importance weights matter: `cargo run --release --example variance`.
+//!
+//! The bundled model's gradients are estimated many times over, from batches and draws of their own, by each estimator. Writes a
+//! line for each into a CSV file and the table of a Markdown page; and the weights' variance at every timestep, measured and
+//! from the closed form, into another CSV file and a plot.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "the other examples use more of it")]
+mod common;
+#[path = "../mnist_tshirt/data.rs"]
+#[allow(dead_code, reason = "the main example uses more of it")]
+mod data;
+mod estimator;
+mod moments;
+mod table;
+mod weights;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde::Serialize;
+use siss::PairSampler;
+use siss::burn::tensor::Device;
+use siss::models::UNet2d;
+
+use crate::common::progress::{Bar, Progress};
+use crate::estimator::{Estimator, Figures};
+use crate::moments::Sums;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Measures the variance of the gradients.
+#[derive(Parser, Debug)]
+pub struct Arguments {
+    /// Gradients of each estimator.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=100_000))]
+    gradients: u64,
+
+    /// Pairs in a gradient.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    batch: u64,
+
+    /// Pairs whose weights are measured at each timestep.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=9000))]
+    pairs: u64,
+
+    /// Where CSV files and plot are written.
+    #[arg(long, value_name = "DIR", default_value = "docs/results")]
+    out: PathBuf,
+
+    /// The page whose table is written.
+    #[arg(long, value_name = "FILE", default_value = "docs/performance.md")]
+    page: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let (assets, device) = (Path::new(data::ASSETS), Device::flex());
+    let model = UNet2d::load(assets.join("base"), &device)?;
+    let digits = data::load_digits(assets, &device)?.retain;
+    let pairs = PairSampler::new(digits, data::load_tshirt(assets, &device)?, 0)?;
+    std::fs::create_dir_all(&arguments.out)?;
+
+    let progress = Bar::new()?;
+    progress.phase("weights");
+    let curves = weights::curves(&pairs, arguments.pairs as usize)?;
+    write(&arguments.out.join("weights.csv"), &curves)?;
+    weights::plot(&curves).save(arguments.out.join("weights.svg"))?;
+
+    let figures = measure_all(&model, &pairs, arguments, &progress)?;
+    write(&arguments.out.join("variance.csv"), &figures)?;
+    progress.finish();
+    let table = table::table(&figures);
+    println!("{table}");
+    common::page::write(&arguments.page, "variance", &table)
+}
+
+/// Every estimator, with the squared norms of the means from the gradients of all: at a trained model's retain gradient they
+/// are far below the variance.
+fn measure_all(
+    model: &UNet2d,
+    pairs: &PairSampler<4>,
+    arguments: &Arguments,
+    progress: &Bar,
+) -> Result<Vec<Figures>> {
+    let mut all: Vec<Figures> = Vec::new();
+    let [mut retain, mut forget] = [Sums::default(), Sums::default()];
+    for (seed, estimator) in Estimator::all().iter().enumerate() {
+        progress.phase(&format!("{}, {}", estimator.objective(), estimator.draws()));
+        let (figures, [own_retain, own_forget]) =
+            estimator.measure(seed as u64, model, pairs, arguments)?;
+        (retain, forget) = (retain.merge(&own_retain), forget.merge(&own_forget));
+        all.push(figures);
+    }
+    for figures in &mut all {
+        figures.retain_squared_mean = retain.squared_mean();
+        figures.forget_squared_mean = forget.squared_mean();
+    }
+    Ok(all)
+}
+
+fn write<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
+    let mut writer = csv::Writer::from_path(path)?;
+    for line in lines {
+        writer.serialize(line)?;
+    }
+    Ok(writer.flush()?)
+}
