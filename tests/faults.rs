@@ -588,12 +588,12 @@ fn weights_of_points_in_half_precision_are_those_of_f64() {
                 let terms = Siss.terms(&inputs).unwrap();
                 let scales = process.scales(&timesteps).unwrap();
                 let (x, a, noise) = (host(retain), host(forget), host(noise));
-                for row in 0..6 {
+                for (row, &is_forgotten) in from_forget.iter().enumerate() {
                     let ratio = scales.signal[row] / scales.noise[row];
                     let log_ratio: f64 = (3 * row..3 * row + 3)
                         .map(|i| {
                             let r = ratio * (a[i] - x[i]);
-                            let sign = if from_forget[row] { 1.0 } else { -1.0 };
+                            let sign = if is_forgotten { 1.0 } else { -1.0 };
                             // ½⟨ε_x + ε_a, r⟩, where one of them is ε and the other ε ± r.
                             0.5 * (2.0 * noise[i] + sign * r) * r
                         })
