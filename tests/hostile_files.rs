@@ -514,7 +514,7 @@ fn pickles() -> Vec<Case> {
     vec![
         with_pickle("a call of os.system", "posix.system", || CALL.to_vec()),
         with_pickle("a call of eval", "builtins.eval", || {
-            b"\x80\x02cbuiltins\neval\nX\x01\0\0\01\x85R.".to_vec()
+            b"\x80\x02cbuiltins\neval\nX\x01\0\0\x001\x85R.".to_vec()
         }),
         with_pickled("a bare pickle", "Zip archive", || CALL.to_vec()),
         with_pickled("100 MB of a bare pickle", "Zip archive", || {
