@@ -19,10 +19,11 @@ parser.add_argument('--threads', default='1')
 parser.add_argument('--width')
 parser.add_argument('--rounds', type=int, default=5)
 parser.add_argument('--runs', default='3', help='steps of each kind in a round')
+parser.add_argument('--clock', default='wall', choices=['wall', 'cpu'], help='cpu: for a machine that others use as well, with one thread')
 parser.add_argument('--program', help='the built example step_cost [default: cargo run]')
 arguments = parser.parse_args()
 
-common = ['--batch', arguments.batch, '--threads', arguments.threads, '--runs', arguments.runs]
+common = ['--batch', arguments.batch, '--threads', arguments.threads, '--runs', arguments.runs, '--clock', arguments.clock]
 if arguments.width:
     common += ['--width', arguments.width]
 cargo = ['cargo', 'run', '--quiet', '--release', '--example', 'step_cost', '--']
@@ -45,5 +46,5 @@ for kind in KINDS:
     result[f'torch_{kind}'] = statistics.median(theirs[kind] for _, theirs in rounds)
 result['siss_over_plain'] = statistics.median(ours['siss_over_plain'] for ours, _ in rounds)
 result['torch_siss_over_plain'] = statistics.median(theirs['siss_over_plain'] for _, theirs in rounds)
-result.update(workload=arguments.workload, batch=int(arguments.batch), threads=int(arguments.threads), rounds=arguments.rounds, torch=rounds[0][1]['torch'])
+result.update(workload=arguments.workload, batch=int(arguments.batch), threads=int(arguments.threads), clock=arguments.clock, rounds=arguments.rounds, torch=rounds[0][1]['torch'])
 print(json.dumps(result))

@@ -4,6 +4,7 @@
 //! Prints one JSON line. The variants take turns in each round, so that a machine whose speed drifts does the same to
 //! all of them; a ratio is the median of the rounds' ratios. `benches/torch_step.py` prints the same for PyTorch.
 
+mod clock;
 #[path = "../mnist_tshirt/data.rs"]
 #[allow(dead_code, reason = "the main example uses more of it")]
 mod data;
@@ -13,7 +14,6 @@ mod workload;
 
 use std::error::Error;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
@@ -22,6 +22,7 @@ use siss::burn::module::Module;
 use siss::burn::tensor::Device;
 use siss::{Method, PairSampler, SissTrainer};
 
+use crate::clock::Clock;
 use crate::plain::PlainTrainer;
 use crate::report::Report;
 use crate::workload::{Network, Workload};
@@ -59,6 +60,11 @@ pub struct Arguments {
     /// CPU threads [default: all].
     #[arg(long)]
     threads: Option<usize>,
+
+    /// What seconds are: those of the wall, or those that all threads together were running. On a machine that others use
+    /// as well, with one thread, the second is the step's own time.
+    #[arg(long, value_enum, default_value_t = Clock::Wall)]
+    clock: Clock,
 
     /// Whose operations the network runs on the CPU: the crate's or burn's. With `both`, an ordinary step and a SISS step
     /// on burn's are measured beside the others.
@@ -200,7 +206,7 @@ impl Runner {
         let device = pairs.retain().device();
         use_flex_kernels(arguments.kernels != Kernels::Burn && !self.variant.on_burn());
         device.sync()?;
-        let began = Instant::now();
+        let began = arguments.clock.now()?;
         let batch = pairs.batch(round as u64, arguments.batch as usize)?;
         let rows = match &mut self.trainer {
             Trainer::Plain(trainer) => {
@@ -211,7 +217,7 @@ impl Runner {
         };
         device.sync()?;
         if round >= WARM_UP {
-            self.seconds.push(began.elapsed().as_secs_f64());
+            self.seconds.push(arguments.clock.now()? - began);
             self.rows.push(rows);
         }
         Ok(())

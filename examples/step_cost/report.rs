@@ -3,6 +3,7 @@
 use serde::Serialize;
 use siss::backend::DeviceSpec;
 
+use crate::clock::Clock;
 use crate::workload::Workload;
 use crate::{Arguments, Kernels, Runner, Variant};
 
@@ -28,6 +29,7 @@ pub struct Report {
     batch: u32,
     runs: u32,
     bf16: bool,
+    clock: Clock,
     kernels: Kernels,
     checkpointing: bool,
     /// One gradient of all parameters.
@@ -83,6 +85,7 @@ impl Report {
             batch: arguments.batch,
             runs: arguments.runs,
             bf16: arguments.bf16,
+            clock: arguments.clock,
             kernels: arguments.kernels,
             checkpointing: arguments.checkpointing,
             gradient_mib: rounded(4.0 * parameters as f64 / MEBI, 1),

@@ -10,7 +10,7 @@ use siss::{
     PairSampler, Scheduler, SissTrainer, StepGradients, TimestepSampling,
 };
 
-use crate::moments::{Moments, Sums};
+use crate::moments::{Moments, Spread};
 use crate::{Arguments, Result};
 
 const FORGET_PROB: f64 = 0.5;
@@ -32,14 +32,24 @@ pub struct Figures {
     pub gradients: u64,
     pub batch: u64,
     pub rows_per_sample: f64,
-    /// Trace of the covariance of the gradient of a batch, and its standard error.
+    /// Trace of the covariance of the gradient of a batch, and squared norm of its mean.
     pub retain_trace: f64,
-    pub retain_error: f64,
-    pub forget_trace: f64,
-    pub forget_error: f64,
-    /// Squared norms of the mean gradients, which all estimators share: from the gradients of all.
     pub retain_squared_mean: f64,
+    pub forget_trace: f64,
     pub forget_squared_mean: f64,
+    /// The traces over the first estimator's, and the standard errors of that.
+    pub retain_relative: f64,
+    pub retain_relative_error: f64,
+    pub forget_relative: f64,
+    pub forget_relative_error: f64,
+}
+
+/// What an estimator's gradients say, of both sides.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    rows_per_sample: f64,
+    retain: Spread,
+    forget: Spread,
 }
 
 impl Estimator {
@@ -92,19 +102,17 @@ impl Estimator {
         })
     }
 
-    /// Estimates the gradients of the model many times, with keys of its own. The squared means are left to the caller, who
-    /// is given the sums of both sides.
+    /// Estimates the gradients of the model many times; the batches and the keys of the draws are every estimator's.
     pub fn measure(
         &self,
-        seed: u64,
         model: &UNet2d,
         pairs: &PairSampler<4>,
         arguments: &Arguments,
-    ) -> Result<(Figures, [Sums; 2])> {
+    ) -> Result<Measured> {
         let scheduler = DdpmScheduler::linear(1000)?;
         let (range, sampler) = (scheduler.time_range(), self.sampler()?);
         let source = DrawSource {
-            seed,
+            seed: 0,
             timestep_sampling: self.timesteps,
         };
         let mut trainer = SissTrainer::builder(model.clone(), scheduler)
@@ -112,7 +120,7 @@ impl Estimator {
             .thin_below(self.thin_below)
             .build()?;
         let (mut retain, mut forget, mut rows) = (Moments::default(), Moments::default(), 0.0);
-        let (pairs, device) = (pairs.clone().with_seed(seed), pairs.retain().device());
+        let device = pairs.retain().device();
         for index in 0..arguments.gradients {
             let batch = pairs.batch(index, arguments.batch as usize)?;
             let (shape, extra) = (batch.retain().dims(), ExtraDraws::default());
@@ -122,22 +130,34 @@ impl Estimator {
             retain.add(&flatten(trainer.model(), found.retain));
             forget.add(&flatten(trainer.model(), found.forget));
         }
-        let ((retain_trace, retain_error), (forget_trace, forget_error)) =
-            (retain.trace(), forget.trace());
-        let figures = Figures {
+        Ok(Measured {
+            rows_per_sample: rows,
+            retain: retain.spread(),
+            forget: forget.spread(),
+        })
+    }
+
+    /// The figures beside those of the first estimator.
+    pub fn figures(&self, own: &Measured, first: &Measured, arguments: &Arguments) -> Figures {
+        let (retain, forget) = (
+            own.retain.over(&first.retain),
+            own.forget.over(&first.forget),
+        );
+        Figures {
             objective: self.objective(),
             draws: self.draws(),
             gradients: arguments.gradients,
             batch: arguments.batch,
-            rows_per_sample: rows,
-            retain_trace,
-            retain_error,
-            retain_squared_mean: f64::NAN,
-            forget_trace,
-            forget_error,
-            forget_squared_mean: f64::NAN,
-        };
-        Ok((figures, [retain.total(), forget.total()]))
+            rows_per_sample: own.rows_per_sample,
+            retain_trace: own.retain.trace,
+            retain_squared_mean: own.retain.squared_mean,
+            forget_trace: own.forget.trace,
+            forget_squared_mean: own.forget.squared_mean,
+            retain_relative: retain.0,
+            retain_relative_error: retain.1,
+            forget_relative: forget.0,
+            forget_relative_error: forget.1,
+        }
     }
 }
 

@@ -28,7 +28,6 @@ use siss::models::UNet2d;
 
 use crate::common::progress::{Bar, Progress};
 use crate::estimator::{Estimator, Figures};
-use crate::moments::Sums;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -36,7 +35,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 #[derive(Parser, Debug)]
 pub struct Arguments {
     /// Gradients of each estimator.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=100_000))]
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=100_000))]
     gradients: u64,
 
     /// Pairs in a gradient.
@@ -87,26 +86,19 @@ fn run(arguments: &Arguments) -> Result<()> {
     common::page::write(&arguments.page, "variance", &table)
 }
 
-/// Every estimator, with the squared norms of the means from the gradients of all: at a trained model's retain gradient they
-/// are far below the variance.
 fn measure_all(
     model: &UNet2d,
     pairs: &PairSampler<4>,
     arguments: &Arguments,
     progress: &Bar,
 ) -> Result<Vec<Figures>> {
-    let mut all: Vec<Figures> = Vec::new();
-    let [mut retain, mut forget] = [Sums::default(), Sums::default()];
-    for (seed, estimator) in Estimator::all().iter().enumerate() {
-        progress.phase(&format!("{}, {}", estimator.objective(), estimator.draws()));
-        let (figures, [own_retain, own_forget]) =
-            estimator.measure(seed as u64, model, pairs, arguments)?;
-        (retain, forget) = (retain.merge(&own_retain), forget.merge(&own_forget));
-        all.push(figures);
-    }
-    for figures in &mut all {
-        figures.retain_squared_mean = retain.squared_mean();
-        figures.forget_squared_mean = forget.squared_mean();
+    let (mut all, mut first) = (Vec::new(), None);
+    for estimator in Estimator::all() {
+        let (objective, draws) = (estimator.objective(), estimator.draws());
+        progress.phase(&format!("{objective}, {draws}"));
+        let measured = estimator.measure(model, pairs, arguments)?;
+        let first = first.get_or_insert(measured.clone());
+        all.push(estimator.figures(&measured, first, arguments));
     }
     Ok(all)
 }

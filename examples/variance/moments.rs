@@ -1,6 +1,6 @@
 //! Mean and covariance of gradients, as far as two numbers say it.
 
-/// Groups over which the error of a trace is estimated.
+/// Groups that are left out in turn for the error of a ratio.
 const GROUPS: usize = 8;
 
 /// Sums of gradients and of their squared norms, in groups.
@@ -12,7 +12,7 @@ pub struct Moments {
 
 /// Sums over some gradients.
 #[derive(Debug, Default, Clone)]
-pub struct Sums {
+struct Sums {
     sum: Vec<f64>,
     squares: f64,
     count: f64,
@@ -29,7 +29,7 @@ impl Sums {
     }
 
     /// The sums over both.
-    pub fn merge(mut self, other: &Sums) -> Sums {
+    fn merge(mut self, other: &Sums) -> Sums {
         self.sum.resize(other.sum.len(), 0.0);
         for (sum, more) in self.sum.iter_mut().zip(&other.sum) {
             *sum += more;
@@ -50,7 +50,7 @@ impl Sums {
     }
 
     /// Unbiased for `‖E g‖²`: the mean of `⟨g, g′⟩` over pairs of different gradients.
-    pub fn squared_mean(&self) -> f64 {
+    fn squared_mean(&self) -> f64 {
         (self.squared_sum() - self.squares) / (self.count * (self.count - 1.0))
     }
 }
@@ -63,17 +63,44 @@ impl Moments {
         self.added += 1;
     }
 
-    /// Over all gradients.
-    pub fn total(&self) -> Sums {
-        self.groups.iter().fold(Sums::default(), Sums::merge)
+    fn sums(&self, picks: impl Fn(usize) -> bool) -> Sums {
+        let picked = self.groups.iter().enumerate();
+        let picked = picked.filter(|&(index, _)| picks(index));
+        picked.fold(Sums::default(), |sums, (_, group)| sums.merge(group))
     }
 
-    /// Trace of the covariance, and its standard error from the groups' traces.
-    pub fn trace(&self) -> (f64, f64) {
-        let traces: Vec<f64> = self.groups.iter().map(Sums::trace).collect();
-        let mean = traces.iter().sum::<f64>() / GROUPS as f64;
-        let squares: f64 = traces.iter().map(|trace| (trace - mean).powi(2)).sum();
-        let error = (squares / (GROUPS * (GROUPS - 1)) as f64).sqrt();
-        (self.total().trace(), error)
+    /// What these gradients say of their distribution.
+    pub fn spread(&self) -> Spread {
+        let all = self.sums(|_| true);
+        Spread {
+            trace: all.trace(),
+            squared_mean: all.squared_mean(),
+            without: std::array::from_fn(|left_out| self.sums(|index| index != left_out).trace()),
+        }
+    }
+}
+
+/// Trace of the covariance and squared norm of the mean, both without bias.
+#[derive(Debug, Clone, Copy)]
+pub struct Spread {
+    pub trace: f64,
+    pub squared_mean: f64,
+    /// The trace with each group left out.
+    without: [f64; GROUPS],
+}
+
+impl Spread {
+    /// The trace over another's, from the same draws, and the jackknife's standard error of that.
+    pub fn over(&self, other: &Spread) -> (f64, f64) {
+        let ratios: Vec<f64> = self
+            .without
+            .iter()
+            .zip(&other.without)
+            .map(|(own, other)| own / other)
+            .collect();
+        let mean = ratios.iter().sum::<f64>() / GROUPS as f64;
+        let squares: f64 = ratios.iter().map(|ratio| (ratio - mean).powi(2)).sum();
+        let error = (squares * (GROUPS - 1) as f64 / GROUPS as f64).sqrt();
+        (self.trace / other.trace, error)
     }
 }

@@ -2,27 +2,29 @@
 
 use crate::estimator::Figures;
 
-/// A row for each estimator. Variances are over the squared norm of the mean, which all estimators share; at equal cost,
-/// they are multiplied by the rows and divided by the first estimator's.
+/// A row for each estimator: the variance of a batch's gradient over the first estimator's, as it is and at equal cost,
+/// which is times the rows; and the forget gradient's variance over the squared norm of its mean.
 pub fn table(figures: &[Figures]) -> String {
     let mut table = String::from(
-        "| objective | draws | rows a sample | retain: variance | at equal cost | forget: variance | at equal cost |\n\
-         |---|---|---|---|---|---|---|\n",
+        "| objective | draws | rows a sample | retain: variance | at equal cost | forget: variance | at equal cost | over the mean's square |\n\
+         |---|---|---|---|---|---|---|---|\n",
     );
+    let squares = figures.iter().map(|line| line.forget_squared_mean);
+    let squared_mean = squares.sum::<f64>() / figures.len().max(1) as f64;
     for line in figures {
-        let first = &figures[0];
-        let cost = line.rows_per_sample / first.rows_per_sample;
+        let cost = line.rows_per_sample / figures[0].rows_per_sample;
         table += &format!(
-            "| {} | {} | {:.2} | {:.1} ± {:.1} | {:.2} | {:.1} ± {:.1} | {:.2} |\n",
+            "| {} | {} | {:.2} | {:.2} ± {:.2} | {:.2} | {:.2} ± {:.2} | {:.2} | {:.2} |\n",
             line.objective,
             line.draws,
             line.rows_per_sample,
-            line.retain_trace / line.retain_squared_mean,
-            line.retain_error / line.retain_squared_mean,
-            cost * line.retain_trace / first.retain_trace,
-            line.forget_trace / line.forget_squared_mean,
-            line.forget_error / line.forget_squared_mean,
-            cost * line.forget_trace / first.forget_trace,
+            line.retain_relative,
+            line.retain_relative_error,
+            cost * line.retain_relative,
+            line.forget_relative,
+            line.forget_relative_error,
+            cost * line.forget_relative,
+            line.forget_trace / squared_mean,
         );
     }
     table

@@ -6,7 +6,10 @@ use super::convolution::{self, ConvolutionShape};
 use super::norm::{self, GroupNormShape, Statistics};
 use super::simd::instructions;
 use super::weight_gradient::{bias_gradient, weight_gradient};
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -141,6 +144,8 @@ fn attend(
     (tensor(output, query.shape()), logs)
 }
 
+/// Inputs are kept as checkpoints and not in an operation's state: under gradient checkpointing those of cheap operations,
+/// group normalisation among them, are computed again in the backward pass.
 impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
     fn normalise_groups(
         input: FloatTensor<Self>,
@@ -148,17 +153,22 @@ impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
         offset: FloatTensor<Self>,
         shape: GroupNormShape,
     ) -> FloatTensor<Self> {
-        let nodes = [input.node(), gain.node(), offset.node()];
-        let [input, gain, offset] =
-            [input, gain, offset].map(|t| t.into_primitive().to_contiguous());
-        let (output, statistics) = normalise(&input, &gain, &offset, shape);
-        match NormaliseGroups
-            .prepare::<C>(nodes)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prepared) => {
-                prepared.finish((input, gain, offset, statistics, shape), output)
+        let inputs = [input, gain, offset];
+        let [x, scale, shift] = contiguous::<C>(&inputs);
+        let (output, statistics) = normalise(&x, &scale, &shift, shape);
+        let again = NormaliseAgain {
+            inputs: inputs.each_ref().map(|input| input.id()),
+            shape,
+        };
+        let prepared = NormaliseGroups
+            .prepare::<C>(inputs.each_ref().map(|input| input.node()))
+            .memory_bound()
+            .retro_forward(again)
+            .parents(&inputs);
+        match prepared.stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, statistics, shape), output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
@@ -170,12 +180,16 @@ impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
         bias: FloatTensor<Self>,
         shape: ConvolutionShape,
     ) -> FloatTensor<Self> {
-        let nodes = [input.node(), weight.node(), bias.node()];
-        let [input, weight, bias] =
-            [input, weight, bias].map(|t| t.into_primitive().to_contiguous());
-        let output = convolve(&input, &weight, &bias, &shape);
+        let inputs = [input, weight, bias];
+        let [x, w, b] = contiguous::<C>(&inputs);
+        let output = convolve(&x, &w, &b, &shape);
+        let nodes = inputs.each_ref().map(|input| input.node());
         match Convolve.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish((input, weight, shape), output),
+            OpsKind::Tracked(mut prepared) => {
+                let [input, weight, _] = &inputs;
+                let kept = [input, weight].map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, shape), output)
+            }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
     }
@@ -186,15 +200,48 @@ impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
         value: FloatTensor<Self>,
         shape: AttentionShape,
     ) -> FloatTensor<Self> {
-        let nodes = [query.node(), key.node(), value.node()];
-        let [query, key, value] = [query, key, value].map(|t| t.into_primitive().to_contiguous());
-        let (output, logs) = attend(&query, &key, &value, &shape);
+        let inputs = [query, key, value];
+        let [q, k, v] = contiguous::<C>(&inputs);
+        let (output, logs) = attend(&q, &k, &v, &shape);
+        let nodes = inputs.each_ref().map(|input| input.node());
         match Attend.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => {
-                prepared.finish(([query, key, value, output.clone()], logs, shape), output)
+            OpsKind::Tracked(mut prepared) => {
+                let kept = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, output.clone(), logs, shape), output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
+    }
+}
+
+fn contiguous<C: CheckpointStrategy>(
+    tensors: &[FloatTensor<Autodiff<Flex, C>>; 3],
+) -> [FlexTensor; 3] {
+    tensors
+        .each_ref()
+        .map(|tensor| tensor.primitive().to_contiguous())
+}
+
+/// An input of an operation in its backward pass, kept or computed again.
+fn retrieve(checkpointer: &mut Checkpointer, node: NodeId) -> FlexTensor {
+    let kept: FlexTensor = checkpointer.retrieve_node_output(node);
+    kept.to_contiguous()
+}
+
+/// The forward pass of a group normalisation, once more.
+#[derive(Debug)]
+struct NormaliseAgain {
+    inputs: [NodeId; 3],
+    shape: GroupNormShape,
+}
+
+impl RetroForward for NormaliseAgain {
+    fn forward(&self, states: &mut BackwardStates, node: NodeId) {
+        let [input, gain, offset] = self
+            .inputs
+            .map(|input| states.get_state::<FlexTensor>(&input).to_contiguous());
+        let (output, _) = normalise(&input, &gain, &offset, self.shape);
+        states.save(node, output);
     }
 }
 
@@ -202,16 +249,11 @@ impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
 struct NormaliseGroups;
 
 impl Backward<Flex, 3> for NormaliseGroups {
-    type State = (
-        FlexTensor,
-        FlexTensor,
-        FlexTensor,
-        Vec<Statistics>,
-        GroupNormShape,
-    );
+    type State = ([NodeId; 3], Vec<Statistics>, GroupNormShape);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (input, gain, offset, statistics, shape) = ops.state;
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, statistics, shape) = ops.state;
+        let [input, gain, offset] = inputs.map(|input| retrieve(kept, input));
         let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
         let found = norm::backward(
             instructions(),
@@ -240,10 +282,11 @@ impl Backward<Flex, 3> for NormaliseGroups {
 struct Convolve;
 
 impl Backward<Flex, 3> for Convolve {
-    type State = (FlexTensor, FlexTensor, ConvolutionShape);
+    type State = ([NodeId; 2], ConvolutionShape);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (input, weight, shape) = ops.state;
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, shape) = ops.state;
+        let [input, weight] = inputs.map(|input| retrieve(kept, input));
         let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
         let g = numbers(&gradient);
         let [for_input, for_weight, for_bias] = ops.parents;
@@ -266,10 +309,11 @@ impl Backward<Flex, 3> for Convolve {
 struct Attend;
 
 impl Backward<Flex, 3> for Attend {
-    type State = ([FlexTensor; 4], Vec<f32>, AttentionShape);
+    type State = ([NodeId; 3], FlexTensor, Vec<f32>, AttentionShape);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let ([query, key, value, output], logs, shape) = ops.state;
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, output, logs, shape) = ops.state;
+        let [query, key, value] = inputs.map(|input| retrieve(kept, input));
         let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
         let inputs = attention::Inputs {
             query: numbers(&query),

@@ -6,7 +6,7 @@ use burn::nn::GroupNormConfig;
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 use pulp::Arch;
 
 use super::simd::levels;
@@ -81,6 +81,47 @@ fn assert_same<const A: usize, const B: usize, const C: usize>(
     assert_close(got.1, expected.1, &format!("first gradient, {what}"));
     assert_close(got.2, expected.2, &format!("second gradient, {what}"));
     assert_close(got.3, expected.3, &format!("third gradient, {what}"));
+}
+
+/// Group norms are computed again in the backward pass, from inputs that are themselves computed again.
+#[test]
+fn gradient_checkpointing_changes_no_number() {
+    let (input, gain, weight) = (random([2, 4, 6, 6]), random([4]), random([4, 4, 3, 3]));
+    let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+    let gradients = |strategy: GradientCheckpointingStrategy| {
+        fn under<const D: usize>(
+            tensor: &Tensor<D>,
+            strategy: GradientCheckpointingStrategy,
+        ) -> Tensor<D> {
+            let tensor = tensor.clone().autodiff();
+            tensor
+                .with_gradient_checkpointing_strategy(strategy)
+                .require_grad()
+        }
+        let inputs = (
+            under(&input, strategy),
+            under(&gain, strategy),
+            under(&weight, strategy),
+        );
+        let (input, gain, weight) = inputs.clone();
+        let norm = |input: &Tensor<4>| super::group_norm(input, &gain, &gain, 2, 1e-5, true);
+        let first = norm(&input).unwrap();
+        let hidden = super::convolve(&first, &weight, None, &options).unwrap() + input;
+        let features = norm(&hidden).unwrap().reshape([2, 4, 36]);
+        let attended = super::attend(&features, &features, &features, 2).unwrap();
+        let grads = (attended.reshape([2, 4, 6, 6]) * first).sum().backward();
+        let found = (
+            inputs.0.grad(&grads),
+            inputs.1.grad(&grads),
+            inputs.2.grad(&grads),
+        );
+        (found.0.unwrap(), found.1.unwrap(), found.2.unwrap())
+    };
+    let kept = gradients(GradientCheckpointingStrategy::Disabled);
+    let again = gradients(GradientCheckpointingStrategy::Balanced);
+    assert_close(again.0, kept.0, "input");
+    assert_close(again.1, kept.1, "gain");
+    assert_close(again.2, kept.2, "weight");
 }
 
 fn check_group_norm(shape: [usize; 4], groups: usize, activated: bool, transposed: bool) {

@@ -8,9 +8,15 @@ use super::planes::Planes;
 use super::simd::{Vectorised, dispatch, sum};
 use super::tile::{ROWS, Tile, load, multiply_streams, store};
 
-/// The most sums that are kept apart, and so the most threads at work. The images that go into one
-/// sum depend on their number only, so that the result does not depend on the number of threads.
+/// The most sums that are kept apart. The images that go into one sum depend on their number and on the sizes
+/// only, so that the result does not depend on the number of threads.
 const PARTS: usize = 8;
+
+/// From so many numbers on, one sum is kept: to add up several would take as long as to compute them.
+const LARGE: usize = 1 << 17;
+
+/// Rows of a sum that a thread computes at a time.
+const SLAB: usize = 8 * ROWS;
 
 /// Lanes of the widest vector: columns are filled up to a multiple.
 const LANES: usize = 16;
@@ -34,7 +40,11 @@ pub(super) fn weight_gradient(
         planes,
         shape,
     };
-    let images = (input.len() / input_size).div_ceil(PARTS);
+    let parts = match problem.offsets.len() * problem.columns < LARGE {
+        true => PARTS,
+        false => 1,
+    };
+    let images = (input.len() / input_size).div_ceil(parts);
     let parts: Vec<Vec<f32>> = input
         .par_chunks(images * input_size)
         .zip(gradient.par_chunks(images * output_size))
@@ -88,13 +98,17 @@ impl Problem<'_> {
         for (input, gradient) in images.zip(gradients.chunks_exact(output_size)) {
             self.planes.fill(input, &mut planes);
             self.transpose(gradient, &mut transposed);
-            let image = Image {
-                problem: self,
-                planes: &planes,
-                gradient: &transposed,
-                total: &mut total,
-            };
-            dispatch(arch, image);
+            let slabs = total.par_chunks_mut(SLAB * self.columns).enumerate();
+            slabs.for_each(|(slab, total)| {
+                let image = Image {
+                    problem: self,
+                    planes: &planes,
+                    gradient: &transposed,
+                    start: slab * SLAB,
+                    total,
+                };
+                dispatch(arch, image);
+            });
         }
         total
     }
@@ -137,11 +151,13 @@ impl Problem<'_> {
     }
 }
 
-/// One image's share.
+/// One image's share of a slab.
 struct Image<'a> {
     problem: &'a Problem<'a>,
     planes: &'a [f32],
     gradient: &'a [f32],
+    /// The slab's first row.
+    start: usize,
     total: &'a mut [f32],
 }
 
@@ -149,7 +165,7 @@ impl Vectorised for Image<'_> {
     #[inline(always)]
     fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
         let width = VECTORS * S::F32_LANES;
-        for first in (0..self.problem.offsets.len()).step_by(ROWS) {
+        for first in (0..self.total.len() / self.problem.columns).step_by(ROWS) {
             let mut column = 0;
             while column + width <= self.problem.columns {
                 self.add::<S, VECTORS>(simd, first, column);
@@ -164,7 +180,7 @@ impl Vectorised for Image<'_> {
 }
 
 impl Image<'_> {
-    /// Adds to the rows from `first` and some columns. Rows past the last repeat it, and are not read.
+    /// Adds to the slab's rows from `first` and some columns. Rows past the last repeat it, and are not read.
     #[inline(always)]
     fn add<S: Simd, const VECTORS: usize>(&mut self, simd: S, first: usize, column: usize) {
         let Problem {
@@ -175,7 +191,7 @@ impl Image<'_> {
         } = self.problem;
         let mut streams = [self.planes; ROWS];
         for (index, stream) in streams.iter_mut().enumerate() {
-            *stream = &self.planes[offsets[(first + index).min(offsets.len() - 1)]..];
+            *stream = &self.planes[offsets[(self.start + first + index).min(offsets.len() - 1)]..];
         }
         let mut tile: Tile<S::f32s, VECTORS> = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
         for (index, row) in tile.iter_mut().enumerate() {

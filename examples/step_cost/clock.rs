@@ -1,0 +1,40 @@
+//! Seconds of the wall, or of the process.
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::Result;
+
+/// What seconds are.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clock {
+    Wall,
+    /// Time for which the process's threads were running, from Linux.
+    Cpu,
+}
+
+impl Clock {
+    /// Seconds since some beginning.
+    pub fn now(self) -> Result<f64> {
+        static BEGAN: OnceLock<Instant> = OnceLock::new();
+        match self {
+            Clock::Wall => Ok(BEGAN.get_or_init(Instant::now).elapsed().as_secs_f64()),
+            Clock::Cpu => cpu_seconds(),
+        }
+    }
+}
+
+fn cpu_seconds() -> Result<f64> {
+    let mut nanoseconds = 0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        // Running time, waiting time, number of slices.
+        let line = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let running = line.split(' ').next().unwrap_or_default();
+        nanoseconds += running.parse::<u64>()?;
+    }
+    Ok(nanoseconds as f64 / 1e9)
+}

@@ -1,0 +1,289 @@
+//! Seconds from the checkpoint to no T-shirt among 1,024 generated images: `cargo run --release --example time_to_forget`.
+//!
+//! Every few steps a method's model generates the same 1,024 images. A check ends at the first T-shirt, and begins where the
+//! last one ended, so that only the last check generates all of them. The clock runs during the steps alone.
+
+#[path = "common/mod.rs"]
+#[allow(dead_code, reason = "the other examples use more of it")]
+mod common;
+#[path = "mnist_tshirt/data.rs"]
+#[allow(dead_code, reason = "the main example uses more of it")]
+mod data;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use siss::burn::module::Module;
+use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use siss::burn::tensor::{Device, Tensor};
+use siss::models::UNet2d;
+use siss::sampling::{DdimConfig, DdimSampler, Sampler};
+use siss::{
+    CounterfactualLoss, DdpmScheduler, Method, PairSampler, SchedulerConfig, SissTrainer, Steering,
+};
+
+use crate::common::checkpoint::scheduler_config_path;
+use crate::common::probe::{EVALUATION_SEED, distances};
+use crate::common::progress::{Bar, Progress};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// A generated image this close to the T-shirt, pixels in `[0, 1]`, is one.
+const TSHIRT_DISTANCE: f64 = 10.0;
+/// Images generated at a time.
+const CHUNK: usize = 32;
+const DDIM_STEPS: usize = 25;
+
+/// Measures how long each method takes to forget the T-shirt.
+#[derive(Parser, Debug)]
+struct Arguments {
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "siss-to-level,siss,siss-no-is,bernoulli,naive-deletion"
+    )]
+    methods: Vec<Method>,
+
+    /// Steps after which a method gives up; the rate falls from 1e-4 to 0 over them.
+    #[arg(long, default_value_t = 100)]
+    steps: usize,
+
+    /// Steps between two checks.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    every: u32,
+
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+
+    /// Images of a check.
+    #[arg(long, default_value_t = 1024)]
+    samples: usize,
+
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// A line for each method; finished ones are not run again.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "docs/results/time_to_forget.csv"
+    )]
+    csv: PathBuf,
+
+    /// The page whose table is written.
+    #[arg(long, value_name = "FILE", default_value = "docs/performance.md")]
+    page: PathBuf,
+}
+
+/// What a method took, a line of the file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Run {
+    method: String,
+    batch: usize,
+    samples: usize,
+    seed: u64,
+    /// Steps after which there was no T-shirt; none where there still was one at the end.
+    steps: Option<usize>,
+    /// Of these steps, or of all.
+    seconds: f64,
+    /// Of predicting the level where forgetting stops.
+    prediction_seconds: f64,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let mut runs: Vec<Run> = match arguments.csv.exists() {
+        true => csv::Reader::from_path(&arguments.csv)?
+            .deserialize()
+            .collect::<std::result::Result<_, _>>()?,
+        false => Vec::new(),
+    };
+    let progress = Bar::new()?;
+    let trial = Trial::load(arguments)?;
+    for &method in &arguments.methods {
+        if runs.iter().any(|run| run.method == method.name()) {
+            continue;
+        }
+        runs.push(trial.run(method, &progress)?);
+        write(&arguments.csv, &runs)?;
+    }
+    progress.finish();
+    let table = table(&runs, arguments.steps);
+    println!("{table}");
+    common::page::write(&arguments.page, "time to forget", &table)
+}
+
+/// The checkpoint, the data and the sampler.
+struct Trial<'a> {
+    arguments: &'a Arguments,
+    config: SchedulerConfig,
+    model: UNet2d,
+    pairs: PairSampler<4>,
+    heldout: Tensor<4>,
+    tshirt: Tensor<4>,
+    sampler: DdimSampler,
+}
+
+impl<'a> Trial<'a> {
+    fn load(arguments: &'a Arguments) -> Result<Self> {
+        let (assets, device) = (Path::new(data::ASSETS), Device::flex());
+        let folder = assets.join("base");
+        let config = SchedulerConfig::from_file(scheduler_config_path(&folder))?;
+        let scheduler = DdpmScheduler::from_config(&config)?;
+        let digits = data::load_digits(assets, &device)?;
+        let tshirt = data::load_tshirt(assets, &device)?;
+        Ok(Self {
+            arguments,
+            model: UNet2d::load(folder, &device)?,
+            pairs: PairSampler::new(digits.retain, tshirt.clone(), arguments.seed)?,
+            heldout: digits.heldout,
+            tshirt,
+            sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(&config, DDIM_STEPS))?,
+            config,
+        })
+    }
+
+    fn run(&self, method: Method, progress: &Bar) -> Result<Run> {
+        let Arguments {
+            steps,
+            every,
+            batch,
+            samples,
+            seed,
+            ..
+        } = *self.arguments;
+        let began = Instant::now();
+        let levels = match method {
+            Method::SissToLevel => Some(self.levels(progress)?),
+            _ => None,
+        };
+        let prediction_seconds = match levels {
+            Some(_) => began.elapsed().as_secs_f64(),
+            None => 0.0,
+        };
+        let mut trainer = self.trainer(method, levels)?;
+        let (mut seconds, mut start, mut taken) = (0.0, 0, None);
+        for step in 0..steps {
+            let began = Instant::now();
+            let report = trainer.step(self.pairs.batch(step as u64, batch)?)?;
+            seconds += began.elapsed().as_secs_f64();
+            progress.step(&report, steps);
+            let is_check = (step + 1) % every as usize == 0 || step + 1 == steps;
+            if !is_check {
+                continue;
+            }
+            progress.phase(&format!("{method}: sampling after {} steps", step + 1));
+            match self.tshirt_chunk(&trainer.model().valid(), start)? {
+                Some(chunk) => start = chunk,
+                None => {
+                    taken = Some(step + 1);
+                    break;
+                }
+            }
+        }
+        Ok(Run {
+            method: method.name().into(),
+            batch,
+            samples,
+            seed,
+            steps: taken,
+            seconds,
+            prediction_seconds,
+        })
+    }
+
+    fn levels(&self, progress: &Bar) -> Result<CounterfactualLoss> {
+        let (retained, forgotten) = (self.pairs.retain(), &self.tshirt);
+        Ok(common::target::predict(
+            &self.model,
+            &self.config,
+            retained,
+            &self.heldout,
+            forgotten,
+            progress,
+        )?)
+    }
+
+    fn trainer(
+        &self,
+        method: Method,
+        levels: Option<CounterfactualLoss>,
+    ) -> Result<SissTrainer<UNet2d, 4>> {
+        let scheduler = DdpmScheduler::from_config(&self.config)?;
+        let falling = LinearLrSchedulerConfig::new(1e-4, 0.0, self.arguments.steps);
+        let mut builder = SissTrainer::builder(self.model.clone(), scheduler)
+            .method(method)
+            .retained_points(self.pairs.retain().clone())
+            .prediction_type(self.config.prediction_type)
+            .learning_rate(falling.init()?)
+            .seed(self.arguments.seed);
+        if let Some(levels) = levels {
+            builder = builder.steering(Steering::to(levels));
+        }
+        Ok(builder.build()?)
+    }
+
+    /// The first chunk with a T-shirt in it, from chunk `start` on and round.
+    fn tshirt_chunk(&self, model: &UNet2d, start: usize) -> Result<Option<usize>> {
+        let device = self.tshirt.device();
+        let samples = self.arguments.samples;
+        let chunks = samples.div_ceil(CHUNK);
+        for chunk in (0..chunks).map(|index| (start + index) % chunks) {
+            let first = chunk * CHUNK;
+            let shape = [CHUNK.min(samples - first), 1, 28, 28];
+            let images =
+                self.sampler
+                    .sample(model, &(), shape, EVALUATION_SEED, first as u64, &device)?;
+            let mut distances = distances(&images, &self.tshirt).into_iter();
+            if distances.any(|distance| distance < TSHIRT_DISTANCE) {
+                return Ok(Some(chunk));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn table(runs: &[Run], most: usize) -> String {
+    let mut table = String::from(
+        "| method | steps to 0 T-shirts | of | seconds of the steps | predicting the level | in all |\n|---|---|---|---|---|---|\n",
+    );
+    for run in runs {
+        let steps = match run.steps {
+            Some(steps) => steps.to_string(),
+            None => format!("not in {most}"),
+        };
+        table += &format!(
+            "| {} | {steps} | {} | {:.0} | {:.0} | {:.0} |\n",
+            run.method,
+            run.samples,
+            run.seconds,
+            run.prediction_seconds,
+            run.seconds + run.prediction_seconds,
+        );
+    }
+    table
+}
+
+fn write(path: &Path, runs: &[Run]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut writer = csv::Writer::from_path(path)?;
+    for run in runs {
+        writer.serialize(run)?;
+    }
+    Ok(writer.flush()?)
+}
