@@ -3,6 +3,8 @@
 //! Every few steps a method's model generates the same 1,024 images. A check ends at the first T-shirt, and begins where the
 //! last one ended, so that only the last check generates all of them. The clock runs during the steps alone.
 
+#[path = "step_cost/clock.rs"]
+mod clock;
 #[path = "common/mod.rs"]
 #[allow(dead_code, reason = "the other examples use more of it")]
 mod common;
@@ -13,7 +15,6 @@ mod data;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ use siss::{
     CounterfactualLoss, DdpmScheduler, Method, PairSampler, SchedulerConfig, SissTrainer, Steering,
 };
 
+use crate::clock::Clock;
 use crate::common::checkpoint::scheduler_config_path;
 use crate::common::probe::{EVALUATION_SEED, distances};
 use crate::common::progress::{Bar, Progress};
@@ -66,6 +68,11 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
+    /// What seconds are: those of the wall, or those that all threads together were running, for a machine that others use
+    /// as well.
+    #[arg(long, value_enum, default_value_t = Clock::Wall)]
+    clock: Clock,
+
     /// A line for each method; finished ones are not run again.
     #[arg(
         long,
@@ -86,6 +93,7 @@ struct Run {
     batch: usize,
     samples: usize,
     seed: u64,
+    clock: Clock,
     /// Steps after which there was no T-shirt; none where there still was one at the end.
     steps: Option<usize>,
     /// Of these steps, or of all.
@@ -163,23 +171,24 @@ impl<'a> Trial<'a> {
             batch,
             samples,
             seed,
+            clock,
             ..
         } = *self.arguments;
-        let began = Instant::now();
+        let began = clock.now()?;
         let levels = match method {
             Method::SissToLevel => Some(self.levels(progress)?),
             _ => None,
         };
         let prediction_seconds = match levels {
-            Some(_) => began.elapsed().as_secs_f64(),
+            Some(_) => clock.now()? - began,
             None => 0.0,
         };
         let mut trainer = self.trainer(method, levels)?;
         let (mut seconds, mut start, mut taken) = (0.0, 0, None);
         for step in 0..steps {
-            let began = Instant::now();
+            let began = clock.now()?;
             let report = trainer.step(self.pairs.batch(step as u64, batch)?)?;
-            seconds += began.elapsed().as_secs_f64();
+            seconds += clock.now()? - began;
             progress.step(&report, steps);
             let is_check = (step + 1) % every as usize == 0 || step + 1 == steps;
             if !is_check {
@@ -199,6 +208,7 @@ impl<'a> Trial<'a> {
             batch,
             samples,
             seed,
+            clock,
             steps: taken,
             seconds,
             prediction_seconds,
@@ -258,7 +268,7 @@ impl<'a> Trial<'a> {
 
 fn table(runs: &[Run], most: usize) -> String {
     let mut table = String::from(
-        "| method | steps to 0 T-shirts | of | seconds of the steps | predicting the level | in all |\n|---|---|---|---|---|---|\n",
+        "| method | steps to 0 T-shirts | of | clock | seconds of the steps | predicting the level | in all |\n|---|---|---|---|---|---|---|\n",
     );
     for run in runs {
         let steps = match run.steps {
@@ -266,9 +276,10 @@ fn table(runs: &[Run], most: usize) -> String {
             None => format!("not in {most}"),
         };
         table += &format!(
-            "| {} | {steps} | {} | {:.0} | {:.0} | {:.0} |\n",
+            "| {} | {steps} | {} | {:?} | {:.0} | {:.0} | {:.0} |\n",
             run.method,
             run.samples,
+            run.clock,
             run.seconds,
             run.prediction_seconds,
             run.seconds + run.prediction_seconds,
