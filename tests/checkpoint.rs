@@ -18,9 +18,9 @@ use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::tensor::{Device, Tensor};
 use siss::rand::{Rng, RngExt};
 use siss::{
-    Checkpoints, DdpmScheduler, Denoiser, Error, FlowMatching, FractionOfRetain, JsonLog, Method,
-    PairSampler, Siss, SissTrainer, SissTrainerBuilder, Stream, keyed_rng, model_fingerprint,
-    normal_noise,
+    Checkpoints, Coefficients, DdpmScheduler, Denoiser, Error, FlowMatching, FractionOfRetain,
+    GradientClipper, GradientNorms, JsonLog, Method, PairSampler, Side, Siss, SissTrainer,
+    SissTrainerBuilder, Stream, keyed_rng, model_fingerprint, normal_noise,
 };
 
 mod common;
@@ -412,6 +412,48 @@ fn where_no_checkpoint_is_whole_nothing_is_begun_afresh() {
         "{error}"
     );
     assert_eq!(trainer.next_step(), 0);
+}
+
+/// Nothing can be scaled by it: each step is skipped.
+#[derive(Debug)]
+struct NoNumber;
+
+impl GradientClipper for NoNumber {
+    fn name(&self) -> &'static str {
+        "NoNumber"
+    }
+
+    fn needs(&self, _: Side) -> bool {
+        false
+    }
+
+    fn coefficients(&mut self, _: &GradientNorms) -> siss::Result<Coefficients> {
+        Ok(Coefficients {
+            retain: f64::NAN,
+            forget: f64::NAN,
+        })
+    }
+}
+
+#[test]
+fn steps_skipped_in_a_row_are_counted_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let trainer = || builder(SMALL).clipper(NoNumber).max_skipped_steps(3);
+    let mut first = trainer().build().unwrap();
+    take_step(&mut first);
+    take_step(&mut first);
+    let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    checkpoints.save(&mut first, &()).unwrap();
+    let mut second = trainer().build().unwrap();
+    checkpoints.resume(&mut second).unwrap().unwrap();
+    for trainer in [&mut first, &mut second] {
+        let batch = pairs().batch(2, BATCH).unwrap();
+        let error = trainer.step(batch).unwrap_err();
+        assert!(
+            matches!(error, Error::TooManySkippedSteps { steps: 3, .. }),
+            "{error}"
+        );
+    }
 }
 
 #[test]

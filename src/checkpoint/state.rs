@@ -152,6 +152,7 @@ impl fmt::Display for SettingDifference {
 struct State {
     format: u32,
     step: u64,
+    skipped_in_a_row: u64,
     /// Steps that the moving average has followed.
     ema_updates: Option<u64>,
     /// As bits, which JSON carries exactly.
@@ -172,6 +173,7 @@ pub(super) fn save<M: Denoiser<D>, const D: usize>(
     let state = State {
         format: FORMAT,
         step: trainer.step,
+        skipped_in_a_row: trainer.skipped_in_a_row,
         ema_updates: trainer.ema.as_ref().map(MovingAverage::updates),
         clipper: bits(&trainer.clipper.state()),
         objective: bits(&trainer.loss.state()),
@@ -260,6 +262,7 @@ impl<M> Restored<M> {
         trainer.optimizer = OpaqueOptimizer(self.optimizer);
         trainer.ema = self.average;
         trainer.step = self.state.step;
+        trainer.skipped_in_a_row = self.state.skipped_in_a_row;
         Ok(self.state.program)
     }
 
