@@ -176,7 +176,7 @@ pub struct Runner {
 }
 
 enum Trainer {
-    Plain(PlainTrainer),
+    Plain(Box<PlainTrainer>),
     Unlearning(Box<SissTrainer<Network, 4>>),
 }
 
@@ -184,7 +184,7 @@ impl Runner {
     fn new(variant: Variant, network: &Network, arguments: &Arguments) -> Result<Self> {
         let (network, scheduler) = (network.clone(), arguments.workload.scheduler()?);
         let trainer = match variant.objective() {
-            None => Trainer::Plain(PlainTrainer::new(network, scheduler)),
+            None => Trainer::Plain(Box::new(PlainTrainer::new(network, scheduler))),
             Some((method, thin_below)) => {
                 let builder = SissTrainer::builder(network, scheduler)
                     .method(method)

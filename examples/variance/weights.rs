@@ -179,7 +179,8 @@ pub fn plot(points: &[Point]) -> Plot {
                 panel.series(series(data, data, CLOSED_FORM, value))
             })
     };
-    let rows: [(&str, &str, fn(&Point) -> f64); 4] = [
+    type Value = fn(&Point) -> f64;
+    let rows: [(&str, &str, Value); 4] = [
         ("exact, measured", MEASURED, |point| point.rows_exact),
         ("exact", CLOSED_FORM, |point| point.rows_exact),
         ("τ = 1, measured", MEASURED, |point| point.rows_thinned),
