@@ -60,20 +60,28 @@ impl ConvolutionShape {
         [self.input.iter().product(), self.outputs * height * width]
     }
 
-    /// How the input is laid out.
-    pub(super) fn input_planes(&self) -> Planes {
-        let padded = [self.padded(0), self.padded(1)];
-        Planes::new(self.input, self.leading, padded, [1, 1], self.stride)
+    /// The one tap that sees a number, where all others see nothing but padding.
+    pub(super) fn only_tap(&self) -> Option<[usize; 2]> {
+        let single = self.input[1..] == [1, 1] && self.output() == [1, 1] && self.kernel != [1, 1];
+        let meets = [0, 1].map(|axis| self.leading[axis].is_multiple_of(self.dilation[axis]));
+        let tap = [0, 1].map(|axis| self.leading[axis] / self.dilation[axis]);
+        (single && meets == [true, true]).then_some(tap)
     }
 
-    /// How the output's gradient is laid out, for the input's: numbers are as far apart as the
+    /// How so many inputs are laid out.
+    pub(super) fn input_planes(&self, images: usize) -> Planes {
+        let padded = [self.padded(0), self.padded(1)];
+        Planes::new(self.input, self.leading, padded, [1, 1], self.stride).stacked(images)
+    }
+
+    /// How the gradients of so many outputs are laid out, for the input's: numbers are as far apart as the
     /// positions of the output were in the input.
-    fn gradient_planes(&self) -> Planes {
+    fn gradient_planes(&self, images: usize) -> Planes {
         let [height, width] = self.output();
         let leading = [0, 1].map(|axis| self.reach(axis) - self.leading[axis]);
         let padded = [0, 1].map(|axis| self.input[axis + 1] + self.reach(axis));
         let image = [self.outputs, height, width];
-        Planes::new(image, leading, padded, self.stride, [1, 1])
+        Planes::new(image, leading, padded, self.stride, [1, 1]).stacked(images)
     }
 
     /// Where each weight of an output channel reads in the planes of `channels` channels.
@@ -115,14 +123,15 @@ pub(super) fn forward(
     weight: &[f32],
     bias: &[f32],
 ) -> Vec<f32> {
-    let planes = shape.input_planes();
+    let sizes = shape.sizes();
+    let planes = shape.input_planes(input.len() / sizes[0]);
     let correlation = Correlation {
         offsets: shape.offsets(&planes, shape.input[0]),
         planes,
         bias,
         output: shape.output(),
     };
-    correlation.run(arch, input, weight, shape.sizes())
+    correlation.run(arch, input, weight, sizes)
 }
 
 /// The gradient of the input: the output's, correlated with the kernels the other way round.
@@ -132,7 +141,8 @@ pub(super) fn input_gradient(
     weight: &[f32],
     gradient: &[f32],
 ) -> Vec<f32> {
-    let planes = shape.gradient_planes();
+    let [input, output] = shape.sizes();
+    let planes = shape.gradient_planes(gradient.len() / output);
     let [_, height, width] = shape.input;
     let correlation = Correlation {
         offsets: shape.offsets(&planes, shape.outputs),
@@ -140,7 +150,6 @@ pub(super) fn input_gradient(
         bias: &vec![0.0; shape.input[0]],
         output: [height, width],
     };
-    let [input, output] = shape.sizes();
     correlation.run(arch, gradient, &shape.transposed(weight), [output, input])
 }
 
@@ -159,31 +168,30 @@ impl Correlation<'_> {
         let mut panels = Vec::new();
         pack_rows(weight, self.offsets.len(), &mut panels);
         let mut output = vec![0.0; input.len() / sizes[0] * sizes[1]];
-        let run = self
-            .planes
-            .positions(self.output)
-            .next_multiple_of(MAX_WIDTH);
+        let images = self.planes.images;
+        let run = self.planes.positions(self.output, images);
+        let run = run.next_multiple_of(MAX_WIDTH);
         let scratch = || (self.planes.empty(), vec![0.0; ROWS * run]);
         output
-            .par_chunks_mut(sizes[1])
-            .zip(input.par_chunks(sizes[0]))
-            .for_each_init(scratch, |(planes, rows), (output, image)| {
-                self.planes.fill(image, planes);
-                let image = Image {
+            .par_chunks_mut(images * sizes[1])
+            .zip(input.par_chunks(images * sizes[0]))
+            .for_each_init(scratch, |(planes, rows), (output, images)| {
+                self.planes.fill(images, planes);
+                let stack = Stack {
                     correlation: self,
                     panels: &panels,
                     planes,
                     rows,
                     output,
                 };
-                dispatch(arch, image);
+                dispatch(arch, stack);
             });
         output
     }
 }
 
-/// One image's share.
-struct Image<'a> {
+/// A stack's share.
+struct Stack<'a> {
     correlation: &'a Correlation<'a>,
     panels: &'a [[f32; ROWS]],
     planes: &'a [f32],
@@ -192,9 +200,9 @@ struct Image<'a> {
     output: &'a mut [f32],
 }
 
-impl Vectorised for Image<'_> {
+impl Vectorised for Stack<'_> {
     #[inline(always)]
-    fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
         let Correlation {
             planes,
             offsets,
@@ -202,10 +210,10 @@ impl Vectorised for Image<'_> {
             output,
         } = self.correlation;
         let run = self.rows.len() / ROWS;
-        let positions = planes.positions(*output);
-        let channels = self.output.chunks_mut(ROWS * output[0] * output[1]);
+        let images = self.output.len() / (bias.len() * output[0] * output[1]);
+        let positions = planes.positions(*output, images);
         let panels = self.panels.chunks_exact(offsets.len());
-        for ((panel, bias), channels) in panels.zip(bias.chunks(ROWS)).zip(channels) {
+        for (block, (panel, bias)) in panels.zip(bias.chunks(ROWS)).enumerate() {
             let mut start = [0.0; ROWS];
             start[..bias.len()].copy_from_slice(bias);
             for position in (0..positions).step_by(VECTORS * S::F32_LANES) {
@@ -215,10 +223,28 @@ impl Vectorised for Image<'_> {
                     store::<S, VECTORS>(row, &mut self.rows[index * run + position..]);
                 }
             }
-            for (index, channel) in channels.chunks_mut(output[0] * output[1]).enumerate() {
-                for (y, row) in channel.chunks_exact_mut(output[1]).enumerate() {
-                    let start = index * run + y * planes.pitch;
-                    row.copy_from_slice(&self.rows[start..start + output[1]]);
+            self.write(block, bias.len());
+        }
+    }
+}
+
+impl Stack<'_> {
+    /// Takes the results of a panel to the outputs.
+    fn write(&mut self, block: usize, channels: usize) {
+        let Correlation {
+            planes,
+            bias,
+            output: [height, width],
+            ..
+        } = self.correlation;
+        let (size, run) = (height * width, self.rows.len() / ROWS);
+        let images = self.output.chunks_exact_mut(bias.len() * size);
+        for (image, output) in images.enumerate() {
+            let outputs = output[block * ROWS * size..].chunks_exact_mut(size);
+            for (index, channel) in outputs.take(channels).enumerate() {
+                for (y, row) in channel.chunks_exact_mut(*width).enumerate() {
+                    let start = index * run + image * planes.plane + y * planes.pitch;
+                    row.copy_from_slice(&self.rows[start..start + width]);
                 }
             }
         }

@@ -113,6 +113,15 @@ pub(crate) fn convolve(
     if !(takes(input) && takes(weight) && bias_fits && one_group && shape.fits()) {
         return None;
     }
+    if let Some([y, x]) = shape.only_tap() {
+        let weight = weight.clone().narrow(2, y, 1).narrow(3, x, 1);
+        return convolve(
+            input,
+            &weight,
+            bias,
+            &ConvOptions::new([1, 1], [0, 0], [1, 1], 1),
+        );
+    }
     let bias = bias.cloned();
     let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], (&Device::flex(), DType::F32)));
     let [input, weight] = [input, weight].map(|tensor| tensor.clone().into_dispatch());

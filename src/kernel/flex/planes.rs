@@ -2,6 +2,9 @@
 
 use super::simd::MAX_WIDTH;
 
+/// Numbers of a channel up to which images are stacked.
+const STACK: usize = 128;
+
 /// The layout of an image with its padding.
 ///
 /// Output position `(y, x)` is number `y · pitch + x`, and the tap `(dy, dx)` reads the number that
@@ -12,6 +15,9 @@ use super::simd::MAX_WIDTH;
 /// Where the stride is above 1, the padded image is dealt out to `stride²` smaller ones, so that the
 /// positions of a tap follow one another again. Where it is 1, the padding right of a row is also
 /// that left of the next.
+///
+/// Small images are stacked, one below another, so that a run is long enough for vectors. The positions between the last of
+/// an image and the first of the next are computed in vain as well.
 #[derive(Debug, Clone)]
 pub(super) struct Planes {
     /// Channels, height and width of the image.
@@ -24,8 +30,10 @@ pub(super) struct Planes {
     stride: [usize; 2],
     /// From a number to the one below it.
     pub(super) pitch: usize,
-    /// Numbers of one of the smaller images.
-    plane: usize,
+    /// Numbers of one of the smaller images, and from an image to the next.
+    pub(super) plane: usize,
+    /// Images in a stack.
+    pub(super) images: usize,
 }
 
 impl Planes {
@@ -51,24 +59,38 @@ impl Planes {
             stride,
             pitch,
             plane: padded[0].div_ceil(stride[0]) * pitch,
+            images: 1,
         }
+    }
+
+    /// The same for a stack of images, of at most so many.
+    pub(super) fn stacked(mut self, most: usize) -> Self {
+        self.images = (STACK / self.plane).min(most).max(1);
+        self
     }
 
     /// Where a tap of a channel reads for the first position.
     pub(super) fn offset(&self, channel: usize, tap: [usize; 2]) -> usize {
         let [down, across] = self.stride;
         let phase = (channel * down + tap[0] % down) * across + tap[1] % across;
-        phase * self.plane + tap[0] / down * self.pitch + tap[1] / across
+        phase * self.plane * self.images + tap[0] / down * self.pitch + tap[1] / across
     }
 
-    /// Zeros enough for an image: padding is never written. A tile may read past the end.
+    /// Zeros enough for a stack: padding is never written. A tile may read past the end.
     pub(super) fn empty(&self) -> Vec<f32> {
         let planes = self.image[0] * self.stride[0] * self.stride[1];
-        vec![0.0; planes * self.plane + self.pitch + 2 * MAX_WIDTH]
+        vec![0.0; planes * self.plane * self.images + self.pitch + 2 * MAX_WIDTH]
     }
 
-    /// Writes an image to its place.
-    pub(super) fn fill(&self, image: &[f32], planes: &mut [f32]) {
+    /// Writes the images of a stack to their places.
+    pub(super) fn fill(&self, images: &[f32], planes: &mut [f32]) {
+        let size = self.image.iter().product();
+        for (index, image) in images.chunks_exact(size).enumerate() {
+            self.fill_one(image, &mut planes[index * self.plane..]);
+        }
+    }
+
+    fn fill_one(&self, image: &[f32], planes: &mut [f32]) {
         let [_, height, width] = self.image;
         let contiguous = self.spacing[1] == 1 && self.stride[1] == 1;
         for (index, row) in image.chunks_exact(width).enumerate() {
@@ -90,8 +112,8 @@ impl Planes {
         }
     }
 
-    /// Numbers from the first to the last position of an output.
-    pub(super) fn positions(&self, output: [usize; 2]) -> usize {
-        (output[0] - 1) * self.pitch + output[1]
+    /// Numbers from the first position of an output to the last of the last image's.
+    pub(super) fn positions(&self, output: [usize; 2], images: usize) -> usize {
+        (images - 1) * self.plane + (output[0] - 1) * self.pitch + output[1]
     }
 }

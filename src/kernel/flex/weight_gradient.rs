@@ -32,10 +32,10 @@ pub(super) fn weight_gradient(
     gradient: &[f32],
 ) -> Vec<f32> {
     let [input_size, output_size] = shape.sizes();
-    let planes = shape.input_planes();
+    let images = input.len() / input_size;
+    let planes = shape.input_planes(images);
     let problem = Problem {
         offsets: shape.offsets(&planes, shape.input[0]),
-        positions: planes.positions(shape.output()),
         columns: shape.outputs.next_multiple_of(LANES),
         planes,
         shape,
@@ -44,7 +44,7 @@ pub(super) fn weight_gradient(
         true => PARTS,
         false => 1,
     };
-    let images = (input.len() / input_size).div_ceil(parts);
+    let images = images.div_ceil(parts);
     let parts: Vec<Vec<f32>> = input
         .par_chunks(images * input_size)
         .zip(gradient.par_chunks(images * output_size))
@@ -82,7 +82,6 @@ struct Problem<'a> {
     planes: Planes,
     /// Where each weight of an output channel reads.
     offsets: Vec<usize>,
-    positions: usize,
     /// Output channels, filled up.
     columns: usize,
 }
@@ -93,29 +92,42 @@ impl Problem<'_> {
         let [input_size, output_size] = self.shape.sizes();
         let mut total = vec![0.0; self.offsets.len().next_multiple_of(ROWS) * self.columns];
         let mut planes = self.planes.empty();
-        let mut transposed = vec![0.0; self.positions * self.columns];
-        let images = inputs.chunks_exact(input_size);
-        for (input, gradient) in images.zip(gradients.chunks_exact(output_size)) {
-            self.planes.fill(input, &mut planes);
-            self.transpose(gradient, &mut transposed);
+        let images = self.planes.images;
+        let output = self.shape.output();
+        let mut transposed = vec![0.0; self.planes.positions(output, images) * self.columns];
+        let stacks = inputs.chunks(images * input_size);
+        for (inputs, gradients) in stacks.zip(gradients.chunks(images * output_size)) {
+            self.planes.fill(inputs, &mut planes);
+            self.transpose(gradients, &mut transposed);
+            let positions = self.planes.positions(output, inputs.len() / input_size);
             let slabs = total.par_chunks_mut(SLAB * self.columns).enumerate();
             slabs.for_each(|(slab, total)| {
-                let image = Image {
+                let stack = Stack {
                     problem: self,
                     planes: &planes,
                     gradient: &transposed,
+                    positions,
                     start: slab * SLAB,
                     total,
                 };
-                dispatch(arch, image);
+                dispatch(arch, stack);
             });
         }
         total
     }
 
-    /// `[positions, columns]` from `[outputs, height, width]`, some channels at a time. Positions
-    /// beyond the width, and columns beyond the channels, stay zero.
-    fn transpose(&self, gradient: &[f32], transposed: &mut [f32]) {
+    /// `[positions, columns]` from the stack's `[outputs, height, width]`. Positions in vain, and columns beyond the
+    /// channels, stay zero.
+    fn transpose(&self, gradients: &[f32], transposed: &mut [f32]) {
+        let [_, output_size] = self.shape.sizes();
+        for (index, gradient) in gradients.chunks_exact(output_size).enumerate() {
+            let start = index * self.planes.plane * self.columns;
+            self.transpose_one(gradient, &mut transposed[start..]);
+        }
+    }
+
+    /// Some channels at a time.
+    fn transpose_one(&self, gradient: &[f32], transposed: &mut [f32]) {
         let [height, width] = self.shape.output();
         let size = height * width;
         for (block, channels) in gradient.chunks(ROWS * size).enumerate() {
@@ -151,17 +163,18 @@ impl Problem<'_> {
     }
 }
 
-/// One image's share of a slab.
-struct Image<'a> {
+/// A stack's share of a slab.
+struct Stack<'a> {
     problem: &'a Problem<'a>,
     planes: &'a [f32],
     gradient: &'a [f32],
+    positions: usize,
     /// The slab's first row.
     start: usize,
     total: &'a mut [f32],
 }
 
-impl Vectorised for Image<'_> {
+impl Vectorised for Stack<'_> {
     #[inline(always)]
     fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
         let width = VECTORS * S::F32_LANES;
@@ -179,15 +192,12 @@ impl Vectorised for Image<'_> {
     }
 }
 
-impl Image<'_> {
+impl Stack<'_> {
     /// Adds to the slab's rows from `first` and some columns. Rows past the last repeat it, and are not read.
     #[inline(always)]
     fn add<S: Simd, const VECTORS: usize>(&mut self, simd: S, first: usize, column: usize) {
         let Problem {
-            offsets,
-            positions,
-            columns,
-            ..
+            offsets, columns, ..
         } = self.problem;
         let mut streams = [self.planes; ROWS];
         for (index, stream) in streams.iter_mut().enumerate() {
@@ -198,7 +208,7 @@ impl Image<'_> {
             *row = load::<S, VECTORS>(simd, &self.total[(first + index) * columns + column..]);
         }
         let matrix = &self.gradient[column..];
-        let tile = multiply_streams(simd, tile, streams, *positions, matrix, *columns);
+        let tile = multiply_streams(simd, tile, streams, self.positions, matrix, *columns);
         for (index, row) in tile.into_iter().enumerate() {
             store::<S, VECTORS>(row, &mut self.total[(first + index) * columns + column..]);
         }
