@@ -25,7 +25,7 @@ conformance *PATHS="tests/conformance":
 
 # The conformance and kernel tests on wgpu, over a GPU or a software driver.
 wgpu:
-    SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu --test conformance --test kernel
+    SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu,fused --test conformance --test kernel
 
 # The main job.
 tshirt *ARGS:
@@ -45,7 +45,7 @@ counterfactual *ARGS:
 
 # The long forms of the tests of docs/reliability.md.
 soak:
-    SISS_SOAK=1 cargo test --release --test hostile_files --test long_run -- --nocapture
+    SISS_SOAK=1 cargo test --release --test checkpoint --test hostile_files --test long_run -- --nocapture
 
 # A fuzz target (levels, pickle, safetensors, scheduler_config, unet_config), with cargo-fuzz and a nightly compiler.
 fuzz TARGET SECONDS="60":
