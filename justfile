@@ -43,6 +43,18 @@ compare *ARGS:
 counterfactual *ARGS:
     cargo run --release --example counterfactual -- {{ARGS}}
 
+# What a step costs beside an ordinary one.
+cost *ARGS:
+    cargo run --release --example step_cost -- {{ARGS}}
+
+# The variance of the gradients and of the weights: CSV, plot and table of docs/performance.md.
+variance *ARGS:
+    cargo run --release --example variance -- {{ARGS}}
+
+# Seconds until no T-shirt is drawn: CSV and table of docs/performance.md.
+time-to-forget *ARGS:
+    cargo run --release --example time_to_forget -- {{ARGS}}
+
 # The long forms of the tests of docs/reliability.md.
 soak:
     SISS_SOAK=1 cargo test --release --test checkpoint --test hostile_files --test long_run -- --nocapture
