@@ -10,7 +10,7 @@ use super::WeightedSquaredError;
 
 /// The macro names burn's fusion in `burn::backend`, which has it only where fusion is on. It may be: any crate of a
 /// program can switch it on. `Cube` is then a fusion over `CubeBackend`, and both are given the kernel.
-#[cfg(feature = "fused")]
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod burn {
     pub(super) mod backend {
         pub(in super::super) use ::burn::backend::*;
@@ -22,7 +22,7 @@ mod burn {
 #[backend_extension(
     Flex: cfg(feature = "flex-kernels"),
     Cube: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))),
-    Fusion: cfg(feature = "fused")
+    Fusion: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))
 )]
 pub(crate) trait LossKernel: Backend {
     /// `‖ŷ − target‖²` of each row, and `scale · w (ŷ − target)`.

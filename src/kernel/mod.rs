@@ -1,10 +1,13 @@
 //! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph.
 
-#[cfg(feature = "fused")]
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod cube;
 #[cfg(feature = "flex-kernels")]
 pub(crate) mod flex;
-#[cfg(any(feature = "flex-kernels", feature = "fused"))]
+#[cfg(any(
+    feature = "flex-kernels",
+    all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+))]
 mod fused;
 
 use burn::tensor::Tensor;
@@ -73,7 +76,10 @@ pub fn weighted_squared_error<const D: usize>(
     check_device("weights", &prediction.device(), &weights.device())?;
     let (prediction, target, weights) = (to_f32(prediction), to_f32(target), to_f32(weights));
     let scale = 2.0 / batch_size as f64;
-    #[cfg(any(feature = "flex-kernels", feature = "fused"))]
+    #[cfg(any(
+        feature = "flex-kernels",
+        all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+    ))]
     if fused::takes(&prediction) && fused::takes(&target) && fused::takes(&weights) {
         return Ok(fused::weighted_squared_error(
             prediction, target, weights, scale,
