@@ -261,10 +261,8 @@ fn prepare(arguments: &Arguments, device: &Device) -> Result<(Network, PairSampl
 fn memory(arguments: &Arguments) -> Result<String> {
     let mut peaks = serde_json::Map::new();
     for variant in arguments.variants() {
-        let own = std::env::args().skip(1);
-        let own = own.filter(|argument| argument != "--memory");
         let output = Command::new(std::env::current_exe()?)
-            .args(own)
+            .args(own_arguments())
             .args(["--variant", variant.name()])
             .output()?;
         if !output.status.success() {
@@ -278,4 +276,19 @@ fn memory(arguments: &Arguments) -> Result<String> {
         peaks.insert("gradient_mib".into(), report["gradient_mib"].clone());
     }
     Ok(serde_json::to_string(&peaks)?)
+}
+
+/// This process's arguments but for those that say which variants and how.
+fn own_arguments() -> Vec<String> {
+    let mut own = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--variant" => drop(arguments.next()),
+            "--memory" => {}
+            other if other.starts_with("--variant=") => {}
+            _ => own.push(argument),
+        }
+    }
+    own
 }
