@@ -29,6 +29,7 @@ use siss::{
 
 use crate::clock::Clock;
 use crate::common::checkpoint::scheduler_config_path;
+use crate::common::lines;
 use crate::common::probe::{EVALUATION_SEED, distances};
 use crate::common::progress::{Bar, Progress};
 
@@ -94,12 +95,38 @@ struct Run {
     samples: usize,
     seed: u64,
     clock: Clock,
+    /// Steps after which the method gave up, and between two checks.
+    most_steps: usize,
+    every: u32,
     /// Steps after which there was no T-shirt; none where there still was one at the end.
     steps: Option<usize>,
     /// Of these steps, or of all.
     seconds: f64,
     /// Of predicting the level where forgetting stops.
     prediction_seconds: f64,
+}
+
+impl Run {
+    /// Whether it is the run that the arguments ask for.
+    fn is_of(&self, method: Method, arguments: &Arguments) -> bool {
+        let wanted = (
+            arguments.steps,
+            arguments.every,
+            arguments.batch,
+            arguments.samples,
+            arguments.seed,
+            arguments.clock,
+        );
+        let own = (
+            self.most_steps,
+            self.every,
+            self.batch,
+            self.samples,
+            self.seed,
+            self.clock,
+        );
+        self.method == method.name() && own == wanted
+    }
 }
 
 fn main() -> ExitCode {
@@ -113,23 +140,18 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let mut runs: Vec<Run> = match arguments.csv.exists() {
-        true => csv::Reader::from_path(&arguments.csv)?
-            .deserialize()
-            .collect::<std::result::Result<_, _>>()?,
-        false => Vec::new(),
-    };
+    let mut runs: Vec<Run> = lines::read(&arguments.csv)?;
     let progress = Bar::new()?;
     let trial = Trial::load(arguments)?;
     for &method in &arguments.methods {
-        if runs.iter().any(|run| run.method == method.name()) {
+        if runs.iter().any(|run| run.is_of(method, arguments)) {
             continue;
         }
         runs.push(trial.run(method, &progress)?);
-        write(&arguments.csv, &runs)?;
+        lines::write(&arguments.csv, &runs)?;
     }
     progress.finish();
-    let table = table(&runs, arguments.steps);
+    let table = table(&runs);
     println!("{table}");
     common::page::write(&arguments.page, "time to forget", &table)
 }
@@ -209,6 +231,8 @@ impl<'a> Trial<'a> {
             samples,
             seed,
             clock,
+            most_steps: steps,
+            every,
             steps: taken,
             seconds,
             prediction_seconds,
@@ -266,14 +290,14 @@ impl<'a> Trial<'a> {
     }
 }
 
-fn table(runs: &[Run], most: usize) -> String {
+fn table(runs: &[Run]) -> String {
     let mut table = String::from(
         "| method | steps to 0 T-shirts | of | clock | seconds of the steps | predicting the level | in all |\n|---|---|---|---|---|---|---|\n",
     );
     for run in runs {
         let steps = match run.steps {
             Some(steps) => steps.to_string(),
-            None => format!("not in {most}"),
+            None => format!("not in {}", run.most_steps),
         };
         table += &format!(
             "| {} | {steps} | {} | {:?} | {:.0} | {:.0} | {:.0} |\n",
@@ -286,15 +310,4 @@ fn table(runs: &[Run], most: usize) -> String {
         );
     }
     table
-}
-
-fn write(path: &Path, runs: &[Run]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut writer = csv::Writer::from_path(path)?;
-    for run in runs {
-        writer.serialize(run)?;
-    }
-    Ok(writer.flush()?)
 }

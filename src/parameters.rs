@@ -1,36 +1,84 @@
-//! Parameters by name: which hold numbers that are not finite, and which no gradient reaches.
+//! Parameters by name: what a model has, which hold numbers that are not finite, and which no gradient reaches.
 
 use std::collections::HashSet;
+use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, DType, Int, Tensor};
 
 use crate::error::Result;
 use crate::host::{read_f32, to_f32};
 
-/// Calls `look` with every float parameter's place in the model, its id and whether it is trained.
-fn visit_named<M: Module>(model: &M, look: impl FnMut(String, ParamId, bool)) {
-    struct Named<F> {
-        path: Vec<String>,
-        look: F,
-    }
-    impl<F: FnMut(String, ParamId, bool)> ModuleVisitor for Named<F> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.path.push(name.into());
-        }
+/// A parameter of a model, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Parameter {
+    /// Its place in the model: the names of the fields on the way, joined by dots.
+    pub name: String,
+    pub id: ParamId,
+    dtype: DType,
+    shape: Vec<usize>,
+    is_trained: bool,
+}
 
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let is_trained = param.val().is_require_grad();
-            (self.look)(self.path.join("."), param.id, is_trained);
-        }
+/// Type, shape, and whether it is trained.
+impl fmt::Display for Parameter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = format!("{:?}", self.dtype).to_lowercase();
+        let trained = if self.is_trained { "trained" } else { "fixed" };
+        write!(formatter, "{dtype} {:?}, {trained}", self.shape)
     }
-    let path = Vec::new();
-    model.visit(&mut Named { path, look });
+}
+
+/// The parameters in the order of the model's fields.
+pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
+    let mut list = List::default();
+    model.visit(&mut list);
+    list.found
+}
+
+#[derive(Default)]
+struct List {
+    path: Vec<String>,
+    found: Vec<Parameter>,
+}
+
+impl List {
+    fn add(&mut self, id: ParamId, dtype: DType, shape: &[usize], is_trained: bool) {
+        self.found.push(Parameter {
+            name: self.path.join("."),
+            id,
+            dtype,
+            shape: shape.to_vec(),
+            is_trained,
+        });
+    }
+}
+
+impl ModuleVisitor for List {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.base();
+        let is_trained = value.is_require_grad();
+        self.add(param.id, value.dtype(), &value.dims(), is_trained);
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let value = param.base();
+        self.add(param.id, value.dtype(), &value.dims(), false);
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        let value = param.base();
+        self.add(param.id, value.dtype(), &value.dims(), false);
+    }
 }
 
 /// The place of the first parameter that holds NaN or an infinity. One read from the device.
@@ -51,9 +99,8 @@ pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String
     let Some(position) = sums.iter().position(|&sum| sum != 0.0) else {
         return Ok(None);
     };
-    let mut places = Vec::new();
-    visit_named(model, |place, _, _| places.push(place));
-    Ok(places.into_iter().nth(position))
+    let mut floats = parameters(model).into_iter().filter(|p| p.dtype.is_float());
+    Ok(floats.nth(position).map(|parameter| parameter.name))
 }
 
 /// The places of the trained parameters that have a gradient on neither side.
@@ -79,13 +126,9 @@ pub(crate) fn without_gradient<M: Module>(
         ids: HashSet::new(),
     };
     model.visit(&mut reached);
-    let mut untouched = Vec::new();
-    visit_named(model, |place, id, is_trained| {
-        if is_trained && !reached.ids.contains(&id) {
-            untouched.push(place);
-        }
-    });
-    untouched
+    let is_untouched = |p: &Parameter| p.is_trained && !reached.ids.contains(&p.id);
+    let untouched = parameters(model).into_iter().filter(is_untouched);
+    untouched.map(|parameter| parameter.name).collect()
 }
 
 #[cfg(test)]

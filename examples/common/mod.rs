@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod curves;
+pub mod lines;
 pub mod page;
 pub mod probe;
 pub mod progress;

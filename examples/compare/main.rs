@@ -23,7 +23,7 @@ mod pictures;
 mod table;
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use siss::Method;
 use siss::models::UNet2d;
 
+use crate::common::lines;
 use crate::common::progress::{Bar, Progress};
 use crate::common::target::Target;
 use crate::evaluate::{Evaluation, TIMESTEPS};
@@ -128,7 +129,7 @@ fn main() -> ExitCode {
 }
 
 fn compare(arguments: &Arguments) -> Result<()> {
-    let mut runs = read(&arguments.csv)?;
+    let mut runs = lines::read(&arguments.csv)?;
     if !arguments.table_only {
         let progress = Bar::new()?;
         run_all(arguments, &mut runs, &progress)?;
@@ -174,7 +175,7 @@ fn run_all(arguments: &Arguments, runs: &mut Vec<Run>, progress: &Bar) -> Result
                 let with = arguments.with.clone();
                 let run = Run { with, ..run };
                 runs.push(run);
-                write(&arguments.csv, runs)?;
+                lines::write(&arguments.csv, runs)?;
             }
         }
     }
@@ -287,25 +288,4 @@ fn line_of(
         with: String::new(),
         afterwards: 0,
     }
-}
-
-fn read(path: &Path) -> Result<Vec<Run>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let mut reader = csv::Reader::from_path(path)?;
-    Ok(reader
-        .deserialize()
-        .collect::<std::result::Result<_, _>>()?)
-}
-
-fn write(path: &Path, runs: &[Run]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut writer = csv::Writer::from_path(path)?;
-    for run in runs {
-        writer.serialize(run)?;
-    }
-    Ok(writer.flush()?)
 }

@@ -27,6 +27,7 @@ use siss::{
 };
 
 use crate::common::checkpoint::scheduler_config_path;
+use crate::common::lines;
 use crate::common::probe::{Chunks, Probe, mean};
 use crate::common::progress::{Bar, Progress};
 use crate::images::Unseen;
@@ -127,7 +128,7 @@ fn validate(arguments: &Arguments) -> Result<()> {
     }
     progress.finish();
 
-    write(&arguments.csv, &comparisons)?;
+    lines::write(&arguments.csv, &comparisons)?;
     table::plot(&comparisons).save(&arguments.plot)?;
     let table = table::table(&comparisons);
     println!("{table}");
@@ -327,15 +328,4 @@ impl<'a> Trial<'a> {
         }
         Ok(comparisons)
     }
-}
-
-fn write(path: &Path, comparisons: &[Comparison]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut writer = csv::Writer::from_path(path)?;
-    for comparison in comparisons {
-        writer.serialize(comparison)?;
-    }
-    Ok(writer.flush()?)
 }

@@ -21,11 +21,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use serde::Serialize;
 use siss::PairSampler;
 use siss::burn::tensor::Device;
 use siss::models::UNet2d;
 
+use crate::common::lines;
 use crate::common::progress::{Bar, Progress};
 use crate::estimator::{Estimator, Figures};
 
@@ -70,16 +70,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     let model = UNet2d::load(assets.join("base"), &device)?;
     let digits = data::load_digits(assets, &device)?.retain;
     let pairs = PairSampler::new(digits, data::load_tshirt(assets, &device)?, 0)?;
-    std::fs::create_dir_all(&arguments.out)?;
 
     let progress = Bar::new()?;
     progress.phase("weights");
     let curves = weights::curves(&pairs, arguments.pairs as usize)?;
-    write(&arguments.out.join("weights.csv"), &curves)?;
+    lines::write(&arguments.out.join("weights.csv"), &curves)?;
     weights::plot(&curves).save(arguments.out.join("weights.svg"))?;
 
     let figures = measure_all(&model, &pairs, arguments, &progress)?;
-    write(&arguments.out.join("variance.csv"), &figures)?;
+    lines::write(&arguments.out.join("variance.csv"), &figures)?;
     progress.finish();
     let table = table::table(&figures);
     println!("{table}");
@@ -101,12 +100,4 @@ fn measure_all(
         all.push(estimator.figures(&measured, first, arguments));
     }
     Ok(all)
-}
-
-fn write<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
-    let mut writer = csv::Writer::from_path(path)?;
-    for line in lines {
-        writer.serialize(line)?;
-    }
-    Ok(writer.flush()?)
 }

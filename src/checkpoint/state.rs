@@ -9,14 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::manifest::{FORMAT, Manifest, sha256};
-use super::tensors::{
-    behaviour, load_model, load_optimizer, parameters, save_model, save_optimizer,
-};
+use super::tensors::{behaviour, load_model, load_optimizer, save_model, save_optimizer};
 use crate::builder::{OpaqueOptimizer, TrainerConfig};
 use crate::denoiser::Denoiser;
 use crate::ema::MovingAverage;
 use crate::error::{Error, Result};
 use crate::observer::Observer;
+use crate::parameters::parameters;
 use crate::scheduler::{Scheduler, TimeRange};
 use crate::steering::Steering;
 use crate::trainer::SissTrainer;
@@ -86,7 +85,7 @@ impl Settings {
         for parameter in parameters(&trainer.model) {
             self.add(
                 format!("parameter {}", parameter.name),
-                parameter.description,
+                parameter.to_string(),
             );
         }
         let mut rate = trainer.learning_rate.clone();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_pack::{Reader, Writer};
@@ -14,22 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::hexadecimal;
 use crate::error::{Error, Result};
-
-/// A parameter of a model, without its values.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Parameter {
-    pub name: String,
-    pub id: ParamId,
-    /// Type, shape, and whether it is trained.
-    pub description: String,
-}
-
-/// The parameters in the order of the model's fields.
-pub(super) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
-    let mut list = List::default();
-    model.visit(&mut list);
-    list.found
-}
+use crate::parameters::parameters;
 
 /// The values of all parameters, under their names.
 ///
@@ -267,50 +252,6 @@ macro_rules! follow_names {
 }
 
 #[derive(Default)]
-struct List {
-    path: Path,
-    found: Vec<Parameter>,
-}
-
-impl List {
-    fn add(&mut self, id: ParamId, dtype: DType, shape: &[usize], is_trained: bool) {
-        let trained = if is_trained { "trained" } else { "fixed" };
-        self.found.push(Parameter {
-            name: self.path.name(),
-            id,
-            description: format!(
-                "{} {shape:?}, {trained}",
-                format!("{dtype:?}").to_lowercase()
-            ),
-        });
-    }
-}
-
-impl ModuleVisitor for List {
-    follow_names!();
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let value = param.base();
-        self.add(
-            param.id,
-            value.dtype(),
-            &value.dims(),
-            value.is_require_grad(),
-        );
-    }
-
-    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        let value = param.base();
-        self.add(param.id, value.dtype(), &value.dims(), false);
-    }
-
-    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
-        let value = param.base();
-        self.add(param.id, value.dtype(), &value.dims(), false);
-    }
-}
-
-#[derive(Default)]
 struct Collect {
     path: Path,
     values: BTreeMap<String, TensorData>,
@@ -429,6 +370,7 @@ impl ModuleMapper for Restore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::module::ParamId;
     use burn::nn::{Linear, LinearConfig};
     use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
     use burn::tensor::{Distribution, FloatDType};

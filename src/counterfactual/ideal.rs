@@ -65,9 +65,8 @@ impl<'a> Ideal<'a> {
 
     /// `‖x̂ − u‖²` of each row, mean over elements.
     pub(super) fn errors(&self, rows: &[usize], mean: Tensor<2>) -> Tensor<1> {
-        let points = select_rows(&self.points, rows);
-        let elements = points.dims()[1] as f64;
-        squared_norms(mean - points) / elements
+        let elements = self.shape()[1] as f64;
+        squared_norms(self.deviations(rows, mean)) / elements
     }
 
     /// `x̂ − u` of each row.

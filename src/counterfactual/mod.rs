@@ -4,6 +4,7 @@ mod fit;
 mod form;
 mod ideal;
 mod local;
+mod probe;
 
 use serde::{Deserialize, Serialize};
 
