@@ -12,8 +12,8 @@ use crate::kernel::fused::LossKernel;
 /// Elements of a row that one thread takes at a time: the partition is the same for any number of threads.
 const BLOCK: usize = 1 << 14;
 
-/// Elements from which on it pays to wake other threads.
-const MANY: usize = 1 << 16;
+/// Elements from which on waking other threads pays.
+const MANY: usize = 1 << 19;
 
 /// Vectors whose squares are added in `f32` before the sum goes into an `f64`: few, so that it keeps seven digits
 /// even where each addition rounds the same way.
