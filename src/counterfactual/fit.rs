@@ -241,7 +241,7 @@ fn gain(loss: f64, ideal: f64, timestep: f64) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::draws::{Stream, normal_noise};
-    use crate::scheduler::DdpmScheduler;
+    use crate::scheduler::{DdpmScheduler, Scales};
     use burn::module::{Module, Param};
     use burn::tensor::Device;
 
@@ -366,10 +366,12 @@ mod tests {
         assert!(error.contains("noises is 0"), "{error}");
     }
 
-    /// The ideal denoiser of patches of three pixels, as a model of clean points.
+    /// The ideal denoiser of patches of three pixels, as a model.
     #[derive(Module, Debug)]
     struct Patches {
         retained: Param<Tensor<4>>,
+        #[module(skip)]
+        kind: PredictionType,
     }
 
     impl Denoiser<4> for Patches {
@@ -392,21 +394,31 @@ mod tests {
                 .means(&rows, &noise, &scales.ratios())
                 .unwrap()
                 .remove(0);
-            mean.reshape(shape)
+            let clean = mean.reshape(shape);
+            let noise = (noisy - clean.clone() * scales.signal[0]) / scales.noise[0];
+            let scales = Scales {
+                signal: vec![scales.signal[0]; shape[0]],
+                noise: vec![scales.noise[0]; shape[0]],
+            };
+            scales.target(self.kind, &clean, &noise)
         }
     }
 
-    /// A model that is the ideal denoiser of patches of a size: that size is found, nothing is gained over it, and the level is
-    /// its error.
-    #[test]
-    fn the_patch_is_that_of_the_model() {
-        let images = |seed, rows| {
-            let shape = [rows, 1, 6, 6];
-            normal_noise::<4>(shape, seed, 0, 0, Stream::Noise, &Device::flex())
-        };
+    fn images(seed: u64, rows: usize) -> Tensor<4> {
+        let shape = [rows, 1, 6, 6];
+        normal_noise(shape, seed, 0, 0, Stream::Noise, &Device::flex())
+    }
+
+    /// Fits to the model of patches of three pixels, which chooses from patches of these sizes.
+    fn fit_patches(
+        kind: PredictionType,
+        sizes: Vec<usize>,
+        nearest: usize,
+    ) -> Result<CounterfactualLoss> {
         let retained = images(1, 300);
         let model = Patches {
             retained: Param::from_tensor(retained.clone()),
+            kind,
         };
         let data = CounterfactualData {
             retained: &retained,
@@ -414,21 +426,48 @@ mod tests {
             control_condition: &(),
             forgotten: &images(3, 2),
         };
-        let fit = |sizes, nearest| {
-            let config = CounterfactualConfig {
-                timesteps: Some(vec![200.0, 400.0, 600.0]),
-                prediction_type: PredictionType::Sample,
-                form: IdealForm::Patches { sizes, nearest },
-                ..CounterfactualConfig::default()
-            };
-            CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {})
+        let config = CounterfactualConfig {
+            timesteps: Some(vec![200.0, 400.0, 600.0]),
+            prediction_type: kind,
+            form: IdealForm::Patches { sizes, nearest },
+            ..CounterfactualConfig::default()
         };
-        let predicted = fit(vec![1, 5, 3, 9], 300).unwrap();
-        assert_eq!(predicted.patches(), [3, 3, 3]);
-        assert_eq!(predicted.cut_error(), 0.0);
-        for gain in predicted.gains() {
-            assert!((gain - 1.0).abs() < 1e-3, "{gain}");
+        CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {})
+    }
+
+    /// A model that is the ideal denoiser of patches of a size: that size is found, and nothing is gained over it but the size
+    /// of an error of the output that belongs to one of the clean point.
+    #[test]
+    fn the_patch_is_that_of_the_model_whatever_it_predicts() {
+        let scale = |kind, t| {
+            let (gamma, sigma) = (scheduler().signal_scale(t), scheduler().noise_scale(t));
+            match kind {
+                PredictionType::Epsilon => gamma / sigma,
+                PredictionType::Sample => 1.0,
+                PredictionType::Velocity => 1.0 / sigma,
+                PredictionType::FlowVelocity => (gamma + sigma) / sigma,
+            }
+        };
+        for kind in [
+            PredictionType::Epsilon,
+            PredictionType::Sample,
+            PredictionType::Velocity,
+            PredictionType::FlowVelocity,
+        ] {
+            let predicted = fit_patches(kind, vec![1, 5, 3, 9], 300).unwrap();
+            assert_eq!(predicted.patches(), [3, 3, 3], "{kind:?}");
+            for (gain, &t) in predicted.gains().iter().zip(predicted.timesteps()) {
+                let expected = f64::powi(scale(kind, t), 2);
+                assert!((gain / expected - 1.0).abs() < 1e-3, "{kind:?} {gain}");
+            }
         }
+    }
+
+    #[test]
+    fn patches_are_saved_and_their_cut_is_measured() {
+        let fit = |sizes, nearest| fit_patches(PredictionType::Sample, sizes, nearest);
+        let predicted = fit(vec![3], 300).unwrap();
+        assert_eq!(predicted.cut_error(), 0.0);
         let text = serde_json::to_string(&predicted).unwrap();
         let read: CounterfactualLoss = serde_json::from_str(&text).unwrap();
         assert_eq!(read.patches(), predicted.patches());
