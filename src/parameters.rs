@@ -139,6 +139,8 @@ mod tests {
 
     #[derive(Module, Debug)]
     struct Two {
+        /// Not a float: it has a name, and no place among the numbers that are looked at.
+        seen: Param<Tensor<1, Int>>,
         first: Linear,
         second: Linear,
     }
@@ -148,7 +150,12 @@ mod tests {
         let mut second = LinearConfig::new(1, 1).with_bias(false).init(&device);
         second.weight = Param::from_tensor(Tensor::from_data([[second_weight]], &device));
         let first = LinearConfig::new(2, 3).init(&device);
-        Two { first, second }
+        let seen = Tensor::from_data([7], &device);
+        Two {
+            seen: Param::initialized(ParamId::new(), seen),
+            first,
+            second,
+        }
     }
 
     #[test]
@@ -188,5 +195,9 @@ mod tests {
         let untouched = without_gradient(&model, &retain, &none);
         assert_eq!(untouched, ["first.bias", "second.weight"]);
         assert_eq!(without_gradient(&model, &none, &retain), untouched);
+        // Frozen ones need none.
+        let mut model = model;
+        model.second = model.second.no_grad();
+        assert_eq!(without_gradient(&model, &retain, &none), ["first.bias"]);
     }
 }
