@@ -84,6 +84,8 @@ fn in_operations(
     )
 }
 
+/// The draw reads both points and the noise and writes the noisy point and two explanations: 24 bytes an element. Beside
+/// it a copy of as many bytes, into memory that is as new as the draw's.
 fn mixture(criterion: &mut Criterion) {
     let device = Device::flex();
     let scheduler = DdpmScheduler::linear(1000).expect("a legal schedule");
@@ -95,7 +97,17 @@ fn mixture(criterion: &mut Criterion) {
             .collect();
         let scales = scheduler.scales(&timesteps).expect("legal timesteps");
         let from_forget: Vec<bool> = (0..shape[0]).map(|row| row % 2 == 0).collect();
-        group.bench_function(name, |bencher| {
+        let bytes = 24 * shape.iter().product::<usize>();
+        group.throughput(Throughput::Bytes(bytes as u64));
+        let source = vec![1.0f32; bytes / 8];
+        group.bench_function(BenchmarkId::new("copy", name), |bencher| {
+            bencher.iter(|| {
+                let mut copy = vec![0.0; source.len()];
+                copy_over(black_box(&source), &mut copy);
+                copy
+            });
+        });
+        group.bench_function(BenchmarkId::new("draw", name), |bencher| {
             bencher.iter_batched(
                 || points.clone(),
                 |[retain, forget, noise]| {

@@ -91,6 +91,11 @@ impl DeviceSpec {
     }
 }
 
+/// Whether this is burn's CPU backend, with or without autodiff.
+pub(crate) fn is_flex(device: &Device) -> bool {
+    matches!(DeviceSpec::Flex.device(), Ok(flex) if flex == *device)
+}
+
 fn compiled_in() -> Vec<&'static str> {
     [
         ("flex", cfg!(feature = "flex")),

@@ -5,13 +5,14 @@ use std::fmt;
 use burn::module::ParamGroup;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::backend;
 use crate::checkpoint::Settings;
 use crate::clipper::GradientClipper;
 use crate::denoiser::{Denoiser, PredictionType};
-use crate::draws::TimestepSampling;
+use crate::draws::{DrawnAhead, TimestepSampling};
 use crate::ema::{MovingAverage, check_decay};
 use crate::error::{Error, Result, Side, check_positive, check_range};
 use crate::learning_rate::LearningRate;
@@ -314,6 +315,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         if self.config.gradient_checkpointing {
             model = checkpoint_gradients(model);
         }
+        // The CPU's cores have the step itself to do.
+        let is_elsewhere = |device: &Device| !backend::is_flex(device);
+        let drawn_ahead = model.devices().first().is_some_and(is_elsewhere);
+        let drawn_ahead = drawn_ahead.then(DrawnAhead::default);
         let ema = self.config.ema_decay;
         let mut settings = Settings::default();
         settings.add_config(&self.config)?;
@@ -339,6 +344,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             step: 0,
             skipped_in_a_row: 0,
             model_is_checked: false,
+            drawn_ahead,
         })
     }
 }

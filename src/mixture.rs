@@ -9,6 +9,7 @@ use rand::{Rng, RngExt};
 
 use crate::error::{Result, check_device, check_probability, check_shape};
 use crate::host::{column, sum_elements};
+use crate::kernel::mixture_draw;
 use crate::scheduler::Scales;
 
 /// Chooses which rows of a batch draw their noisy point from the forgotten point.
@@ -214,8 +215,19 @@ pub fn mixture_points<const D: usize>(
     ] {
         check_shape(what, &retain.dims()[..1], &[rows], "give one for every row")?;
     }
-    let indicator: Vec<f64> = from_forget.iter().map(|&from| f64::from(from)).collect();
-    let from_forget = column::<D>(&indicator, &device);
+    let from_forget: Vec<f64> = from_forget.iter().map(|&from| f64::from(from)).collect();
+    let points = mixture_draw([&retain, &forget, &noise], scales, &from_forget);
+    Ok(points.unwrap_or_else(|| in_operations([retain, forget, noise], scales, &from_forget)))
+}
+
+/// The portable version of [`mixture_points`], in tensor operations. `from_forget` is 1 or 0.
+pub(crate) fn in_operations<const D: usize>(
+    [retain, forget, noise]: [Tensor<D>; 3],
+    scales: &Scales,
+    from_forget: &[f64],
+) -> MixturePoints<D> {
+    let device = retain.device();
+    let from_forget = column::<D>(from_forget, &device);
     let from_retain = -from_forget.clone() + 1.0;
     let difference = (forget.clone() - retain.clone()) * column(&scales.ratios(), &device);
     let retain_noise = noise.clone() + difference.clone() * from_forget.clone();
@@ -224,12 +236,12 @@ pub fn mixture_points<const D: usize>(
 
     let base = retain * from_retain + forget * from_forget;
     let noisy = scales.noisy(&base, &noise);
-    Ok(MixturePoints {
+    MixturePoints {
         noisy,
         retain_noise,
         forget_noise,
         log_ratio,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::builder::{OpaqueOptimizer, SissTrainerBuilder, TrainerConfig};
 use crate::checkpoint::Settings;
 use crate::clipper::{Coefficients, GradientClipper};
 use crate::denoiser::Denoiser;
-use crate::draws::{DrawSource, Draws};
+use crate::draws::{Block, DrawSource, DrawnAhead, Draws, Numbers};
 use crate::ema::MovingAverage;
 use crate::error::{Error, Result, Side, check_device};
 use crate::gradients::{Measured, SideGradient, SideInputs, combine, measure, side_gradient};
@@ -72,6 +72,8 @@ pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     pub(crate) step: u64,
     pub(crate) skipped_in_a_row: u64,
     pub(crate) model_is_checked: bool,
+    /// On a device that works while the host does something else.
+    pub(crate) drawn_ahead: Option<DrawnAhead<D>>,
     /// As the parts were when the trainer was built: what a checkpoint must agree with.
     pub(crate) settings: Settings,
 }
@@ -115,8 +117,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// [`Error::NonFiniteParameter`](crate::Error::NonFiniteParameter) for one with NaN, and in any step if the optimiser would make it so. After the step
     /// [`Error::TooManySkippedSteps`](crate::Error::TooManySkippedSteps) and [`Error::Observer`](crate::Error::Observer). The model is as before but for the last.
     pub fn step(&mut self, batch: UnlearningBatch<D, M::Condition>) -> Result<StepReport> {
-        let draws = self.draw(&batch)?;
-        self.step_with(&batch, &draws)
+        let mut drawn_ahead = self.drawn_ahead.take();
+        let draws = self.draw_from(&batch, &mut |block| match &mut drawn_ahead {
+            Some(ahead) => ahead.take(block),
+            None => block.draw(),
+        });
+        self.drawn_ahead = drawn_ahead;
+        self.step_with(&batch, &draws?)
     }
 
     /// One optimiser step with draws made elsewhere: no other randomness enters it.
@@ -137,14 +144,26 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// # Errors
     /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::OutOfRange`](crate::Error::OutOfRange) if the mixture sampler breaks its contract.
     pub fn draw(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<Draws<D>> {
+        self.draw_from(batch, &mut |block| block.draw())
+    }
+
+    fn draw_from(
+        &self,
+        batch: &UnlearningBatch<D, M::Condition>,
+        draw: &mut dyn FnMut(Block<D>) -> Vec<f32>,
+    ) -> Result<Draws<D>> {
         let source = DrawSource {
             seed: self.config.seed,
             timestep_sampling: self.config.timestep_sampling,
         };
-        let (shape, device) = (batch.retain.dims(), batch.retain.device());
+        let numbers = Numbers {
+            shape: batch.retain.dims(),
+            device: &batch.retain.device(),
+            draw,
+        };
         let range = self.scheduler.time_range();
         let (sampler, extra) = (self.sampler.as_ref(), self.loss.extra_draws());
-        source.draw(self.step, shape, range, sampler, extra, &device)
+        source.draw_with(self.step, range, sampler, extra, numbers)
     }
 
     /// The two gradients of a step and their coefficients; the model is not changed. An objective or clipper with
@@ -378,5 +397,42 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// The forward process.
     pub fn scheduler(&self) -> &dyn Scheduler {
         self.scheduler.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fn_denoiser::FnDenoiser;
+    use crate::host::read_f32;
+    use crate::method::Method;
+    use crate::scheduler::DdpmScheduler;
+    use burn::nn::LinearConfig;
+    use burn::tensor::{Device, Tensor};
+
+    /// A GPU's trainer draws ahead. So does this one, on the CPU, with a method that draws all that can be drawn.
+    #[test]
+    fn numbers_drawn_ahead_change_no_step() {
+        let device = Device::flex();
+        let layer = LinearConfig::new(3, 3).init(&device);
+        let run = |ahead: bool| {
+            let model = FnDenoiser::new(layer.clone(), |layer, noisy: Tensor<2>, _, _: &()| {
+                layer.forward(noisy)
+            });
+            let scheduler = DdpmScheduler::linear(1000).unwrap();
+            let builder = SissTrainer::builder(model, scheduler).method(Method::EraseDiff);
+            let mut trainer = builder.build().unwrap();
+            assert!(trainer.drawn_ahead.is_none(), "the CPU draws ahead");
+            trainer.drawn_ahead = ahead.then(DrawnAhead::default);
+            for rows in [4, 4, 2, 4] {
+                let points = |value: f64| Tensor::<2>::full([rows, 3], value, &device);
+                let batch = UnlearningBatch::new(points(0.1), points(0.9)).unwrap();
+                trainer.step(batch).unwrap();
+            }
+            let weight = trainer.into_model().into_inner().weight.val();
+            read_f32(weight, "the weight").unwrap()
+        };
+        assert_eq!(run(true), run(false));
+        assert_ne!(run(true), read_f32(layer.weight.val(), "").unwrap());
     }
 }

@@ -2,12 +2,6 @@
 //! changed at random: no panic, no hang.
 #![cfg(target_os = "linux")]
 
-#[path = "../examples/mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the example uses more of it")]
-mod data;
-#[path = "../examples/unlearn/images.rs"]
-#[allow(dead_code, reason = "the example uses more of it")]
-mod images;
 mod readers;
 
 use std::fs::{self, File};
@@ -25,6 +19,8 @@ use siss::rand::RngExt;
 use siss::{CounterfactualLoss, DdpmScheduler, SchedulerConfig, Stream, keyed_rng};
 use zip::CompressionMethod;
 use zip::write::SimpleFileOptions;
+
+use readers::{checkpoint, data, images};
 
 const SECONDS: u64 = 5;
 const MEBIBYTES: u64 = 512;
@@ -932,6 +928,9 @@ fn targets() -> Vec<Target> {
         "trained_betas": null, "variance_type": "fixed_small", "rescale_betas_zero_snr": false}"#;
     let levels = br#"{"timesteps":[0,250,1000],"gains":[0.5,0.9,1],"levels":[[0.1,0.2,0.9],[1e-3,2,3]],"prediction_type":"epsilon"}"#;
     let pickled = include_bytes!("conformance/unet_pickled/diffusion_pytorch_model.bin");
+    let tshirt = include_bytes!("../examples/assets/data/tshirt.png");
+    let idx = [idx_header(2, 28, 28), vec![7; 2 * 784]].concat();
+    let part = |name: &str| checkpoint::sound()[name].clone();
     vec![
         ("network configuration", read("config.json"), |bytes| {
             readers::unet_config(bytes).is_ok()
@@ -947,6 +946,28 @@ fn targets() -> Vec<Target> {
         }),
         ("levels", levels.to_vec(), |bytes| {
             readers::levels(bytes).is_ok()
+        }),
+        ("idx", idx, |bytes| readers::idx(bytes).is_ok()),
+        ("grey png", tshirt.to_vec(), |bytes| {
+            readers::grey_png(bytes).is_ok()
+        }),
+        ("picture", tshirt.to_vec(), |bytes| {
+            readers::picture(bytes, "png").is_ok()
+        }),
+        ("manifest", part("manifest.json"), |bytes| {
+            checkpoint::manifest(bytes).is_ok()
+        }),
+        ("state, digest right", part("state.json"), |bytes| {
+            checkpoint::sealed("state.json", bytes).is_ok()
+        }),
+        ("model, digest right", part("model.bpk"), |bytes| {
+            checkpoint::sealed("model.bpk", bytes).is_ok()
+        }),
+        ("average, digest right", part("ema.bpk"), |bytes| {
+            checkpoint::sealed("ema.bpk", bytes).is_ok()
+        }),
+        ("optimiser, digest right", part("optimizer.bpk"), |bytes| {
+            checkpoint::sealed("optimizer.bpk", bytes).is_ok()
         }),
     ]
 }

@@ -142,49 +142,61 @@ fn a_row_that_is_not_finite_stays_by_itself() {
 
 #[test]
 fn the_mixture_draw_is_that_of_the_host() {
+    for shape in [
+        [1, 1, 1, 1],
+        [300, 1, 1, 1],
+        [6, 3, 9, 9],
+        [5, 3, 33, 17],
+        [1, 1, 1, 16_385],
+        [2, 3, 131, 127],
+    ] {
+        check_mixture(shape);
+    }
+}
+
+fn check_mixture(shape: [usize; 4]) {
     let device = device();
-    let shape = [6, 3, 9, 9];
-    let elements = 3 * 81;
+    let rows = shape[0];
     let noise = |seed| normal_noise::<4>(shape, seed, 0, 0, Stream::Evaluation, &device);
     let (retain, forget, epsilon) = (noise(1), noise(2) * 0.5, noise(3));
-    let timesteps = [0.0, 50.0, 300.0, 600.0, 900.0, 999.0];
-    let scales = DdpmScheduler::linear(1000)
-        .unwrap()
-        .scales(&timesteps)
-        .unwrap();
-    let from_forget = [true, false, true, false, true, false];
-    let got = mixture_points(
-        retain.clone(),
-        forget.clone(),
-        epsilon.clone(),
-        &scales,
-        &from_forget,
-    )
-    .unwrap();
-    let (x, a, e) = (host(retain), host(forget), host(epsilon));
-    let (m, ex, ea, delta) = (
-        host(got.noisy),
-        host(got.retain_noise),
-        host(got.forget_noise),
-        host(got.log_ratio),
-    );
-    for row in 0..6 {
+    let timesteps: Vec<f64> = (0..rows).map(|row| (row * 999 / rows) as f64).collect();
+    let scheduler = DdpmScheduler::linear(1000).unwrap();
+    let scales = scheduler.scales(&timesteps).unwrap();
+    let from_forget: Vec<bool> = (0..rows).map(|row| row % 2 == 0).collect();
+    let points = [&retain, &forget, &epsilon].map(Tensor::clone);
+    let [x, a, e] = [retain, forget, epsilon].map(host);
+    let [retain, forget, epsilon] = points;
+    let got = mixture_points(retain, forget, epsilon, &scales, &from_forget).unwrap();
+    let [m, ex, ea] = [got.noisy, got.retain_noise, got.forget_noise].map(host);
+    let log_ratio = host(got.log_ratio);
+    assert_eq!(log_ratio.len(), rows);
+    for (row, of_row) in (0..x.len())
+        .collect::<Vec<_>>()
+        .chunks(x.len() / rows)
+        .enumerate()
+    {
         let (gamma, sigma) = (scales.signal[row], scales.noise[row]);
-        let mut expected_delta = 0.0;
-        for i in row * elements..(row + 1) * elements {
+        let (mut expected, mut size) = (0.0, 0.0);
+        for &i in of_row {
             let clean = if from_forget[row] { a[i] } else { x[i] };
             let noisy = gamma * clean + sigma * e[i];
             let explained = |clean: f64| (noisy - gamma * clean) / sigma;
-            assert!((m[i] - noisy).abs() < 1e-5);
+            assert!((m[i] - noisy).abs() < 1e-5, "{shape:?}, row {row}");
             for (got, clean) in [(ex[i], x[i]), (ea[i], a[i])] {
-                assert!((got - explained(clean)).abs() < 1e-5 * (1.0 + explained(clean).abs()));
+                let error = (got - explained(clean)).abs();
+                assert!(
+                    error < 1e-5 * (1.0 + explained(clean).abs()),
+                    "{shape:?}, row {row}"
+                );
             }
-            expected_delta += (explained(x[i]).powi(2) - explained(a[i]).powi(2)) / 2.0;
+            expected += (explained(x[i]).powi(2) - explained(a[i]).powi(2)) / 2.0;
+            size += (explained(x[i]).powi(2) + explained(a[i]).powi(2)) / 2.0;
         }
+        let error = (log_ratio[row] - expected).abs();
+        let got = log_ratio[row];
         assert!(
-            (delta[row] - expected_delta).abs() < 1e-5 * (1.0 + expected_delta.abs()),
-            "{row}: {} {expected_delta}",
-            delta[row]
+            error < 1e-5 + 1e-6 * size,
+            "{shape:?}, row {row}: {got} {expected}"
         );
     }
 }

@@ -4,14 +4,12 @@
 //! the size of a micro-batch, not of what was drawn before. So a step repeats anywhere, and a resumed run
 //! draws what the run would have drawn.
 
+mod ahead;
 mod timesteps;
-
-use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal, StandardUniform};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_device, check_probability, check_range, check_shape};
@@ -19,6 +17,7 @@ use crate::host::{tensor, to_f32};
 use crate::mixture::MixtureSampler;
 use crate::scheduler::TimeRange;
 
+pub(crate) use ahead::{Block, DrawnAhead};
 pub use timesteps::TimestepSampling;
 
 /// What a random stream is used for. The streams of one (seed, step, row) are independent.
@@ -88,26 +87,14 @@ pub fn normal_noise<const D: usize>(
     stream: Stream,
     device: &Device,
 ) -> Tensor<D> {
-    let rows = first_row..first_row + shape[0] as u64;
-    keyed_rows(shape, rows, StandardNormal, device, |row| {
-        keyed_rng(seed, step, row, stream)
-    })
-}
-
-/// Numbers of a distribution, each row from the generator of its number.
-fn keyed_rows<const D: usize, R: Rng>(
-    shape: [usize; D],
-    rows: Range<u64>,
-    distribution: impl Distribution<f32> + Copy,
-    device: &Device,
-    generator: impl Fn(u64) -> R,
-) -> Tensor<D> {
-    let elements: usize = shape[1..].iter().product();
-    let mut values: Vec<f32> = Vec::with_capacity(shape[0] * elements);
-    for row in rows {
-        values.extend(generator(row).sample_iter(distribution).take(elements));
-    }
-    tensor(values, shape, device)
+    let block = Block {
+        shape,
+        seed,
+        step,
+        first_row,
+        stream,
+    };
+    tensor(block.normal(), shape, device)
 }
 
 /// Random numbers that only some objectives need, beside those that all share.
@@ -283,6 +270,14 @@ impl<const D: usize> Draws<D> {
     }
 }
 
+/// Where the numbers of a batch's elements come from, and what becomes of them.
+pub(crate) struct Numbers<'a, const D: usize> {
+    pub shape: [usize; D],
+    pub device: &'a Device,
+    /// Draws a block, or has it drawn already.
+    pub draw: &'a mut dyn FnMut(Block<D>) -> Vec<f32>,
+}
+
 /// Makes the [`Draws`] of each step from a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DrawSource {
@@ -308,32 +303,57 @@ impl DrawSource {
         extra: ExtraDraws,
         device: &Device,
     ) -> Result<Draws<D>> {
+        let numbers = Numbers {
+            shape,
+            device,
+            draw: &mut |block| block.draw(),
+        };
+        self.draw_with(step, range, sampler, extra, numbers)
+    }
+
+    /// As [`draw`](DrawSource::draw), with the numbers from wherever they come.
+    pub(crate) fn draw_with<const D: usize>(
+        &self,
+        step: u64,
+        range: TimeRange,
+        sampler: &dyn MixtureSampler,
+        extra: ExtraDraws,
+        numbers: Numbers<D>,
+    ) -> Result<Draws<D>> {
         self.timestep_sampling.check(range)?;
-        let (seed, batch_size) = (self.seed, shape[0]);
+        let (seed, shape) = (self.seed, numbers.shape);
+        let batch_size = shape[0];
+        let mut tensors = |stream| {
+            let first_row = 0;
+            let block = Block {
+                shape,
+                seed,
+                step,
+                first_row,
+                stream,
+            };
+            tensor((numbers.draw)(block), shape, numbers.device)
+        };
         let timesteps = |stream| {
             self.timestep_sampling
                 .stream(range, batch_size, seed, step, stream)
         };
-        let noise = |stream| normal_noise(shape, seed, step, 0, stream, device);
         let mixture_rng: &mut dyn Rng = &mut keyed_rng(seed, step, 0, Stream::Mixture);
         let from_forget = sampler.choose_forget(batch_size, mixture_rng);
         let thinning = keyed_rng(seed, step, 0, Stream::Thinning).random();
         let mut draws = Draws::new(
             timesteps(Stream::Timesteps),
-            noise(Stream::Noise),
+            tensors(Stream::Noise),
             from_forget,
             sampler.forget_prob(),
         )?
         .with_thinning_uniform(thinning)?;
         if extra.forget {
             let own = timesteps(Stream::ForgetTimesteps);
-            draws = draws.with_forget_draws(own, noise(Stream::ForgetNoise))?;
+            draws = draws.with_forget_draws(own, tensors(Stream::ForgetNoise))?;
         }
         if extra.uniform {
-            let rows = 0..batch_size as u64;
-            let generator = |row| keyed_rng(seed, step, row, Stream::Uniform);
-            let uniform = keyed_rows(shape, rows, StandardUniform, device, generator);
-            draws = draws.with_uniform(uniform)?;
+            draws = draws.with_uniform(tensors(Stream::Uniform))?;
         }
         Ok(draws)
     }

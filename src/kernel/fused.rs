@@ -1,4 +1,4 @@
-//! The loss kernel in one pass, where there is one for a tensor's backend.
+//! The loss kernel and the mixture draw in one pass each, where there is one for a tensor's backend.
 
 use ::burn::backend::tensor::FloatTensor;
 use ::burn::backend::{
@@ -7,9 +7,10 @@ use ::burn::backend::{
 use ::burn::tensor::{DType, Tensor};
 
 use super::WeightedSquaredError;
+use crate::mixture::MixturePoints;
 
 /// The macro names burn's fusion in `burn::backend`, which has it only where fusion is on. It may be: any crate of a
-/// program can switch it on. `Cube` is then a fusion over `CubeBackend`, and both are given the kernel.
+/// program can switch it on. `Cube` is then a fusion over `CubeBackend`, and both are given the kernels.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod burn {
     pub(super) mod backend {
@@ -33,6 +34,36 @@ pub(crate) trait LossKernel: Backend {
         weights: FloatTensor<Self>,
         scale: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+/// Numbers that the mixture draw needs of each row: `γ`, `σ`, `γ/σ`, and 1 where the row is drawn from the forgotten point.
+pub(super) const ROW_NUMBERS: usize = 4;
+
+/// The mixture draw in one pass over both points and the noise. Every tensor is `f32`, none is empty; `rows` is
+/// `[ROW_NUMBERS, batch]`.
+#[backend_extension(
+    Flex: cfg(feature = "flex-kernels"),
+    Cube: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))),
+    Fusion: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))
+)]
+pub(crate) trait MixtureKernel: Backend {
+    /// Noisy point, noise that explains it from the retained point and from the forgotten one, `[batch, …]`; log-ratio, `[batch]`.
+    #[fusion(meta = |_retain, _forget, noise, rows| {
+        let mut log_ratio = rows.clone();
+        log_ratio.shape = [rows.shape[1]].into();
+        (noise.clone(), noise.clone(), noise.clone(), log_ratio)
+    })]
+    fn mixture_draw(
+        retain: FloatTensor<Self>,
+        forget: FloatTensor<Self>,
+        noise: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    );
 }
 
 /// Whether there is a kernel for a tensor: for its backend and type, outside of an autodiff graph.
@@ -72,5 +103,23 @@ pub(super) fn weighted_squared_error<const D: usize>(
     WeightedSquaredError {
         losses: Tensor::from_dispatch(losses),
         seed: Tensor::from_dispatch(seed),
+    }
+}
+
+/// As [`mixture_draw`](super::mixture_draw), for tensors of one backend that it [`takes`].
+pub(super) fn mixture_draw<const D: usize>(
+    retain: Tensor<D>,
+    forget: Tensor<D>,
+    noise: Tensor<D>,
+    rows: Tensor<2>,
+) -> MixturePoints<D> {
+    let [retain, forget, noise] = [retain, forget, noise].map(Tensor::into_dispatch);
+    let (noisy, retain_noise, forget_noise, log_ratio) =
+        <Dispatch as MixtureKernel>::mixture_draw(retain, forget, noise, rows.into_dispatch());
+    MixturePoints {
+        noisy: Tensor::from_dispatch(noisy),
+        retain_noise: Tensor::from_dispatch(retain_noise),
+        forget_noise: Tensor::from_dispatch(forget_noise),
+        log_ratio: Tensor::from_dispatch(log_ratio),
     }
 }

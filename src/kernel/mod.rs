@@ -1,4 +1,5 @@
-//! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph.
+//! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph. And the mixture draw,
+//! where a backend has it in one pass.
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod cube;
@@ -14,6 +15,8 @@ use burn::tensor::Tensor;
 
 use crate::error::{Result, check_device, check_shape};
 use crate::host::{as_column, squared_norms, to_f32};
+use crate::mixture::MixturePoints;
+use crate::scheduler::Scales;
 
 /// What the kernel computes for a group of rows.
 #[derive(Debug, Clone)]
@@ -86,6 +89,40 @@ pub fn weighted_squared_error<const D: usize>(
         ));
     }
     Ok(in_operations(prediction, target, weights, scale))
+}
+
+/// The points of [`mixture_points`](crate::mixture_points) in one pass, or `None` where there is none for these tensors.
+#[cfg_attr(
+    not(any(
+        feature = "flex-kernels",
+        all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+    )),
+    allow(
+        unused_variables,
+        reason = "without a kernel there is nothing to pass on"
+    )
+)]
+pub(crate) fn mixture_draw<const D: usize>(
+    [retain, forget, noise]: [&Tensor<D>; 3],
+    scales: &Scales,
+    from_forget: &[f64],
+) -> Option<MixturePoints<D>> {
+    #[cfg(any(
+        feature = "flex-kernels",
+        all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+    ))]
+    if [retain, forget, noise].into_iter().all(fused::takes) {
+        let numbers = [&scales.signal, &scales.noise, &scales.ratios(), from_forget].concat();
+        let rows: Vec<f32> = numbers.iter().map(|&number| number as f32).collect();
+        let rows = crate::host::tensor(
+            rows,
+            [fused::ROW_NUMBERS, from_forget.len()],
+            &noise.device(),
+        );
+        let [retain, forget, noise] = [retain, forget, noise].map(Tensor::clone);
+        return Some(fused::mixture_draw(retain, forget, noise, rows));
+    }
+    None
 }
 
 /// The portable version, in tensor operations.

@@ -2,11 +2,21 @@
 //! `tests/hostile_files.rs`, which drives them without a fuzzer. A typed error is as good as success; a panic is not.
 #![allow(dead_code, reason = "each target uses one of them")]
 
+pub mod checkpoint;
+#[path = "../../examples/mnist_tshirt/data.rs"]
+pub mod data;
+#[path = "../../examples/unlearn/images.rs"]
+pub mod images;
+
+use std::io::Write;
 use std::path::Path;
 
+use flate2::{Compression, write::GzEncoder};
 use siss::burn::tensor::Device;
 use siss::models::{UNet2d, UNet2dConfig};
 use siss::{CounterfactualLoss, DdpmScheduler, Result, SchedulerConfig};
+
+use images::{Format, Images};
 
 /// A network of two stages and a few thousand parameters, with attention.
 pub const CONFIG: &str = r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
@@ -45,6 +55,38 @@ pub fn levels(bytes: &[u8]) -> std::result::Result<(), serde_json::Error> {
         assert!(level >= 0.0, "a level of {level}");
     }
     Ok(())
+}
+
+/// The IDX file of digits in its gzip wrapping, whose check sum would hide what is in it from a fuzzer.
+pub fn idx(bytes: &[u8]) -> Result<()> {
+    let folder = scratch();
+    let path = folder.path().join("images.gz");
+    let mut wrapped = GzEncoder::new(Vec::new(), Compression::fast());
+    wrapped.write_all(bytes).unwrap();
+    std::fs::write(&path, wrapped.finish().unwrap()).unwrap();
+    data::read_idx_images(&path).map(|_| ())
+}
+
+/// A picture, as the example `unlearn` reads it.
+pub fn picture(bytes: &[u8], extension: &str) -> Result<()> {
+    let folder = scratch();
+    let path = folder.path().join("picture").with_extension(extension);
+    std::fs::write(&path, bytes).unwrap();
+    let format = Format {
+        channels: 3,
+        height: 64,
+        width: 64,
+        is_configured: true,
+    };
+    Images::read(&[path], format, |_| {}).map(|_| ())
+}
+
+/// A picture, as the main example reads its own.
+pub fn grey_png(bytes: &[u8]) -> Result<()> {
+    let folder = scratch();
+    let path = folder.path().join("tshirt.png");
+    std::fs::write(&path, bytes).unwrap();
+    data::read_grey_png(&path).map(|_| ())
 }
 
 fn load(config: &str, name: &str, weights: &[u8]) -> Result<()> {

@@ -10,14 +10,14 @@ use super::simd::{Vectorised, dispatch, instructions};
 use crate::kernel::fused::LossKernel;
 
 /// Elements of a row that one thread takes at a time: the partition is the same for any number of threads.
-const BLOCK: usize = 1 << 14;
+pub(super) const BLOCK: usize = 1 << 14;
 
 /// Elements from which on waking other threads pays.
-const MANY: usize = 1 << 19;
+pub(super) const MANY: usize = 1 << 19;
 
 /// Vectors whose squares are added in `f32` before the sum goes into an `f64`: few, so that it keeps seven digits
 /// even where each addition rounds the same way.
-const GROUP: usize = 16;
+pub(super) const GROUP: usize = 16;
 
 impl LossKernel for Flex {
     fn losses_and_seed(

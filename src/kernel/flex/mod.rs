@@ -13,6 +13,7 @@ mod attention;
 mod attention_gradient;
 mod convolution;
 mod loss;
+mod mixture;
 mod norm;
 mod operations;
 mod planes;

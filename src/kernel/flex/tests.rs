@@ -11,6 +11,9 @@ use pulp::Arch;
 
 use super::simd::levels;
 use crate::draws::{Stream, normal_noise};
+use crate::kernel::mixture_draw;
+use crate::mixture::in_operations;
+use crate::scheduler::Scales;
 
 thread_local! {
     /// The instructions to use on this thread, in the place of the best.
@@ -390,6 +393,46 @@ fn losses_and_seed_are_those_of_operations() {
     }
 }
 
+#[test]
+fn mixture_draws_are_those_of_operations() {
+    for [rows, elements] in LOSSES {
+        let inputs = [(); 3].map(|()| random([rows, elements]));
+        let (scales, from_forget) = scales_and_sides(rows);
+        let expected = in_operations(inputs.clone(), &scales, &from_forget);
+        let difference = inputs[1].clone() - inputs[0].clone();
+        let sums = expected.retain_noise.clone() + expected.forget_noise.clone();
+        let (difference, sums) = (host(difference), host(sums));
+        let [noisy, retain_noise, forget_noise] =
+            [expected.noisy, expected.retain_noise, expected.forget_noise].map(host);
+        at_every_level(|| {
+            let got = mixture_draw(inputs.each_ref(), &scales, &from_forget).unwrap();
+            assert_eq!(host(got.noisy), noisy, "{rows} × {elements}");
+            assert_eq!(host(got.retain_noise), retain_noise, "{rows} × {elements}");
+            assert_eq!(host(got.forget_noise), forget_noise, "{rows} × {elements}");
+            for (row, got) in host(got.log_ratio).into_iter().enumerate() {
+                let ratio = scales.ratios()[row] / 2.0;
+                let products = (row * elements..(row + 1) * elements)
+                    .map(|index| ratio * f64::from(difference[index]) * f64::from(sums[index]));
+                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), product: f64| {
+                    (sum + product, size + product.abs())
+                });
+                let error = (f64::from(got) - sum).abs();
+                assert!(error <= 1e-6 * size, "{rows} × {elements}: {got} {sum}");
+            }
+        });
+    }
+}
+
+/// Scales of rows from hardly noisy to hardly visible, drawn from either side in turn.
+fn scales_and_sides(rows: usize) -> (Scales, Vec<f64>) {
+    let parts = (0..rows).map(|row| (row as f64 + 0.5) / rows as f64);
+    let scales = Scales {
+        signal: parts.clone().map(|part| (1.0 - part).sqrt()).collect(),
+        noise: parts.map(f64::sqrt).collect(),
+    };
+    (scales, (0..rows).map(|row| (row % 2) as f64).collect())
+}
+
 fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
@@ -434,6 +477,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let (seed, gain) = (random([21, 8, 9, 9]), random([8]));
     let large = [(); 2].map(|()| random([9, 60_003]));
     let per_row = random([9]);
+    let (scales, from_forget) = scales_and_sides(9);
     let run = || {
         let convolved = differentiate((&input, &weight, &bias), &seed, |input, weight, bias| {
             super::convolve(&input, &weight, Some(&bias), &options).unwrap()
@@ -444,7 +488,11 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let features: Tensor<3> = input.clone().reshape([21, 8, 81]);
         let attended = super::attend(&features, &features, &features, 2).unwrap();
         let (losses, errors) = one_pass(&large, &per_row);
+        let points = [&large[0], &large[1], &large[0]];
+        let points = mixture_draw(points, &scales, &from_forget).unwrap();
         [
+            points.noisy.reshape([-1]),
+            points.log_ratio,
             convolved.2.reshape([-1]),
             convolved.3,
             normalised.2,
