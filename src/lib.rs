@@ -82,10 +82,10 @@
 //! | feature | brings | default |
 //! |---|---|---|
 //! | `flex` | burn's pure-Rust CPU backend | yes |
-//! | `flex-kernels` | on the CPU, the loss in one pass; the crate's own convolution, attention and group normalisation under `models` | yes |
+//! | `flex-kernels` | on the CPU, loss and mixture draw in one pass; the crate's own convolution, attention and group normalisation under `models` | yes |
 //! | `wgpu` | Vulkan, Metal, DirectX, WebGPU | |
 //! | `cuda` | NVIDIA GPUs | |
-//! | `fused` | the loss in one pass on `wgpu` and `cuda` too | |
+//! | `fused` | loss and mixture draw in one pass on `wgpu` and `cuda` too | |
 //! | `models` | `models::UNet2d`: diffusers' UNet2DModel, loaded and saved strictly | |
 //! | `pytorch` | `models` reads pickled `.bin` weights too; the pickle is parsed, never run | |
 //! | `report` | pictures, plots and exact intervals of a run | |
