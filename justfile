@@ -59,9 +59,11 @@ time-to-forget *ARGS:
 soak:
     SISS_SOAK=1 cargo test --release --test checkpoint --test hostile_files --test long_run -- --nocapture
 
-# A fuzz target (levels, pickle, safetensors, scheduler_config, unet_config), with cargo-fuzz and a nightly compiler.
+# A fuzz target, with cargo-fuzz and a nightly compiler: checkpoint, grey_png, idx, levels, manifest, pickle, picture,
+# safetensors, scheduler_config or unet_config. What it finds to be new is kept in fuzz/corpus.
 fuzz TARGET SECONDS="60":
     mkdir -p fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}}
+    {{ if TARGET == "pickle" { "cp tests/conformance/unet_pickled/*.bin fuzz/corpus/pickle/" } else { "true" } }}
     cargo +nightly fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}} -- -max_total_time={{SECONDS}} -rss_limit_mb=1024
 
 # The benchmarks.

@@ -4,7 +4,6 @@
 mod loss;
 mod mixture;
 
-use ::burn::backend::TensorMetadata;
 use ::burn::tensor::{DType, Shape};
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::prelude::*;
