@@ -1,6 +1,7 @@
 //! Every method on the T-shirt, under the same conditions: `cargo run --release --example compare`.
 //!
-//! Each finished run is a line of a CSV file, and is not run again. The table in a Markdown page is written from the file.
+//! Each finished run is a line of a CSV file, and is not run again. The tables in a Markdown page and a plot
+//! are written from the file.
 
 #[path = "../common/mod.rs"]
 #[allow(dead_code, reason = "the other examples use more of it")]
@@ -20,6 +21,7 @@ mod options;
 #[path = "../mnist_tshirt/pictures.rs"]
 #[allow(dead_code, reason = "the main example uses more of it")]
 mod pictures;
+mod plot;
 mod table;
 
 use std::error::Error;
@@ -81,7 +83,11 @@ struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "docs/results.md")]
     page: PathBuf,
 
-    /// Writes the table again, without a run.
+    /// Where the plot over the numbers of steps goes.
+    #[arg(long, value_name = "FILE", default_value = "docs/results/steps.svg")]
+    plot: PathBuf,
+
+    /// Writes tables and plot again, without a run.
     #[arg(long)]
     table_only: bool,
 }
@@ -135,6 +141,7 @@ fn compare(arguments: &Arguments) -> Result<()> {
         run_all(arguments, &mut runs, &progress)?;
         progress.finish();
     }
+    plot::steps(&runs).save(&arguments.plot)?;
     for (name, table) in [
         ("methods", table::methods(&runs)),
         ("variations", table::variations(&runs)),

@@ -29,8 +29,8 @@ fn key(run: &Run) -> Key<'_> {
 
 fn table(runs: &[Run], belongs: impl Fn(&Run) -> bool) -> String {
     let mut table = String::from(
-        "| method | steps | T-shirts | of | loss at t = 100 | 250 | 400 | distance | digits' loss | rows a sample | seconds |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| method | steps | T-shirts | of | loss at t = 100 | 250 | 400 | distance | digits' loss | rows a sample |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
     );
     let Some(before) = runs.iter().find(|run| run.method == BEFORE) else {
         return table;
@@ -90,15 +90,12 @@ fn row(group: &[&Run], before: &Run) -> String {
         0 => "".into(),
         steps => steps.to_string(),
     };
-    let (rows, seconds) = match group[0].steps {
-        0 => (String::new(), String::new()),
-        _ => (
-            format!("{:.2}", mean(|run| run.rows_per_sample)),
-            format!("{:.0}", mean(|run| run.seconds)),
-        ),
+    let rows = match group[0].steps {
+        0 => String::new(),
+        _ => format!("{:.2}", mean(|run| run.rows_per_sample)),
     };
     format!(
-        "| {} | {steps} | {} | {} | {} | {} | {} | {} | {} % | {rows} | {seconds} |\n",
+        "| {} | {steps} | {} | {} | {} | {} | {} | {} | {} % | {rows} |\n",
         title(group[0]),
         tshirts.join(", "),
         group[0].samples,

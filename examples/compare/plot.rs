@@ -1,0 +1,69 @@
+//! How two methods depend on the number of steps.
+
+use siss::report::{Panel, Plot, Series};
+
+use crate::{BEFORE, Run};
+
+/// The distance that a steered run is to stay below.
+const GOAL: f64 = 0.25;
+
+/// Distance to the retrained model, and the change of the digits' loss, over the steps: means over the seeds. Of the methods that
+/// were run for several numbers of steps.
+pub fn steps(runs: &[Run]) -> Plot {
+    let mut distance = Panel::new("How far from the retrained model")
+        .x_label("steps")
+        .y_label("distance (mean |ln|)")
+        .log_y()
+        .reference("goal", GOAL);
+    let mut digits = Panel::new("What the digits lost, at t = 400")
+        .x_label("steps")
+        .y_label("change of their loss, %")
+        .reference("before", 0.0);
+    let Some(before) = runs.iter().find(|run| run.method == BEFORE) else {
+        return Plot::new().panel(distance).panel(digits);
+    };
+    let plain: Vec<&Run> = runs.iter().filter(|run| is_plain(run)).collect();
+    let mut methods: Vec<&str> = plain.iter().map(|run| run.method.as_str()).collect();
+    methods.sort_unstable();
+    methods.dedup();
+    for method in methods {
+        let of_method: Vec<&Run> = plain
+            .iter()
+            .copied()
+            .filter(|run| run.method == method)
+            .collect();
+        let points = |value: &dyn Fn(&Run) -> f64| means(&of_method, value);
+        let distances = points(&|run| run.distance_to_retrained);
+        if distances.len() < 2 {
+            continue;
+        }
+        let change = |run: &Run| 100.0 * (run.digits_loss_400 / before.digits_loss_400 - 1.0);
+        distance = distance.series(Series::new(method, distances));
+        digits = digits.series(Series::new(method, points(&change)));
+    }
+    Plot::new().panel(distance).panel(digits)
+}
+
+/// A run of the first table: nothing but method, steps and seed.
+fn is_plain(run: &Run) -> bool {
+    run.steps > 0 && run.with.is_empty() && run.afterwards == 0 && run.batch == 32
+}
+
+/// The mean of a value over the seeds, for each number of steps.
+fn means(runs: &[&Run], value: &dyn Fn(&Run) -> f64) -> Vec<(f64, f64)> {
+    let mut steps: Vec<usize> = runs.iter().map(|run| run.steps).collect();
+    steps.sort_unstable();
+    steps.dedup();
+    let mean = |steps: usize| {
+        let values: Vec<f64> = runs
+            .iter()
+            .filter(|run| run.steps == steps)
+            .map(|run| value(run))
+            .collect();
+        (
+            steps as f64,
+            values.iter().sum::<f64>() / values.len() as f64,
+        )
+    };
+    steps.into_iter().map(mean).collect()
+}
