@@ -533,4 +533,24 @@ mod tests {
         assert_eq!(batch.forget_ids(), [0, 0]);
         assert!(batch.with_forget_ids(vec![1]).is_err());
     }
+
+    #[test]
+    fn sets_of_the_same_size_are_shuffled_apart() {
+        let sampler = PairSampler::new(set(0, 10), set(100, 10), 5).unwrap();
+        let pairs = sampler.pairs(0, 10).unwrap();
+        assert_ne!(pairs.retain, pairs.forget);
+        assert!(sampler.pairs(0, LARGEST_BATCH + 1).is_err());
+    }
+
+    #[test]
+    fn a_fingerprint_tells_which_set_a_point_is_in() {
+        let fingerprint = |retain: Tensor<2>, forget: Tensor<2>| {
+            let sampler = PairSampler::new(retain, forget, 5).unwrap();
+            sampler.fingerprint().unwrap()
+        };
+        assert_ne!(
+            fingerprint(set(0, 9), set(9, 4)),
+            fingerprint(set(0, 10), set(10, 3))
+        );
+    }
 }

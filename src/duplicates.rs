@@ -193,4 +193,27 @@ mod tests {
         assert_eq!(near_duplicates(&one, &one, 0.5).unwrap().len(), 1);
         assert!(near_duplicates(&one, &other, 0.5).unwrap().is_empty());
     }
+
+    /// Points on a line, 4 apart but for a tenth at the beginning. What is typical is neither the nearest pair nor told from the
+    /// first points, and what is near is so beside it.
+    #[test]
+    fn nearness_is_relative_to_the_distance_that_is_typical_of_the_whole_set() {
+        let line = |index: i64| {
+            if index < 32 {
+                1e-3 * index as f64
+            } else {
+                4.0 * index as f64
+            }
+        };
+        let points: Vec<f32> = (0..320).map(|index| line(index) as f32).collect();
+        let device = Device::flex();
+        let retain = Tensor::<1>::from_data(points.as_slice(), &device).reshape([320, 1]);
+        let forget = Tensor::<2>::from_data([[800.8f32]], &device);
+        let found = near_duplicates(&retain, &forget, 0.25).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].retain, found[0].forget), (200, 0));
+        assert!((found[0].relative - 0.2).abs() < 1e-4, "{:?}", found[0]);
+        assert!((found[0].distance - 0.8).abs() < 1e-4, "{:?}", found[0]);
+        assert_eq!(near_duplicates(&retain, &forget, 1.0).unwrap().len(), 2);
+    }
 }

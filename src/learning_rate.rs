@@ -61,6 +61,7 @@ impl fmt::Debug for LearningRate {
 mod tests {
     use super::*;
     use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+    use burn::optim::lr_scheduler::step::StepLrSchedulerConfig;
 
     #[test]
     fn a_scheduler_advances_with_the_step_and_repeats_for_the_same_one() {
@@ -79,5 +80,15 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_later_rate_that_is_no_rate_is_refused_at_its_step() {
+        let turning = StepLrSchedulerConfig::new(1.0, 2).with_gamma(-0.5);
+        let mut rate = LearningRate::new(turning.init().unwrap()).unwrap();
+        assert_eq!(rate.at(1).unwrap().base(), 1.0);
+        let error = rate.at(2).err().unwrap().to_string();
+        assert!(error.contains("learning_rate is -0.5"), "{error}");
+        assert!(LearningRate::new(0.0.into()).is_ok());
     }
 }

@@ -413,4 +413,27 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn lists_of_another_number_of_rows_are_refused() {
+        let points = || normal_noise::<2>([3, 2], 1, 0, 0, Stream::Noise, &Device::flex());
+        let draw = |signal: usize, noise: usize, components: usize| {
+            let scales = Scales {
+                signal: vec![0.6; signal],
+                noise: vec![0.8; noise],
+            };
+            mixture_points(
+                points(),
+                points(),
+                points(),
+                &scales,
+                &vec![false; components],
+            )
+        };
+        assert!(draw(3, 3, 3).is_ok());
+        // One value for all rows would fit a tensor's rows.
+        for (signal, noise, components) in [(1, 3, 3), (3, 1, 3), (3, 3, 1)] {
+            assert!(draw(signal, noise, components).is_err());
+        }
+    }
 }

@@ -580,4 +580,108 @@ mod tests {
             .unwrap_err();
         assert!(error.to_string().contains("disk full"), "{error}");
     }
+
+    /// The step at which a symptom is found, with windows of five steps.
+    fn found_at(symptom: Symptom, reports: impl Iterator<Item = StepReport>) -> Option<u64> {
+        let mut diagnosis = Diagnosis::new(5);
+        for report in reports {
+            diagnosis.observe(&report).unwrap();
+        }
+        let mut findings = diagnosis.findings().iter();
+        let found = findings.find(|finding| finding.symptom == symptom);
+        found.map(|finding| finding.step)
+    }
+
+    #[test]
+    fn a_trend_compares_the_latest_window_with_the_mean_of_the_first() {
+        let climbing = |loss: fn(u64) -> f64| {
+            let reports = (0..60).map(move |step| report(step, loss(step), 1.0));
+            found_at(Symptom::RetainLossClimbing, reports)
+        };
+        // A mean of 1 that no step of the first window need have.
+        fn first(step: u64) -> f64 {
+            [0.2, 1.8][step as usize % 2]
+        }
+        assert_eq!(
+            climbing(|step| if step < 4 { first(step) } else { 1.4 }),
+            None
+        );
+        // After two windows, though three steps of 2 in a window are enough.
+        assert_eq!(climbing(|step| if step < 5 { 1.0 } else { 2.0 }), Some(9));
+        assert_eq!(climbing(|step| if step < 50 { 1.0 } else { 2.0 }), Some(52));
+
+        let nothing = |loss: fn(u64) -> f64, ascends: bool| {
+            let reports = (0..60).map(move |step| {
+                let mut report = report(step, 1.0, loss(step));
+                if let Some(term) = &mut report.forget {
+                    term.weights.ascends = ascends;
+                }
+                report
+            });
+            found_at(Symptom::NothingForgotten, reports)
+        };
+        assert_eq!(nothing(|_| 1.0, true), Some(24));
+        assert_eq!(nothing(|_| 1.0, false), None);
+        assert_eq!(nothing(|step| if step < 5 { 1.0 } else { 1.2 }, true), None);
+    }
+
+    #[test]
+    fn a_symptom_of_single_steps_is_found_at_its_bound_and_not_before() {
+        let found = |symptom, change: fn(u64, &mut StepReport)| {
+            let reports = (0..60).map(move |step| {
+                let mut report = report(step, 1.0, 1.0);
+                change(step, &mut report);
+                report
+            });
+            found_at(symptom, reports)
+        };
+        // Scaled gradients are compared, and in consecutive steps.
+        let dominates = Symptom::ForgetDominates;
+        assert_eq!(
+            found(dominates, |_, report| report.coefficients = Coefficients {
+                retain: 0.4,
+                forget: 0.5,
+            }),
+            Some(4)
+        );
+        assert_eq!(
+            found(dominates, |_, report| report.norms.forget = 5.0),
+            None
+        );
+        let interrupted = found(dominates, |step, report| {
+            report.coefficients.forget = if step % 5 == 4 { 0.1 } else { 2.0 };
+        });
+        assert_eq!(interrupted, None);
+
+        let vanishing = Symptom::VanishingForgetGradient;
+        assert_eq!(
+            found(vanishing, |_, report| report.norms.forget = 1e-9),
+            Some(4)
+        );
+        let both = found(vanishing, |_, report| {
+            (report.norms.retain, report.norms.forget) = (1e-9, 1e-9);
+        });
+        assert_eq!(both, None);
+
+        // More than half of the steps, on either side.
+        let without_rows = |symptom, odd_alone| match odd_alone {
+            true => found(symptom, |step, report| {
+                if let (Some(term), 1) = (&mut report.retain, step % 2) {
+                    term.rows = 0;
+                }
+            }),
+            false => found(symptom, |_, report| {
+                if let Some(term) = &mut report.retain {
+                    term.rows = 0;
+                }
+            }),
+        };
+        assert_eq!(without_rows(Symptom::OneSidedSteps, true), None);
+        assert_eq!(without_rows(Symptom::OneSidedSteps, false), Some(4));
+
+        let skipped = found(Symptom::SkippedSteps, |_, report| {
+            report.outcome = StepOutcome::SkippedNonFinite;
+        });
+        assert_eq!(skipped, Some(2));
+    }
 }

@@ -206,3 +206,29 @@ impl fmt::Display for StepReport {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Tensor};
+
+    /// Two of the batch's four rows, of five elements.
+    #[test]
+    fn rows_count_by_the_size_of_their_weights() {
+        let zeros = Tensor::<2>::zeros([4, 5], &Device::flex());
+        let term = LossTerm::new(zeros.clone(), vec![0.0; 4], zeros, vec![-1.0, -2.0]);
+        let term = Some(term.with_weight_bound(3.0));
+        let weights = WeightSummary::of(&term).unwrap();
+        assert_eq!((weights.mean, weights.max), (1.5, 2.0));
+        assert!((weights.effective_rows - 9.0 / 5.0).abs() < 1e-12);
+        assert_eq!(weights.degenerate_share, Some(0.0));
+        assert!(weights.ascends);
+
+        let report = TermReport::of(&term, Some(weights), &[9.0, 18.0], &[1.0, -1.0]).unwrap();
+        assert_eq!(report.rows, 2);
+        // 1 · 9 + 2 · 18 over the batch, and over the weights' sum and the elements.
+        assert_eq!((report.loss, report.mean_squared_error), (11.25, 3.0));
+        let steering = report.steering.unwrap();
+        assert!((steering + 1.0 / 3.0).abs() < 1e-12, "{steering}");
+    }
+}

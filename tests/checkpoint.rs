@@ -9,6 +9,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use burn::module::{Module, ParamGroup};
@@ -19,8 +20,9 @@ use burn::tensor::{Device, Tensor};
 use siss::rand::{Rng, RngExt};
 use siss::{
     Checkpoints, Coefficients, DdpmScheduler, Denoiser, Error, FlowMatching, FractionOfRetain,
-    GradientClipper, GradientNorms, JsonLog, Method, PairSampler, Side, Siss, SissTrainer,
-    SissTrainerBuilder, Stream, keyed_rng, model_fingerprint, normal_noise,
+    GradientClipper, GradientNorms, HardStop, JsonLog, LossInputs, LossTerms, Method, Observer,
+    PairSampler, Side, Siss, SissLoss, SissTrainer, SissTrainerBuilder, Steering, StepReport,
+    Stream, keyed_rng, model_fingerprint, normal_noise,
 };
 
 mod common;
@@ -792,4 +794,218 @@ fn places_that_cannot_be_written_are_named_and_a_full_disk_leaves_the_last_check
     println!(
         "{faults} faults, each a typed error with its path, the last checkpoint whole after each"
     );
+}
+
+/// The folders of checkpoints, in the order of their steps.
+fn folders(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("step-")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_torn_checkpoint_goes_when_its_step_has_passed_or_is_written_anew() {
+    for steps in [[5, 9], [5, 8]] {
+        let scratch = tempfile::tempdir().unwrap();
+        let [_, torn] = two_checkpoints(scratch.path());
+        fs::write(torn.join("model.bpk"), "").unwrap();
+        let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+        let mut trainer = builder(LARGE).build().unwrap();
+        assert_eq!(checkpoints.resume(&mut trainer).unwrap().unwrap().step, 4);
+        let mut found = Vec::new();
+        for step in steps {
+            while trainer.next_step() < step {
+                take_step(&mut trainer);
+            }
+            checkpoints.save(&mut trainer, &()).unwrap();
+            found.push(folders(scratch.path()));
+        }
+        let name = |step: u64| format!("step-{step:010}");
+        assert_eq!(found[0], [4, 5, 8].map(name));
+        assert_eq!(found[1], [4, 5, steps[1]].map(name));
+        let latest = checkpoints.latest().unwrap().unwrap();
+        assert_eq!((latest.step, latest.passed_over.len()), (steps[1], 0));
+    }
+}
+
+#[test]
+fn a_checkpoint_under_the_name_of_another_step_is_passed_over() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [_, newest] = two_checkpoints(scratch.path());
+    let renamed = newest.with_file_name("step-0000000012");
+    fs::rename(&newest, &renamed).unwrap();
+    let checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    assert_caught(&checkpoints, &renamed, "another name");
+}
+
+#[test]
+fn a_rate_that_differs_later_and_another_steering_rule_are_seen() {
+    let scratch = tempfile::tempdir().unwrap();
+    let falling = |steps| {
+        LinearLrSchedulerConfig::new(1e-2, 1e-4, steps)
+            .init()
+            .unwrap()
+    };
+    let levels = || common::level(1.0).levels().clone();
+    let built = |steps, steering| {
+        let builder = builder(SMALL).learning_rate(falling(steps));
+        builder.steering(steering).build().unwrap()
+    };
+    let mut trainer = built(500, Steering::to(levels()));
+    let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    take_step(&mut trainer);
+    checkpoints.save(&mut trainer, &()).unwrap();
+    drop(checkpoints);
+    for (mut other, expected) in [
+        (built(50, Steering::to(levels())), "learning_rate was"),
+        (
+            built(500, Steering::by(levels(), HardStop)),
+            "steering.rule was Proportional and is HardStop",
+        ),
+    ] {
+        let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+        let error = checkpoints.resume(&mut other).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// A part with a state: how often it was called. A copy shares it.
+#[derive(Debug, Clone, Default)]
+struct Calls(Arc<Mutex<f64>>);
+
+impl Calls {
+    fn count(&self) -> f64 {
+        *self.0.lock().unwrap()
+    }
+
+    fn set(&self, count: f64) {
+        *self.0.lock().unwrap() = count;
+    }
+}
+
+impl GradientClipper for Calls {
+    fn name(&self) -> &'static str {
+        "Calls"
+    }
+
+    fn needs(&self, _: Side) -> bool {
+        false
+    }
+
+    fn coefficients(&mut self, _: &GradientNorms) -> siss::Result<Coefficients> {
+        self.set(self.count() + 1.0);
+        Ok(Coefficients {
+            retain: 1.0,
+            forget: 0.1,
+        })
+    }
+
+    fn state(&self) -> Vec<f64> {
+        vec![self.count()]
+    }
+
+    fn restore(&mut self, state: &[f64]) -> siss::Result<()> {
+        self.set(state[0]);
+        Ok(())
+    }
+}
+
+impl SissLoss<2> for Calls {
+    fn name(&self) -> &'static str {
+        "Calls"
+    }
+
+    fn has_term(&self, _: Side) -> bool {
+        true
+    }
+
+    fn terms(&mut self, inputs: &LossInputs<'_, 2>) -> siss::Result<LossTerms<2>> {
+        self.set(self.count() + 1.0);
+        Ok(LossTerms {
+            retain: Some(inputs.plain_term(Side::Retain, 1.0)),
+            forget: Some(inputs.plain_term(Side::Forget, -1.0)),
+        })
+    }
+
+    fn state(&self) -> Vec<f64> {
+        vec![self.count()]
+    }
+
+    fn restore(&mut self, state: &[f64]) -> siss::Result<()> {
+        self.set(state[0]);
+        Ok(())
+    }
+}
+
+/// Writes down what is asked of it, and cannot go back where that is wished.
+#[derive(Debug, Clone, Default)]
+struct Asked {
+    what: Arc<Mutex<Vec<String>>>,
+    is_stuck: bool,
+}
+
+impl Asked {
+    fn note(&self, what: String) {
+        self.what.lock().unwrap().push(what);
+    }
+}
+
+impl Observer for Asked {
+    fn observe(&mut self, report: &StepReport) -> siss::Result<()> {
+        self.note(format!("observe {}", report.step));
+        Ok(())
+    }
+
+    fn persist(&mut self) -> siss::Result<()> {
+        self.note("persist".into());
+        Ok(())
+    }
+
+    fn rewind(&mut self, next_step: u64) -> siss::Result<()> {
+        self.note(format!("rewind {next_step}"));
+        match self.is_stuck {
+            true => Err(Error::Observer("it cannot go back".into())),
+            false => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn parts_with_a_state_go_on_from_it_and_are_as_before_where_resuming_fails() {
+    let scratch = tempfile::tempdir().unwrap();
+    let trainer = |clipper: &Calls, loss: &Calls, observer: &Asked| {
+        let builder = builder(SMALL).clipper(clipper.clone()).loss(loss.clone());
+        builder.observer(observer.clone()).build().unwrap()
+    };
+    let (clipper, loss, observer) = (Calls::default(), Calls::default(), Asked::default());
+    let mut first = trainer(&clipper, &loss, &observer);
+    let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    assert!(checkpoints.resume(&mut first).unwrap().is_none());
+    loss.set(10.0);
+    take_step(&mut first);
+    take_step(&mut first);
+    checkpoints.save(&mut first, &()).unwrap();
+    assert_eq!((clipper.count(), loss.count()), (2.0, 12.0));
+    let asked = observer.what.lock().unwrap().clone();
+    assert_eq!(asked, ["rewind 0", "observe 0", "observe 1", "persist"]);
+
+    for is_stuck in [true, false] {
+        let (clipper, loss) = (Calls::default(), Calls::default());
+        let observer = Asked {
+            is_stuck,
+            ..Asked::default()
+        };
+        let mut second = trainer(&clipper, &loss, &observer);
+        let resumed = checkpoints.resume(&mut second);
+        assert_eq!(observer.what.lock().unwrap()[..], ["rewind 2"]);
+        if is_stuck {
+            assert!(matches!(resumed, Err(Error::Observer(_))));
+            assert_eq!((clipper.count(), loss.count()), (0.0, 0.0));
+        } else {
+            assert_eq!(resumed.unwrap().unwrap().step, 2);
+            assert_eq!((clipper.count(), loss.count()), (2.0, 12.0));
+        }
+    }
 }

@@ -223,3 +223,54 @@ fn an_objective_of_ones_own_steps() {
     assert_eq!(report.forget.unwrap().rows, 2);
     assert!(report.retain.is_none());
 }
+
+/// The first term of an objective from outside that does not fit the batch.
+#[test]
+fn a_term_that_does_not_fit_the_batch_is_refused_by_name() {
+    type Change = fn(&mut LossTerm<2>);
+    #[derive(Debug)]
+    struct Changed(Change);
+    impl SissLoss<2> for Changed {
+        fn name(&self) -> &'static str {
+            "changed"
+        }
+        fn has_term(&self, side: Side) -> bool {
+            side == Side::Retain
+        }
+        fn terms(&mut self, inputs: &LossInputs<'_, 2>) -> Result<LossTerms<2>> {
+            let mut retain = inputs.plain_term(Side::Retain, 1.0);
+            (self.0)(&mut retain);
+            Ok(LossTerms {
+                retain: Some(retain),
+                forget: None,
+            })
+        }
+    }
+    fn short(points: &Tensor<2>) -> Tensor<2> {
+        points.clone().narrow(0, 0, ROWS - 1)
+    }
+    let cases: [(&str, Change); 6] = [
+        ("a term's row is 8", |term| term.rows[ROWS - 1] = ROWS),
+        ("a term's weights", |term| term.weights.truncate(ROWS - 1)),
+        ("a term's timesteps", |term| {
+            term.timesteps.truncate(ROWS - 1);
+        }),
+        ("a term's noisy points", |term| {
+            term.noisy = short(&term.noisy);
+        }),
+        ("a term's targets", |term| term.target = short(&term.target)),
+        ("a term's own targets", |term| {
+            term.own_target = Some(short(&term.target));
+        }),
+    ];
+    let device = device();
+    for (says, change) in cases {
+        let mut trainer = SissTrainer::builder(Mlp::new(3, &device), ddpm())
+            .loss(Changed(change))
+            .clipper(ConstantScale::new(1.0).unwrap())
+            .build()
+            .unwrap();
+        let error = trainer.step(points(&device)).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}

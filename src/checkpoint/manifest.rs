@@ -234,4 +234,19 @@ mod tests {
         let error = Manifest::parse(other.text().as_bytes()).unwrap_err();
         assert!(error.contains("format 2"), "{error}");
     }
+
+    #[test]
+    fn a_file_that_changes_after_it_was_verified_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.bpk");
+        fs::write(&path, "weights").unwrap();
+        let read = |name| manifest().read(folder.path(), name);
+        assert_eq!(read("model.bpk").unwrap(), b"weights");
+        fs::write(&path, "Weights").unwrap();
+        let error = read("model.bpk").unwrap_err().to_string();
+        assert!(error.contains("not as the manifest has it"), "{error}");
+        // There, and not listed.
+        fs::write(folder.path().join("notes"), "").unwrap();
+        assert!(read("notes").is_err());
+    }
 }

@@ -363,4 +363,31 @@ mod tests {
         let back = numbers(&bits(&values));
         assert_eq!(bits(&back), bits(&values));
     }
+
+    /// The same signal, and the noise of another process.
+    #[derive(Debug)]
+    struct Louder(DdpmScheduler);
+
+    impl Scheduler for Louder {
+        fn time_range(&self) -> TimeRange {
+            self.0.time_range()
+        }
+
+        fn signal_scale(&self, timestep: f64) -> f64 {
+            self.0.signal_scale(timestep)
+        }
+
+        fn noise_scale(&self, timestep: f64) -> f64 {
+            2.0 * self.0.noise_scale(timestep)
+        }
+    }
+
+    #[test]
+    fn processes_are_told_apart_by_their_noise_alone() {
+        let linear = DdpmScheduler::linear(1000).unwrap();
+        let (mut quiet, mut loud) = (Settings::default(), Settings::default());
+        quiet.add_process(&linear);
+        loud.add_process(&Louder(linear));
+        assert_eq!(quiet.differences(&loud).len(), 1);
+    }
 }

@@ -318,4 +318,20 @@ mod tests {
         assert_eq!(Manifest::verify(&path).unwrap().step, 5);
         assert_eq!(steps(&store), [5]);
     }
+
+    #[test]
+    fn what_was_replaced_comes_after_what_replaced_it_and_is_not_in_its_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let path = store.write(5, &files("old")).unwrap();
+        let replaced = path.with_extension("old");
+        fs::create_dir(&replaced).unwrap();
+        fs::write(replaced.join("model.bpk"), "older").unwrap();
+        let found = store.candidates().unwrap().into_iter();
+        let found: Vec<_> = found.map(|candidate| candidate.path).collect();
+        assert_eq!(found, [path.clone(), replaced.clone()]);
+        store.write(5, &files("new")).unwrap();
+        assert_eq!(fs::read(path.join("model.bpk")).unwrap(), b"new");
+        assert!(!replaced.exists());
+    }
 }

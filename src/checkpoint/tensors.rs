@@ -530,4 +530,26 @@ mod tests {
             assert_ne!(behaviour(adam.init()), behaviour(other));
         }
     }
+
+    #[test]
+    fn weights_of_another_type_are_refused_by_name() {
+        let device = Device::flex();
+        let linear = || LinearConfig::new(3, 2).init(&device);
+        struct Narrow;
+        impl ModuleMapper for Narrow {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                param.map(|value| value.cast(FloatDType::BF16))
+            }
+        }
+        let saved = save_model(&linear().map(&mut Narrow)).unwrap();
+        let error = load_model(linear(), saved).unwrap_err();
+        assert!(error.contains("is BF16"), "{error}");
+    }
+
+    #[test]
+    fn fingerprints_tell_shapes_apart() {
+        let value = Tensor::<2>::ones([4, 6], &Device::flex());
+        let fingerprint = |value: Tensor<2>| model_fingerprint(&Param::from_tensor(value)).unwrap();
+        assert_ne!(fingerprint(value.clone()), fingerprint(value.transpose()));
+    }
 }

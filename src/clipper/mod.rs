@@ -594,4 +594,22 @@ mod tests {
         assert!(RescaleToNorm::new(0.0).is_err());
         assert!(ConstantScale::new(0.0).is_ok());
     }
+
+    #[test]
+    fn opposite_gradients_combine_to_nothing_and_what_is_no_number_stays_none() {
+        let combined = |inner_product| {
+            let norms = GradientNorms {
+                retain: 0.1,
+                forget: 0.1,
+                inner_product,
+            };
+            norms.combined(Coefficients {
+                retain: 1.0,
+                forget: 1.0,
+            })
+        };
+        // Rounding takes the square below 0.
+        assert_eq!(combined(-0.01 - 1e-12), 0.0);
+        assert!(combined(f64::NAN).is_nan());
+    }
 }

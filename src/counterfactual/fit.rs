@@ -484,4 +484,84 @@ mod tests {
         }
         assert!(IdealForm::patches().check(3).is_err());
     }
+
+    /// Says what it is told, and a share of what it sees.
+    #[derive(Module, Debug)]
+    struct Told {
+        #[module(skip)]
+        share: f64,
+    }
+
+    impl Denoiser<2> for Told {
+        type Condition = Tensor<2>;
+
+        fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, told: &Tensor<2>) -> Tensor<2> {
+            noisy * self.share + told.clone()
+        }
+    }
+
+    #[test]
+    fn a_fit_does_not_depend_on_the_micro_batch_and_its_progress_ends_at_one() {
+        let fit = |micro_batch_size| {
+            let mut shares = Vec::new();
+            let data = CounterfactualData {
+                retained: &points(1, 50),
+                controls: &points(2, 10),
+                control_condition: &points(4, 10),
+                forgotten: &points(3, 2),
+            };
+            let config = CounterfactualConfig {
+                noises: 8,
+                control_noises: 2,
+                micro_batch_size,
+                ..CounterfactualConfig::default()
+            };
+            let model = Told { share: 0.5 };
+            let progress = |share| shares.push(share);
+            let fitted = CounterfactualLoss::fit(&model, &scheduler(), data, &config, progress);
+            assert!(
+                shares.windows(2).all(|pair| pair[0] < pair[1]),
+                "{shares:?}"
+            );
+            assert_eq!(shares.last(), Some(&1.0));
+            fitted.unwrap()
+        };
+        let [whole, parts] = [64, 3].map(fit);
+        let pairs = whole.levels().iter().zip(parts.levels());
+        for (whole, parts) in pairs.flat_map(|(whole, parts)| whole.iter().zip(parts)) {
+            assert!((whole / parts - 1.0).abs() < 1e-5, "{whole} {parts}");
+        }
+    }
+
+    /// With the control points as the forgotten ones, and as many noises, the levels' mean is the model's loss on them.
+    #[test]
+    fn levels_are_scaled_to_the_models_loss_on_the_control_points() {
+        let controls = beside(points(2, 10), 1e-3);
+        let data = CounterfactualData {
+            retained: &beside(points(1, 50), 0.0),
+            controls: &controls,
+            control_condition: &(controls.clone() + 3.0),
+            forgotten: &controls,
+        };
+        let config = CounterfactualConfig {
+            timesteps: Some(vec![300.0, 600.0]),
+            noises: 4,
+            control_noises: 4,
+            prediction_type: PredictionType::Sample,
+            ..CounterfactualConfig::default()
+        };
+        let model = Told { share: 0.0 };
+        let fitted = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();
+        for index in 0..2 {
+            let levels: Vec<f64> = fitted.levels().iter().map(|levels| levels[index]).collect();
+            // Wrong by 3 in each element.
+            assert!((mean(&levels) / 9.0 - 1.0).abs() < 1e-5, "{levels:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_of_few_timesteps_has_each_once_in_its_grid() {
+        let few = DdpmScheduler::linear(4).unwrap();
+        assert_eq!(default_timesteps(&few), [0.0, 1.0, 2.0, 3.0]);
+    }
 }

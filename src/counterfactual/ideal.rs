@@ -264,4 +264,20 @@ mod tests {
             assert!((got - expected).abs() < 1e-5, "{got} {expected}");
         }
     }
+
+    /// The last chunk holds nothing but the point itself.
+    #[test]
+    fn a_chunk_of_left_out_points_alone_has_no_part() {
+        let retained = noise(1, [CHUNK + 1, 4]);
+        let own = retained.clone().narrow(0, CHUNK, 1);
+        let others = retained.clone().narrow(0, 0, CHUNK);
+        let epsilon = noise(2, [1, 4]);
+        for ratio in [0.0, 0.5, 30.0] {
+            let ideal = Ideal::new(&retained, own.clone()).without_duplicates();
+            let got = host(ideal.posterior_mean(&[0], epsilon.clone(), ratio));
+            let ideal = Ideal::new(&others, own.clone());
+            let expected = host(ideal.posterior_mean(&[0], epsilon.clone(), ratio));
+            assert_eq!(got, expected, "{ratio}");
+        }
+    }
 }

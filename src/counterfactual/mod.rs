@@ -285,4 +285,9 @@ mod tests {
                 .contains("a level is 0")
         );
     }
+
+    #[test]
+    fn a_timestep_is_once_in_the_grid() {
+        assert!(CounterfactualLoss::from_levels(vec![1.0, 1.0], vec![]).is_err());
+    }
 }

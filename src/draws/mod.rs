@@ -536,4 +536,26 @@ mod tests {
         let draws = Draws::new(vec![1.0; 2], noise(), vec![true; 2], 0.5).unwrap();
         assert!(draws.with_thinning_uniform(1.0).is_err());
     }
+
+    #[test]
+    fn each_row_and_each_step_has_uniform_numbers_of_its_own() {
+        let (device, sampler) = (Device::flex(), FixedAllocation::new(0.5).unwrap());
+        let extra = ExtraDraws {
+            uniform: true,
+            ..ExtraDraws::default()
+        };
+        let uniform = |step, rows| -> Vec<f32> {
+            let source = source(TimestepSampling::Uniform);
+            let draws = source.draw(step, [rows, 3], RANGE, &sampler, extra, &device);
+            let uniform = draws.unwrap().uniform().unwrap().to_data();
+            uniform.try_to_vec().unwrap()
+        };
+        let all = uniform(3, 4);
+        assert_eq!(all[..6], uniform(3, 2));
+        assert_ne!(all, uniform(4, 4));
+        for pair in [[0, 3], [3, 6], [6, 9]] {
+            let [one, other] = pair.map(|first| &all[first..first + 3]);
+            assert_ne!(one, other);
+        }
+    }
 }

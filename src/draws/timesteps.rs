@@ -201,4 +201,17 @@ mod tests {
             assert!(error.contains(&format!("`{bad}`")), "{error}");
         }
     }
+
+    #[test]
+    fn a_window_that_ends_between_timesteps_holds_those_inside_it() {
+        let window = |low, high| TimestepSampling::Window { low, high };
+        let drawn = (0..50).flat_map(|step| window(2.5, 4.5).timesteps(RANGE, 4, 1, step));
+        let mut drawn: Vec<f64> = drawn.collect();
+        drawn.sort_by(f64::total_cmp);
+        drawn.dedup();
+        assert_eq!(drawn, [3.0, 4.0]);
+        window(2.5, 3.5).check(RANGE).unwrap();
+        // The end is not drawn, and there is nothing before it.
+        assert!(window(2.5, 3.0).check(RANGE).is_err());
+    }
 }

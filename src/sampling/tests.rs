@@ -344,3 +344,54 @@ fn the_settings_of_a_scheduler_are_taken_over() {
     };
     assert_eq!(DdpmConfig::from_scheduler(&scheduler, 7), expected);
 }
+
+/// The start and each step have noise of their own, and the last step ends at the clean point wherever it begins.
+fn check_steps(sampler: &impl Sampler) {
+    let (device, shape) = (Device::flex(), [2, 3]);
+    let noise = |step| normal_noise(shape, 4, step, 5, Stream::Sampling, &device);
+    let path = sampler.timesteps();
+    let mut expected: Tensor<2> = noise(0);
+    for (index, &timestep) in path.iter().enumerate() {
+        let output = expected.clone() * 0.5;
+        let previous = path.get(index + 1).copied();
+        let noise = Some(noise(1 + index as u64));
+        expected = sampler
+            .step_to(expected, output, timestep, previous, noise)
+            .unwrap();
+    }
+    let got = sampler.sample(&halves(), &(), shape, 4, 5, &device);
+    assert_eq!(host(got.unwrap()), host(expected));
+}
+
+#[test]
+fn a_sample_is_its_steps_with_noise_of_their_own() {
+    for timestep_spacing in [TimestepSpacing::Leading, TimestepSpacing::Trailing] {
+        check_steps(&ddim(DdimConfig {
+            num_inference_steps: 3,
+            eta: 1.0,
+            clip_sample: None,
+            timestep_spacing,
+            ..DdimConfig::default()
+        }));
+        check_steps(&ddpm(DdpmConfig {
+            num_inference_steps: 3,
+            clip_sample: None,
+            timestep_spacing,
+            ..DdpmConfig::default()
+        }));
+    }
+}
+
+#[test]
+fn a_visited_timestep_that_denoising_starts_from_is_visited_once() {
+    let sampler = ddim(DdimConfig {
+        num_inference_steps: 25,
+        ..DdimConfig::default()
+    });
+    let (model, clean) = (halves(), Tensor::<2>::zeros([2, 3], &Device::flex()));
+    sampler
+        .noise_and_denoise(&model, &(), clean, 120, 3, 0)
+        .unwrap();
+    let visited = model.visited.lock().unwrap().clone();
+    assert_eq!(visited, [120.0, 80.0, 40.0, 0.0]);
+}

@@ -458,4 +458,26 @@ mod tests {
         assert_eq!(scheduler.snr(999.0), 0.0);
         assert!(scheduler.scales(&[999.0]).is_ok());
     }
+
+    #[test]
+    fn the_betas_of_a_rescaled_process_lead_to_its_alpha_bars() {
+        let config = SchedulerConfig {
+            zero_terminal_snr: true,
+            ..SchedulerConfig::default()
+        };
+        let scheduler = DdpmScheduler::from_config(&config).unwrap();
+        let mut product = 1.0;
+        for (beta, alpha_bar) in scheduler.betas().iter().zip(scheduler.alpha_bars()) {
+            product *= 1.0 - beta;
+            assert!((product - alpha_bar).abs() < 1e-12, "{product} {alpha_bar}");
+        }
+    }
+
+    #[test]
+    fn a_boxed_process_is_the_process() {
+        let boxed: Box<dyn Scheduler> = Box::new(FlowMatching::default());
+        let scales = (boxed.signal_scale(0.25), boxed.noise_scale(0.25));
+        assert_eq!(scales, (0.75, 0.25));
+        assert!((boxed.snr(0.25) - 9.0).abs() < 1e-12);
+    }
 }
