@@ -64,7 +64,13 @@ soak:
 fuzz TARGET SECONDS="60":
     mkdir -p fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}}
     {{ if TARGET == "pickle" { "cp tests/conformance/unet_pickled/*.bin fuzz/corpus/pickle/" } else { "true" } }}
-    cargo +nightly fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}} -- -max_total_time={{SECONDS}} -rss_limit_mb=1024
+    cargo +nightly fuzz run -s none {{TARGET}} fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}} -- -max_total_time={{SECONDS}} -rss_limit_mb=1024
+
+# Each fuzz target in turn.
+fuzz-all SECONDS="60":
+    for target in checkpoint grey_png idx levels manifest pickle picture safetensors scheduler_config unet_config; do \
+        just fuzz $target {{SECONDS}} || exit 1; \
+    done
 
 # The benchmarks.
 bench:

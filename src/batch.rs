@@ -467,6 +467,24 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_holds_the_conditions_of_its_pairs() {
+        // Each point is its own condition.
+        let (retain, forget) = (set(0, 10), set(100, 3));
+        let sampler = PairSampler::new(retain.clone(), forget.clone(), 5).unwrap();
+        let batch = sampler
+            .batch_with_conditions(2, 4, &retain, &forget)
+            .unwrap();
+        for (side, points) in [
+            (Side::Retain, batch.retain()),
+            (Side::Forget, batch.forget()),
+        ] {
+            let [condition, points] =
+                [batch.condition(side), points].map(|rows| rows.to_data().try_to_vec::<f32>());
+            assert_eq!(condition.unwrap(), points.unwrap());
+        }
+    }
+
+    #[test]
     fn a_forgotten_point_among_the_retained_is_refused() {
         let error = PairSampler::new(set(0, 10), set(7, 1), 0).unwrap_err();
         assert!(

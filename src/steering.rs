@@ -159,4 +159,19 @@ mod tests {
             .unwrap_err();
         assert!(error.to_string().contains("id 2"), "{error}");
     }
+
+    /// At a loss of 0 the rule would divide 0 by 0.
+    #[test]
+    fn a_level_that_rounds_to_zero_is_not_divided_by() {
+        let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![1e-60; 2]]).unwrap();
+        let losses = Tensor::<1>::from_data([0.0, 0.1], &Device::flex());
+        let ids = [0, 0].into_iter();
+        let factors = Steering::to(levels)
+            .factors(ids, &[0.0; 2], losses)
+            .unwrap();
+        assert_eq!(
+            factors.into_data().try_to_vec::<f32>().unwrap(),
+            [1.0, -1.0]
+        );
+    }
 }

@@ -460,14 +460,15 @@ fn steps_skipped_in_a_row_are_counted_on() {
 
 #[test]
 fn the_last_n_are_kept() {
-    for keep in [1, 2, 5] {
+    for keep in [0, 1, 2, 5] {
         let scratch = tempfile::tempdir().unwrap();
         run(scratch.path(), 30, 3, keep);
         let names = fs::read_dir(scratch.path().join("checkpoints")).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| name != "lock").collect();
         names.sort();
-        let first = 10 - keep as u64 + 1;
+        // At least one.
+        let first = 10 - keep.max(1) as u64 + 1;
         let expected: Vec<_> = (first..=10)
             .map(|k| format!("step-{:010}", 3 * k))
             .collect();

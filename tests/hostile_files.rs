@@ -914,6 +914,15 @@ fn hostile_files_are_refused() {
     assert!(cases.len() >= 80);
 }
 
+/// Found by a fuzzer: burn panics at a state whose rank is given twice.
+#[test]
+fn an_optimisers_state_of_two_ranks_is_refused() {
+    let bytes = include_bytes!("../fuzz/seeds/checkpoint/optimizer_of_two_ranks");
+    let refused = checkpoint::sealed("optimizer.bpk", &bytes[1..]);
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("not the state of this optimiser"), "{text}");
+}
+
 /// What a reader is fed in the next test: its name, sound bytes, and the reader.
 type Target = (&'static str, Vec<u8>, fn(&[u8]) -> bool);
 

@@ -51,6 +51,7 @@ fn losses_and_seeds_are_those_of_the_host() {
         [5, 3, 33, 17],
         [1, 1, 1, 16_385],
         [2, 3, 131, 127],
+        [3, 1, 128, 128],
     ] {
         let noise = |seed| normal_noise::<4>(shape, seed, 0, 0, Stream::Evaluation, &device);
         check(

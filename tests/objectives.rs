@@ -137,6 +137,18 @@ fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
     assert_eq!(compared, 2 * 4 * 14);
 }
 
+#[test]
+fn a_row_without_an_id_is_refused() {
+    let device = device();
+    let (batch, draws, process) = (points(&device), draws(&[300.0; ROWS], &device), ddpm());
+    let (retain, forget, ids) = (batch.retain(), batch.forget(), &batch.forget_ids()[1..]);
+    let kind = PredictionType::Epsilon;
+    let error = LossInputs::new(retain, forget, ids, &draws, &process, kind)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("ids of the forgotten points"), "{error}");
+}
+
 /// A step of every objective with every prediction type under every process changes the model.
 #[test]
 fn every_objective_steps_with_every_prediction_type() {

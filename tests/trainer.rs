@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use burn::module::{Module, ParamGroup};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::optim::SgdConfig;
+use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::tensor::Tensor;
 use common::*;
 use siss::*;
@@ -117,6 +118,44 @@ fn the_forget_gradient_is_scaled_to_a_tenth_and_the_whole_is_clipped() {
     );
     let clipped = gradients.combine(trainer.model(), report.clip_factor);
     assert!((norm(&flat(trainer.model(), &clipped)) - 0.5).abs() < 1e-5);
+}
+
+/// Without a momentum a step is the clipped gradient times the step's rate.
+#[test]
+fn a_step_is_as_long_as_the_clip_and_its_learning_rate_say() {
+    let points = batch(32, 0.5, 5, &device());
+    let falling = LinearLrSchedulerConfig::new(0.1, 0.01, 3).init().unwrap();
+    let mut trainer = builder(3)
+        .optimizer(SgdConfig::new().init())
+        .learning_rate(falling)
+        .max_grad_norm(Some(0.5))
+        .build()
+        .unwrap();
+    for rate in [0.1, 0.07, 0.04] {
+        let before = parameters(trainer.model());
+        let report = trainer.step(points.clone()).unwrap();
+        assert!((report.learning_rate - rate).abs() < 1e-12, "{report}");
+        assert!(
+            report.clip_factor < 1.0,
+            "the test needs a gradient to clip"
+        );
+        let length = norm(&difference(&parameters(trainer.model()), &before));
+        assert!((length / (rate * 0.5) - 1.0).abs() < 1e-4, "{length}");
+    }
+}
+
+#[test]
+fn the_reported_weights_are_those_before_thinning() {
+    let points = batch(16, 0.4, 9, &device());
+    let terms = |threshold: f64| {
+        let mut trainer = builder(5).thin_below(threshold).build().unwrap();
+        let report = trainer.step(points.clone()).unwrap();
+        [report.retain.unwrap(), report.forget.unwrap()]
+    };
+    for (whole, thinned) in terms(0.0).iter().zip(terms(4.0)) {
+        assert!(thinned.rows < whole.rows);
+        assert_eq!(thinned.weights, whole.weights);
+    }
 }
 
 /// At `τ = 1/λ = 2` the two survivals are complementary: each row is run once, for one side.
@@ -770,6 +809,43 @@ fn a_level_out_of_reach_changes_nothing_and_one_far_below_turns_round() {
     let (parts, same) = gradient(Some(level(0.8)), 5);
     assert!(norm(&difference(&whole, &parts)) < 1e-6 * norm(&whole));
     assert!((factor.unwrap() - same.unwrap()).abs() < 1e-6);
+}
+
+/// A row's factor is that of the level of its id and of the loss of its own point, whatever the row is taught.
+#[test]
+fn each_row_is_steered_by_the_loss_and_the_level_of_its_own_point() {
+    let device = device();
+    let ids: Vec<u64> = (0..16).rev().collect();
+    let points = batch(16, 0.4, 5, &device);
+    let points = points.with_forget_ids(ids.clone()).unwrap();
+    let level = |id: u64| 0.5 + 0.2 * id as f64;
+    let levels = (0..16).map(|id| vec![level(id); 2]).collect();
+    let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], levels).unwrap();
+    for method in [Method::EraseDiff, Method::ReTrack] {
+        let builder = with_method(builder(1), method, points.retain()).micro_batch_size(5);
+        let steering = Steering::to(levels.clone());
+        let mut trainer = builder.steering(steering).build().unwrap();
+        let draws = trainer.draw(&points).unwrap();
+        let (timesteps, noise) = match method {
+            Method::ReTrack => draws.forget_draws().unwrap(),
+            _ => (draws.timesteps(), draws.noise()),
+        };
+        let noisy = scheduler()
+            .add_noise(points.forget().clone(), noise.clone(), timesteps)
+            .unwrap();
+        let timesteps: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        let timesteps = Tensor::from_data(timesteps.as_slice(), &device);
+        let output = Mlp::new(1, &device).predict(noisy, timesteps, &());
+        let errors = difference(&host(output), &host(noise.clone()));
+        let factors = errors.chunks(3).zip(&ids).map(|(errors, &id)| {
+            let loss = errors.iter().map(|e| e * e).sum::<f64>() / 3.0;
+            (1.0 - loss / level(id)).max(0.0)
+        });
+        let expected = factors.sum::<f64>() / 16.0;
+        let report = trainer.gradients(&points, &draws).unwrap().report;
+        let got = report.forget.unwrap().steering.unwrap();
+        assert!((got - expected).abs() < 1e-5, "{method}: {got} {expected}");
+    }
 }
 
 /// Objectives that teach another target are switched off above the level, by the point's own loss, and never ascend.

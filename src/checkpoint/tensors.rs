@@ -118,10 +118,10 @@ pub(super) fn load_optimizer<M: Module>(
     let (record, _) = renumber(bytes.clone(), &numbers)?;
     let record = record.into_bytes().map_err(|error| error.to_string())?;
     let record = OptimizerRecord::from_bytes(record).map_err(|error| error.to_string())?;
-    // burn makes the tensors on its default device, which may be compiled in and not be there: it panics then.
+    // burn panics at tensors of another rank, and where its default device, on which it makes them, is compiled in and not there.
     let loaded = catch_unwind(AssertUnwindSafe(|| optimizer.load_record(record)));
     let loaded = loaded.map_err(|_| {
-        "burn could not make its tensors on its default device; name the one in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)"
+        "it is not the state of this optimiser, or burn could not make its tensors on its default device; name the device in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)"
     })?;
     let again = save_optimizer(&loaded, model).map_err(|error| error.to_string())?;
     match again == bytes {

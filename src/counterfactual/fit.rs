@@ -485,6 +485,51 @@ mod tests {
         assert!(IdealForm::patches().check(3).is_err());
     }
 
+    /// Against the errors over the nearest images and over all, where the cut raises the one and lowers the other.
+    #[test]
+    fn the_cut_error_is_the_largest_change_over_the_grid_in_either_direction() {
+        let (retained, controls) = (images(1, 300), images(2, 8));
+        let flattened = flat(&retained);
+        let host = flattened.to_data().try_to_vec().unwrap();
+        let forms = |nearest| {
+            let (sizes, ideal) = (vec![3, 9], Ideal::new(&flattened, flat(&controls)));
+            let form = IdealForm::Patches { sizes, nearest };
+            Forms::new(ideal, &form, &host, &[1, 6, 6]).unwrap()
+        };
+        let timesteps = [200.0, 400.0];
+        let probe = Probe {
+            model: Patches {
+                retained: Param::from_tensor(retained.clone()),
+                kind: PredictionType::Sample,
+            },
+            timesteps: &timesteps,
+            scales: &scheduler().scales(&timesteps).unwrap(),
+            data: CounterfactualData {
+                retained: &retained,
+                controls: &controls,
+                control_condition: &(),
+                forgotten: &controls,
+            },
+            config: &CounterfactualConfig::default(),
+        };
+        let parts = same_patches(&[3, 9], 2);
+        let errors = |nearest| {
+            let mut progress = Progress {
+                tell: &mut |_| {},
+                done: 0,
+                total: 1,
+            };
+            let errors = probe.ideal_errors(&forms(nearest), &parts, 1, &mut progress);
+            errors.unwrap()
+        };
+        let (cut, uncut) = (errors(20), errors(300));
+        let change = |index: usize| (mean(&uncut[index]) / mean(&cut[index])).ln();
+        let changes = [0, 1].map(change);
+        assert!(-changes[0] > changes[1] && changes[1] > 0.0, "{changes:?}");
+        let got = probe.cut_error(&forms(20), &parts).unwrap();
+        assert!((got / -changes[0] - 1.0).abs() < 1e-4, "{got} {changes:?}");
+    }
+
     /// Says what it is told, and a share of what it sees.
     #[derive(Module, Debug)]
     struct Told {
@@ -531,6 +576,21 @@ mod tests {
         for (whole, parts) in pairs.flat_map(|(whole, parts)| whole.iter().zip(parts)) {
             assert!((whole / parts - 1.0).abs() < 1e-5, "{whole} {parts}");
         }
+    }
+
+    #[test]
+    fn a_condition_without_a_control_point_is_refused() {
+        let data = CounterfactualData {
+            retained: &points(1, 50),
+            controls: &points(2, 10),
+            control_condition: &points(4, 11),
+            forgotten: &points(3, 2),
+        };
+        let (model, config) = (Told { share: 0.5 }, CounterfactualConfig::default());
+        let error = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {})
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("the control condition"), "{error}");
     }
 
     /// With the control points as the forgotten ones, and as many noises, the levels' mean is the model's loss on them.

@@ -405,6 +405,11 @@ mod tests {
             .terms(&inputs(&plain, PredictionType::Epsilon))
             .unwrap_err();
         assert!(error.to_string().contains("with_forget_draws"), "{error}");
+        let mut searched = ReTrack::new(retain.clone()).unwrap();
+        searched
+            .terms(&inputs(&case, PredictionType::Epsilon))
+            .unwrap();
+        assert!(searched.with_neighbour_count(3).is_err());
         let mut given =
             ReTrack::from_neighbours(case.forget.clone().narrow(0, 0, 1), vec![retain]).unwrap();
         let error = given
@@ -414,5 +419,39 @@ mod tests {
             error.to_string().contains("id 1 has no neighbours"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn ten_neighbours_are_taken_unless_told_otherwise_and_the_settings_say_so() {
+        let retain = Tensor::<3>::zeros([12, 2, 3], &Device::flex());
+        let loss = ReTrack::new(retain).unwrap();
+        assert_eq!(loss.settings(), "ReTrack, 10 neighbours");
+        let loss = loss.with_neighbour_count(3).unwrap();
+        assert_eq!(loss.settings(), "ReTrack, 3 neighbours");
+    }
+
+    #[test]
+    fn points_that_are_not_finite_are_refused_with_their_row() {
+        fn spoilt(points: &Tensor<3>, row: usize) -> Tensor<3> {
+            let rows = [
+                points.clone().narrow(0, 0, row),
+                points.clone().narrow(0, row, 1) / 0.0,
+            ];
+            Tensor::cat(rows.to_vec(), 0)
+        }
+        let (mut case, retain) = case();
+        let refused = |case: &Case, retain: Tensor<3>| {
+            let mut loss = ReTrack::new(retain).unwrap();
+            let error = loss
+                .terms(&inputs(case, PredictionType::Epsilon))
+                .unwrap_err();
+            let Error::NonFiniteData { side, row, .. } = error else {
+                panic!("{error}")
+            };
+            (side, row)
+        };
+        assert_eq!(refused(&case, spoilt(&retain, 5)), (Side::Retain, 5));
+        case.forget = spoilt(&case.forget, 3);
+        assert_eq!(refused(&case, retain), (Side::Forget, 3));
     }
 }

@@ -112,6 +112,8 @@ mod tests {
         );
         // Relative to the heaviest: a term of small weights alone is kept.
         assert_eq!(survivors(&[1e-9, -2e-9], 0.0, 0.5).positions, [0, 1]);
+        // The heaviest of either sign.
+        assert_eq!(survivors(&[-1.0, 1e-9], 0.0, 0.5).positions, [0]);
         assert!(survivors(&[], 0.0, 0.5).positions.is_empty());
     }
 

@@ -421,6 +421,27 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_scale_that_is_not_finite_is_refused_with_its_value() {
+        #[derive(Debug)]
+        struct Signal(f64);
+        impl Scheduler for Signal {
+            fn time_range(&self) -> TimeRange {
+                TimeRange::Continuous { min: 0.0, max: 1.0 }
+            }
+            fn signal_scale(&self, _: f64) -> f64 {
+                self.0
+            }
+            fn noise_scale(&self, _: f64) -> f64 {
+                1.0
+            }
+        }
+        for bad in [f64::NAN, f64::INFINITY] {
+            let error = Signal(bad).scales(&[0.5]).unwrap_err().to_string();
+            assert!(error.contains(&format!("signal_scale is {bad}")), "{error}");
+        }
+    }
+
+    #[test]
     fn every_u_maps_into_the_range() {
         for range in [
             TimeRange::Discrete { num_timesteps: 7 },
