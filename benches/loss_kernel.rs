@@ -107,18 +107,22 @@ fn mixture(criterion: &mut Criterion) {
                 copy
             });
         });
-        group.bench_function(BenchmarkId::new("draw", name), |bencher| {
-            bencher.iter_batched(
-                || points.clone(),
-                |[retain, forget, noise]| {
-                    let points = mixture_points(retain, forget, noise, &scales, &from_forget)
-                        .expect("fitting shapes");
-                    device.sync().ok();
-                    points
-                },
-                BatchSize::SmallInput,
-            );
-        });
+        // Tensors of an autodiff device are left to burn's operations.
+        let tracked = points.clone().map(Tensor::autodiff);
+        for (what, points) in [("draw", points), ("burn's operations", tracked)] {
+            group.bench_function(BenchmarkId::new(what, name), |bencher| {
+                bencher.iter_batched(
+                    || points.clone(),
+                    |[retain, forget, noise]| {
+                        let points = mixture_points(retain, forget, noise, &scales, &from_forget)
+                            .expect("fitting shapes");
+                        device.sync().ok();
+                        points
+                    },
+                    BatchSize::SmallInput,
+                );
+            });
+        }
     }
     group.finish();
 }

@@ -1,4 +1,4 @@
-//! How two methods depend on the number of steps.
+//! How methods depend on the number of steps.
 
 use siss::report::{Panel, Plot, Series};
 
