@@ -13,7 +13,7 @@ use crate::data::ASSETS;
 
 /// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps drawing digits.
 ///
-/// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes about two minutes on
+/// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes two to five minutes on
 /// two CPU cores.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(version, allow_negative_numbers = true)]
