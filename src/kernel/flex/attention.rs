@@ -4,7 +4,7 @@ use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::simd::{MAX_WIDTH, Vectorised, dispatch, exp};
-use super::tile::{ROWS, Tile, load, multiply, pack_columns, pack_rows, splat_rows, store};
+use super::tile::{ROWS, load, multiply, pack_columns, pack_rows, store, zeros};
 
 /// The sizes of one head: queries are `[size, positions]`, keys and values `[size, sources]`.
 #[derive(Debug, Clone, Copy)]
@@ -80,9 +80,14 @@ pub(super) struct Scratch {
     pub(super) strips: [Vec<f32>; 2],
 }
 
-/// Rows `[count, length]` times `factor`, each filled up with zeros to a length that is returned.
-pub(super) fn pad(from: &[f32], length: usize, factor: f32, to: &mut Vec<f32>) -> usize {
-    let padded = length.next_multiple_of(MAX_WIDTH);
+/// Rows `[count, length]` times `factor`, each filled up with zeros to whole strips, and the length they have then.
+pub(super) fn pad(
+    from: &[f32],
+    (length, width): (usize, usize),
+    factor: f32,
+    to: &mut Vec<f32>,
+) -> usize {
+    let padded = length.next_multiple_of(width);
     to.clear();
     for row in from.chunks_exact(length) {
         to.extend(row.iter().map(|number| number * factor));
@@ -98,7 +103,7 @@ pub(super) fn starts(count: usize, length: usize) -> Vec<usize> {
 
 /// A strip of products: row `j` is `Σ_c panels[c][j] · rows[c][start ..]`.
 #[inline(always)]
-pub(super) fn strip<S: Simd, const VECTORS: usize>(
+pub(super) fn strip<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     simd: S,
     panels: &[[f32; ROWS]],
     offsets: &[usize],
@@ -108,10 +113,12 @@ pub(super) fn strip<S: Simd, const VECTORS: usize>(
     let width = VECTORS * S::F32_LANES;
     let blocks = strip.chunks_exact_mut(ROWS * width);
     for (panel, block) in panels.chunks_exact(offsets.len()).zip(blocks) {
-        let zeros = splat_rows::<S, VECTORS>(simd, &[0.0; ROWS]);
-        let tile = multiply(simd, zeros, panel, offsets, rows);
-        for (row, to) in tile.into_iter().zip(block.chunks_exact_mut(width)) {
-            store::<S, VECTORS>(row, to);
+        for (part, block) in block.chunks_exact_mut(HEIGHT * width).enumerate() {
+            let tile = zeros::<S, HEIGHT, VECTORS>(simd);
+            let tile = multiply(simd, tile, (panel, part), offsets, rows);
+            for (row, to) in tile.into_iter().zip(block.chunks_exact_mut(width)) {
+                store::<S, VECTORS>(row, to);
+            }
         }
     }
 }
@@ -119,7 +126,7 @@ pub(super) fn strip<S: Simd, const VECTORS: usize>(
 /// Reduces a strip: `output[c][start ..] = factor · Σⱼ panels[j][c] · strip[j]`, as far as rows of
 /// `length` reach.
 #[inline(always)]
-pub(super) fn reduce<S: Simd, const VECTORS: usize>(
+pub(super) fn reduce<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     simd: S,
     panels: &[[f32; ROWS]],
     offsets: &[usize],
@@ -131,16 +138,17 @@ pub(super) fn reduce<S: Simd, const VECTORS: usize>(
     let used = width.min(length - start);
     let blocks = output.chunks_mut(ROWS * length);
     for (panel, block) in panels.chunks_exact(offsets.len()).zip(blocks) {
-        let zeros = splat_rows::<S, VECTORS>(simd, &[0.0; ROWS]);
-        let tile: Tile<S::f32s, VECTORS> = multiply(simd, zeros, panel, offsets, strip);
-        for (row, channel) in tile.into_iter().zip(block.chunks_exact_mut(length)) {
-            let mut row = row;
-            for (number, &factor) in row.iter_mut().zip(&factor) {
-                *number = simd.mul_f32s(*number, factor);
+        for (part, block) in block.chunks_mut(HEIGHT * length).enumerate() {
+            let tile = zeros::<S, HEIGHT, VECTORS>(simd);
+            let tile = multiply(simd, tile, (panel, part), offsets, strip);
+            for (mut row, channel) in tile.into_iter().zip(block.chunks_exact_mut(length)) {
+                for (number, &factor) in row.iter_mut().zip(&factor) {
+                    *number = simd.mul_f32s(*number, factor);
+                }
+                let mut numbers = [0.0; MAX_WIDTH];
+                store::<S, VECTORS>(row, &mut numbers);
+                channel[start..start + used].copy_from_slice(&numbers[..used]);
             }
-            let mut numbers = [0.0; MAX_WIDTH];
-            store::<S, VECTORS>(row, &mut numbers);
-            channel[start..start + used].copy_from_slice(&numbers[..used]);
         }
     }
 }
@@ -156,7 +164,7 @@ struct Forward<'a> {
 
 impl Vectorised for Forward<'_> {
     #[inline(always)]
-    fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
         let AttentionShape {
             size,
             positions,
@@ -168,19 +176,24 @@ impl Vectorised for Forward<'_> {
             strips: [weights, _],
         } = self.scratch;
         let width = VECTORS * S::F32_LANES;
-        let length = pad(self.inputs.query, positions, self.shape.scale(), queries);
+        let length = pad(
+            self.inputs.query,
+            (positions, width),
+            self.shape.scale(),
+            queries,
+        );
         pack_columns(self.inputs.key, sources, keys);
         pack_rows(self.inputs.value, sources, values);
         weights.resize(sources.next_multiple_of(ROWS) * width, 0.0);
         let (channels, lines) = (starts(size, length), starts(sources, width));
 
         for start in (0..positions).step_by(width) {
-            strip::<S, VECTORS>(simd, keys, &channels, &queries[start..], weights);
+            strip::<S, HEIGHT, VECTORS>(simd, keys, &channels, &queries[start..], weights);
             let used = &mut weights[..sources * width];
             let (most, total) = exponentiate::<S, VECTORS>(simd, used);
             let inverse = total.map(|total| simd.div_f32s(simd.splat_f32s(1.0), total));
             let place = (&mut *self.output, positions, start);
-            reduce::<S, VECTORS>(simd, values, &lines, weights, inverse, place);
+            reduce::<S, HEIGHT, VECTORS>(simd, values, &lines, weights, inverse, place);
             write_logs::<S, VECTORS>(&mut self.logs[start..], most, total);
         }
     }

@@ -70,16 +70,16 @@ struct Backward<'a> {
 
 impl Vectorised for Backward<'_> {
     #[inline(always)]
-    fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
-        let length = self.find_products();
-        self.queries::<S, VECTORS>(simd, length);
-        self.sources::<S, VECTORS>(simd, length);
+    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(mut self, simd: S) {
+        let length = self.find_products(VECTORS * S::F32_LANES);
+        self.queries::<S, HEIGHT, VECTORS>(simd, length);
+        self.sources::<S, HEIGHT, VECTORS>(simd, length);
     }
 }
 
 impl Backward<'_> {
     /// The rows of `products`, and their length.
-    fn find_products(&mut self) -> usize {
+    fn find_products(&mut self, width: usize) -> usize {
         let positions = self.shape.positions;
         let mut sums = vec![0.0; positions];
         let channels = self.gradient.chunks_exact(positions);
@@ -89,12 +89,16 @@ impl Backward<'_> {
             }
         }
         let rows = [self.logs, &sums].concat();
-        pad(&rows, positions, 1.0, self.products)
+        pad(&rows, (positions, width), 1.0, self.products)
     }
 
     /// The gradient of the queries, with queries side by side.
     #[inline(always)]
-    fn queries<S: Simd, const VECTORS: usize>(&mut self, simd: S, length: usize) {
+    fn queries<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+        &mut self,
+        simd: S,
+        length: usize,
+    ) {
         let AttentionShape {
             size,
             positions,
@@ -107,8 +111,8 @@ impl Backward<'_> {
         } = &mut *self.scratch;
         let width = VECTORS * S::F32_LANES;
         let scale = self.shape.scale();
-        pad(self.inputs.query, positions, scale, queries);
-        pad(self.gradient, positions, 1.0, gradients);
+        pad(self.inputs.query, (positions, width), scale, queries);
+        pad(self.gradient, (positions, width), 1.0, gradients);
         pack_columns(self.inputs.key, sources, keys);
         pack_columns(self.inputs.value, sources, values);
         pack_rows(self.inputs.key, sources, key_rows);
@@ -118,8 +122,8 @@ impl Backward<'_> {
         let (channels, lines) = (starts(size, length), starts(sources, width));
 
         for start in (0..positions).step_by(width) {
-            strip::<S, VECTORS>(simd, keys, &channels, &queries[start..], weights);
-            strip::<S, VECTORS>(simd, values, &channels, &gradients[start..], slopes);
+            strip::<S, HEIGHT, VECTORS>(simd, keys, &channels, &queries[start..], weights);
+            strip::<S, HEIGHT, VECTORS>(simd, values, &channels, &gradients[start..], slopes);
             let log = load::<S, VECTORS>(simd, &self.products[start..]);
             let product = load::<S, VECTORS>(simd, &self.products[length + start..]);
             let strips = weights
@@ -130,13 +134,17 @@ impl Backward<'_> {
             }
             let factor = [simd.splat_f32s(scale); VECTORS];
             let place = (&mut *self.results[0], positions, start);
-            reduce::<S, VECTORS>(simd, key_rows, &lines, slopes, factor, place);
+            reduce::<S, HEIGHT, VECTORS>(simd, key_rows, &lines, slopes, factor, place);
         }
     }
 
     /// The gradients of keys and values, with sources side by side.
     #[inline(always)]
-    fn sources<S: Simd, const VECTORS: usize>(&mut self, simd: S, length: usize) {
+    fn sources<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+        &mut self,
+        simd: S,
+        length: usize,
+    ) {
         let AttentionShape {
             size,
             positions,
@@ -149,8 +157,8 @@ impl Backward<'_> {
         } = &mut *self.scratch;
         let width = VECTORS * S::F32_LANES;
         let scale = self.shape.scale();
-        let padded = pad(self.inputs.key, sources, scale, keys);
-        pad(self.inputs.value, sources, 1.0, values);
+        let padded = pad(self.inputs.key, (sources, width), scale, keys);
+        pad(self.inputs.value, (sources, width), 1.0, values);
         pack_columns(self.inputs.query, positions, queries);
         pack_columns(self.gradient, positions, gradients);
         pack_rows(self.inputs.query, positions, query_rows);
@@ -162,8 +170,8 @@ impl Backward<'_> {
         let (logs, products) = self.products.split_at(length);
 
         for start in (0..sources).step_by(width) {
-            strip::<S, VECTORS>(simd, queries, &channels, &keys[start..], weights);
-            strip::<S, VECTORS>(simd, gradients, &channels, &values[start..], slopes);
+            strip::<S, HEIGHT, VECTORS>(simd, queries, &channels, &keys[start..], weights);
+            strip::<S, HEIGHT, VECTORS>(simd, gradients, &channels, &values[start..], slopes);
             let strips = weights
                 .chunks_exact_mut(width)
                 .zip(slopes.chunks_exact_mut(width));
@@ -175,10 +183,10 @@ impl Backward<'_> {
             let [_, key, value] = &mut self.results;
             let factor = [simd.splat_f32s(scale); VECTORS];
             let place = (&mut **key, sources, start);
-            reduce::<S, VECTORS>(simd, query_rows, &lines, slopes, factor, place);
+            reduce::<S, HEIGHT, VECTORS>(simd, query_rows, &lines, slopes, factor, place);
             let one = [simd.splat_f32s(1.0); VECTORS];
             let place = (&mut **value, sources, start);
-            reduce::<S, VECTORS>(simd, gradient_rows, &lines, weights, one, place);
+            reduce::<S, HEIGHT, VECTORS>(simd, gradient_rows, &lines, weights, one, place);
         }
     }
 }

@@ -1,11 +1,20 @@
 //! Convolution in two dimensions.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::planes::Planes;
 use super::simd::{MAX_WIDTH, Vectorised, dispatch};
-use super::tile::{ROWS, multiply, pack_rows, splat_rows, store};
+use super::tile::{ROWS, Tile, load, multiply, pack_rows, store, zeros};
+
+/// Taps of all channels that are taken at a time: what they read of the image, and the weights of a panel, stay in the
+/// nearest cache.
+const DEPTH: usize = 256;
+
+/// Sums that a thread keeps at a time.
+const SUMS: usize = 1 << 15;
 
 /// The sizes of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -169,19 +178,27 @@ impl Correlation<'_> {
         pack_rows(weight, self.offsets.len(), &mut panels);
         let mut output = vec![0.0; input.len() / sizes[0] * sizes[1]];
         let images = self.planes.images;
-        let run = self.planes.positions(self.output, images);
-        let run = run.next_multiple_of(MAX_WIDTH);
-        let scratch = || (self.planes.empty(), vec![0.0; ROWS * run]);
+        let channels = self.bias.len().next_multiple_of(ROWS);
+        let count = images * self.output[0];
+        let lines = (SUMS / (channels * self.planes.pitch)).clamp(1, count);
+        let positions = (0..count).step_by(lines).map(|first| {
+            let lines = first..count.min(first + lines);
+            self.planes.positions(self.output, lines).len()
+        });
+        let run = positions.max().unwrap_or(0) + MAX_WIDTH;
+        let scratch = || (self.planes.empty(), vec![0.0; channels * run]);
         output
             .par_chunks_mut(images * sizes[1])
             .zip(input.par_chunks(images * sizes[0]))
-            .for_each_init(scratch, |(planes, rows), (output, images)| {
+            .for_each_init(scratch, |(planes, sums), (output, images)| {
                 self.planes.fill(images, planes);
                 let stack = Stack {
                     correlation: self,
                     panels: &panels,
                     planes,
-                    rows,
+                    lines,
+                    run,
+                    sums,
                     output,
                 };
                 dispatch(arch, stack);
@@ -195,57 +212,86 @@ struct Stack<'a> {
     correlation: &'a Correlation<'a>,
     panels: &'a [[f32; ROWS]],
     planes: &'a [f32],
-    /// The results of a panel, with those computed in vain.
-    rows: &'a mut [f32],
+    /// Lines of the output that are computed at a time.
+    lines: usize,
+    /// Sums of a channel.
+    run: usize,
+    /// The sums of some lines, with those computed in vain.
+    sums: &'a mut [f32],
     output: &'a mut [f32],
 }
 
 impl Vectorised for Stack<'_> {
     #[inline(always)]
-    fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
+    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(mut self, simd: S) {
+        let Correlation { bias, output, .. } = self.correlation;
+        let count = self.output.len() / (bias.len() * output[1]);
+        for first in (0..count).step_by(self.lines) {
+            let lines = first..count.min(first + self.lines);
+            self.sum::<S, HEIGHT, VECTORS>(simd, lines.clone());
+            self.write(lines);
+        }
+    }
+}
+
+impl Stack<'_> {
+    /// The sums of some lines, in the order of the taps.
+    #[inline(always)]
+    fn sum<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+        &mut self,
+        simd: S,
+        lines: Range<usize>,
+    ) {
         let Correlation {
             planes,
             offsets,
             bias,
             output,
         } = self.correlation;
-        let run = self.rows.len() / ROWS;
-        let images = self.output.len() / (bias.len() * output[0] * output[1]);
-        let positions = planes.positions(*output, images);
-        let panels = self.panels.chunks_exact(offsets.len());
-        for (block, (panel, bias)) in panels.zip(bias.chunks(ROWS)).enumerate() {
-            let mut start = [0.0; ROWS];
-            start[..bias.len()].copy_from_slice(bias);
-            for position in (0..positions).step_by(VECTORS * S::F32_LANES) {
-                let tile = splat_rows::<S, VECTORS>(simd, &start);
-                let tile = multiply(simd, tile, panel, offsets, &self.planes[position..]);
-                for (index, row) in tile.into_iter().enumerate() {
-                    store::<S, VECTORS>(row, &mut self.rows[index * run + position..]);
+        for (sums, &bias) in self.sums.chunks_exact_mut(self.run).zip(*bias) {
+            sums.fill(bias);
+        }
+        let positions = planes.positions(*output, lines);
+        for (block, taps) in offsets.chunks(DEPTH).enumerate() {
+            for position in (0..positions.len()).step_by(VECTORS * S::F32_LANES) {
+                let source = &self.planes[positions.start + position..];
+                for (panel, sums) in self
+                    .panels
+                    .chunks_exact(offsets.len())
+                    .zip(self.sums.chunks_exact_mut(ROWS * self.run))
+                {
+                    let panel = &panel[block * DEPTH..][..taps.len()];
+                    for part in 0..ROWS / HEIGHT {
+                        let sums = &mut sums[part * HEIGHT * self.run + position..];
+                        let mut tile: Tile<S::f32s, HEIGHT, VECTORS> = zeros(simd);
+                        for (index, row) in tile.iter_mut().enumerate() {
+                            *row = load::<S, VECTORS>(simd, &sums[index * self.run..]);
+                        }
+                        let tile = multiply(simd, tile, (panel, part), taps, source);
+                        for (index, row) in tile.into_iter().enumerate() {
+                            store::<S, VECTORS>(row, &mut sums[index * self.run..]);
+                        }
+                    }
                 }
             }
-            self.write(block, bias.len());
         }
     }
-}
 
-impl Stack<'_> {
-    /// Takes the results of a panel to the outputs.
-    fn write(&mut self, block: usize, channels: usize) {
+    /// Takes the sums of some lines to the outputs.
+    fn write(&mut self, lines: Range<usize>) {
         let Correlation {
             planes,
             bias,
             output: [height, width],
             ..
         } = self.correlation;
-        let (size, run) = (height * width, self.rows.len() / ROWS);
-        let images = self.output.chunks_exact_mut(bias.len() * size);
-        for (image, output) in images.enumerate() {
-            let outputs = output[block * ROWS * size..].chunks_exact_mut(size);
-            for (index, channel) in outputs.take(channels).enumerate() {
-                for (y, row) in channel.chunks_exact_mut(*width).enumerate() {
-                    let start = index * run + image * planes.plane + y * planes.pitch;
-                    row.copy_from_slice(&self.rows[start..start + width]);
-                }
+        let first = planes.line(*height, lines.start);
+        for line in lines {
+            let start = planes.line(*height, line) - first;
+            let place = (line / height * bias.len() * height + line % height) * width;
+            for channel in 0..bias.len() {
+                let from = &self.sums[channel * self.run + start..][..*width];
+                self.output[place + channel * height * width..][..*width].copy_from_slice(from);
             }
         }
     }

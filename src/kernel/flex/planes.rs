@@ -1,5 +1,7 @@
 //! Images laid out so that every tap of a kernel reads them as one run of numbers.
 
+use std::ops::Range;
+
 use super::simd::MAX_WIDTH;
 
 /// Numbers of a channel up to which images are stacked.
@@ -112,8 +114,14 @@ impl Planes {
         }
     }
 
-    /// Numbers from the first position of an output to the last of the last image's.
-    pub(super) fn positions(&self, output: [usize; 2], images: usize) -> usize {
-        (images - 1) * self.plane + (output[0] - 1) * self.pitch + output[1]
+    /// The first position of a line of the outputs, which are `height` lines each.
+    pub(super) fn line(&self, height: usize, line: usize) -> usize {
+        line / height * self.plane + line % height * self.pitch
+    }
+
+    /// From the first position of some lines of the outputs to the last.
+    pub(super) fn positions(&self, output: [usize; 2], lines: Range<usize>) -> Range<usize> {
+        let [height, width] = output;
+        self.line(height, lines.start)..self.line(height, lines.end - 1) + width
     }
 }

@@ -16,12 +16,13 @@ pub(super) fn instructions() -> Arch {
 
 /// A computation that is compiled once for each set of instructions.
 ///
-/// `VECTORS` is how many vectors wide a register tile of [`ROWS`](super::tile::ROWS) rows may be.
+/// A register tile may be `HEIGHT` rows of `VECTORS` vectors: as many sums as the registers hold beside a row and a factor.
+/// `HEIGHT` divides [`ROWS`](super::tile::ROWS).
 /// Implementations and all they call are `#[inline(always)]`: only what is inlined here is compiled
 /// for the instructions chosen.
 pub(super) trait Vectorised {
     /// Runs the computation.
-    fn run<S: Simd, const VECTORS: usize>(self, simd: S);
+    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S);
 }
 
 /// Runs `computation` with the instructions of `arch`.
@@ -33,9 +34,9 @@ pub(super) fn dispatch(arch: Arch, computation: impl Vectorised) {
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
             if S::REGISTER_COUNT >= 32 {
-                self.0.run::<S, 2>(simd);
+                self.0.run::<S, 8, 2>(simd);
             } else {
-                self.0.run::<S, 1>(simd);
+                self.0.run::<S, 4, 3>(simd);
             }
         }
     }
@@ -136,7 +137,7 @@ mod tests {
 
     impl Vectorised for Map<'_> {
         #[inline(always)]
-        fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
+        fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
             for &x in self.input {
                 let mut got = vec![0.0; S::F32_LANES];
                 simd.partial_store_f32s(&mut got, exp(simd, simd.splat_f32s(x)));
@@ -165,7 +166,7 @@ mod tests {
 
     impl Vectorised for Extremes {
         #[inline(always)]
-        fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
+        fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
             let at = |x| simd.reduce_max_f32s(exp(simd, simd.splat_f32s(x)));
             assert!(at(f32::NEG_INFINITY) < 2e-38 && at(-1e30) < 2e-38);
             assert!(at(f32::INFINITY) > 2e38 && at(f32::INFINITY).is_finite());
@@ -186,7 +187,7 @@ mod tests {
 
     impl Vectorised for Sum<'_> {
         #[inline(always)]
-        fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
+        fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
             assert_eq!(sum(simd, self.0), self.0.iter().sum::<f32>());
         }
     }

@@ -6,36 +6,32 @@
 
 use pulp::Simd;
 
-/// Rows of a tile.
+/// Rows of a panel, of which a tile takes all or some.
 pub(super) const ROWS: usize = 8;
 
-/// A tile: [`ROWS`] rows of some vectors.
-pub(super) type Tile<V, const VECTORS: usize> = [[V; VECTORS]; ROWS];
+/// A tile: `HEIGHT` rows of some vectors.
+pub(super) type Tile<V, const HEIGHT: usize, const VECTORS: usize> = [[V; VECTORS]; HEIGHT];
 
-/// A tile of equal numbers in each row.
+/// A tile of zeros.
 #[inline(always)]
-pub(super) fn splat_rows<S: Simd, const VECTORS: usize>(
+pub(super) fn zeros<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     simd: S,
-    numbers: &[f32; ROWS],
-) -> Tile<S::f32s, VECTORS> {
-    let mut tile = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    for (row, &number) in tile.iter_mut().zip(numbers) {
-        *row = [simd.splat_f32s(number); VECTORS];
-    }
-    tile
+) -> Tile<S::f32s, HEIGHT, VECTORS> {
+    [[simd.splat_f32s(0.0); VECTORS]; HEIGHT]
 }
 
-/// `tile[i] += Σₖ panel[k][i] · source[offsets[k] ..]`.
+/// `tile[i] += Σₖ panel[k][part · HEIGHT + i] · source[offsets[k] ..]`.
 #[inline(always)]
-pub(super) fn multiply<S: Simd, const VECTORS: usize>(
+pub(super) fn multiply<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     simd: S,
-    mut tile: Tile<S::f32s, VECTORS>,
-    panel: &[[f32; ROWS]],
+    mut tile: Tile<S::f32s, HEIGHT, VECTORS>,
+    (panel, part): (&[[f32; ROWS]], usize),
     offsets: &[usize],
     source: &[f32],
-) -> Tile<S::f32s, VECTORS> {
+) -> Tile<S::f32s, HEIGHT, VECTORS> {
     for (factors, &offset) in panel.iter().zip(offsets) {
         let row = load::<S, VECTORS>(simd, &source[offset..]);
+        let factors = &factors.as_chunks::<HEIGHT>().0[part];
         for (sums, &factor) in tile.iter_mut().zip(factors) {
             accumulate(simd, sums, factor, row);
         }
@@ -43,19 +39,24 @@ pub(super) fn multiply<S: Simd, const VECTORS: usize>(
     tile
 }
 
-/// `tile[i] += Σₖ streams[i][k] · matrix[k · pitch ..]`.
+/// `tile[i] += Σₖ streams[i][k] · matrix[k · PITCH + column ..]`.
 #[inline(always)]
-pub(super) fn multiply_streams<S: Simd, const VECTORS: usize>(
+pub(super) fn multiply_streams<
+    S: Simd,
+    const HEIGHT: usize,
+    const VECTORS: usize,
+    const PITCH: usize,
+>(
     simd: S,
-    mut tile: Tile<S::f32s, VECTORS>,
-    streams: [&[f32]; ROWS],
-    length: usize,
+    mut tile: Tile<S::f32s, HEIGHT, VECTORS>,
+    streams: [&[f32]; HEIGHT],
     matrix: &[f32],
-    pitch: usize,
-) -> Tile<S::f32s, VECTORS> {
-    let streams = streams.map(|stream| &stream[..length]);
-    for k in 0..length {
-        let row = load::<S, VECTORS>(simd, &matrix[k * pitch..]);
+    column: usize,
+) -> Tile<S::f32s, HEIGHT, VECTORS> {
+    let lines = matrix.as_chunks::<PITCH>().0;
+    let streams = streams.map(|stream| &stream[..lines.len()]);
+    for (k, line) in lines.iter().enumerate() {
+        let row = load::<S, VECTORS>(simd, &line[column..]);
         for (sums, stream) in tile.iter_mut().zip(streams) {
             accumulate(simd, sums, stream[k], row);
         }

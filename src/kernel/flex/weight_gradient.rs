@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::convolution::ConvolutionShape;
 use super::planes::Planes;
 use super::simd::{Vectorised, dispatch, sum};
-use super::tile::{ROWS, Tile, load, multiply_streams, store};
+use super::tile::{ROWS, Tile, load, multiply_streams, store, zeros};
 
 /// The most sums that are kept apart. The images that go into one sum depend on their number and on the sizes
 /// only, so that the result does not depend on the number of threads.
@@ -15,11 +15,14 @@ const PARTS: usize = 8;
 /// From so many numbers on, one sum is kept: to add up several would take as long as to compute them.
 const LARGE: usize = 1 << 17;
 
-/// Rows of a sum that a thread computes at a time.
-const SLAB: usize = 8 * ROWS;
+/// Rows of a sum that a thread computes at a time: a multiple of the height of a tile, which is 6 or 8.
+const SLAB: usize = 48;
 
-/// Lanes of the widest vector: columns are filled up to a multiple.
-const LANES: usize = 16;
+/// Columns of a strip: those of a tile, or of two.
+const STRIP: usize = 32;
+
+/// Positions up to which stacks are added to a sum together, so that large sums are read and written less often.
+const TOGETHER: usize = 128;
 
 /// `∂L/∂weight[o, i, tap] = Σ g[o, position] · x[i, position · stride + tap]`, over all images.
 ///
@@ -36,11 +39,11 @@ pub(super) fn weight_gradient(
     let planes = shape.input_planes(images);
     let problem = Problem {
         offsets: shape.offsets(&planes, shape.input[0]),
-        columns: shape.outputs.next_multiple_of(LANES),
+        columns: shape.outputs.next_multiple_of(STRIP),
         planes,
         shape,
     };
-    let parts = match problem.offsets.len() * problem.columns < LARGE {
+    let parts = match problem.offsets.len() * shape.outputs < LARGE {
         true => PARTS,
         false => 1,
     };
@@ -87,57 +90,80 @@ struct Problem<'a> {
 }
 
 impl Problem<'_> {
-    /// The sum over some images, `[depth, columns]`.
+    /// The sum over some images, in strips `[columns / STRIP, depth, STRIP]`, the depth filled up.
     fn sum_images(&self, arch: Arch, inputs: &[f32], gradients: &[f32]) -> Vec<f32> {
         let [input_size, output_size] = self.shape.sizes();
-        let mut total = vec![0.0; self.offsets.len().next_multiple_of(ROWS) * self.columns];
-        let mut planes = self.planes.empty();
         let images = self.planes.images;
-        let output = self.shape.output();
-        let mut transposed = vec![0.0; self.planes.positions(output, images) * self.columns];
-        let stacks = inputs.chunks(images * input_size);
-        for (inputs, gradients) in stacks.zip(gradients.chunks(images * output_size)) {
-            self.planes.fill(inputs, &mut planes);
-            self.transpose(gradients, &mut transposed);
-            let positions = self.planes.positions(output, inputs.len() / input_size);
-            let slabs = total.par_chunks_mut(SLAB * self.columns).enumerate();
+        let positions = self.positions(images);
+        let together = (TOGETHER / positions).max(1);
+        let mut stacks = vec![(self.planes.empty(), vec![0.0; positions * self.columns]); together];
+        let mut total = vec![0.0; self.depth() * self.columns];
+        let inputs = inputs.chunks(together * images * input_size);
+        let gradients = gradients.chunks(together * images * output_size);
+        for (inputs, gradients) in inputs.zip(gradients) {
+            let inputs = inputs.chunks(images * input_size);
+            let gradients = gradients.chunks(images * output_size);
+            let mut filled = 0;
+            for (((planes, strips), inputs), gradients) in
+                stacks.iter_mut().zip(inputs).zip(gradients)
+            {
+                self.planes.fill(inputs, planes);
+                if inputs.len() < images * input_size {
+                    strips.fill(0.0);
+                }
+                self.transpose(gradients, strips);
+                filled += 1;
+            }
+            let stacks = &stacks[..filled];
+            let slabs = total.par_chunks_mut(SLAB * STRIP).enumerate();
             slabs.for_each(|(slab, total)| {
-                let stack = Stack {
+                let slab = Slab {
                     problem: self,
-                    planes: &planes,
-                    gradient: &transposed,
+                    stacks,
                     positions,
-                    start: slab * SLAB,
+                    strip: slab / (self.depth() / SLAB),
+                    start: slab % (self.depth() / SLAB) * SLAB,
                     total,
                 };
-                dispatch(arch, stack);
+                dispatch(arch, slab);
             });
         }
         total
     }
 
-    /// `[positions, columns]` from the stack's `[outputs, height, width]`. Positions in vain, and columns beyond the
-    /// channels, stay zero.
-    fn transpose(&self, gradients: &[f32], transposed: &mut [f32]) {
-        let [_, output_size] = self.shape.sizes();
-        for (index, gradient) in gradients.chunks_exact(output_size).enumerate() {
-            let start = index * self.planes.plane * self.columns;
-            self.transpose_one(gradient, &mut transposed[start..]);
-        }
+    /// Rows of a sum, filled up.
+    fn depth(&self) -> usize {
+        self.offsets.len().next_multiple_of(SLAB)
     }
 
-    /// Some channels at a time.
-    fn transpose_one(&self, gradient: &[f32], transposed: &mut [f32]) {
+    /// Positions of a stack.
+    fn positions(&self, images: usize) -> usize {
+        let output = self.shape.output();
+        self.planes.positions(output, 0..images * output[0]).len()
+    }
+
+    /// Strips `[columns / STRIP, positions, STRIP]` from the stack's `[outputs, height, width]`. Positions in vain, and columns
+    /// beyond the channels, stay zero.
+    fn transpose(&self, gradients: &[f32], strips: &mut [f32]) {
         let [height, width] = self.shape.output();
         let size = height * width;
-        for (block, channels) in gradient.chunks(ROWS * size).enumerate() {
-            let count = channels.len() / size;
-            for y in 0..height {
-                for x in 0..width {
-                    let place = (y * self.planes.pitch + x) * self.columns + block * ROWS;
-                    let numbers = transposed[place..place + count].iter_mut();
-                    for (number, channel) in numbers.zip(channels.chunks_exact(size)) {
-                        *number = channel[y * width + x];
+        let length = self.positions(self.planes.images) * STRIP;
+        for (index, image) in gradients
+            .chunks_exact(self.shape.outputs * size)
+            .enumerate()
+        {
+            let start = index * self.planes.plane;
+            for (block, channels) in image.chunks(ROWS * size).enumerate() {
+                let strip = &mut strips[block * ROWS / STRIP * length..];
+                let count = channels.len() / size;
+                for y in 0..height {
+                    let line = &mut strip[(start + y * self.planes.pitch) * STRIP..];
+                    let places = line.chunks_exact_mut(STRIP);
+                    for (x, place) in places.take(width).enumerate() {
+                        let numbers = place[block * ROWS % STRIP..][..count].iter_mut();
+                        for (number, channel) in numbers.zip(channels.chunks_exact(size)) {
+                            *number = channel[y * width + x];
+                        }
                     }
                 }
             }
@@ -152,8 +178,9 @@ impl Problem<'_> {
             .par_chunks_mut(depth)
             .enumerate()
             .for_each(|(output, row)| {
+                let start = output / STRIP * self.depth() * STRIP + output % STRIP;
                 for part in parts {
-                    let column = part[output..].iter().step_by(self.columns);
+                    let column = part[start..].iter().step_by(STRIP);
                     for (total, number) in row.iter_mut().zip(column) {
                         *total += number;
                     }
@@ -163,54 +190,59 @@ impl Problem<'_> {
     }
 }
 
-/// A stack's share of a slab.
-struct Stack<'a> {
+/// Some rows of a strip of a sum, and the stacks that are added to them.
+struct Slab<'a> {
     problem: &'a Problem<'a>,
-    planes: &'a [f32],
-    gradient: &'a [f32],
+    /// Planes of the input, and strips of the gradient.
+    stacks: &'a [(Vec<f32>, Vec<f32>)],
     positions: usize,
-    /// The slab's first row.
+    /// The number of the strip, and the first row.
+    strip: usize,
     start: usize,
     total: &'a mut [f32],
 }
 
-impl Vectorised for Stack<'_> {
+impl Vectorised for Slab<'_> {
     #[inline(always)]
-    fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
-        let width = VECTORS * S::F32_LANES;
-        for first in (0..self.total.len() / self.problem.columns).step_by(ROWS) {
-            let mut column = 0;
-            while column + width <= self.problem.columns {
-                self.add::<S, VECTORS>(simd, first, column);
-                column += width;
-            }
-            while column < self.problem.columns {
-                self.add::<S, 1>(simd, first, column);
-                column += S::F32_LANES;
-            }
+    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(mut self, simd: S) {
+        match S::REGISTER_COUNT >= 32 {
+            true => self.add::<S, 8, 2>(simd),
+            false => self.add::<S, 6, 2>(simd),
         }
     }
 }
 
-impl Stack<'_> {
-    /// Adds to the slab's rows from `first` and some columns. Rows past the last repeat it, and are not read.
+impl Slab<'_> {
+    /// Adds all stacks to the slab. Rows past the last repeat it, and are not read.
     #[inline(always)]
-    fn add<S: Simd, const VECTORS: usize>(&mut self, simd: S, first: usize, column: usize) {
-        let Problem {
-            offsets, columns, ..
-        } = self.problem;
-        let mut streams = [self.planes; ROWS];
-        for (index, stream) in streams.iter_mut().enumerate() {
-            *stream = &self.planes[offsets[(self.start + first + index).min(offsets.len() - 1)]..];
-        }
-        let mut tile: Tile<S::f32s, VECTORS> = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-        for (index, row) in tile.iter_mut().enumerate() {
-            *row = load::<S, VECTORS>(simd, &self.total[(first + index) * columns + column..]);
-        }
-        let matrix = &self.gradient[column..];
-        let tile = multiply_streams(simd, tile, streams, self.positions, matrix, *columns);
-        for (index, row) in tile.into_iter().enumerate() {
-            store::<S, VECTORS>(row, &mut self.total[(first + index) * columns + column..]);
+    fn add<S: Simd, const HEIGHT: usize, const VECTORS: usize>(&mut self, simd: S) {
+        let Problem { offsets, shape, .. } = self.problem;
+        let last = offsets.len() - 1;
+        let used = STRIP.min(shape.outputs - self.strip * STRIP);
+        let rows = (offsets.len() - self.start).min(SLAB);
+        let blocks = self.total.chunks_exact_mut(HEIGHT * STRIP);
+        for (block, total) in blocks.take(rows.div_ceil(HEIGHT)).enumerate() {
+            let first = self.start + block * HEIGHT;
+            for column in (0..used).step_by(VECTORS * S::F32_LANES) {
+                let mut tile: Tile<S::f32s, HEIGHT, VECTORS> = zeros(simd);
+                for (index, row) in tile.iter_mut().enumerate() {
+                    *row = load::<S, VECTORS>(simd, &total[index * STRIP + column..]);
+                }
+                for (planes, strips) in self.stacks {
+                    let mut streams = [&planes[..]; HEIGHT];
+                    for (index, stream) in streams.iter_mut().enumerate() {
+                        *stream = &planes[offsets[(first + index).min(last)]..];
+                    }
+                    let length = self.positions * STRIP;
+                    let strip = &strips[self.strip * length..][..length];
+                    tile = multiply_streams::<S, HEIGHT, VECTORS, STRIP>(
+                        simd, tile, streams, strip, column,
+                    );
+                }
+                for (index, row) in tile.into_iter().enumerate() {
+                    store::<S, VECTORS>(row, &mut total[index * STRIP + column..]);
+                }
+            }
         }
     }
 }
@@ -224,7 +256,7 @@ struct Sums<'a> {
 
 impl Vectorised for Sums<'_> {
     #[inline(always)]
-    fn run<S: Simd, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
         for (total, row) in self
             .sums
             .iter_mut()
