@@ -6,15 +6,14 @@ use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::planes::Planes;
-use super::simd::{MAX_WIDTH, Vectorised, dispatch};
-use super::tile::{ROWS, Tile, load, multiply, pack_rows, store, zeros};
+use super::simd::{Vectorised, dispatch};
+use super::tile::{STRIP, load_tile, multiply_shifted, pack_rows, store_tile};
 
-/// Taps of all channels that are taken at a time: what they read of the image, and the weights of a panel, stay in the
-/// nearest cache.
-const DEPTH: usize = 256;
+/// Taps that are taken at a time: a strip of their weights stays in the nearest cache.
+const DEPTH: usize = 128;
 
-/// Sums that a thread keeps at a time.
-const SUMS: usize = 1 << 15;
+/// Positions whose sums are kept at a time, where a line of the output is shorter.
+const POSITIONS: usize = 1 << 10;
 
 /// The sizes of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -178,15 +177,9 @@ impl Correlation<'_> {
         pack_rows(weight, self.offsets.len(), &mut panels);
         let mut output = vec![0.0; input.len() / sizes[0] * sizes[1]];
         let images = self.planes.images;
-        let channels = self.bias.len().next_multiple_of(ROWS);
         let count = images * self.output[0];
-        let lines = (SUMS / (channels * self.planes.pitch)).clamp(1, count);
-        let positions = (0..count).step_by(lines).map(|first| {
-            let lines = first..count.min(first + lines);
-            self.planes.positions(self.output, lines).len()
-        });
-        let run = positions.max().unwrap_or(0) + MAX_WIDTH;
-        let scratch = || (self.planes.empty(), vec![0.0; channels * run]);
+        let lines = (POSITIONS / self.planes.pitch).clamp(1, count);
+        let scratch = || (self.planes.empty(), Vec::new());
         output
             .par_chunks_mut(images * sizes[1])
             .zip(input.par_chunks(images * sizes[0]))
@@ -197,7 +190,6 @@ impl Correlation<'_> {
                     panels: &panels,
                     planes,
                     lines,
-                    run,
                     sums,
                     output,
                 };
@@ -210,14 +202,12 @@ impl Correlation<'_> {
 /// A stack's share.
 struct Stack<'a> {
     correlation: &'a Correlation<'a>,
-    panels: &'a [[f32; ROWS]],
+    panels: &'a [[f32; STRIP]],
     planes: &'a [f32],
     /// Lines of the output that are computed at a time.
     lines: usize,
-    /// Sums of a channel.
-    run: usize,
-    /// The sums of some lines, with those computed in vain.
-    sums: &'a mut [f32],
+    /// The sums of some lines for a strip of channels, with those computed in vain.
+    sums: &'a mut Vec<[f32; STRIP]>,
     output: &'a mut [f32],
 }
 
@@ -228,18 +218,24 @@ impl Vectorised for Stack<'_> {
         let count = self.output.len() / (bias.len() * output[1]);
         for first in (0..count).step_by(self.lines) {
             let lines = first..count.min(first + self.lines);
-            self.sum::<S, HEIGHT, VECTORS>(simd, lines.clone());
-            self.write(lines);
+            for strip in 0..bias.len().div_ceil(STRIP) {
+                match S::REGISTER_COUNT >= 32 {
+                    true => self.sum::<S, 8, 2>(simd, strip, lines.clone()),
+                    false => self.sum::<S, 6, 2>(simd, strip, lines.clone()),
+                }
+                self.write(strip, lines.clone());
+            }
         }
     }
 }
 
 impl Stack<'_> {
-    /// The sums of some lines, in the order of the taps.
+    /// The sums of some lines for a strip of channels, in the order of the taps.
     #[inline(always)]
     fn sum<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
         &mut self,
         simd: S,
+        strip: usize,
         lines: Range<usize>,
     ) {
         let Correlation {
@@ -248,37 +244,30 @@ impl Stack<'_> {
             bias,
             output,
         } = self.correlation;
-        for (sums, &bias) in self.sums.chunks_exact_mut(self.run).zip(*bias) {
-            sums.fill(bias);
-        }
+        let bias = &bias[strip * STRIP..];
+        let channels = bias.len().min(STRIP);
+        let mut start = [0.0; STRIP];
+        start[..channels].copy_from_slice(&bias[..channels]);
         let positions = planes.positions(*output, lines);
-        for (block, taps) in offsets.chunks(DEPTH).enumerate() {
-            for position in (0..positions.len()).step_by(VECTORS * S::F32_LANES) {
-                let source = &self.planes[positions.start + position..];
-                for (panel, sums) in self
-                    .panels
-                    .chunks_exact(offsets.len())
-                    .zip(self.sums.chunks_exact_mut(ROWS * self.run))
-                {
-                    let panel = &panel[block * DEPTH..][..taps.len()];
-                    for part in 0..ROWS / HEIGHT {
-                        let sums = &mut sums[part * HEIGHT * self.run + position..];
-                        let mut tile: Tile<S::f32s, HEIGHT, VECTORS> = zeros(simd);
-                        for (index, row) in tile.iter_mut().enumerate() {
-                            *row = load::<S, VECTORS>(simd, &sums[index * self.run..]);
-                        }
-                        let tile = multiply(simd, tile, (panel, part), taps, source);
-                        for (index, row) in tile.into_iter().enumerate() {
-                            store::<S, VECTORS>(row, &mut sums[index * self.run..]);
-                        }
-                    }
+        self.sums.clear();
+        let filled = positions.len().next_multiple_of(HEIGHT);
+        self.sums.resize(filled, start);
+        let source = &self.planes[positions.start..];
+        let panel = self.panels[strip * offsets.len()..].chunks(DEPTH);
+        for (panel, offsets) in panel.zip(offsets.chunks(DEPTH)) {
+            for (index, sums) in self.sums.chunks_exact_mut(HEIGHT).enumerate() {
+                let source = &source[index * HEIGHT..];
+                for column in (0..channels).step_by(VECTORS * S::F32_LANES) {
+                    let tile = load_tile::<S, HEIGHT, VECTORS>(simd, sums, column);
+                    let tile = multiply_shifted(simd, tile, panel, column, offsets, source);
+                    store_tile::<S, HEIGHT, VECTORS>(tile, sums, column);
                 }
             }
         }
     }
 
-    /// Takes the sums of some lines to the outputs.
-    fn write(&mut self, lines: Range<usize>) {
+    /// Takes the sums of some lines to a strip of the outputs.
+    fn write(&mut self, strip: usize, lines: Range<usize>) {
         let Correlation {
             planes,
             bias,
@@ -286,12 +275,16 @@ impl Stack<'_> {
             ..
         } = self.correlation;
         let first = planes.line(*height, lines.start);
+        let channels = STRIP.min(bias.len() - strip * STRIP);
         for line in lines {
-            let start = planes.line(*height, line) - first;
-            let place = (line / height * bias.len() * height + line % height) * width;
-            for channel in 0..bias.len() {
-                let from = &self.sums[channel * self.run + start..][..*width];
-                self.output[place + channel * height * width..][..*width].copy_from_slice(from);
+            let sums = &self.sums[planes.line(*height, line) - first..][..*width];
+            let image = line / height * bias.len() + strip * STRIP;
+            for channel in 0..channels {
+                let place = ((image + channel) * height + line % height) * width;
+                let row = self.output[place..place + width].iter_mut();
+                for (number, sums) in row.zip(sums) {
+                    *number = sums[channel];
+                }
             }
         }
     }

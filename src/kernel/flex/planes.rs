@@ -16,7 +16,7 @@ const STACK: usize = 128;
 ///
 /// Where the stride is above 1, the padded image is dealt out to `stride²` smaller ones, so that the
 /// positions of a tap follow one another again. Where it is 1, the padding right of a row is also
-/// that left of the next.
+/// that left of the next, and the padding below an image that above the next.
 ///
 /// Small images are stacked, one below another, so that a run is long enough for vectors. The positions between the last of
 /// an image and the first of the next are computed in vain as well.
@@ -34,6 +34,8 @@ pub(super) struct Planes {
     pub(super) pitch: usize,
     /// Numbers of one of the smaller images, and from an image to the next.
     pub(super) plane: usize,
+    /// Lines of padding below an image that are those above the next.
+    shared: usize,
     /// Images in a stack.
     pub(super) images: usize,
 }
@@ -47,20 +49,24 @@ impl Planes {
         spacing: [usize; 2],
         stride: [usize; 2],
     ) -> Self {
-        let end = leading[1] + (image[2] - 1) * spacing[1] + 1;
-        let shared = if stride[1] == 1 {
-            leading[1].min(padded[1] - end)
-        } else {
-            0
-        };
-        let pitch = padded[1].div_ceil(stride[1]) - shared;
+        let shared = [0, 1].map(|axis| {
+            let end = leading[axis] + (image[axis + 1] - 1) * spacing[axis] + 1;
+            let trailing = padded[axis] - end;
+            if stride[axis] == 1 {
+                leading[axis].min(trailing)
+            } else {
+                0
+            }
+        });
+        let pitch = padded[1].div_ceil(stride[1]) - shared[1];
         Self {
             image,
             leading,
             spacing,
             stride,
             pitch,
-            plane: padded[0].div_ceil(stride[0]) * pitch,
+            plane: (padded[0].div_ceil(stride[0]) - shared[0]) * pitch,
+            shared: shared[0],
             images: 1,
         }
     }
@@ -81,7 +87,8 @@ impl Planes {
     /// Zeros enough for a stack: padding is never written. A tile may read past the end.
     pub(super) fn empty(&self) -> Vec<f32> {
         let planes = self.image[0] * self.stride[0] * self.stride[1];
-        vec![0.0; planes * self.plane * self.images + self.pitch + 2 * MAX_WIDTH]
+        let end = (self.shared + 1) * self.pitch + 2 * MAX_WIDTH;
+        vec![0.0; planes * self.plane * self.images + end]
     }
 
     /// Writes the images of a stack to their places.

@@ -36,7 +36,7 @@ pub(super) fn dispatch(arch: Arch, computation: impl Vectorised) {
             if S::REGISTER_COUNT >= 32 {
                 self.0.run::<S, 8, 2>(simd);
             } else {
-                self.0.run::<S, 4, 3>(simd);
+                self.0.run::<S, 4, 2>(simd);
             }
         }
     }

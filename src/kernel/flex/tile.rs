@@ -9,6 +9,9 @@ use pulp::Simd;
 /// Rows of a panel, of which a tile takes all or some.
 pub(super) const ROWS: usize = 8;
 
+/// Columns of a strip, of which a tile takes all or some.
+pub(super) const STRIP: usize = 32;
+
 /// A tile: `HEIGHT` rows of some vectors.
 pub(super) type Tile<V, const HEIGHT: usize, const VECTORS: usize> = [[V; VECTORS]; HEIGHT];
 
@@ -39,23 +42,37 @@ pub(super) fn multiply<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     tile
 }
 
-/// `tile[i] += Σₖ streams[i][k] · matrix[k · PITCH + column ..]`.
+/// `tile[i] += Σₖ source[offsets[k] + i] · panel[k][column ..]`.
 #[inline(always)]
-pub(super) fn multiply_streams<
-    S: Simd,
-    const HEIGHT: usize,
-    const VECTORS: usize,
-    const PITCH: usize,
->(
+pub(super) fn multiply_shifted<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+    simd: S,
+    mut tile: Tile<S::f32s, HEIGHT, VECTORS>,
+    panel: &[[f32; STRIP]],
+    column: usize,
+    offsets: &[usize],
+    source: &[f32],
+) -> Tile<S::f32s, HEIGHT, VECTORS> {
+    for (line, &offset) in panel.iter().zip(offsets) {
+        let row = load::<S, VECTORS>(simd, &line[column..]);
+        let factors = &source[offset..][..HEIGHT];
+        for (sums, &factor) in tile.iter_mut().zip(factors) {
+            accumulate(simd, sums, factor, row);
+        }
+    }
+    tile
+}
+
+/// `tile[i] += Σₖ streams[i][k] · matrix[k][column ..]`.
+#[inline(always)]
+pub(super) fn multiply_streams<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     simd: S,
     mut tile: Tile<S::f32s, HEIGHT, VECTORS>,
     streams: [&[f32]; HEIGHT],
-    matrix: &[f32],
+    matrix: &[[f32; STRIP]],
     column: usize,
 ) -> Tile<S::f32s, HEIGHT, VECTORS> {
-    let lines = matrix.as_chunks::<PITCH>().0;
-    let streams = streams.map(|stream| &stream[..lines.len()]);
-    for (k, line) in lines.iter().enumerate() {
+    let streams = streams.map(|stream| &stream[..matrix.len()]);
+    for (k, line) in matrix.iter().enumerate() {
         let row = load::<S, VECTORS>(simd, &line[column..]);
         for (sums, stream) in tile.iter_mut().zip(streams) {
             accumulate(simd, sums, stream[k], row);
@@ -93,13 +110,42 @@ pub(super) fn store<S: Simd, const VECTORS: usize>(row: [S::f32s; VECTORS], to: 
     vectors[..VECTORS].copy_from_slice(&row);
 }
 
-/// Panels of a matrix `[rows, depth]`, for [`multiply`]: [`ROWS`] rows side by side, zeros past the
-/// last.
-pub(super) fn pack_rows(matrix: &[f32], depth: usize, panels: &mut Vec<[f32; ROWS]>) {
+/// A tile from some columns of a strip.
+#[inline(always)]
+pub(super) fn load_tile<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+    simd: S,
+    from: &[[f32; STRIP]],
+    column: usize,
+) -> Tile<S::f32s, HEIGHT, VECTORS> {
+    let mut tile = zeros(simd);
+    for (row, line) in tile.iter_mut().zip(from) {
+        *row = load::<S, VECTORS>(simd, &line[column..]);
+    }
+    tile
+}
+
+/// Writes a tile to some columns of a strip.
+#[inline(always)]
+pub(super) fn store_tile<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+    tile: Tile<S::f32s, HEIGHT, VECTORS>,
+    to: &mut [[f32; STRIP]],
+    column: usize,
+) {
+    for (row, line) in tile.into_iter().zip(to) {
+        store::<S, VECTORS>(row, &mut line[column..]);
+    }
+}
+
+/// Panels of a matrix `[rows, depth]`: some rows side by side, zeros past the last.
+pub(super) fn pack_rows<const SIDE: usize>(
+    matrix: &[f32],
+    depth: usize,
+    panels: &mut Vec<[f32; SIDE]>,
+) {
     panels.clear();
-    for block in matrix.chunks(ROWS * depth) {
+    for block in matrix.chunks(SIDE * depth) {
         let start = panels.len();
-        panels.resize(start + depth, [0.0; ROWS]);
+        panels.resize(start + depth, [0.0; SIDE]);
         for (lane, row) in block.chunks_exact(depth).enumerate() {
             for (factors, &value) in panels[start..].iter_mut().zip(row) {
                 factors[lane] = value;

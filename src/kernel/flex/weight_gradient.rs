@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::convolution::ConvolutionShape;
 use super::planes::Planes;
 use super::simd::{Vectorised, dispatch, sum};
-use super::tile::{ROWS, Tile, load, multiply_streams, store, zeros};
+use super::tile::{STRIP, load_tile, multiply_streams, store_tile};
 
 /// The most sums that are kept apart. The images that go into one sum depend on their number and on the sizes
 /// only, so that the result does not depend on the number of threads.
@@ -17,9 +17,6 @@ const LARGE: usize = 1 << 17;
 
 /// Rows of a sum that a thread computes at a time: a multiple of the height of a tile, which is 6 or 8.
 const SLAB: usize = 48;
-
-/// Columns of a strip: those of a tile, or of two.
-const STRIP: usize = 32;
 
 /// Positions up to which stacks are added to a sum together, so that large sums are read and written less often.
 const TOGETHER: usize = 128;
@@ -39,7 +36,6 @@ pub(super) fn weight_gradient(
     let planes = shape.input_planes(images);
     let problem = Problem {
         offsets: shape.offsets(&planes, shape.input[0]),
-        columns: shape.outputs.next_multiple_of(STRIP),
         planes,
         shape,
     };
@@ -48,7 +44,7 @@ pub(super) fn weight_gradient(
         false => 1,
     };
     let images = images.div_ceil(parts);
-    let parts: Vec<Vec<f32>> = input
+    let parts: Vec<Vec<[f32; STRIP]>> = input
         .par_chunks(images * input_size)
         .zip(gradient.par_chunks(images * output_size))
         .map(|(inputs, gradients)| problem.sum_images(arch, inputs, gradients))
@@ -85,44 +81,41 @@ struct Problem<'a> {
     planes: Planes,
     /// Where each weight of an output channel reads.
     offsets: Vec<usize>,
-    /// Output channels, filled up.
-    columns: usize,
 }
 
 impl Problem<'_> {
-    /// The sum over some images, in strips `[columns / STRIP, depth, STRIP]`, the depth filled up.
-    fn sum_images(&self, arch: Arch, inputs: &[f32], gradients: &[f32]) -> Vec<f32> {
+    /// The sum over some images, in strips `[outputs / STRIP, depth, STRIP]`.
+    fn sum_images(&self, arch: Arch, inputs: &[f32], gradients: &[f32]) -> Vec<[f32; STRIP]> {
         let [input_size, output_size] = self.shape.sizes();
         let images = self.planes.images;
-        let positions = self.positions(images);
-        let together = (TOGETHER / positions).max(1);
-        let mut stacks = vec![(self.planes.empty(), vec![0.0; positions * self.columns]); together];
-        let mut total = vec![0.0; self.depth() * self.columns];
+        let together = (TOGETHER / self.positions()).max(1);
+        let strips = self.shape.outputs.div_ceil(STRIP);
+        let mut total = vec![[0.0; STRIP]; strips * self.depth()];
+        let empty = Pair {
+            planes: self.planes.empty(),
+            strips: vec![[0.0; STRIP]; strips * self.positions()],
+        };
+        let mut stacks = vec![empty; together];
         let inputs = inputs.chunks(together * images * input_size);
         let gradients = gradients.chunks(together * images * output_size);
         for (inputs, gradients) in inputs.zip(gradients) {
             let inputs = inputs.chunks(images * input_size);
             let gradients = gradients.chunks(images * output_size);
-            let mut filled = 0;
-            for (((planes, strips), inputs), gradients) in
-                stacks.iter_mut().zip(inputs).zip(gradients)
-            {
-                self.planes.fill(inputs, planes);
+            let count = inputs.len();
+            for ((pair, inputs), gradients) in stacks.iter_mut().zip(inputs).zip(gradients) {
+                self.planes.fill(inputs, &mut pair.planes);
                 if inputs.len() < images * input_size {
-                    strips.fill(0.0);
+                    pair.strips.fill([0.0; STRIP]);
                 }
-                self.transpose(gradients, strips);
-                filled += 1;
+                self.transpose(gradients, &mut pair.strips);
             }
-            let stacks = &stacks[..filled];
-            let slabs = total.par_chunks_mut(SLAB * STRIP).enumerate();
-            slabs.for_each(|(slab, total)| {
+            let slabs = total.par_chunks_mut(SLAB).enumerate();
+            slabs.for_each(|(index, total)| {
                 let slab = Slab {
                     problem: self,
-                    stacks,
-                    positions,
-                    strip: slab / (self.depth() / SLAB),
-                    start: slab % (self.depth() / SLAB) * SLAB,
+                    stacks: &stacks[..count],
+                    strip: index * SLAB / self.depth(),
+                    start: index * SLAB % self.depth(),
                     total,
                 };
                 dispatch(arch, slab);
@@ -137,32 +130,26 @@ impl Problem<'_> {
     }
 
     /// Positions of a stack.
-    fn positions(&self, images: usize) -> usize {
+    fn positions(&self) -> usize {
         let output = self.shape.output();
-        self.planes.positions(output, 0..images * output[0]).len()
+        let lines = 0..self.planes.images * output[0];
+        self.planes.positions(output, lines).len()
     }
 
-    /// Strips `[columns / STRIP, positions, STRIP]` from the stack's `[outputs, height, width]`. Positions in vain, and columns
+    /// Strips `[outputs / STRIP, positions, STRIP]` from the stack's `[outputs, height, width]`. Positions in vain, and columns
     /// beyond the channels, stay zero.
-    fn transpose(&self, gradients: &[f32], strips: &mut [f32]) {
+    fn transpose(&self, gradients: &[f32], strips: &mut [[f32; STRIP]]) {
         let [height, width] = self.shape.output();
         let size = height * width;
-        let length = self.positions(self.planes.images) * STRIP;
-        for (index, image) in gradients
-            .chunks_exact(self.shape.outputs * size)
-            .enumerate()
-        {
-            let start = index * self.planes.plane;
-            for (block, channels) in image.chunks(ROWS * size).enumerate() {
-                let strip = &mut strips[block * ROWS / STRIP * length..];
-                let count = channels.len() / size;
+        let images = gradients.chunks_exact(self.shape.outputs * size);
+        for (index, image) in images.enumerate() {
+            let blocks = image.chunks(STRIP * size);
+            for (channels, strip) in blocks.zip(strips.chunks_exact_mut(self.positions())) {
                 for y in 0..height {
-                    let line = &mut strip[(start + y * self.planes.pitch) * STRIP..];
-                    let places = line.chunks_exact_mut(STRIP);
-                    for (x, place) in places.take(width).enumerate() {
-                        let numbers = place[block * ROWS % STRIP..][..count].iter_mut();
-                        for (number, channel) in numbers.zip(channels.chunks_exact(size)) {
-                            *number = channel[y * width + x];
+                    let line = &mut strip[index * self.planes.plane + y * self.planes.pitch..];
+                    for (lane, channel) in channels.chunks_exact(size).enumerate() {
+                        for (place, number) in line.iter_mut().zip(&channel[y * width..][..width]) {
+                            place[lane] = *number;
                         }
                     }
                 }
@@ -171,40 +158,42 @@ impl Problem<'_> {
     }
 
     /// The parts' sum in their order, `[outputs, depth]`.
-    fn join(&self, parts: &[Vec<f32>]) -> Vec<f32> {
+    fn join(&self, parts: &[Vec<[f32; STRIP]>]) -> Vec<f32> {
         let depth = self.offsets.len();
         let mut joined = vec![0.0; self.shape.outputs * depth];
-        joined
-            .par_chunks_mut(depth)
-            .enumerate()
-            .for_each(|(output, row)| {
-                let start = output / STRIP * self.depth() * STRIP + output % STRIP;
-                for part in parts {
-                    let column = part[start..].iter().step_by(STRIP);
-                    for (total, number) in row.iter_mut().zip(column) {
-                        *total += number;
-                    }
+        let rows = joined.par_chunks_mut(depth).enumerate();
+        rows.for_each(|(output, row)| {
+            for part in parts {
+                let strip = &part[output / STRIP * self.depth()..];
+                for (total, line) in row.iter_mut().zip(strip) {
+                    *total += line[output % STRIP];
                 }
-            });
+            }
+        });
         joined
     }
+}
+
+/// A stack of inputs, and their outputs' gradients.
+#[derive(Debug, Clone)]
+struct Pair {
+    planes: Vec<f32>,
+    strips: Vec<[f32; STRIP]>,
 }
 
 /// Some rows of a strip of a sum, and the stacks that are added to them.
 struct Slab<'a> {
     problem: &'a Problem<'a>,
-    /// Planes of the input, and strips of the gradient.
-    stacks: &'a [(Vec<f32>, Vec<f32>)],
-    positions: usize,
+    stacks: &'a [Pair],
     /// The number of the strip, and the first row.
     strip: usize,
     start: usize,
-    total: &'a mut [f32],
+    total: &'a mut [[f32; STRIP]],
 }
 
 impl Vectorised for Slab<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(mut self, simd: S) {
+    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
         match S::REGISTER_COUNT >= 32 {
             true => self.add::<S, 8, 2>(simd),
             false => self.add::<S, 6, 2>(simd),
@@ -215,33 +204,26 @@ impl Vectorised for Slab<'_> {
 impl Slab<'_> {
     /// Adds all stacks to the slab. Rows past the last repeat it, and are not read.
     #[inline(always)]
-    fn add<S: Simd, const HEIGHT: usize, const VECTORS: usize>(&mut self, simd: S) {
+    fn add<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
         let Problem { offsets, shape, .. } = self.problem;
+        let positions = self.problem.positions();
         let last = offsets.len() - 1;
-        let used = STRIP.min(shape.outputs - self.strip * STRIP);
+        let columns = STRIP.min(shape.outputs - self.strip * STRIP);
         let rows = (offsets.len() - self.start).min(SLAB);
-        let blocks = self.total.chunks_exact_mut(HEIGHT * STRIP);
+        let blocks = self.total.chunks_exact_mut(HEIGHT);
         for (block, total) in blocks.take(rows.div_ceil(HEIGHT)).enumerate() {
             let first = self.start + block * HEIGHT;
-            for column in (0..used).step_by(VECTORS * S::F32_LANES) {
-                let mut tile: Tile<S::f32s, HEIGHT, VECTORS> = zeros(simd);
-                for (index, row) in tile.iter_mut().enumerate() {
-                    *row = load::<S, VECTORS>(simd, &total[index * STRIP + column..]);
-                }
-                for (planes, strips) in self.stacks {
+            for column in (0..columns).step_by(VECTORS * S::F32_LANES) {
+                let mut tile = load_tile::<S, HEIGHT, VECTORS>(simd, total, column);
+                for Pair { planes, strips } in self.stacks {
                     let mut streams = [&planes[..]; HEIGHT];
                     for (index, stream) in streams.iter_mut().enumerate() {
                         *stream = &planes[offsets[(first + index).min(last)]..];
                     }
-                    let length = self.positions * STRIP;
-                    let strip = &strips[self.strip * length..][..length];
-                    tile = multiply_streams::<S, HEIGHT, VECTORS, STRIP>(
-                        simd, tile, streams, strip, column,
-                    );
+                    let strip = &strips[self.strip * positions..][..positions];
+                    tile = multiply_streams(simd, tile, streams, strip, column);
                 }
-                for (index, row) in tile.into_iter().enumerate() {
-                    store::<S, VECTORS>(row, &mut total[index * STRIP + column..]);
-                }
+                store_tile::<S, HEIGHT, VECTORS>(tile, total, column);
             }
         }
     }
