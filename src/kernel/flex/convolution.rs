@@ -107,19 +107,21 @@ impl ConvolutionShape {
         offsets
     }
 
-    /// The weights `[inputs, outputs, …]` that lead back: each kernel the other way round.
-    fn transposed(&self, weight: &[f32]) -> Vec<f32> {
-        let taps = self.kernel[0] * self.kernel[1];
-        let mut transposed = vec![0.0; weight.len()];
-        for (index, kernel) in weight.chunks_exact(taps).enumerate() {
-            let (output, input) = (index / self.input[0], index % self.input[0]);
-            let place = (input * self.outputs + output) * taps;
-            let turned = kernel.iter().rev();
-            for (to, from) in transposed[place..place + taps].iter_mut().zip(turned) {
-                *to = *from;
+    /// Panels of the weights that lead back, from outputs to inputs: each kernel the other way round.
+    fn pack_turned(&self, weight: &[f32]) -> Vec<[f32; STRIP]> {
+        let (inputs, taps) = (self.input[0], self.kernel[0] * self.kernel[1]);
+        let mut panels = vec![[0.0; STRIP]; inputs.div_ceil(STRIP) * self.outputs * taps];
+        for (index, panel) in panels.chunks_exact_mut(taps).enumerate() {
+            let (strip, output) = (index / self.outputs, index % self.outputs);
+            let lanes = strip * STRIP..inputs.min((strip + 1) * STRIP);
+            for (lane, input) in lanes.enumerate() {
+                let kernel = &weight[(output * inputs + input) * taps..][..taps];
+                for (factors, &factor) in panel.iter_mut().zip(kernel.iter().rev()) {
+                    factors[lane] = factor;
+                }
             }
         }
-        transposed
+        panels
     }
 }
 
@@ -139,7 +141,9 @@ pub(super) fn forward(
         bias,
         output: shape.output(),
     };
-    correlation.run(arch, input, weight, sizes)
+    let mut panels = Vec::new();
+    pack_rows(weight, correlation.offsets.len(), &mut panels);
+    correlation.run(arch, input, &panels, sizes)
 }
 
 /// The gradient of the input: the output's, correlated with the kernels the other way round.
@@ -158,7 +162,7 @@ pub(super) fn input_gradient(
         bias: &vec![0.0; shape.input[0]],
         output: [height, width],
     };
-    correlation.run(arch, gradient, &shape.transposed(weight), [output, input])
+    correlation.run(arch, gradient, &shape.pack_turned(weight), [output, input])
 }
 
 /// Products of weights with shifted images.
@@ -172,9 +176,13 @@ struct Correlation<'a> {
 
 impl Correlation<'_> {
     /// The outputs for images one after another, the sizes being those of an input and an output.
-    fn run(&self, arch: Arch, input: &[f32], weight: &[f32], sizes: [usize; 2]) -> Vec<f32> {
-        let mut panels = Vec::new();
-        pack_rows(weight, self.offsets.len(), &mut panels);
+    fn run(
+        &self,
+        arch: Arch,
+        input: &[f32],
+        panels: &[[f32; STRIP]],
+        sizes: [usize; 2],
+    ) -> Vec<f32> {
         let mut output = vec![0.0; input.len() / sizes[0] * sizes[1]];
         let images = self.planes.images;
         let count = images * self.output[0];
@@ -187,7 +195,7 @@ impl Correlation<'_> {
                 self.planes.fill(images, planes);
                 let stack = Stack {
                     correlation: self,
-                    panels: &panels,
+                    panels,
                     planes,
                     lines,
                     sums,

@@ -12,6 +12,9 @@ pub(super) const ROWS: usize = 8;
 /// Columns of a strip, of which a tile takes all or some.
 pub(super) const STRIP: usize = 32;
 
+/// Numbers of a line of the cache.
+const LINE: usize = 16;
+
 /// A tile: `HEIGHT` rows of some vectors.
 pub(super) type Tile<V, const HEIGHT: usize, const VECTORS: usize> = [[V; VECTORS]; HEIGHT];
 
@@ -146,9 +149,11 @@ pub(super) fn pack_rows<const SIDE: usize>(
     for block in matrix.chunks(SIDE * depth) {
         let start = panels.len();
         panels.resize(start + depth, [0.0; SIDE]);
-        for (lane, row) in block.chunks_exact(depth).enumerate() {
-            for (factors, &value) in panels[start..].iter_mut().zip(row) {
-                factors[lane] = value;
+        for (index, part) in panels[start..].chunks_mut(LINE).enumerate() {
+            for (lane, row) in block.chunks_exact(depth).enumerate() {
+                for (factors, &value) in part.iter_mut().zip(&row[index * LINE..]) {
+                    factors[lane] = value;
+                }
             }
         }
     }

@@ -15,11 +15,14 @@ const PARTS: usize = 8;
 /// From so many numbers on, one sum is kept: to add up several would take as long as to compute them.
 const LARGE: usize = 1 << 17;
 
+/// Positions of a sum that is kept apart, at least: to add it up takes as long as some of them.
+const SHARE: usize = 128;
+
 /// Rows of a sum that a thread computes at a time: a multiple of the height of a tile, which is 6 or 8.
 const SLAB: usize = 48;
 
 /// Positions up to which stacks are added to a sum together, so that large sums are read and written less often.
-const TOGETHER: usize = 128;
+const TOGETHER: usize = 512;
 
 /// `∂L/∂weight[o, i, tap] = Σ g[o, position] · x[i, position · stride + tap]`, over all images.
 ///
@@ -33,17 +36,18 @@ pub(super) fn weight_gradient(
 ) -> Vec<f32> {
     let [input_size, output_size] = shape.sizes();
     let images = input.len() / input_size;
+    let [height, width] = shape.output();
+    let parts = match shape.input[0] * shape.kernel[0] * shape.kernel[1] * shape.outputs < LARGE {
+        true => (images * height * width / SHARE).clamp(1, PARTS),
+        false => 1,
+    };
+    let images = images.div_ceil(parts);
     let planes = shape.input_planes(images);
     let problem = Problem {
         offsets: shape.offsets(&planes, shape.input[0]),
         planes,
         shape,
     };
-    let parts = match problem.offsets.len() * shape.outputs < LARGE {
-        true => PARTS,
-        false => 1,
-    };
-    let images = images.div_ceil(parts);
     let parts: Vec<Vec<[f32; STRIP]>> = input
         .par_chunks(images * input_size)
         .zip(gradient.par_chunks(images * output_size))
