@@ -22,7 +22,8 @@ pub fn steps(runs: &[Run]) -> Plot {
     let Some(before) = runs.iter().find(|run| run.method == BEFORE) else {
         return Plot::new().panel(distance).panel(digits);
     };
-    let plain: Vec<&Run> = runs.iter().filter(|run| is_plain(run)).collect();
+    let plain = runs.iter().filter(|run| run.steps > 0 && run.is_plain());
+    let plain: Vec<&Run> = plain.collect();
     let mut methods: Vec<&str> = plain.iter().map(|run| run.method.as_str()).collect();
     methods.sort_unstable();
     methods.dedup();
@@ -42,11 +43,6 @@ pub fn steps(runs: &[Run]) -> Plot {
         digits = digits.series(Series::new(method, points(&change)));
     }
     Plot::new().panel(distance).panel(digits)
-}
-
-/// A run of the first table: nothing but method, steps and seed.
-fn is_plain(run: &Run) -> bool {
-    run.steps > 0 && run.with.is_empty() && run.afterwards == 0 && run.batch == 32
 }
 
 /// The mean of a value over the seeds, for each number of steps.

@@ -1,15 +1,15 @@
 //! The runs as a table in a Markdown page.
 
-use crate::{BEFORE, RETRAINED, Run};
+use crate::{BATCH, BEFORE, RETRAINED, Run};
 
 /// A row for each method and number of steps: means over the seeds, in the order of the file.
 pub fn methods(runs: &[Run]) -> String {
-    table(runs, |run| run.with.is_empty() && run.afterwards == 0)
+    table(runs, Run::is_plain)
 }
 
-/// The same for the runs that differ from those in an option, or were trained on.
+/// The same for the runs that differ from those in an option, in the batch or the number of images, or were trained on.
 pub fn variations(runs: &[Run]) -> String {
-    table(runs, |run| !run.with.is_empty() || run.afterwards > 0)
+    table(runs, |run| !run.is_plain())
 }
 
 /// Runs that differ in nothing but their seed.
@@ -57,7 +57,7 @@ fn title(run: &Run) -> String {
     if !run.with.is_empty() {
         title += &format!(", `{}`", run.with);
     }
-    if run.batch != 32 {
+    if run.batch != BATCH {
         title += &format!(", batches of {}", run.batch);
     }
     if run.afterwards > 0 {

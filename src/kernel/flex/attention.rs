@@ -3,8 +3,8 @@
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::simd::{MAX_WIDTH, Vectorised, dispatch, exp};
-use super::tile::{ROWS, load, multiply, pack_columns, pack_rows, store, zeros};
+use super::simd::{Vectorised, dispatch, exp};
+use super::tile::{ROWS, STRIP, VECTORS, load, multiply, pack_columns, pack_rows, store, zeros};
 
 /// The sizes of one head: queries are `[size, positions]`, keys and values `[size, sources]`.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +103,7 @@ pub(super) fn starts(count: usize, length: usize) -> Vec<usize> {
 
 /// A strip of products: row `j` is `Σ_c panels[c][j] · rows[c][start ..]`.
 #[inline(always)]
-pub(super) fn strip<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+pub(super) fn strip<S: Simd, const HEIGHT: usize>(
     simd: S,
     panels: &[[f32; ROWS]],
     offsets: &[usize],
@@ -114,10 +114,10 @@ pub(super) fn strip<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     let blocks = strip.chunks_exact_mut(ROWS * width);
     for (panel, block) in panels.chunks_exact(offsets.len()).zip(blocks) {
         for (part, block) in block.chunks_exact_mut(HEIGHT * width).enumerate() {
-            let tile = zeros::<S, HEIGHT, VECTORS>(simd);
+            let tile = zeros::<S, HEIGHT>(simd);
             let tile = multiply(simd, tile, (panel, part), offsets, rows);
             for (row, to) in tile.into_iter().zip(block.chunks_exact_mut(width)) {
-                store::<S, VECTORS>(row, to);
+                store::<S>(row, to);
             }
         }
     }
@@ -126,7 +126,7 @@ pub(super) fn strip<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
 /// Reduces a strip: `output[c][start ..] = factor · Σⱼ panels[j][c] · strip[j]`, as far as rows of
 /// `length` reach.
 #[inline(always)]
-pub(super) fn reduce<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+pub(super) fn reduce<S: Simd, const HEIGHT: usize>(
     simd: S,
     panels: &[[f32; ROWS]],
     offsets: &[usize],
@@ -139,14 +139,14 @@ pub(super) fn reduce<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
     let blocks = output.chunks_mut(ROWS * length);
     for (panel, block) in panels.chunks_exact(offsets.len()).zip(blocks) {
         for (part, block) in block.chunks_mut(HEIGHT * length).enumerate() {
-            let tile = zeros::<S, HEIGHT, VECTORS>(simd);
+            let tile = zeros::<S, HEIGHT>(simd);
             let tile = multiply(simd, tile, (panel, part), offsets, strip);
             for (mut row, channel) in tile.into_iter().zip(block.chunks_exact_mut(length)) {
                 for (number, &factor) in row.iter_mut().zip(&factor) {
                     *number = simd.mul_f32s(*number, factor);
                 }
-                let mut numbers = [0.0; MAX_WIDTH];
-                store::<S, VECTORS>(row, &mut numbers);
+                let mut numbers = [0.0; STRIP];
+                store::<S>(row, &mut numbers);
                 channel[start..start + used].copy_from_slice(&numbers[..used]);
             }
         }
@@ -164,7 +164,17 @@ struct Forward<'a> {
 
 impl Vectorised for Forward<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
+        match S::REGISTER_COUNT >= 32 {
+            true => self.attend::<S, 8>(simd),
+            false => self.attend::<S, 4>(simd),
+        }
+    }
+}
+
+impl Forward<'_> {
+    #[inline(always)]
+    fn attend<S: Simd, const HEIGHT: usize>(self, simd: S) {
         let AttentionShape {
             size,
             positions,
@@ -188,53 +198,46 @@ impl Vectorised for Forward<'_> {
         let (channels, lines) = (starts(size, length), starts(sources, width));
 
         for start in (0..positions).step_by(width) {
-            strip::<S, HEIGHT, VECTORS>(simd, keys, &channels, &queries[start..], weights);
+            strip::<S, HEIGHT>(simd, keys, &channels, &queries[start..], weights);
             let used = &mut weights[..sources * width];
-            let (most, total) = exponentiate::<S, VECTORS>(simd, used);
+            let (most, total) = exponentiate::<S>(simd, used);
             let inverse = total.map(|total| simd.div_f32s(simd.splat_f32s(1.0), total));
             let place = (&mut *self.output, positions, start);
-            reduce::<S, HEIGHT, VECTORS>(simd, values, &lines, weights, inverse, place);
-            write_logs::<S, VECTORS>(&mut self.logs[start..], most, total);
+            reduce::<S, HEIGHT>(simd, values, &lines, weights, inverse, place);
+            write_logs::<S>(&mut self.logs[start..], most, total);
         }
     }
 }
 
 /// Takes each column's greatest number off and exponentiates; those, and the sums.
 #[inline(always)]
-fn exponentiate<S: Simd, const VECTORS: usize>(
-    simd: S,
-    strip: &mut [f32],
-) -> ([S::f32s; VECTORS], [S::f32s; VECTORS]) {
+fn exponentiate<S: Simd>(simd: S, strip: &mut [f32]) -> ([S::f32s; VECTORS], [S::f32s; VECTORS]) {
     let width = VECTORS * S::F32_LANES;
-    let mut most = load::<S, VECTORS>(simd, strip);
+    let mut most = load::<S>(simd, strip);
     for row in strip.chunks_exact(width) {
-        let row = load::<S, VECTORS>(simd, row);
+        let row = load::<S>(simd, row);
         for (most, number) in most.iter_mut().zip(row) {
             *most = simd.max_f32s(*most, number);
         }
     }
     let mut total = [simd.splat_f32s(0.0); VECTORS];
     for line in strip.chunks_exact_mut(width) {
-        let mut row = load::<S, VECTORS>(simd, line);
+        let mut row = load::<S>(simd, line);
         for ((number, &most), total) in row.iter_mut().zip(&most).zip(&mut total) {
             *number = exp(simd, simd.sub_f32s(*number, most));
             *total = simd.add_f32s(*total, *number);
         }
-        store::<S, VECTORS>(row, line);
+        store::<S>(row, line);
     }
     (most, total)
 }
 
 /// `l = most + ln total`.
 #[inline(always)]
-fn write_logs<S: Simd, const VECTORS: usize>(
-    logs: &mut [f32],
-    most: [S::f32s; VECTORS],
-    total: [S::f32s; VECTORS],
-) {
-    let (mut greatest, mut sums) = ([0.0; MAX_WIDTH], [0.0; MAX_WIDTH]);
-    store::<S, VECTORS>(most, &mut greatest);
-    store::<S, VECTORS>(total, &mut sums);
+fn write_logs<S: Simd>(logs: &mut [f32], most: [S::f32s; VECTORS], total: [S::f32s; VECTORS]) {
+    let (mut greatest, mut sums) = ([0.0; STRIP], [0.0; STRIP]);
+    store::<S>(most, &mut greatest);
+    store::<S>(total, &mut sums);
     let numbers = greatest.into_iter().zip(sums);
     let width = VECTORS * S::F32_LANES;
     for (log, (greatest, sum)) in logs.iter_mut().zip(numbers.take(width)) {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::attention::{AttentionShape, Inputs, Scratch, pad, reduce, starts, strip};
 use super::simd::{Vectorised, dispatch, exp};
-use super::tile::{load, pack_columns, pack_rows, store};
+use super::tile::{VECTORS, load, pack_columns, pack_rows, store};
 
 /// What the forward pass found, and the output's gradient.
 #[derive(Debug, Clone, Copy)]
@@ -70,14 +70,22 @@ struct Backward<'a> {
 
 impl Vectorised for Backward<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(mut self, simd: S) {
+    fn run<S: Simd>(mut self, simd: S) {
         let length = self.find_products(VECTORS * S::F32_LANES);
-        self.queries::<S, HEIGHT, VECTORS>(simd, length);
-        self.sources::<S, HEIGHT, VECTORS>(simd, length);
+        match S::REGISTER_COUNT >= 32 {
+            true => self.differentiate::<S, 8>(simd, length),
+            false => self.differentiate::<S, 4>(simd, length),
+        }
     }
 }
 
 impl Backward<'_> {
+    #[inline(always)]
+    fn differentiate<S: Simd, const HEIGHT: usize>(&mut self, simd: S, length: usize) {
+        self.queries::<S, HEIGHT>(simd, length);
+        self.sources::<S, HEIGHT>(simd, length);
+    }
+
     /// The rows of `products`, and their length.
     fn find_products(&mut self, width: usize) -> usize {
         let positions = self.shape.positions;
@@ -94,11 +102,7 @@ impl Backward<'_> {
 
     /// The gradient of the queries, with queries side by side.
     #[inline(always)]
-    fn queries<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
-        &mut self,
-        simd: S,
-        length: usize,
-    ) {
+    fn queries<S: Simd, const HEIGHT: usize>(&mut self, simd: S, length: usize) {
         let AttentionShape {
             size,
             positions,
@@ -122,29 +126,25 @@ impl Backward<'_> {
         let (channels, lines) = (starts(size, length), starts(sources, width));
 
         for start in (0..positions).step_by(width) {
-            strip::<S, HEIGHT, VECTORS>(simd, keys, &channels, &queries[start..], weights);
-            strip::<S, HEIGHT, VECTORS>(simd, values, &channels, &gradients[start..], slopes);
-            let log = load::<S, VECTORS>(simd, &self.products[start..]);
-            let product = load::<S, VECTORS>(simd, &self.products[length + start..]);
+            strip::<S, HEIGHT>(simd, keys, &channels, &queries[start..], weights);
+            strip::<S, HEIGHT>(simd, values, &channels, &gradients[start..], slopes);
+            let log = load::<S>(simd, &self.products[start..]);
+            let product = load::<S>(simd, &self.products[length + start..]);
             let strips = weights
                 .chunks_exact_mut(width)
                 .zip(slopes.chunks_exact_mut(width));
             for (weights, slopes) in strips {
-                differentiate::<S, VECTORS>(simd, weights, slopes, log, product);
+                differentiate::<S>(simd, weights, slopes, log, product);
             }
             let factor = [simd.splat_f32s(scale); VECTORS];
             let place = (&mut *self.results[0], positions, start);
-            reduce::<S, HEIGHT, VECTORS>(simd, key_rows, &lines, slopes, factor, place);
+            reduce::<S, HEIGHT>(simd, key_rows, &lines, slopes, factor, place);
         }
     }
 
     /// The gradients of keys and values, with sources side by side.
     #[inline(always)]
-    fn sources<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
-        &mut self,
-        simd: S,
-        length: usize,
-    ) {
+    fn sources<S: Simd, const HEIGHT: usize>(&mut self, simd: S, length: usize) {
         let AttentionShape {
             size,
             positions,
@@ -170,43 +170,43 @@ impl Backward<'_> {
         let (logs, products) = self.products.split_at(length);
 
         for start in (0..sources).step_by(width) {
-            strip::<S, HEIGHT, VECTORS>(simd, queries, &channels, &keys[start..], weights);
-            strip::<S, HEIGHT, VECTORS>(simd, gradients, &channels, &values[start..], slopes);
+            strip::<S, HEIGHT>(simd, queries, &channels, &keys[start..], weights);
+            strip::<S, HEIGHT>(simd, gradients, &channels, &values[start..], slopes);
             let strips = weights
                 .chunks_exact_mut(width)
                 .zip(slopes.chunks_exact_mut(width));
             for ((weights, slopes), (&log, &product)) in strips.zip(logs.iter().zip(products)) {
                 let log = [simd.splat_f32s(log); VECTORS];
                 let product = [simd.splat_f32s(product); VECTORS];
-                differentiate::<S, VECTORS>(simd, weights, slopes, log, product);
+                differentiate::<S>(simd, weights, slopes, log, product);
             }
             let [_, key, value] = &mut self.results;
             let factor = [simd.splat_f32s(scale); VECTORS];
             let place = (&mut **key, sources, start);
-            reduce::<S, HEIGHT, VECTORS>(simd, query_rows, &lines, slopes, factor, place);
+            reduce::<S, HEIGHT>(simd, query_rows, &lines, slopes, factor, place);
             let one = [simd.splat_f32s(1.0); VECTORS];
             let place = (&mut **value, sources, start);
-            reduce::<S, HEIGHT, VECTORS>(simd, gradient_rows, &lines, weights, one, place);
+            reduce::<S, HEIGHT>(simd, gradient_rows, &lines, weights, one, place);
         }
     }
 }
 
 /// From `s` to `p = exp(s − l)`, and from `Σ_c g v` to `d = p (Σ_c g v − Σ_c g o)`.
 #[inline(always)]
-fn differentiate<S: Simd, const VECTORS: usize>(
+fn differentiate<S: Simd>(
     simd: S,
     weights: &mut [f32],
     slopes: &mut [f32],
     log: [S::f32s; VECTORS],
     product: [S::f32s; VECTORS],
 ) {
-    let mut weight = load::<S, VECTORS>(simd, weights);
-    let mut slope = load::<S, VECTORS>(simd, slopes);
+    let mut weight = load::<S>(simd, weights);
+    let mut slope = load::<S>(simd, slopes);
     for index in 0..VECTORS {
         weight[index] = exp(simd, simd.sub_f32s(weight[index], log[index]));
         let difference = simd.sub_f32s(slope[index], product[index]);
         slope[index] = simd.mul_f32s(weight[index], difference);
     }
-    store::<S, VECTORS>(weight, weights);
-    store::<S, VECTORS>(slope, slopes);
+    store::<S>(weight, weights);
+    store::<S>(slope, slopes);
 }

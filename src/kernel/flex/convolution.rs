@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::planes::Planes;
 use super::simd::{Vectorised, dispatch};
-use super::tile::{STRIP, load_tile, multiply_shifted, pack_rows, store_tile};
+use super::tile::{STRIP, VECTORS, load_tile, multiply_shifted, pack_rows, store_tile};
 
 /// Taps that are taken at a time: a strip of their weights stays in the nearest cache.
 const DEPTH: usize = 128;
@@ -165,7 +165,8 @@ pub(super) fn input_gradient(
     correlation.run(arch, gradient, &shape.pack_turned(weight), [output, input])
 }
 
-/// Products of weights with shifted images.
+/// Products of weights with shifted images. Output channels lie side by side, and numbers of the image are the factors: they may
+/// begin anywhere, a vector of weights never crosses a line of the cache.
 struct Correlation<'a> {
     planes: Planes,
     offsets: Vec<usize>,
@@ -221,15 +222,15 @@ struct Stack<'a> {
 
 impl Vectorised for Stack<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(mut self, simd: S) {
+    fn run<S: Simd>(mut self, simd: S) {
         let Correlation { bias, output, .. } = self.correlation;
         let count = self.output.len() / (bias.len() * output[1]);
         for first in (0..count).step_by(self.lines) {
             let lines = first..count.min(first + self.lines);
             for strip in 0..bias.len().div_ceil(STRIP) {
                 match S::REGISTER_COUNT >= 32 {
-                    true => self.sum::<S, 8, 2>(simd, strip, lines.clone()),
-                    false => self.sum::<S, 6, 2>(simd, strip, lines.clone()),
+                    true => self.sum::<S, 8>(simd, strip, lines.clone()),
+                    false => self.sum::<S, 6>(simd, strip, lines.clone()),
                 }
                 self.write(strip, lines.clone());
             }
@@ -240,12 +241,7 @@ impl Vectorised for Stack<'_> {
 impl Stack<'_> {
     /// The sums of some lines for a strip of channels, in the order of the taps.
     #[inline(always)]
-    fn sum<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
-        &mut self,
-        simd: S,
-        strip: usize,
-        lines: Range<usize>,
-    ) {
+    fn sum<S: Simd, const HEIGHT: usize>(&mut self, simd: S, strip: usize, lines: Range<usize>) {
         let Correlation {
             planes,
             offsets,
@@ -266,9 +262,9 @@ impl Stack<'_> {
             for (index, sums) in self.sums.chunks_exact_mut(HEIGHT).enumerate() {
                 let source = &source[index * HEIGHT..];
                 for column in (0..channels).step_by(VECTORS * S::F32_LANES) {
-                    let tile = load_tile::<S, HEIGHT, VECTORS>(simd, sums, column);
+                    let tile = load_tile::<S, HEIGHT>(simd, sums, column);
                     let tile = multiply_shifted(simd, tile, panel, column, offsets, source);
-                    store_tile::<S, HEIGHT, VECTORS>(tile, sums, column);
+                    store_tile::<S, HEIGHT>(tile, sums, column);
                 }
             }
         }

@@ -95,7 +95,7 @@ fn losses_and_seed(
 
 impl Vectorised for &mut Block<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
         let factor = simd.splat_f32s(self.factor);
         let zero = simd.splat_f32s(0.0);
         let (prediction, prediction_tail) = S::as_simd_f32s(self.prediction);

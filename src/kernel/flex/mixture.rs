@@ -101,7 +101,7 @@ fn mixture_draw(arch: Arch, inputs: [&[f32]; 3], rows: &[f32]) -> ([Vec<f32>; 3]
 
 impl Vectorised for &mut Block<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
         let explain = Explain::new(simd, self.row);
         let [x, a, noise] = self.inputs.map(S::as_simd_f32s);
         let [noisy, of_retain, of_forget] = self

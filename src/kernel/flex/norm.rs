@@ -140,7 +140,7 @@ struct Forward<'a> {
 
 impl Vectorised for Forward<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
         let pixels = self.shape.pixels;
         let statistics = measure(simd, self.input, pixels, self.shape.epsilon);
         *self.statistics = statistics;
@@ -272,7 +272,7 @@ struct Backward<'a> {
 
 impl Vectorised for Backward<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(mut self, simd: S) {
+    fn run<S: Simd>(mut self, simd: S) {
         self.differentiate_activation(simd);
         let weighted = |which: usize| {
             let products = self.sums.iter().zip(self.gain);

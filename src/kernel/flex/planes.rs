@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::simd::MAX_WIDTH;
+use super::tile::ROWS;
 
 /// Numbers of a channel up to which images are stacked.
 const STACK: usize = 128;
@@ -87,7 +87,7 @@ impl Planes {
     /// Zeros enough for a stack: padding is never written. A tile may read past the end.
     pub(super) fn empty(&self) -> Vec<f32> {
         let planes = self.image[0] * self.stride[0] * self.stride[1];
-        let end = (self.shared + 1) * self.pitch + 2 * MAX_WIDTH;
+        let end = (self.shared + 1) * self.pitch + ROWS;
         vec![0.0; planes * self.plane * self.images + end]
     }
 

@@ -2,9 +2,6 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// The most numbers that one row of a register tile holds, whatever the instructions.
-pub(super) const MAX_WIDTH: usize = 32;
-
 /// The instructions to use: the best that this processor has.
 pub(super) fn instructions() -> Arch {
     #[cfg(test)]
@@ -16,13 +13,11 @@ pub(super) fn instructions() -> Arch {
 
 /// A computation that is compiled once for each set of instructions.
 ///
-/// A register tile may be `HEIGHT` rows of `VECTORS` vectors: as many sums as the registers hold beside a row and a factor.
-/// `HEIGHT` divides [`ROWS`](super::tile::ROWS).
 /// Implementations and all they call are `#[inline(always)]`: only what is inlined here is compiled
 /// for the instructions chosen.
 pub(super) trait Vectorised {
     /// Runs the computation.
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S);
+    fn run<S: Simd>(self, simd: S);
 }
 
 /// Runs `computation` with the instructions of `arch`.
@@ -33,11 +28,7 @@ pub(super) fn dispatch(arch: Arch, computation: impl Vectorised) {
 
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
-            if S::REGISTER_COUNT >= 32 {
-                self.0.run::<S, 8, 2>(simd);
-            } else {
-                self.0.run::<S, 4, 2>(simd);
-            }
+            self.0.run(simd);
         }
     }
     arch.dispatch(Sized(computation));
@@ -137,7 +128,7 @@ mod tests {
 
     impl Vectorised for Map<'_> {
         #[inline(always)]
-        fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+        fn run<S: Simd>(self, simd: S) {
             for &x in self.input {
                 let mut got = vec![0.0; S::F32_LANES];
                 simd.partial_store_f32s(&mut got, exp(simd, simd.splat_f32s(x)));
@@ -166,11 +157,11 @@ mod tests {
 
     impl Vectorised for Extremes {
         #[inline(always)]
-        fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+        fn run<S: Simd>(self, simd: S) {
             let at = |x| simd.reduce_max_f32s(exp(simd, simd.splat_f32s(x)));
             assert!(at(f32::NEG_INFINITY) < 2e-38 && at(-1e30) < 2e-38);
             assert!(at(f32::INFINITY) > 2e38 && at(f32::INFINITY).is_finite());
-            let (mut undefined, nan) = ([0.0; MAX_WIDTH], simd.splat_f32s(f32::NAN));
+            let (mut undefined, nan) = ([0.0; 16], simd.splat_f32s(f32::NAN));
             simd.partial_store_f32s(&mut undefined[..S::F32_LANES], exp(simd, nan));
             assert!(undefined[..S::F32_LANES].iter().all(|x| x.is_nan()));
         }
@@ -187,7 +178,7 @@ mod tests {
 
     impl Vectorised for Sum<'_> {
         #[inline(always)]
-        fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+        fn run<S: Simd>(self, simd: S) {
             assert_eq!(sum(simd, self.0), self.0.iter().sum::<f32>());
         }
     }

@@ -1,42 +1,43 @@
 //! The product that convolution and attention are made of: a tile of results kept in registers.
 //!
 //! No crate offers a matrix product that is safe to call and takes its rows from anywhere; here that
-//! is a few lines. Taking rows from anywhere means that nothing is gathered into columns first: a
-//! shifted image is a row like any other.
+//! is a few lines. Taking rows and factors from anywhere means that nothing is gathered into columns
+//! first: a shifted image is read like any other.
 
 use pulp::Simd;
 
 /// Rows of a panel, of which a tile takes all or some.
 pub(super) const ROWS: usize = 8;
 
-/// Columns of a strip, of which a tile takes all or some.
+/// Vectors of a row of a tile.
+pub(super) const VECTORS: usize = 2;
+
+/// Columns of a strip: those of the widest tile.
 pub(super) const STRIP: usize = 32;
 
 /// Numbers of a line of the cache.
 const LINE: usize = 16;
 
-/// A tile: `HEIGHT` rows of some vectors.
-pub(super) type Tile<V, const HEIGHT: usize, const VECTORS: usize> = [[V; VECTORS]; HEIGHT];
+/// A tile: as many rows as the registers hold beside a row and a factor.
+pub(super) type Tile<V, const HEIGHT: usize> = [[V; VECTORS]; HEIGHT];
 
 /// A tile of zeros.
 #[inline(always)]
-pub(super) fn zeros<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
-    simd: S,
-) -> Tile<S::f32s, HEIGHT, VECTORS> {
+pub(super) fn zeros<S: Simd, const HEIGHT: usize>(simd: S) -> Tile<S::f32s, HEIGHT> {
     [[simd.splat_f32s(0.0); VECTORS]; HEIGHT]
 }
 
 /// `tile[i] += Σₖ panel[k][part · HEIGHT + i] · source[offsets[k] ..]`.
 #[inline(always)]
-pub(super) fn multiply<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+pub(super) fn multiply<S: Simd, const HEIGHT: usize>(
     simd: S,
-    mut tile: Tile<S::f32s, HEIGHT, VECTORS>,
+    mut tile: Tile<S::f32s, HEIGHT>,
     (panel, part): (&[[f32; ROWS]], usize),
     offsets: &[usize],
     source: &[f32],
-) -> Tile<S::f32s, HEIGHT, VECTORS> {
+) -> Tile<S::f32s, HEIGHT> {
     for (factors, &offset) in panel.iter().zip(offsets) {
-        let row = load::<S, VECTORS>(simd, &source[offset..]);
+        let row = load::<S>(simd, &source[offset..]);
         let factors = &factors.as_chunks::<HEIGHT>().0[part];
         for (sums, &factor) in tile.iter_mut().zip(factors) {
             accumulate(simd, sums, factor, row);
@@ -47,16 +48,16 @@ pub(super) fn multiply<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
 
 /// `tile[i] += Σₖ source[offsets[k] + i] · panel[k][column ..]`.
 #[inline(always)]
-pub(super) fn multiply_shifted<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+pub(super) fn multiply_shifted<S: Simd, const HEIGHT: usize>(
     simd: S,
-    mut tile: Tile<S::f32s, HEIGHT, VECTORS>,
+    mut tile: Tile<S::f32s, HEIGHT>,
     panel: &[[f32; STRIP]],
     column: usize,
     offsets: &[usize],
     source: &[f32],
-) -> Tile<S::f32s, HEIGHT, VECTORS> {
+) -> Tile<S::f32s, HEIGHT> {
     for (line, &offset) in panel.iter().zip(offsets) {
-        let row = load::<S, VECTORS>(simd, &line[column..]);
+        let row = load::<S>(simd, &line[column..]);
         let factors = &source[offset..][..HEIGHT];
         for (sums, &factor) in tile.iter_mut().zip(factors) {
             accumulate(simd, sums, factor, row);
@@ -67,16 +68,16 @@ pub(super) fn multiply_shifted<S: Simd, const HEIGHT: usize, const VECTORS: usiz
 
 /// `tile[i] += Σₖ streams[i][k] · matrix[k][column ..]`.
 #[inline(always)]
-pub(super) fn multiply_streams<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+pub(super) fn multiply_streams<S: Simd, const HEIGHT: usize>(
     simd: S,
-    mut tile: Tile<S::f32s, HEIGHT, VECTORS>,
+    mut tile: Tile<S::f32s, HEIGHT>,
     streams: [&[f32]; HEIGHT],
     matrix: &[[f32; STRIP]],
     column: usize,
-) -> Tile<S::f32s, HEIGHT, VECTORS> {
+) -> Tile<S::f32s, HEIGHT> {
     let streams = streams.map(|stream| &stream[..matrix.len()]);
     for (k, line) in matrix.iter().enumerate() {
-        let row = load::<S, VECTORS>(simd, &line[column..]);
+        let row = load::<S>(simd, &line[column..]);
         for (sums, stream) in tile.iter_mut().zip(streams) {
             accumulate(simd, sums, stream[k], row);
         }
@@ -85,7 +86,7 @@ pub(super) fn multiply_streams<S: Simd, const HEIGHT: usize, const VECTORS: usiz
 }
 
 #[inline(always)]
-fn accumulate<S: Simd, const VECTORS: usize>(
+fn accumulate<S: Simd>(
     simd: S,
     sums: &mut [S::f32s; VECTORS],
     factor: f32,
@@ -99,7 +100,7 @@ fn accumulate<S: Simd, const VECTORS: usize>(
 
 /// The vectors at the beginning of a slice.
 #[inline(always)]
-pub(super) fn load<S: Simd, const VECTORS: usize>(simd: S, from: &[f32]) -> [S::f32s; VECTORS] {
+pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> [S::f32s; VECTORS] {
     let vectors = S::as_simd_f32s(&from[..VECTORS * S::F32_LANES]).0;
     let mut row = [simd.splat_f32s(0.0); VECTORS];
     row.copy_from_slice(&vectors[..VECTORS]);
@@ -108,34 +109,34 @@ pub(super) fn load<S: Simd, const VECTORS: usize>(simd: S, from: &[f32]) -> [S::
 
 /// Writes vectors to the beginning of a slice.
 #[inline(always)]
-pub(super) fn store<S: Simd, const VECTORS: usize>(row: [S::f32s; VECTORS], to: &mut [f32]) {
+pub(super) fn store<S: Simd>(row: [S::f32s; VECTORS], to: &mut [f32]) {
     let vectors = S::as_mut_simd_f32s(&mut to[..VECTORS * S::F32_LANES]).0;
     vectors[..VECTORS].copy_from_slice(&row);
 }
 
 /// A tile from some columns of a strip.
 #[inline(always)]
-pub(super) fn load_tile<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
+pub(super) fn load_tile<S: Simd, const HEIGHT: usize>(
     simd: S,
     from: &[[f32; STRIP]],
     column: usize,
-) -> Tile<S::f32s, HEIGHT, VECTORS> {
+) -> Tile<S::f32s, HEIGHT> {
     let mut tile = zeros(simd);
     for (row, line) in tile.iter_mut().zip(from) {
-        *row = load::<S, VECTORS>(simd, &line[column..]);
+        *row = load::<S>(simd, &line[column..]);
     }
     tile
 }
 
 /// Writes a tile to some columns of a strip.
 #[inline(always)]
-pub(super) fn store_tile<S: Simd, const HEIGHT: usize, const VECTORS: usize>(
-    tile: Tile<S::f32s, HEIGHT, VECTORS>,
+pub(super) fn store_tile<S: Simd, const HEIGHT: usize>(
+    tile: Tile<S::f32s, HEIGHT>,
     to: &mut [[f32; STRIP]],
     column: usize,
 ) {
     for (row, line) in tile.into_iter().zip(to) {
-        store::<S, VECTORS>(row, &mut line[column..]);
+        store::<S>(row, &mut line[column..]);
     }
 }
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::convolution::ConvolutionShape;
 use super::planes::Planes;
 use super::simd::{Vectorised, dispatch, sum};
-use super::tile::{STRIP, load_tile, multiply_streams, store_tile};
+use super::tile::{STRIP, VECTORS, load_tile, multiply_streams, store_tile};
 
 /// The most sums that are kept apart. The images that go into one sum depend on their number and on the sizes
 /// only, so that the result does not depend on the number of threads.
@@ -197,10 +197,10 @@ struct Slab<'a> {
 
 impl Vectorised for Slab<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
         match S::REGISTER_COUNT >= 32 {
-            true => self.add::<S, 8, 2>(simd),
-            false => self.add::<S, 6, 2>(simd),
+            true => self.add::<S, 8>(simd),
+            false => self.add::<S, 6>(simd),
         }
     }
 }
@@ -208,7 +208,7 @@ impl Vectorised for Slab<'_> {
 impl Slab<'_> {
     /// Adds all stacks to the slab. Rows past the last repeat it, and are not read.
     #[inline(always)]
-    fn add<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+    fn add<S: Simd, const HEIGHT: usize>(self, simd: S) {
         let Problem { offsets, shape, .. } = self.problem;
         let positions = self.problem.positions();
         let last = offsets.len() - 1;
@@ -218,7 +218,7 @@ impl Slab<'_> {
         for (block, total) in blocks.take(rows.div_ceil(HEIGHT)).enumerate() {
             let first = self.start + block * HEIGHT;
             for column in (0..columns).step_by(VECTORS * S::F32_LANES) {
-                let mut tile = load_tile::<S, HEIGHT, VECTORS>(simd, total, column);
+                let mut tile = load_tile::<S, HEIGHT>(simd, total, column);
                 for Pair { planes, strips } in self.stacks {
                     let mut streams = [&planes[..]; HEIGHT];
                     for (index, stream) in streams.iter_mut().enumerate() {
@@ -227,7 +227,7 @@ impl Slab<'_> {
                     let strip = &strips[self.strip * positions..][..positions];
                     tile = multiply_streams(simd, tile, streams, strip, column);
                 }
-                store_tile::<S, HEIGHT, VECTORS>(tile, total, column);
+                store_tile::<S, HEIGHT>(tile, total, column);
             }
         }
     }
@@ -242,7 +242,7 @@ struct Sums<'a> {
 
 impl Vectorised for Sums<'_> {
     #[inline(always)]
-    fn run<S: Simd, const HEIGHT: usize, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
         for (total, row) in self
             .sums
             .iter_mut()
