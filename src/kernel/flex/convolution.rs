@@ -165,8 +165,8 @@ pub(super) fn input_gradient(
     correlation.run(arch, gradient, &shape.pack_turned(weight), [output, input])
 }
 
-/// Products of weights with shifted images. Output channels lie side by side, and numbers of the image are the factors: they may
-/// begin anywhere, a vector of weights never crosses a line of the cache.
+/// Products of weights with shifted images. Output channels lie side by side, and numbers of the image are the factors: a tile may
+/// begin at any position, and takes few positions in vain.
 struct Correlation<'a> {
     planes: Planes,
     offsets: Vec<usize>,
