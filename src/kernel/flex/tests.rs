@@ -188,7 +188,7 @@ type Case = (
     [usize; 2],
 );
 
-const CONVOLUTIONS: [Case; 20] = [
+const CONVOLUTIONS: [Case; 22] = [
     ([2, 3, 9, 7], 5, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
     ([3, 16, 28, 28], 32, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
     ([1, 1, 28, 28], 1, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
@@ -211,6 +211,9 @@ const CONVOLUTIONS: [Case; 20] = [
     ([9, 2, 3, 3], 3, [2, 2], [1, 1], [(1, 0), (0, 1)], [1, 1]),
     // A large kernel.
     ([9, 120, 3, 2], 130, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
+    // More lines than are computed at a time; more images than are added to a sum together.
+    ([1, 3, 40, 37], 5, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
+    ([7, 120, 10, 10], 130, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
 ];
 
 fn convolution_inputs(case: &Case) -> (Tensor<4>, Tensor<4>, Tensor<1>, ConvOptions<2>) {
@@ -508,74 +511,4 @@ fn results_do_not_depend_on_the_number_of_threads() {
         pool.unwrap().install(run)
     };
     assert_eq!(with(1), with(5));
-}
-
-#[test]
-fn zz_rates() {
-    use super::convolution::{self, ConvolutionShape};
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .build()
-        .unwrap();
-    pool.install(|| {
-        for (n, c, o, s) in [
-            (8, 64, 64, 28),
-            (8, 128, 64, 28),
-            (8, 128, 128, 14),
-            (8, 256, 128, 14),
-            (8, 256, 256, 7),
-            (8, 512, 256, 7),
-            (16, 32, 32, 28),
-            (16, 64, 64, 14),
-            (16, 64, 64, 7),
-            (16, 32, 32, 32),
-            (16, 64, 64, 8),
-            (16, 64, 64, 4),
-            (16, 128, 128, 2),
-            (16, 64, 1, 28),
-        ] {
-            let shape = ConvolutionShape {
-                input: [c, s, s],
-                outputs: o,
-                kernel: [3, 3],
-                stride: [1, 1],
-                dilation: [1, 1],
-                leading: [1, 1],
-                trailing: [1, 1],
-            };
-            let x: Vec<f32> = (0..n * c * s * s).map(|i| (i % 13) as f32 * 0.1).collect();
-            let g: Vec<f32> = (0..n * o * s * s).map(|i| (i % 11) as f32 * 0.1).collect();
-            let w: Vec<f32> = (0..o * c * 9).map(|i| (i % 7) as f32 * 0.1).collect();
-            let b = vec![0.0; o];
-            let arch = Arch::new();
-            let mac = (n * c * s * s * o * 9) as f64;
-            let reps = (4e8 / mac).ceil() as usize;
-            let mut best = [0.0f64; 4];
-            for _ in 0..4 {
-                let mut run = |k: usize, f: &dyn Fn() -> usize| {
-                    let t = std::time::Instant::now();
-                    let mut z = 0;
-                    for _ in 0..reps {
-                        z += f();
-                    }
-                    assert!(z > 0);
-                    best[k] = best[k].max(reps as f64 * mac / t.elapsed().as_secs_f64() / 1e9);
-                };
-                run(0, &|| convolution::forward(arch, &shape, &x, &w, &b).len());
-                run(1, &|| {
-                    convolution::input_gradient(arch, &shape, &w, &g).len()
-                });
-                run(2, &|| {
-                    super::weight_gradient::weight_gradient(arch, &shape, &x, &g).len()
-                });
-                run(3, &|| {
-                    super::weight_gradient::bias_gradient(arch, &shape, &g).len()
-                });
-            }
-            println!(
-                "{n}x{c}x{s}x{s} -> {o}: {:.1} {:.1} {:.1} (bias {:.0})",
-                best[0], best[1], best[2], best[3]
-            );
-        }
-    });
 }

@@ -92,7 +92,8 @@ impl Problem<'_> {
     fn sum_images(&self, arch: Arch, inputs: &[f32], gradients: &[f32]) -> Vec<[f32; STRIP]> {
         let [input_size, output_size] = self.shape.sizes();
         let images = self.planes.images;
-        let together = (TOGETHER / self.positions()).max(1);
+        let count = inputs.len().div_ceil(images * input_size);
+        let together = (TOGETHER / self.positions()).clamp(1, count);
         let strips = self.shape.outputs.div_ceil(STRIP);
         let mut total = vec![[0.0; STRIP]; strips * self.depth()];
         let empty = Pair {
