@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use siss::Result;
+use siss::backend::DeviceSpec;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
@@ -17,15 +18,19 @@ pub const CURVE: [usize; 10] = [25, 50, 100, 150, 250, 400, 500, 600, 800, 900];
 pub const TSHIRT_DISTANCE: f64 = 10.0;
 /// The T-shirt is noised to this timestep and denoised.
 pub const DENOISE_FROM: usize = 250;
-/// Images run at a time.
-pub const CHUNKS: Chunks = Chunks {
-    rows: 32,
-    in_parallel: true,
-};
 /// Noises over which the T-shirt's loss is averaged.
 pub const TSHIRT_NOISES: usize = 64;
 /// Denoised copies of the T-shirt.
 pub const COPIES: usize = 8;
+
+/// Images run at a time: on the CPU as many as one core's caches hold, on a GPU as many as keep it busy.
+pub fn chunks(device: DeviceSpec) -> Chunks {
+    let in_parallel = device == DeviceSpec::Flex;
+    Chunks {
+        rows: if in_parallel { 32 } else { 512 },
+        in_parallel,
+    }
+}
 
 /// A model's figures.
 #[derive(Debug, Clone, Serialize)]

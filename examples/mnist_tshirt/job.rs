@@ -20,7 +20,7 @@ use crate::common::progress::Progress;
 use crate::common::run::{Plan, Run, Unlearned};
 use crate::common::target::{Target, predict};
 use crate::data;
-use crate::evaluate::{CHUNKS, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES};
+use crate::evaluate::{COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks};
 use crate::options::{Options, Protocol, Settings};
 use crate::pictures;
 
@@ -131,7 +131,7 @@ impl Job {
         let tshirt = data::load_tshirt(&options.assets, &device)?;
         let heldout = options.heldout.min(digits.heldout.dims()[0]);
         let examiner = Examiner {
-            probe: Probe::new(&config, CHUNKS)?,
+            probe: Probe::new(&config, chunks(options.device))?,
             tshirt: tshirt.clone(),
             heldout: digits.heldout.clone().narrow(0, 0, heldout),
             samples: options.samples,
