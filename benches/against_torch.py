@@ -17,6 +17,9 @@ parser.add_argument('--workload', default='digits')
 parser.add_argument('--batch', default='16')
 parser.add_argument('--threads', default='1')
 parser.add_argument('--width')
+parser.add_argument('--device', default='flex', help="this crate's device: flex, wgpu or cuda:0; on the two last PyTorch runs on cuda")
+parser.add_argument('--bf16', action='store_true', help='networks in bf16 in both')
+parser.add_argument('--tf32', action='store_true', help="PyTorch's products in TF32")
 parser.add_argument('--rounds', type=int, default=5)
 parser.add_argument('--runs', default='3', help='steps of each kind in a round')
 parser.add_argument('--clock', default='wall', choices=['wall', 'cpu'], help='cpu: for a machine that others use as well, with one thread')
@@ -26,9 +29,16 @@ arguments = parser.parse_args()
 common = ['--batch', arguments.batch, '--threads', arguments.threads, '--runs', arguments.runs, '--clock', arguments.clock]
 if arguments.width:
     common += ['--width', arguments.width]
+if arguments.bf16:
+    common += ['--bf16']
 cargo = ['cargo', 'run', '--quiet', '--release', '--example', 'step_cost', '--']
 here = ([arguments.program] if arguments.program else cargo) + ['--workload', arguments.workload, '--variant', 'plain,siss,siss-exact,siss-no-is']
 torch = [sys.executable, str(HERE / 'torch_step.py'), '--model', MODELS.get(arguments.workload, arguments.workload)]
+if arguments.device != 'flex':
+    here += ['--device', arguments.device]
+    torch += ['--device', 'cuda']
+if arguments.tf32:
+    torch += ['--tf32']
 
 
 def seconds(command):
@@ -46,5 +56,5 @@ for kind in KINDS:
     result[f'torch_{kind}'] = statistics.median(theirs[kind] for _, theirs in rounds)
 result['siss_over_plain'] = statistics.median(ours['siss_over_plain'] for ours, _ in rounds)
 result['torch_siss_over_plain'] = statistics.median(theirs['siss_over_plain'] for _, theirs in rounds)
-result.update(workload=arguments.workload, batch=int(arguments.batch), threads=int(arguments.threads), clock=arguments.clock, rounds=arguments.rounds, torch=rounds[0][1]['torch'])
+result.update(workload=arguments.workload, batch=int(arguments.batch), threads=int(arguments.threads), clock=arguments.clock, device=arguments.device, bf16=arguments.bf16, tf32=arguments.tf32, rounds=arguments.rounds, torch=rounds[0][1]['torch'])
 print(json.dumps(result))

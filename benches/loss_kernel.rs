@@ -1,10 +1,12 @@
 //! The loss kernel, the mixture draw and the weights, at the sizes of digits, faces and latents.
 
 use std::hint::black_box;
+use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
+use siss::backend::DeviceSpec;
 use siss::kernel::weighted_squared_error;
 use siss::loss::survivors;
 use siss::{DdpmScheduler, SchedulerExt, Stream, importance_weights, mixture_points, normal_noise};
@@ -127,6 +129,62 @@ fn mixture(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Images of 256 x 256 on another device: many enough to fill it.
+const ON_DEVICE: [usize; 4] = [256, 3, 256, 256];
+
+/// Loss kernel and draw on the device of `SISS_BENCH_DEVICE`, as in `cuda:0`, beside an operation that reads and writes each number
+/// once: a copy with one addition. Nothing waits for the device until all rounds are under way.
+fn on_device(criterion: &mut Criterion) {
+    let Ok(spec) = std::env::var("SISS_BENCH_DEVICE") else {
+        return;
+    };
+    let spec = spec.parse::<DeviceSpec>().expect("a device");
+    let device = spec.device().expect("a device that is compiled in");
+    let [first, second, third] = [1, 2, 3].map(|seed| noise(ON_DEVICE, seed, &device));
+    let [rows, ..] = ON_DEVICE;
+    let ones = Tensor::<1>::ones([rows], &device);
+    let scheduler = DdpmScheduler::linear(1000).expect("a legal schedule");
+    let timesteps: Vec<f64> = (0..rows).map(|row| (3 * row) as f64).collect();
+    let scales = scheduler.scales(&timesteps).expect("legal timesteps");
+    let from_forget: Vec<bool> = (0..rows).map(|row| row % 2 == 0).collect();
+    let kernel = || {
+        weighted_squared_error(first.clone(), second.clone(), ones.clone(), rows)
+            .expect("fitting shapes");
+    };
+    let draw = || {
+        let points = [&first, &second, &third].map(Tensor::clone);
+        let [retain, forget, noise] = points;
+        mixture_points(retain, forget, noise, &scales, &from_forget).expect("fitting shapes");
+    };
+    let copy = || {
+        let _ = first.clone() + 1.0;
+    };
+    let operations = || {
+        let _ = in_operations(first.clone(), second.clone(), ones.clone());
+    };
+    let mut group = criterion.benchmark_group(format!("on {spec}"));
+    let variants: [(&str, u64, &dyn Fn()); 4] = [
+        ("copy", 8, &copy),
+        ("loss kernel", 12, &kernel),
+        ("mixture draw", 24, &draw),
+        ("the loss in burn's operations", 12, &operations),
+    ];
+    let elements = ON_DEVICE.iter().product::<usize>() as u64;
+    for (name, bytes, run) in variants {
+        group.throughput(Throughput::Bytes(bytes * elements));
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|rounds| {
+                device.sync().expect("a device that works");
+                let began = Instant::now();
+                (0..rounds).for_each(|_| run());
+                device.sync().expect("a device that works");
+                began.elapsed()
+            });
+        });
+    }
+    group.finish();
+}
+
 fn weights(criterion: &mut Criterion) {
     let log_ratios: Vec<f64> = (0..1024).map(|row| (row as f64 - 512.0) / 16.0).collect();
     criterion.bench_function("importance weights and thinning of 1,024 rows", |bencher| {
@@ -140,5 +198,5 @@ fn weights(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, loss_kernel, mixture, weights);
+criterion_group!(benches, loss_kernel, mixture, weights, on_device);
 criterion_main!(benches);

@@ -7,13 +7,16 @@ use rayon::prelude::*;
 
 use super::planes::Planes;
 use super::simd::{Vectorised, dispatch};
-use super::tile::{STRIP, VECTORS, load_tile, multiply_shifted, pack_rows, store_tile};
+use super::tile::{STRIP, VECTORS, load_tile, multiply_shifted, pack_panel, store_tile};
 
 /// Taps that are taken at a time: a strip of their weights stays in the nearest cache.
 const DEPTH: usize = 128;
 
 /// Positions whose sums are kept at a time, where a line of the output is shorter.
 const POSITIONS: usize = 1 << 10;
+
+/// Strips of kernels that a thread turns at a time, at least.
+const KERNELS: usize = 32;
 
 /// The sizes of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -107,11 +110,23 @@ impl ConvolutionShape {
         offsets
     }
 
+    /// Panels of the weights: output channels side by side.
+    fn pack(&self, weight: &[f32]) -> Vec<[f32; STRIP]> {
+        let depth = weight.len() / self.outputs;
+        let mut panels = vec![[0.0; STRIP]; self.outputs.div_ceil(STRIP) * depth];
+        panels
+            .par_chunks_exact_mut(depth)
+            .zip(weight.par_chunks(STRIP * depth))
+            .for_each(|(panel, rows)| pack_panel(rows, panel));
+        panels
+    }
+
     /// Panels of the weights that lead back, from outputs to inputs: each kernel the other way round.
     fn pack_turned(&self, weight: &[f32]) -> Vec<[f32; STRIP]> {
         let (inputs, taps) = (self.input[0], self.kernel[0] * self.kernel[1]);
         let mut panels = vec![[0.0; STRIP]; inputs.div_ceil(STRIP) * self.outputs * taps];
-        for (index, panel) in panels.chunks_exact_mut(taps).enumerate() {
+        let kernels = panels.par_chunks_exact_mut(taps).enumerate();
+        kernels.with_min_len(KERNELS).for_each(|(index, panel)| {
             let (strip, output) = (index / self.outputs, index % self.outputs);
             let lanes = strip * STRIP..inputs.min((strip + 1) * STRIP);
             for (lane, input) in lanes.enumerate() {
@@ -120,7 +135,7 @@ impl ConvolutionShape {
                     factors[lane] = factor;
                 }
             }
-        }
+        });
         panels
     }
 }
@@ -141,9 +156,7 @@ pub(super) fn forward(
         bias,
         output: shape.output(),
     };
-    let mut panels = Vec::new();
-    pack_rows(weight, correlation.offsets.len(), &mut panels);
-    correlation.run(arch, input, &panels, sizes)
+    correlation.run(arch, input, &shape.pack(weight), sizes)
 }
 
 /// The gradient of the input: the output's, correlated with the kernels the other way round.

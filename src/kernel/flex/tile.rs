@@ -150,11 +150,17 @@ pub(super) fn pack_rows<const SIDE: usize>(
     for block in matrix.chunks(SIDE * depth) {
         let start = panels.len();
         panels.resize(start + depth, [0.0; SIDE]);
-        for (index, part) in panels[start..].chunks_mut(LINE).enumerate() {
-            for (lane, row) in block.chunks_exact(depth).enumerate() {
-                for (factors, &value) in part.iter_mut().zip(&row[index * LINE..]) {
-                    factors[lane] = value;
-                }
+        pack_panel(block, &mut panels[start..]);
+    }
+}
+
+/// The rows of a panel that is zeros, or of a part of them: side by side.
+pub(super) fn pack_panel<const SIDE: usize>(rows: &[f32], panel: &mut [[f32; SIDE]]) {
+    let depth = panel.len();
+    for (index, part) in panel.chunks_mut(LINE).enumerate() {
+        for (lane, row) in rows.chunks_exact(depth).enumerate() {
+            for (factors, &value) in part.iter_mut().zip(&row[index * LINE..]) {
+                factors[lane] = value;
             }
         }
     }

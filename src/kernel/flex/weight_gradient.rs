@@ -104,16 +104,17 @@ impl Problem<'_> {
         let inputs = inputs.chunks(together * images * input_size);
         let gradients = gradients.chunks(together * images * output_size);
         for (inputs, gradients) in inputs.zip(gradients) {
-            let inputs = inputs.chunks(images * input_size);
-            let gradients = gradients.chunks(images * output_size);
+            let inputs = inputs.par_chunks(images * input_size);
+            let gradients = gradients.par_chunks(images * output_size);
             let count = inputs.len();
-            for ((pair, inputs), gradients) in stacks.iter_mut().zip(inputs).zip(gradients) {
+            let pairs = stacks.par_iter_mut().zip(inputs).zip(gradients);
+            pairs.for_each(|((pair, inputs), gradients)| {
                 self.planes.fill(inputs, &mut pair.planes);
                 if inputs.len() < images * input_size {
                     pair.strips.fill([0.0; STRIP]);
                 }
                 self.transpose(gradients, &mut pair.strips);
-            }
+            });
             let slabs = total.par_chunks_mut(SLAB).enumerate();
             slabs.for_each(|(index, total)| {
                 let slab = Slab {
