@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
@@ -115,6 +115,17 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         self.forget_ids = ids;
         self.has_forget_ids = true;
         Ok(self)
+    }
+
+    /// The same batch on another device.
+    pub fn to_device(self, device: &Device) -> Self {
+        Self {
+            retain: self.retain.to_device(device),
+            forget: self.forget.to_device(device),
+            retain_condition: self.retain_condition.to_device(device),
+            forget_condition: self.forget_condition.to_device(device),
+            ..self
+        }
     }
 
     /// Number of rows, the same on both sides.

@@ -1,7 +1,7 @@
 //! The user's model: a burn module behind one method, of any rank and with any condition.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -77,6 +77,9 @@ pub trait Condition: Clone + Send {
     /// # Errors
     /// The number of entries that there are instead.
     fn check_rows(&self, rows: usize) -> std::result::Result<(), usize>;
+
+    /// The same on another device, for [`SissTrainer::self_check`](crate::SissTrainer::self_check).
+    fn to_device(self, device: &Device) -> Self;
 }
 
 impl Condition for () {
@@ -85,6 +88,8 @@ impl Condition for () {
     fn check_rows(&self, _rows: usize) -> std::result::Result<(), usize> {
         Ok(())
     }
+
+    fn to_device(self, _device: &Device) -> Self {}
 }
 
 impl<const D: usize> Condition for Tensor<D> {
@@ -94,6 +99,10 @@ impl<const D: usize> Condition for Tensor<D> {
 
     fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
         check_count(self.dims()[0], rows)
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        Tensor::to_device(self, device)
     }
 }
 
@@ -105,6 +114,10 @@ impl<const D: usize> Condition for Tensor<D, Int> {
     fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
         check_count(self.dims()[0], rows)
     }
+
+    fn to_device(self, device: &Device) -> Self {
+        Tensor::to_device(self, device)
+    }
 }
 
 impl<A: Condition, B: Condition> Condition for (A, B) {
@@ -115,6 +128,10 @@ impl<A: Condition, B: Condition> Condition for (A, B) {
     fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
         self.0.check_rows(rows)?;
         self.1.check_rows(rows)
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        (self.0.to_device(device), self.1.to_device(device))
     }
 }
 

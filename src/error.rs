@@ -174,6 +174,19 @@ pub enum Error {
         evidence: String,
     },
 
+    /// A device computes other gradients than the reference does.
+    #[error(
+        "the gradient of `{parameter}` on this device is off by {difference:.1e} of its norm on the reference device (tolerance {tolerance:.1e}): the device, its driver or a feature of burn computes something else; train on another device (`flex` is the CPU), or build with other features of burn (`vulkan`, `autotune`, `fusion`)"
+    )]
+    DeviceDisagrees {
+        /// The parameter that is farthest off.
+        parameter: String,
+        /// How far, relative to the reference.
+        difference: f64,
+        /// How far it may be off.
+        tolerance: f64,
+    },
+
     /// A row's output depends on the other rows: the model has active batch normalisation.
     #[error(
         "the model mixes the rows of a batch: {evidence}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it"

@@ -137,6 +137,7 @@ mod preflight;
 pub mod sampling;
 pub mod schedule;
 mod scheduler;
+mod self_check;
 mod steering;
 mod step_report;
 mod trainable;
@@ -181,6 +182,7 @@ pub use scheduler::{
     DdpmScheduler, FlowMatching, Scales, Scheduler, SchedulerConfig, SchedulerExt, TimeRange,
     TimestepSpacing, VarianceType,
 };
+pub use self_check::SelfCheck;
 pub use steering::{HardStop, Proportional, Steering, SteeringRule};
 pub use step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
 pub use trainer::{SissTrainer, StepGradients};

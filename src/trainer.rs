@@ -182,8 +182,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let weights = [&terms.retain, &terms.forget].map(WeightSummary::of);
         terms.thin(self.config.thin_below, draws.thinning_uniform);
 
-        let retain = self.side(Side::Retain, &terms.retain, batch)?;
-        let forget = self.side(Side::Forget, &terms.forget, batch)?;
+        let retain = self.side(&self.model, Side::Retain, &terms.retain, batch)?;
+        let forget = self.side(&self.model, Side::Forget, &terms.forget, batch)?;
         let measured = measure(&self.model, &retain, &forget)?;
         let coefficients = self.coefficients(&measured)?;
         let combined_norm = measured.norms.combined(coefficients.unwrap_or_default());
@@ -273,7 +273,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(())
     }
 
-    fn terms(
+    pub(crate) fn terms(
         &mut self,
         batch: &UnlearningBatch<D, M::Condition>,
         draws: &Draws<D>,
@@ -288,9 +288,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(terms)
     }
 
-    /// The gradient of one side.
-    fn side(
+    /// The gradient of one side, by the trainer's model or a copy of it on another device.
+    pub(crate) fn side(
         &self,
+        model: &M,
         side: Side,
         term: &Option<LossTerm<D>>,
         batch: &UnlearningBatch<D, M::Condition>,
@@ -307,7 +308,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             batch_size,
             steering: steering.map(|steering| (steering, batch.forget_ids())),
         };
-        side_gradient(&self.model, &inputs, micro_batch)
+        side_gradient(model, &inputs, micro_batch)
     }
 
     /// The trained parameters that the run's first step does not reach.
@@ -336,7 +337,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         }
     }
 
-    fn check_batch(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<()> {
+    pub(crate) fn check_batch(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<()> {
         if let Some(device) = self.model.devices().first() {
             check_device("the batch's points", device, &batch.retain.device())?;
         }

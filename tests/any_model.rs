@@ -304,6 +304,10 @@ impl Condition for Labels {
         let found = self.0.len();
         if found == rows { Ok(()) } else { Err(found) }
     }
+
+    fn to_device(self, _device: &Device) -> Self {
+        self
+    }
 }
 
 impl Labels {

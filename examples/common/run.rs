@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
 use siss::models::UNet2d;
 use siss::{
@@ -16,6 +17,10 @@ use siss::{
 
 use crate::common::progress::Progress;
 use crate::common::resume::Checkpointing;
+
+/// Pairs whose gradients are compared with the CPU's, and how far they may be off.
+const CHECKED_PAIRS: usize = 4;
+const DEVICE_TOLERANCE: f64 = 0.05;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -85,6 +90,7 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
         let say = |line: &str| progress.say(line);
         let checkpoints = checkpointing.begin(&mut trainer, pairs, amount, &folder, say)?;
 
+        check_device(&mut trainer, pairs, progress)?;
         let path = out.join("metrics.jsonl");
         let lines = cut_log(&path, trainer.next_step())?;
         let records = lines.lines().map(serde_json::from_str);
@@ -158,4 +164,24 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
         }
         Ok(())
     }
+}
+
+/// Refuses a device whose gradients are not those of the CPU.
+fn check_device(
+    trainer: &mut SissTrainer<UNet2d, 4>,
+    pairs: &PairSampler<4>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let reference = DeviceSpec::Flex.device()?;
+    if pairs.retain().device() == reference {
+        return Ok(());
+    }
+    progress.phase("comparing the device's gradients with the CPU's");
+    let batch = pairs.batch(trainer.next_step(), CHECKED_PAIRS)?;
+    let check = trainer.self_check(&batch, &reference, DEVICE_TOLERANCE)?;
+    progress.say(&format!(
+        "the device agrees with the CPU: gradients within {:.1e}, `{}` farthest",
+        check.worst, check.worst_parameter
+    ));
+    Ok(())
 }

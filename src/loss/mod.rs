@@ -12,7 +12,7 @@ mod thinning;
 
 use std::fmt::Debug;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 pub use bernoulli::Bernoulli;
 pub use erase_diff::EraseDiff;
@@ -226,6 +226,20 @@ pub struct LossTerms<const D: usize> {
 }
 
 impl<const D: usize> LossTerms<D> {
+    /// The same terms on another device.
+    pub(crate) fn to_device(&self, device: &Device) -> Self {
+        let moved = |term: &LossTerm<D>| LossTerm {
+            noisy: term.noisy.clone().to_device(device),
+            target: term.target.clone().to_device(device),
+            own_target: term.own_target.clone().map(|own| own.to_device(device)),
+            ..term.clone()
+        };
+        Self {
+            retain: self.retain.as_ref().map(moved),
+            forget: self.forget.as_ref().map(moved),
+        }
+    }
+
     /// Thins both terms with one uniform number. The forget side uses its complement, so that of two survival
     /// probabilities that sum to one, exactly one row survives.
     pub(crate) fn thin(&mut self, thin_below: f64, uniform: f64) {
