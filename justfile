@@ -23,9 +23,9 @@ doc:
 conformance *PATHS="tests/conformance":
     cargo run --release --example conformance -- {{PATHS}}
 
-# The conformance and kernel tests on wgpu, over a GPU or a software driver.
+# The conformance cases, the kernels and the gradients of a network on wgpu, over a GPU or a software driver.
 wgpu:
-    SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu,fused --test conformance --test kernel
+    SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu,fused --test conformance --test kernel --test self_check
 
 # The main job.
 tshirt *ARGS:
