@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::Tensor;
 
 use crate::clipper::GradientNorms;
 use crate::denoiser::{Condition, Denoiser};
@@ -218,60 +218,79 @@ pub(crate) fn measure<M: Module>(
     })
 }
 
+/// Numbers of a parameter up to which it is laid beside others before it is looked at: on a GPU a launch for each of many small
+/// ones takes longer than the arithmetic.
+pub(crate) const SMALL: usize = 1 << 12;
+
 /// `‖g_r‖²`, `‖g_f‖²` and `⟨g_r, g_f⟩` over all parameters, on the device, `[3]`; `None` where there is no gradient.
 pub(crate) fn gradient_products<M: Module>(
     model: &M,
     retain: &GradientsParams,
     forget: &GradientsParams,
 ) -> Option<Tensor<1>> {
-    struct Products<'a> {
+    struct Visitor<'a> {
         retain: &'a GradientsParams,
         forget: &'a GradientsParams,
         /// A parameter that is visited twice counts once.
         seen: HashSet<ParamId>,
-        sum: Option<Tensor<1>>,
+        /// Small gradients that both sides have.
+        small: [Vec<Tensor<1>>; 2],
+        products: Products,
     }
-    impl ModuleVisitor for Products<'_> {
+    impl ModuleVisitor for Visitor<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let retain = self.retain.get::<D>(param.id);
-            let forget = self.forget.get::<D>(param.id);
+            let retain = self.retain.get::<D>(param.id).map(to_f32);
+            let forget = self.forget.get::<D>(param.id).map(to_f32);
             if (retain.is_none() && forget.is_none()) || !self.seen.insert(param.id) {
                 return;
             }
-            let products = products(retain, forget);
-            self.sum = Some(match self.sum.take() {
-                Some(sum) => sum + products,
-                None => products,
-            });
+            match (retain, forget) {
+                (Some(retain), Some(forget)) if retain.shape().num_elements() <= SMALL => {
+                    self.small[0].push(retain.flatten(0, D - 1));
+                    self.small[1].push(forget.flatten(0, D - 1));
+                }
+                (retain, forget) => self.products.add(retain, forget),
+            }
         }
     }
-    let mut visitor = Products {
+    let mut visitor = Visitor {
         retain,
         forget,
         seen: HashSet::new(),
-        sum: None,
+        small: Default::default(),
+        products: Products::default(),
     };
     model.visit(&mut visitor);
-    visitor.sum
+    if !visitor.small[0].is_empty() {
+        let [retain, forget] = visitor.small.map(|parts| Some(Tensor::cat(parts, 0)));
+        visitor.products.add(retain, forget);
+    }
+    visitor.products.joined()
 }
 
-fn products<const D: usize>(retain: Option<Tensor<D>>, forget: Option<Tensor<D>>) -> Tensor<1> {
-    let retain = retain.map(|gradient| gradient.cast(FloatDType::F32));
-    let forget = forget.map(|gradient| gradient.cast(FloatDType::F32));
-    let dot = |a: &Option<Tensor<D>>, b: &Option<Tensor<D>>| match (a, b) {
-        (Some(a), Some(b)) => Some((a.clone() * b.clone()).sum()),
-        _ => None,
-    };
-    let parts = [
-        dot(&retain, &retain),
-        dot(&forget, &forget),
-        dot(&retain, &forget),
-    ];
-    let zero = parts.iter().flatten().next().map(Tensor::zeros_like);
-    let parts = parts
-        .into_iter()
-        .filter_map(|part| part.or_else(|| zero.clone()));
-    Tensor::cat(parts.collect(), 0)
+/// Sums of `g_r²`, `g_f²` and `g_r g_f`; `None` where there was nothing to add.
+#[derive(Default)]
+struct Products([Option<Tensor<1>>; 3]);
+
+impl Products {
+    fn add<const D: usize>(&mut self, retain: Option<Tensor<D>>, forget: Option<Tensor<D>>) {
+        let pairs = [(&retain, &retain), (&forget, &forget), (&retain, &forget)];
+        for (sum, pair) in self.0.iter_mut().zip(pairs) {
+            let (Some(a), Some(b)) = pair else { continue };
+            let product = (a.clone() * b.clone()).sum();
+            *sum = Some(match sum.take() {
+                Some(sum) => sum + product,
+                None => product,
+            });
+        }
+    }
+
+    /// The three in one tensor, zeros for those that are missing.
+    fn joined(self) -> Option<Tensor<1>> {
+        let zero = self.0.iter().flatten().next()?.zeros_like();
+        let sums = self.0.map(|sum| sum.unwrap_or_else(|| zero.clone()));
+        Some(Tensor::cat(sums.to_vec(), 0))
+    }
 }
 
 #[cfg(test)]

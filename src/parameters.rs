@@ -8,6 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
 use crate::error::Result;
+use crate::gradients::SMALL;
 use crate::host::{read_f32, to_f32};
 
 /// A parameter of a model, without its values.
@@ -81,26 +82,52 @@ impl ModuleVisitor for List {
     }
 }
 
-/// The place of the first parameter that holds NaN or an infinity. One read from the device.
+/// The place of the first parameter that holds NaN or an infinity. One read from the device where there is none.
 pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String>> {
-    /// `Σ 0·p` of each parameter: 0, or NaN where one of its numbers is not finite.
-    struct Zeros(Vec<Tensor<1>>);
-    impl ModuleVisitor for Zeros {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.push(to_f32((param.val().inner() * 0.0).sum()));
-        }
-    }
-    let mut zeros = Zeros(Vec::new());
-    model.visit(&mut zeros);
-    if zeros.0.is_empty() {
+    // Small ones are looked at together; whose number it was is asked when there is one.
+    if sums_of_zeros(model, SMALL)?.iter().all(|&sum| sum == 0.0) {
         return Ok(None);
     }
-    let sums = read_f32(Tensor::cat(zeros.0, 0), "a check of the parameters")?;
+    let sums = sums_of_zeros(model, 0)?;
     let Some(position) = sums.iter().position(|&sum| sum != 0.0) else {
         return Ok(None);
     };
     let mut floats = parameters(model).into_iter().filter(|p| p.dtype.is_float());
     Ok(floats.nth(position).map(|parameter| parameter.name))
+}
+
+/// `Σ 0·p`, which is 0, or NaN where a number is not finite: of each parameter in the model's order, and, last, of all those
+/// of at most `together` numbers.
+fn sums_of_zeros<M: Module>(model: &M, together: usize) -> Result<Vec<f32>> {
+    struct Zeros {
+        together: usize,
+        small: Vec<Tensor<1>>,
+        sums: Vec<Tensor<1>>,
+    }
+    impl ModuleVisitor for Zeros {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val().inner();
+            if value.shape().num_elements() <= self.together {
+                self.small.push(to_f32(value).flatten(0, D - 1));
+            } else {
+                self.sums.push(to_f32((value * 0.0).sum()));
+            }
+        }
+    }
+    let mut zeros = Zeros {
+        together,
+        small: Vec::new(),
+        sums: Vec::new(),
+    };
+    model.visit(&mut zeros);
+    if !zeros.small.is_empty() {
+        let small = Tensor::cat(zeros.small, 0);
+        zeros.sums.push((small * 0.0).sum());
+    }
+    if zeros.sums.is_empty() {
+        return Ok(Vec::new());
+    }
+    read_f32(Tensor::cat(zeros.sums, 0), "a check of the parameters")
 }
 
 /// The places of the trained parameters that have a gradient on neither side.
