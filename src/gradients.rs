@@ -218,7 +218,7 @@ pub(crate) fn measure<M: Module>(
     })
 }
 
-/// Numbers of a parameter up to which it is laid beside others before it is looked at: on a GPU a launch for each of many small
+/// A parameter of fewer numbers is laid beside others before it is looked at: on a GPU a launch for each of many small
 /// ones takes longer than the arithmetic.
 pub(crate) const SMALL: usize = 1 << 12;
 
@@ -245,7 +245,7 @@ pub(crate) fn gradient_products<M: Module>(
                 return;
             }
             match (retain, forget) {
-                (Some(retain), Some(forget)) if retain.shape().num_elements() <= SMALL => {
+                (Some(retain), Some(forget)) if retain.shape().num_elements() < SMALL => {
                     self.small[0].push(retain.flatten(0, D - 1));
                     self.small[1].push(forget.flatten(0, D - 1));
                 }
@@ -346,6 +346,27 @@ mod tests {
             [0.0, 6.0, 0.0]
         );
         assert!(gradient_products(&model, &none, &GradientsParams::new()).is_none());
+    }
+
+    #[test]
+    fn large_and_small_gradients_count_alike() {
+        let device = Device::flex();
+        let layer = LinearConfig::new(80, 64).init(&device);
+        let bias = layer.bias.as_ref().unwrap().id;
+        let gradients = |value: f64| {
+            let mut gradients = GradientsParams::new();
+            gradients.register(layer.weight.id, Tensor::<2>::full([80, 64], value, &device));
+            gradients.register(bias, Tensor::<1>::full([64], 2.0 * value, &device));
+            gradients
+        };
+        assert!((64..80 * 64).contains(&SMALL), "one of each kind");
+        let products = gradient_products(&layer, &gradients(0.5), &gradients(-2.0)).unwrap();
+        // 80 · 64 numbers of the weight, and four times as much for each of the bias.
+        let count = 80.0 * 64.0 + 4.0 * 64.0;
+        assert_eq!(
+            products.into_data().try_to_vec::<f32>().unwrap(),
+            [0.25 * count, 4.0 * count, -count]
+        );
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String
 }
 
 /// `Σ 0·p`, which is 0, or NaN where a number is not finite: of each parameter in the model's order, and, last, of all those
-/// of at most `together` numbers.
+/// of fewer than `together` numbers, which are left out before.
 fn sums_of_zeros<M: Module>(model: &M, together: usize) -> Result<Vec<f32>> {
     struct Zeros {
         together: usize,
@@ -107,7 +107,7 @@ fn sums_of_zeros<M: Module>(model: &M, together: usize) -> Result<Vec<f32>> {
     impl ModuleVisitor for Zeros {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val().inner();
-            if value.shape().num_elements() <= self.together {
+            if value.shape().num_elements() < self.together {
                 self.small.push(to_f32(value).flatten(0, D - 1));
             } else {
                 self.sums.push(to_f32((value * 0.0).sum()));
