@@ -187,9 +187,9 @@ pub enum Error {
         tolerance: f64,
     },
 
-    /// A row's output depends on the other rows: the model has active batch normalisation.
+    /// A row's output depends on the other rows: the model has active batch normalisation, or the device computes wrongly.
     #[error(
-        "the model mixes the rows of a batch: {evidence}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it"
+        "the model mixes the rows of a batch: {evidence}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it; if the model has none, the device computes wrongly, as some GPUs do with a feature of burn: see `self_check`"
     )]
     BatchDependentModel {
         /// What was seen.

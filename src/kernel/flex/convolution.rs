@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd};
+use rayon::current_num_threads;
 use rayon::prelude::*;
 
 use super::planes::Planes;
@@ -149,7 +150,7 @@ pub(super) fn forward(
     bias: &[f32],
 ) -> Vec<f32> {
     let sizes = shape.sizes();
-    let planes = shape.input_planes(input.len() / sizes[0]);
+    let planes = shape.input_planes(share(input.len() / sizes[0]));
     let correlation = Correlation {
         offsets: shape.offsets(&planes, shape.input[0]),
         planes,
@@ -167,7 +168,7 @@ pub(super) fn input_gradient(
     gradient: &[f32],
 ) -> Vec<f32> {
     let [input, output] = shape.sizes();
-    let planes = shape.gradient_planes(gradient.len() / output);
+    let planes = shape.gradient_planes(share(gradient.len() / output));
     let [_, height, width] = shape.input;
     let correlation = Correlation {
         offsets: shape.offsets(&planes, shape.outputs),
@@ -176,6 +177,11 @@ pub(super) fn input_gradient(
         output: [height, width],
     };
     correlation.run(arch, gradient, &shape.pack_turned(weight), [output, input])
+}
+
+/// The most images of a stack: no thread is left without.
+fn share(images: usize) -> usize {
+    images.div_ceil(current_num_threads())
 }
 
 /// Products of weights with shifted images. Output channels lie side by side, and numbers of the image are the factors: a tile may
@@ -198,36 +204,84 @@ impl Correlation<'_> {
         sizes: [usize; 2],
     ) -> Vec<f32> {
         let mut output = vec![0.0; input.len() / sizes[0] * sizes[1]];
-        let images = self.planes.images;
-        let count = images * self.output[0];
-        let lines = (POSITIONS / self.planes.pitch).clamp(1, count);
         let scratch = || (self.planes.empty(), Vec::new());
-        output
-            .par_chunks_mut(images * sizes[1])
-            .zip(input.par_chunks(images * sizes[0]))
-            .for_each_init(scratch, |(planes, sums), (output, images)| {
-                self.planes.fill(images, planes);
+        let shares = self.shares(input, &mut output, sizes);
+        shares
+            .into_par_iter()
+            .for_each_init(scratch, |(planes, sums), share| {
+                self.planes.fill(share.images, planes);
                 let stack = Stack {
                     correlation: self,
                     panels,
                     planes,
-                    lines,
+                    strips: share.strips,
                     sums,
-                    output,
+                    output: share.output,
                 };
                 dispatch(arch, stack);
             });
         output
     }
+
+    /// Stacks, in the order in which threads take them. Images that are left when every thread has as many are shared by their
+    /// channels.
+    fn shares<'b>(
+        &self,
+        input: &'b [f32],
+        output: &'b mut [f32],
+        sizes: [usize; 2],
+    ) -> Vec<Share<'b>> {
+        let (threads, all) = (current_num_threads(), self.strips());
+        let images = self.planes.images;
+        let stacks = input.len().div_ceil(images * sizes[0]);
+        let whole = match images {
+            1 => stacks - stacks % threads,
+            _ => stacks,
+        };
+        let mut shares: Vec<Vec<Share>> = (0..threads).map(|_| Vec::new()).collect();
+        let inputs = input.chunks(images * sizes[0]);
+        let outputs = output.chunks_mut(images * sizes[1]);
+        for (index, (images, output)) in inputs.zip(outputs).enumerate() {
+            let (thread, strips, size) = match index < whole {
+                true => (index * threads / whole, all, output.len()),
+                false => {
+                    let strips = all.div_ceil(threads);
+                    let positions = self.output[0] * self.output[1];
+                    (index - whole, strips, strips * STRIP * positions)
+                }
+            };
+            for (part, output) in output.chunks_mut(size).enumerate() {
+                let strips = part * strips..all.min((part + 1) * strips);
+                shares[(thread + part) % threads].push(Share {
+                    strips,
+                    images,
+                    output,
+                });
+            }
+        }
+        shares.into_iter().flatten().collect()
+    }
+
+    /// Strips of output channels.
+    fn strips(&self) -> usize {
+        self.bias.len().div_ceil(STRIP)
+    }
 }
 
-/// A stack's share.
+/// A stack, or some strips of the outputs of an image.
+struct Share<'a> {
+    strips: Range<usize>,
+    images: &'a [f32],
+    output: &'a mut [f32],
+}
+
+/// The outputs of a share, and what it takes to compute them.
 struct Stack<'a> {
     correlation: &'a Correlation<'a>,
     panels: &'a [[f32; STRIP]],
     planes: &'a [f32],
-    /// Lines of the output that are computed at a time.
-    lines: usize,
+    /// The strips of channels that are computed.
+    strips: Range<usize>,
     /// The sums of some lines for a strip of channels, with those computed in vain.
     sums: &'a mut Vec<[f32; STRIP]>,
     output: &'a mut [f32],
@@ -236,11 +290,18 @@ struct Stack<'a> {
 impl Vectorised for Stack<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let Correlation { bias, output, .. } = self.correlation;
-        let count = self.output.len() / (bias.len() * output[1]);
-        for first in (0..count).step_by(self.lines) {
-            let lines = first..count.min(first + self.lines);
-            for strip in 0..bias.len().div_ceil(STRIP) {
+        let Correlation {
+            planes,
+            bias,
+            output: [_, width],
+            ..
+        } = self.correlation;
+        let channels = bias.len().min(self.strips.end * STRIP) - self.strips.start * STRIP;
+        let count = self.output.len() / (channels * width);
+        let together = (POSITIONS / planes.pitch).clamp(1, count);
+        for start in (0..count).step_by(together) {
+            let lines = start..count.min(start + together);
+            for strip in self.strips.clone() {
                 match S::REGISTER_COUNT >= 32 {
                     true => self.sum::<S, 8>(simd, strip, lines.clone()),
                     false => self.sum::<S, 6>(simd, strip, lines.clone()),
@@ -295,7 +356,7 @@ impl Stack<'_> {
         let channels = STRIP.min(bias.len() - strip * STRIP);
         for line in lines {
             let sums = &self.sums[planes.line(*height, line) - first..][..*width];
-            let image = line / height * bias.len() + strip * STRIP;
+            let image = line / height * bias.len() + (strip - self.strips.start) * STRIP;
             for channel in 0..channels {
                 let place = ((image + channel) * height + line % height) * width;
                 let row = self.output[place..place + width].iter_mut();

@@ -512,3 +512,34 @@ fn results_do_not_depend_on_the_number_of_threads() {
     };
     assert_eq!(with(1), with(5));
 }
+
+/// Images that are left when every thread has as many are shared by their channels, and small ones are stacked.
+#[test]
+fn convolutions_are_the_same_however_images_and_channels_are_shared() {
+    for (images, size) in [(1, 12), (3, 12), (5, 12), (4, 12), (7, 3), (1, 3)] {
+        let case = (
+            [images, 40, size, size],
+            70,
+            [3, 3],
+            [1, 1],
+            [(1, 1); 2],
+            [1, 1],
+        );
+        let (input, weight, bias, options) = convolution_inputs(&case);
+        let seed = random([images, 70, size, size]);
+        let run = || {
+            let found = differentiate((&input, &weight, &bias), &seed, |input, weight, bias| {
+                super::convolve(&input, &weight, Some(&bias), &options).unwrap()
+            });
+            [host(found.0), host(found.1), host(found.2)]
+        };
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap().install(run)
+        };
+        let alone = with(1);
+        for threads in [2, 3, 4, 16] {
+            assert_eq!(alone, with(threads), "{images} images, {threads} threads");
+        }
+    }
+}
