@@ -179,7 +179,7 @@ pub(super) fn input_gradient(
     correlation.run(arch, gradient, &shape.pack_turned(weight), [output, input])
 }
 
-/// The most images of a stack: no thread is left without.
+/// The most images of a stack: a thread's share.
 fn share(images: usize) -> usize {
     images.div_ceil(current_num_threads())
 }

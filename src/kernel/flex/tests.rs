@@ -516,17 +516,20 @@ fn results_do_not_depend_on_the_number_of_threads() {
 /// Images that are left when every thread has as many are shared by their channels, and small ones are stacked.
 #[test]
 fn convolutions_are_the_same_however_images_and_channels_are_shared() {
-    for (images, size) in [(1, 12), (3, 12), (5, 12), (4, 12), (7, 3), (1, 3)] {
-        let case = (
-            [images, 40, size, size],
-            70,
-            [3, 3],
-            [1, 1],
-            [(1, 1); 2],
-            [1, 1],
-        );
+    for (images, [height, width], stride) in [
+        (1, [12, 17], 1),
+        (3, [12, 17], 1),
+        (5, [17, 12], 2),
+        (4, [12, 12], 1),
+        (1, [3, 3], 1),
+        (7, [3, 4], 1),
+        (21, [4, 3], 2),
+    ] {
+        let (input, kernel) = ([images, 40, height, width], [3, 3]);
+        let case = (input, 70, kernel, [stride; 2], [(1, 1); 2], [1, 1]);
         let (input, weight, bias, options) = convolution_inputs(&case);
-        let seed = random([images, 70, size, size]);
+        let [height, width] = [height, width].map(|size| (size - 1) / stride + 1);
+        let seed = random([images, 70, height, width]);
         let run = || {
             let found = differentiate((&input, &weight, &bias), &seed, |input, weight, bias| {
                 super::convolve(&input, &weight, Some(&bias), &options).unwrap()
