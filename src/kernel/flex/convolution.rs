@@ -150,7 +150,7 @@ pub(super) fn forward(
     bias: &[f32],
 ) -> Vec<f32> {
     let sizes = shape.sizes();
-    let planes = shape.input_planes(share(input.len() / sizes[0]));
+    let planes = shape.input_planes(images_of_a_thread(input.len() / sizes[0]));
     let correlation = Correlation {
         offsets: shape.offsets(&planes, shape.input[0]),
         planes,
@@ -168,7 +168,7 @@ pub(super) fn input_gradient(
     gradient: &[f32],
 ) -> Vec<f32> {
     let [input, output] = shape.sizes();
-    let planes = shape.gradient_planes(share(gradient.len() / output));
+    let planes = shape.gradient_planes(images_of_a_thread(gradient.len() / output));
     let [_, height, width] = shape.input;
     let correlation = Correlation {
         offsets: shape.offsets(&planes, shape.outputs),
@@ -179,8 +179,8 @@ pub(super) fn input_gradient(
     correlation.run(arch, gradient, &shape.pack_turned(weight), [output, input])
 }
 
-/// The most images of a stack: a thread's share.
-fn share(images: usize) -> usize {
+/// The most images of a stack, rounded up: more would leave threads without.
+fn images_of_a_thread(images: usize) -> usize {
     images.div_ceil(current_num_threads())
 }
 

@@ -472,6 +472,12 @@ fn losses_of_tracked_tensors_have_gradients() {
     assert!(prediction.grad(&losses.sum().backward()).is_some());
 }
 
+/// What a function returns in a pool of so many threads.
+fn on_threads<T: Send>(threads: usize, run: impl FnOnce() -> T + Send) -> T {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.unwrap().install(run)
+}
+
 /// Everything is added in an order that the number of threads does not change.
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
@@ -506,11 +512,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         ]
         .map(|tensor: Tensor<1>| tensor.into_data().try_to_vec::<f32>().unwrap())
     };
-    let with = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.unwrap().install(run)
-    };
-    assert_eq!(with(1), with(5));
+    assert_eq!(on_threads(1, run), on_threads(5, run));
 }
 
 /// Images that are left when every thread has as many are shared by their channels, and small ones are stacked.
@@ -536,13 +538,10 @@ fn convolutions_are_the_same_however_images_and_channels_are_shared() {
             });
             [host(found.0), host(found.1), host(found.2)]
         };
-        let with = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.unwrap().install(run)
-        };
-        let alone = with(1);
+        let alone = on_threads(1, run);
         for threads in [2, 3, 4, 16] {
-            assert_eq!(alone, with(threads), "{images} images, {threads} threads");
+            let together = on_threads(threads, run);
+            assert_eq!(alone, together, "{images} images, {threads} threads");
         }
     }
 }
