@@ -6,17 +6,17 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::check_finite_values;
-use crate::distances::chunks;
-use crate::duplicates::{NearDuplicate, near_duplicates};
+use crate::duplicates::{NearDuplicate, search};
 use crate::error::{Error, Result, Side};
-use crate::host::{read_f32, to_f32};
+use crate::host::read_f32;
+use crate::points::{Points, chunks};
 
 /// What is looked for in the data before a run.
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
 /// | `range` | −1 to 1 | the values that the model was trained on; `None` where they have no bounds, as latents | ascending, finite |
-/// | `near` | 0.25 | share of the typical distance within which two points are near duplicates, see [`near_duplicates`] | above 0 to 1 |
+/// | `near` | 0.25 | share of the typical distance within which two points are near duplicates, see [`near_duplicates`](crate::near_duplicates) | above 0 to 1 |
 ///
 /// # Example
 /// ```
@@ -127,20 +127,27 @@ const SLACK: f64 = 0.05;
 impl DataCheck {
     /// Looks through both sides. Findings are legal data; what is illegal is an error.
     ///
+    /// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::PointLoader).
+    ///
     /// # Shapes
-    /// - `retain`: `[n, …]`; `forget`: `[k, …]`
+    /// - `retain`: `[n, …]`; `forget`: `[k, …]`, on the same device
     ///
     /// # Errors
-    /// Those of [`near_duplicates`]; [`Error::InvalidSetting`] for a range that is none.
+    /// Those of [`near_duplicates`](crate::near_duplicates); [`Error::InvalidSetting`] for a range that is none.
     pub fn run<const D: usize>(
         &self,
-        retain: &Tensor<D>,
+        retain: &dyn Points<D>,
         forget: &Tensor<D>,
     ) -> Result<Vec<DataFinding>> {
-        let pairs = near_duplicates(retain, forget, self.near)?;
+        let (mut retained, mut forgotten) = (NO_VALUES, NO_VALUES);
+        let pairs = search(retain, forget, self.near, |first, rows| {
+            widen(&mut retained, first, rows, Side::Retain)
+        })?;
+        for chunk in chunks(forget, &forget.device()) {
+            let (first, rows) = chunk?;
+            widen(&mut forgotten, first, &rows, Side::Forget)?;
+        }
         let mut findings: Vec<_> = pairs.into_iter().map(DataFinding::NearDuplicate).collect();
-        let retained = values(retain, Side::Retain)?;
-        let forgotten = values(forget, Side::Forget)?;
         if let Some(range) = self.range {
             let width = check_width(range)?;
             for (side, values) in [(Side::Retain, retained), (Side::Forget, forgotten)] {
@@ -183,23 +190,28 @@ fn check_width([least, most]: [f64; 2]) -> Result<f64> {
     })
 }
 
-/// The least and the largest value of a set.
-fn values<const D: usize>(set: &Tensor<D>, side: Side) -> Result<[f64; 2]> {
-    let mut span = [f64::INFINITY, f64::NEG_INFINITY];
-    for (first, part) in chunks(&to_f32(set.clone().inner())) {
-        let rows = part.dims()[0];
-        let values = read_f32(part, "the data")?;
-        check_finite_values(&values, first, rows, side)?;
-        for value in values.into_iter().map(f64::from) {
-            span = [span[0].min(value), span[1].max(value)];
-        }
+/// The least and the largest value of an empty set.
+const NO_VALUES: [f64; 2] = [f64::INFINITY, f64::NEG_INFINITY];
+
+/// Takes the values of some rows of a set, which begin at number `first`, into its least and largest.
+fn widen<const D: usize>(
+    span: &mut [f64; 2],
+    first: usize,
+    rows: &Tensor<D>,
+    side: Side,
+) -> Result<()> {
+    let values = read_f32(rows.clone(), "the data")?;
+    check_finite_values(&values, first, rows.dims()[0], side)?;
+    for value in values.into_iter().map(f64::from) {
+        *span = [span[0].min(value), span[1].max(value)];
     }
-    Ok(span)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::points::PointLoader;
     use burn::tensor::{Device, Int};
 
     /// `count` points of one element, evenly from `least` to `most`.
@@ -240,6 +252,31 @@ mod tests {
         assert_eq!(found(0.0, 1.0), ["part"]);
         let mixed = kinds(&check, spread(-1.0, 1.0, 100), spread(2.0, 255.0, 2));
         assert_eq!(mixed, ["forget outside", "differ"]);
+    }
+
+    #[test]
+    fn a_set_that_is_loaded_is_looked_through_to_its_last_point() {
+        let points = spread(-1.0, 1.0, 300_000);
+        let load = |loud: bool| {
+            let points = points.clone();
+            PointLoader::new([300_000, 1], move |rows| {
+                let last = rows.end == 300_000;
+                let part = points.load(rows)?;
+                Ok(if last && loud { part * 9.0 } else { part })
+            })
+        };
+        let forget = Tensor::<2>::from_data([[0.5f32]], &Device::flex());
+        let check = DataCheck {
+            near: 1e-9,
+            ..DataCheck::default()
+        };
+        assert!(check.run(&load(false), &forget).unwrap().is_empty());
+        let found = check.run(&load(true), &forget).unwrap();
+        let values = [-1.0, 9.0];
+        let [DataFinding::OutsideRange { values: found, .. }] = found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(found, values);
     }
 
     #[test]

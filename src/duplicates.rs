@@ -1,12 +1,12 @@
 //! Retained points that are almost a forgotten one.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::batch::check_finite;
-use crate::distances::squared_distances;
-use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
-use crate::host::{read_f32, to_f32};
+use crate::batch::{check_finite, check_finite_values};
+use crate::error::{Result, Side, check_range, check_shape};
+use crate::host::{read_f32, squared_norms, to_f32};
+use crate::points::{Points, check_not_empty, chunks, load};
 
 /// Retained points from which the typical distance is taken.
 const SAMPLED: usize = 32;
@@ -35,14 +35,17 @@ pub struct NearDuplicate {
 ///
 /// Elements are compared one by one: a copy that was shifted, mirrored, cropped or turned is another point and is not found.
 ///
-/// Time is that of `k + 32` comparisons with the whole retained set; memory that of one number a retained point.
+/// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::PointLoader): it is gone through
+/// once, in chunks, beside 32 single points. Time is that of `k + 32` comparisons with the whole of it; memory that of a few chunks.
 ///
 /// # Shapes
-/// - `retain`: `[n, …]`; `forget`: `[k, …]`
+/// - `retain`: `[n, …]`; `forget`: `[k, …]`, on the same device
 ///
 /// # Errors
-/// [`Error::Empty`], [`Error::ShapeMismatch`] and [`Error::InvalidSetting`] for sets that do not fit each other;
-/// [`Error::NonFiniteData`]; [`Error::OutOfRange`] unless `0 < within ≤ 1`.
+/// [`Error::Empty`](crate::Error::Empty), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) and
+/// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for sets that do not fit each other;
+/// [`Error::NonFiniteData`](crate::Error::NonFiniteData); [`Error::OutOfRange`](crate::Error::OutOfRange) unless
+/// `0 < within ≤ 1`; those of the retained set.
 ///
 /// # Example
 /// ```
@@ -56,90 +59,116 @@ pub struct NearDuplicate {
 /// # Ok::<(), siss::Error>(())
 /// ```
 pub fn near_duplicates<const D: usize>(
-    retain: &Tensor<D>,
+    retain: &dyn Points<D>,
     forget: &Tensor<D>,
     within: f64,
+) -> Result<Vec<NearDuplicate>> {
+    search(retain, forget, within, |_, _| Ok(()))
+}
+
+/// The same, and `look` is shown each chunk of the retained set and the number of its first row.
+pub(crate) fn search<const D: usize>(
+    retain: &dyn Points<D>,
+    forget: &Tensor<D>,
+    within: f64,
+    mut look: impl FnMut(usize, &Tensor<D>) -> Result<()>,
 ) -> Result<Vec<NearDuplicate>> {
     let legal = within > 0.0 && within <= 1.0;
     check_range("within", within, legal, "above 0 and at most 1")?;
     check_sets(retain, forget)?;
-    let (retain, forget) = (
-        to_f32(retain.clone().inner()),
-        to_f32(forget.clone().inner()),
-    );
+    let forget = to_f32(forget.clone().inner());
     check_finite(&forget, Side::Forget)?;
-    let typical = typical_distance(&retain)?;
-    let mut found = Vec::new();
-    for index in 0..forget.dims()[0] {
-        let distances = distances(&retain, &forget.clone().narrow(0, index, 1))?;
-        let near = |distance: f64| distance <= within * typical;
-        let mut duplicates: Vec<NearDuplicate> = distances
-            .into_iter()
-            .enumerate()
-            .filter(|&(_, distance)| near(distance))
-            .map(|(row, distance)| NearDuplicate {
-                forget: index,
-                retain: row,
-                distance,
-                relative: if distance > 0.0 {
-                    distance / typical
-                } else {
-                    0.0
-                },
-            })
-            .collect();
-        duplicates.sort_by(|a, b| a.distance.total_cmp(&b.distance));
-        duplicates.truncate(NAMED);
-        found.extend(duplicates);
-    }
-    Ok(found)
-}
+    let device = forget.device();
+    let mut points = samples(retain, &device)?;
+    let sampled = points.len();
+    points.extend((0..forget.dims()[0]).map(|row| forget.clone().narrow(0, row, 1)));
 
-fn check_sets<const D: usize>(retain: &Tensor<D>, forget: &Tensor<D>) -> Result<()> {
-    for (what, set) in [("the retain set", retain), ("the forget set", forget)] {
-        if set.dims().contains(&0) {
-            return Err(Error::Empty {
-                what,
-                remedy: "give at least one point",
-            });
+    let mut nearest_others = vec![f64::INFINITY; sampled];
+    let mut nearest = vec![Vec::new(); forget.dims()[0]];
+    for chunk in chunks(retain, &device) {
+        let (first, rows) = chunk?;
+        look(first, &rows)?;
+        let distances = distances(&rows, first, &points)?;
+        let (of_samples, of_forgotten) = distances.split_at(sampled);
+        for (nearest, distances) in nearest_others.iter_mut().zip(of_samples) {
+            let others = distances.iter().copied().filter(|&distance| distance > 0.0);
+            *nearest = others.fold(*nearest, f64::min);
+        }
+        for (nearest, distances) in nearest.iter_mut().zip(of_forgotten) {
+            nearest.extend((first..).zip(distances.iter().copied()));
+            nearest.sort_by(|a: &(usize, f64), b| a.1.total_cmp(&b.1));
+            nearest.truncate(NAMED);
         }
     }
+    let typical = median(nearest_others);
+    let of_point = |(forget, nearest): (usize, Vec<(usize, f64)>)| {
+        let near = nearest
+            .into_iter()
+            .filter(move |&(_, distance)| distance <= within * typical);
+        near.map(move |(retain, distance)| NearDuplicate {
+            forget,
+            retain,
+            distance,
+            relative: if distance > 0.0 {
+                distance / typical
+            } else {
+                0.0
+            },
+        })
+    };
+    Ok(nearest.into_iter().enumerate().flat_map(of_point).collect())
+}
+
+fn check_sets<const D: usize>(retain: &dyn Points<D>, forget: &Tensor<D>) -> Result<()> {
+    check_not_empty(retain, "the retain set")?;
+    check_not_empty(forget, "the forget set")?;
     let remedy = "bring both sets to the model's input shape";
     let (points, others) = (retain.dims(), forget.dims());
-    check_shape("a forgotten point", &points[1..], &others[1..], remedy)?;
-    check_device("forgotten points", &retain.device(), &forget.device())
+    check_shape("a forgotten point", &points[1..], &others[1..], remedy)
 }
 
-/// How far a point typically lies from its nearest neighbour that is another; 0 where there is none.
-fn typical_distance<const D: usize>(retain: &Tensor<D>) -> Result<f64> {
+/// Retained points, spread evenly over the set, `[1, …]` each.
+fn samples<const D: usize>(retain: &dyn Points<D>, device: &Device) -> Result<Vec<Tensor<D>>> {
     let count = retain.dims()[0];
     let sampled = count.min(SAMPLED);
-    let mut nearest = Vec::with_capacity(sampled);
-    for sample in 0..sampled {
-        let point = retain.clone().narrow(0, sample * count / sampled, 1);
-        let others = distances(retain, &point)?.into_iter().filter(|&d| d > 0.0);
-        nearest.extend(others.min_by(f64::total_cmp));
-    }
-    nearest.sort_by(f64::total_cmp);
-    Ok(nearest.get(nearest.len() / 2).copied().unwrap_or(0.0))
+    let rows = (0..sampled).map(|sample| sample * count / sampled);
+    rows.map(|row| load(retain, row..row + 1, device)).collect()
 }
 
-/// The root of the mean squared difference to each retained point.
-fn distances<const D: usize>(retain: &Tensor<D>, point: &Tensor<D>) -> Result<Vec<f64>> {
-    let elements: usize = point.dims()[1..].iter().product();
-    let squares = read_f32(squared_distances(retain, point), "distances")?;
+/// The median of the distances that are finite; 0 where there is none.
+fn median(mut distances: Vec<f64>) -> f64 {
+    distances.retain(|distance| distance.is_finite());
+    distances.sort_by(f64::total_cmp);
+    distances.get(distances.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// For each point, the root of the mean squared difference to each of the retained rows, which begin at number `first`.
+fn distances<const D: usize>(
+    rows: &Tensor<D>,
+    first: usize,
+    points: &[Tensor<D>],
+) -> Result<Vec<Vec<f64>>> {
+    let (count, elements) = (rows.dims()[0], rows.dims()[1..].iter().product::<usize>());
+    let squares = points
+        .iter()
+        .map(|point| squared_norms(rows.clone() - point.clone()));
+    let squares = read_f32(Tensor::cat(squares.collect(), 0), "distances")?;
     if squares.iter().any(|square| !square.is_finite()) {
-        check_finite(retain, Side::Retain)?;
+        let values = read_f32(rows.clone(), "the data")?;
+        check_finite_values(&values, first, count, Side::Retain)?;
     }
-    let root = |square: f32| (f64::from(square) / elements as f64).sqrt();
-    Ok(squares.into_iter().map(root).collect())
+    let root = |square: &f32| (f64::from(*square) / elements as f64).sqrt();
+    let of_point = |squares: &[f32]| squares.iter().map(root).collect();
+    Ok(squares.chunks_exact(count).map(of_point).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::draws::{Stream, normal_noise};
-    use burn::tensor::Device;
+    use crate::points::{PointLoader, chunk_rows};
+    use std::cell::RefCell;
+    use std::ops::Range;
 
     fn set(rows: usize) -> Tensor<2> {
         normal_noise([rows, 50], 3, 0, 0, Stream::Evaluation, &Device::flex())
@@ -185,6 +214,31 @@ mod tests {
         let found = near_duplicates(&retain, &apart.narrow(0, 0, 1), 0.25).unwrap();
         let rows: Vec<_> = found.iter().map(|d| d.retain).collect();
         assert_eq!(rows, (43..59).rev().collect::<Vec<_>>());
+    }
+
+    /// Three chunks, and a copy in each: the same pairs as from one tensor, in one pass.
+    #[test]
+    fn a_set_that_is_loaded_in_chunks_is_gone_through_once() {
+        let device = Device::flex();
+        let chunk = chunk_rows(1024, &device);
+        let rows = 2 * chunk + 3;
+        let retain: Tensor<2> = normal_noise([rows, 1024], 3, 0, 0, Stream::Evaluation, &device);
+        let copies = [2 * chunk + 2, 5, chunk].map(|row| retain.clone().narrow(0, row, 1) + 0.01);
+        let forget = Tensor::cat(copies.to_vec(), 0);
+        let asked = RefCell::new(vec![0; rows]);
+        let loader = PointLoader::new([rows, 1024], |rows: Range<usize>| {
+            let mut asked = asked.borrow_mut();
+            rows.clone().for_each(|row| asked[row] += 1);
+            retain.load(rows)
+        });
+        let found = near_duplicates(&loader, &forget, 0.25).unwrap();
+        assert_eq!(found, near_duplicates(&retain, &forget, 0.25).unwrap());
+        let found: Vec<_> = found.iter().map(|pair| pair.retain).collect();
+        assert_eq!(found, [2 * chunk + 2, 5, chunk]);
+        // And the sampled points once more.
+        let asked = asked.into_inner();
+        assert!(asked.iter().all(|&times| times >= 1));
+        assert_eq!(asked.iter().sum::<usize>(), rows + SAMPLED);
     }
 
     #[test]

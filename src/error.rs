@@ -296,6 +296,10 @@ pub enum Error {
         differences: Vec<SettingDifference>,
     },
 
+    /// A data set could not give its points: the place for what a [`PointLoader`](crate::PointLoader) fails with.
+    #[error("the data could not be loaded: {0}")]
+    Data(String),
+
     /// A picture or a plot could not be made.
     #[error("the picture could not be made: {0}")]
     Picture(String),

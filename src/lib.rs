@@ -133,6 +133,7 @@ mod method;
 mod mixture;
 mod observer;
 mod parameters;
+mod points;
 mod preflight;
 pub mod sampling;
 pub mod schedule;
@@ -178,6 +179,7 @@ pub use mixture::{
     importance_weights, mixture_points,
 };
 pub use observer::{Diagnosis, Finding, JsonLines, Observer, Symptom};
+pub use points::{PointLoader, Points};
 pub use scheduler::{
     DdpmScheduler, FlowMatching, Scales, Scheduler, SchedulerConfig, SchedulerExt, TimeRange,
     TimestepSpacing, VarianceType,
