@@ -323,9 +323,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         let mut settings = Settings::default();
         settings.add_config(&self.config)?;
         settings.add_process(self.scheduler.as_ref());
-        settings.add("sampler", format!("{sampler:?}"));
+        settings.add("sampler", sampler.settings());
         settings.add("objective", loss.settings());
-        settings.add("clipper", format!("{clipper:?}"));
+        settings.add("clipper", clipper.settings());
         settings.add_steering(self.steering.as_ref())?;
         Ok(SissTrainer {
             settings,

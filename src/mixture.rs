@@ -22,6 +22,11 @@ pub trait MixtureSampler: Send + Debug {
 
     /// For each of `batch_size` rows, whether it is drawn from the forgotten point.
     fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool>;
+
+    /// Name and settings, which must be the same when a run is resumed. What `Debug` writes unless implemented.
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
 }
 
 impl MixtureSampler for Box<dyn MixtureSampler> {
@@ -31,6 +36,10 @@ impl MixtureSampler for Box<dyn MixtureSampler> {
 
     fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool> {
         self.as_ref().choose_forget(batch_size, rng)
+    }
+
+    fn settings(&self) -> String {
+        self.as_ref().settings()
     }
 }
 
@@ -61,6 +70,10 @@ impl MixtureSampler for CoinFlip {
         (0..batch_size)
             .map(|_| rng.random::<f64>() < self.forget_prob)
             .collect()
+    }
+
+    fn settings(&self) -> String {
+        format!("CoinFlip, forget_prob {}", self.forget_prob)
     }
 }
 
@@ -95,6 +108,10 @@ impl MixtureSampler for FixedAllocation {
         let mut chosen: Vec<bool> = (0..batch_size).map(|row| row < count).collect();
         chosen.shuffle(rng);
         chosen
+    }
+
+    fn settings(&self) -> String {
+        format!("FixedAllocation, forget_prob {}", self.forget_prob)
     }
 }
 

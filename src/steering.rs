@@ -18,6 +18,11 @@ pub trait SteeringRule: Send + Debug {
     /// # Shapes
     /// - `losses`, `levels` (positive), both means over elements, and the result: `[rows]`
     fn factors(&self, losses: Tensor<1>, levels: Tensor<1>) -> Tensor<1>;
+
+    /// Name and settings, which must be the same when a run is resumed. What `Debug` writes unless implemented.
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
 }
 
 /// `clip((b − L)/b, −1, 1)`: forgets below the level, learns above it, and does nothing at it. On a term that ascends it is

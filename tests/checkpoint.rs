@@ -16,13 +16,14 @@ use burn::module::{Module, ParamGroup};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::AdamWConfig;
 use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::tensor::{Device, Tensor};
 use siss::rand::{Rng, RngExt};
 use siss::{
     Checkpoints, Coefficients, DdpmScheduler, Denoiser, Error, FlowMatching, FractionOfRetain,
     GradientClipper, GradientNorms, HardStop, JsonLog, LossInputs, LossTerms, Method, Observer,
-    PairSampler, Side, Siss, SissLoss, SissTrainer, SissTrainerBuilder, Steering, StepReport,
-    Stream, keyed_rng, model_fingerprint, normal_noise,
+    PairSampler, Side, Siss, SissLoss, SissTrainer, SissTrainerBuilder, Steering, SteeringRule,
+    StepReport, Stream, keyed_rng, model_fingerprint, normal_noise,
 };
 
 mod common;
@@ -67,11 +68,15 @@ const BATCH: usize = 8;
 
 type Builder = SissTrainerBuilder<Net, 2>;
 
+fn falling() -> ModuleLrScheduler {
+    let falling = LinearLrSchedulerConfig::new(1e-2, 1e-4, 500);
+    falling.init().unwrap()
+}
+
 /// A trainer with everything that has a state: average, momenta, a clipper that remembers, a falling rate.
 fn builder(width: usize) -> Builder {
-    let falling = LinearLrSchedulerConfig::new(1e-2, 1e-4, 500).init();
     SissTrainer::builder(Net::new(width), DdpmScheduler::linear(1000).unwrap())
-        .learning_rate(falling.unwrap())
+        .learning_rate(falling())
         .clipper(
             FractionOfRetain::new(0.1)
                 .unwrap()
@@ -510,14 +515,15 @@ fn what_differs_is_named_with_both_values() {
             "thin_below was 1.0 and is 0.0",
         ),
         (
-            "micro-batch",
-            builder(SMALL).micro_batch_size(2),
-            "micro_batch_size was null and is 2",
-        ),
-        (
             "rate",
             builder(SMALL).learning_rate(1e-3),
             "learning_rate was",
+        ),
+        (
+            "rate of a group",
+            builder(SMALL)
+                .learning_rate(ModuleLrScheduler::from(falling()).with_group(narrow(), 0.5)),
+            "learning_rate of second.weight was absent and is 0.5",
         ),
         (
             "objective",
@@ -596,6 +602,45 @@ fn what_differs_is_named_with_both_values() {
     assert_eq!(new(BATCH).resume(&mut same).unwrap().unwrap().step, 1);
     let error = new(BATCH).resume(&mut same).unwrap_err();
     assert!(error.to_string().contains("has taken 1 steps"), "{error}");
+}
+
+/// What a run does that ran out of memory.
+#[test]
+fn a_resumed_run_may_change_what_changes_memory_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut whole = builder(SMALL).build().unwrap();
+    let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    for _ in 0..3 {
+        take_step(&mut whole);
+    }
+    checkpoints.save(&mut whole, &()).unwrap();
+    let leaner = builder(SMALL)
+        .micro_batch_size(2)
+        .gradient_checkpointing(true)
+        .max_skipped_steps(3);
+    let mut leaner = leaner.build().unwrap();
+    assert_eq!(checkpoints.resume(&mut leaner).unwrap().unwrap().step, 3);
+    for _ in 0..3 {
+        take_step(&mut whole);
+        take_step(&mut leaner);
+    }
+    let weights = |trainer: SissTrainer<Net, 2>| trainer.into_model().first.weight.val();
+    let difference: f32 = (weights(whole) - weights(leaner)).abs().max().into_scalar();
+    assert!(difference < 1e-5, "{difference}");
+}
+
+/// Steers by a factor, which is a setting.
+#[derive(Debug)]
+struct Factor(f64);
+
+impl SteeringRule for Factor {
+    fn name(&self) -> &'static str {
+        "Factor"
+    }
+
+    fn factors(&self, losses: Tensor<1>, _: Tensor<1>) -> Tensor<1> {
+        losses.zeros_like() + self.0
+    }
 }
 
 #[test]
@@ -864,6 +909,10 @@ fn a_rate_that_differs_later_and_another_steering_rule_are_seen() {
         (
             built(500, Steering::by(levels(), HardStop)),
             "steering.rule was Proportional and is HardStop",
+        ),
+        (
+            built(500, Steering::by(levels(), Factor(0.5))),
+            "steering.rule was Proportional and is Factor(0.5)",
         ),
     ] {
         let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();

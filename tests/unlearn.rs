@@ -380,6 +380,20 @@ fn the_control_set_can_come_from_a_folder_of_its_own() {
     assert!(error.contains("/control: it holds 7 images"), "{error}");
 }
 
+/// What one does whose run ran out of memory after its checkpoint of step 2.
+#[test]
+fn a_run_that_ran_out_of_memory_goes_on_with_a_smaller_micro_batch() {
+    let place = workplace(20);
+    let place = place.path();
+    let budget = "--steps 4 --batch 4 --samples 1 --checkpoint-every 2 --micro-batch";
+    run(place, &format!("{budget} 4")).unwrap();
+    fs::remove_dir_all(place.join("out/checkpoints/step-0000000004")).unwrap();
+    let summary = run(place, &format!("{budget} 2 --resume")).unwrap();
+    assert_eq!((summary.steps, summary.config.settings.micro_batch), (4, 2));
+    let error = run(place, &format!("{budget} 2 --resume --seed 1")).unwrap_err();
+    assert!(error.contains("seed was 0 and is 1"), "{error}");
+}
+
 /// The start of a bitmap of 24 bits.
 fn bitmap_header(width: i32, height: i32) -> Vec<u8> {
     let mut bytes = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();

@@ -13,8 +13,8 @@ pub struct Checkpointing {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub checkpoint_every: Option<u64>,
 
-    /// Goes on from the newest checkpoint, as if the run had not been ended; begins where there is none. Every other option must
-    /// be as it was.
+    /// Goes on from the newest checkpoint, as if the run had not been ended; begins where there is none. What shapes the run
+    /// must be as it was; the images run at a time may change.
     #[arg(long)]
     pub resume: bool,
 }

@@ -1,12 +1,14 @@
 //! Everything that a trainer needs to go on, and everything that must be as it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
+use burn::module::Module;
 use burn::optim::ModuleOptimizer;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::manifest::{FORMAT, Manifest, sha256};
 use super::tensors::{behaviour, load_model, load_optimizer, save_model, save_optimizer};
@@ -25,25 +27,37 @@ const AVERAGE: &str = "ema.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
 
+/// Fields of [`TrainerConfig`] that a resumed run may change: how much memory a step takes, and when a run that goes nowhere is
+/// given up. The steps are the same.
+const FREE: [&str; 3] = [
+    "gradient_checkpointing",
+    "max_skipped_steps",
+    "micro_batch_size",
+];
+
 /// What shapes the run, by name: two runs with the same settings take the same steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Settings(BTreeMap<String, Value>);
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    values: BTreeMap<String, Value>,
+    /// What fields of the configuration are unless they are set: a version of the crate that does not have a field runs as if it
+    /// were that.
+    defaults: BTreeMap<String, Value>,
+}
 
 impl Settings {
     pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<Value>) {
-        self.0.insert(name.into(), value.into());
+        self.values.insert(name.into(), value.into());
     }
 
     pub(super) fn add_all(&mut self, others: &Settings) {
-        self.0.extend(others.0.clone());
+        self.values.extend(others.values.clone());
+        self.defaults.extend(others.defaults.clone());
     }
 
     pub(crate) fn add_config(&mut self, config: &TrainerConfig) -> Result<()> {
-        let Value::Object(fields) = to_json("the configuration", config)? else {
-            return Ok(());
-        };
-        self.0.extend(fields);
+        self.values.extend(fields(config)?);
+        self.defaults.extend(fields(&TrainerConfig::default())?);
         Ok(())
     }
 
@@ -71,7 +85,7 @@ impl Settings {
         };
         let levels = to_json("the levels", steering.levels())?;
         self.add("steering.levels", sha256(levels.to_string().as_bytes()));
-        self.add("steering.rule", steering.rule().name());
+        self.add("steering.rule", steering.rule().settings());
         Ok(())
     }
 
@@ -88,8 +102,7 @@ impl Settings {
                 parameter.to_string(),
             );
         }
-        let mut rate = trainer.learning_rate.clone();
-        self.add("learning_rate", rate.at(step)?.base());
+        self.add_rates(trainer.learning_rate.clone().at(step)?, &trainer.model);
         if let Some(device) = trainer.model.devices().first() {
             let steps = behaviour(&trainer.optimizer.0, device)?;
             self.add("optimizer, three steps of it", steps);
@@ -97,20 +110,32 @@ impl Settings {
         Ok(())
     }
 
-    /// What is not the same, by name.
+    /// The rate of all parameters, and of those that have another.
+    fn add_rates<M: Module>(&mut self, rates: &ModuleLearningRate, model: &M) {
+        self.add("learning_rate", rates.base());
+        for parameter in parameters(model) {
+            let rate = rates.lr_from_param(parameter.id, Some(&parameter.name));
+            if rate != rates.base() {
+                self.add(format!("learning_rate of {}", parameter.name), rate);
+            }
+        }
+    }
+
+    /// What is not the same, by name. What one side does not have is there what it is on the other unless set.
     fn differences(&self, now: &Settings) -> Vec<SettingDifference> {
-        let names = self.0.keys().chain(now.0.keys());
-        let mut names: Vec<_> = names.collect();
-        names.sort();
-        names.dedup();
+        let names: BTreeSet<_> = self.values.keys().chain(now.values.keys()).collect();
+        let effective = |settings: &Settings, other: &Settings, name: &String| {
+            let value = settings.values.get(name);
+            value.or_else(|| other.defaults.get(name)).cloned()
+        };
         let differs = names
             .into_iter()
-            .filter(|name| self.0.get(*name) != now.0.get(*name));
+            .filter(|name| effective(self, now, name) != effective(now, self, name));
         differs
             .map(|name| SettingDifference {
                 setting: name.clone(),
-                saved: self.0.get(name).cloned(),
-                now: now.0.get(name).cloned(),
+                saved: self.values.get(name).cloned(),
+                now: now.values.get(name).cloned(),
             })
             .collect()
     }
@@ -299,6 +324,15 @@ fn unfit(folder: &Path, name: &str) -> impl FnOnce(String) -> Error {
     }
 }
 
+/// The fields of a configuration that must be as they were.
+fn fields(config: &TrainerConfig) -> Result<Map<String, Value>> {
+    let Value::Object(mut fields) = to_json("the configuration", config)? else {
+        return Ok(Map::new());
+    };
+    fields.retain(|name, _| !FREE.contains(&name.as_str()));
+    Ok(fields)
+}
+
 pub(super) fn to_json(what: &str, value: &impl Serialize) -> Result<Value> {
     serde_json::to_value(value).map_err(|error| no_json(what, error))
 }
@@ -324,7 +358,7 @@ mod tests {
         let mut now = saved.clone();
         now.add("seed", 7);
         now.add("batch", 32);
-        now.0.remove("sampler");
+        now.values.remove("sampler");
         let texts: Vec<_> = saved
             .differences(&now)
             .iter()
@@ -338,6 +372,42 @@ mod tests {
                 "seed was 0 and is 7"
             ]
         );
+    }
+
+    /// A checkpoint of a version with one field less, and of one with one more.
+    #[test]
+    fn a_field_that_one_version_does_not_have_is_at_its_default_there() {
+        let with = |name: &str, value: i32, default: i32| {
+            let mut settings = Settings::default();
+            settings.add_config(&TrainerConfig::default()).unwrap();
+            settings.add(name, value);
+            settings.defaults.insert(name.into(), default.into());
+            settings
+        };
+        let texts = |saved: &Settings, now: &Settings| -> Vec<String> {
+            let differences = saved.differences(&now.as_read().unwrap());
+            differences.iter().map(ToString::to_string).collect()
+        };
+        let mut without = Settings::default();
+        without.add_config(&TrainerConfig::default()).unwrap();
+        let (default, set) = (with("new", 3, 3), with("new", 4, 3));
+        assert!(texts(&without, &default).is_empty());
+        assert!(texts(&default, &without).is_empty());
+        assert_eq!(texts(&without, &set), ["new was absent and is 4"]);
+        assert_eq!(texts(&set, &without), ["new was 4 and is absent"]);
+        // Both have it: its default is another matter.
+        assert!(texts(&with("new", 4, 4), &set).is_empty());
+        assert_eq!(texts(&with("new", 4, 4), &default), ["new was 4 and is 3"]);
+    }
+
+    #[test]
+    fn what_a_resumed_run_may_change_are_fields_of_the_configuration() {
+        let all = to_json("", &TrainerConfig::default()).unwrap();
+        for name in FREE {
+            assert!(all.get(name).is_some(), "{name}");
+        }
+        let compared = fields(&TrainerConfig::default()).unwrap();
+        assert_eq!(compared.len() + FREE.len(), all.as_object().unwrap().len());
     }
 
     #[test]

@@ -76,6 +76,11 @@ pub trait GradientClipper: Send + Debug {
     /// A clipper's own; none of the crate's has any.
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients>;
 
+    /// Name and settings, which must be the same when a run is resumed. What `Debug` writes unless implemented.
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+
     /// What the clipper remembers from step to step, for a checkpoint. Nothing unless implemented.
     fn state(&self) -> Vec<f64> {
         Vec::new()
@@ -101,6 +106,10 @@ impl GradientClipper for Box<dyn GradientClipper> {
 
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
         self.as_mut().coefficients(norms)
+    }
+
+    fn settings(&self) -> String {
+        self.as_ref().settings()
     }
 
     fn state(&self) -> Vec<f64> {
@@ -212,6 +221,19 @@ impl GradientClipper for FractionOfRetain {
         forget_scale(scale.min(self.max_scale.unwrap_or(f64::INFINITY)))
     }
 
+    fn settings(&self) -> String {
+        let mut text = format!("{}, fraction {}", self.name(), self.fraction);
+        for (name, ceiling) in [
+            ("max_scale", self.max_scale),
+            ("max_growth", self.max_growth),
+        ] {
+            if let Some(ceiling) = ceiling {
+                text += &format!(", {name} {ceiling}");
+            }
+        }
+        text
+    }
+
     /// The first step's scale, once there is one.
     fn state(&self) -> Vec<f64> {
         self.first_scale.into_iter().collect()
@@ -259,6 +281,10 @@ impl GradientClipper for RescaleToNorm {
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
         forget_scale(over_norm(self.norm, norms.forget))
     }
+
+    fn settings(&self) -> String {
+        format!("{}, norm {}", self.name(), self.norm)
+    }
 }
 
 /// A clip in the usual sense: the forget gradient is scaled down to `norm` where it is longer, and left alone where it is not.
@@ -290,6 +316,10 @@ impl GradientClipper for ClipToNorm {
 
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
         forget_scale(over_norm(self.norm, norms.forget).min(1.0))
+    }
+
+    fn settings(&self) -> String {
+        format!("{}, norm {}", self.name(), self.norm)
     }
 }
 
@@ -335,6 +365,10 @@ impl GradientClipper for ConstantScale {
         let has_forget_gradient = norms.forget > 0.0;
         forget_scale(if has_forget_gradient { self.scale } else { 0.0 })
     }
+
+    fn settings(&self) -> String {
+        format!("{}, scale {}", self.name(), self.scale)
+    }
 }
 
 /// A convex combination, `g = (1−s) g_r + s g_f`: for objectives that regress forgotten points to another target.
@@ -375,6 +409,10 @@ impl GradientClipper for Blend {
             retain: 1.0 - self.share,
             forget: self.share,
         })
+    }
+
+    fn settings(&self) -> String {
+        format!("{}, share {}", self.name(), self.share)
     }
 }
 
@@ -443,6 +481,10 @@ impl GradientClipper for EraseDiffRule {
             return forget_scale(0.0);
         }
         forget_scale((self.rate - norms.inner_product / norms.forget.powi(2)).max(0.0))
+    }
+
+    fn settings(&self) -> String {
+        format!("{}, rate {}", self.name(), self.rate)
     }
 }
 
