@@ -166,8 +166,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
-    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule gets a ceiling: four
-    /// times the first step's scale.
+    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)).
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
         self
@@ -293,14 +292,17 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             Some(loss) => loss,
             None => self.method.loss(self.retained.as_ref())?,
         };
-        let clipper = match (self.clipper, &self.steering) {
-            (Some(clipper), _) => clipper,
-            (None, Some(_)) => self.method.steered_clipper(),
-            (None, None) => self.method.clipper(),
-        };
+        let clipper = self.clipper.unwrap_or_else(|| self.method.clipper());
         check_clipper(loss.as_ref(), clipper.as_ref())?;
+        if loss.uses_mixture() {
+            check_mixture(sampler.as_ref(), loss.as_ref(), clipper.as_ref())?;
+        }
         if let Some(steering) = &self.steering {
             check_steering(steering, loss.as_ref(), self.config.prediction_type)?;
+            let sampling = self.config.timestep_sampling;
+            steering
+                .levels()
+                .check_process(self.scheduler.as_ref(), sampling)?;
         }
         if self.method == Method::SissToLevel && self.steering.is_none() {
             return Err(Error::InvalidSetting {
@@ -406,6 +408,34 @@ fn check_steering<const D: usize>(
         }),
         _ => Ok(()),
     }
+}
+
+/// At the ends of `λ` one side of a mixture is never drawn from.
+fn check_mixture<const D: usize>(
+    sampler: &dyn MixtureSampler,
+    loss: &dyn SissLoss<D>,
+    clipper: &dyn GradientClipper,
+) -> Result<()> {
+    let forget_prob = sampler.forget_prob();
+    let name = loss.name();
+    if forget_prob == 0.0 {
+        return Err(Error::InvalidSetting {
+            what: format!(
+                "λ is 0, so {name} never draws from a forgotten point and forgets next to nothing"
+            ),
+            remedy: "take a λ above 0, as ½; or, to train on retained points alone, NaiveDeletion",
+        });
+    }
+    if forget_prob == 1.0 && clipper.needs(Side::Retain) {
+        return Err(Error::InvalidSetting {
+            what: format!(
+                "λ is 1, so {name} never draws from a retained point and has next to no retain gradient, on which {} depends",
+                clipper.name()
+            ),
+            remedy: "take a λ below 1, as ½, or RescaleToNorm, ClipToNorm or ConstantScale",
+        });
+    }
+    Ok(())
 }
 
 fn check_clipper<const D: usize>(

@@ -68,6 +68,9 @@ pub trait Denoiser<const D: usize>: Module {
 ///
 /// The trainer runs parts of a batch, so it must be able to take some of the rows.
 pub trait Condition: Clone + Send {
+    /// Whether it says nothing of a point, as `()`. What looks at points of one class alone asks for it.
+    const IS_EMPTY: bool = false;
+
     /// The rows with these indices, in this order; an index may come twice. Called with indices below the number that
     /// [`check_rows`](Condition::check_rows) accepted.
     fn select(&self, rows: &[usize]) -> Self;
@@ -83,6 +86,8 @@ pub trait Condition: Clone + Send {
 }
 
 impl Condition for () {
+    const IS_EMPTY: bool = true;
+
     fn select(&self, _rows: &[usize]) -> Self {}
 
     fn check_rows(&self, _rows: usize) -> std::result::Result<(), usize> {
@@ -121,6 +126,8 @@ impl<const D: usize> Condition for Tensor<D, Int> {
 }
 
 impl<A: Condition, B: Condition> Condition for (A, B) {
+    const IS_EMPTY: bool = A::IS_EMPTY && B::IS_EMPTY;
+
     fn select(&self, rows: &[usize]) -> Self {
         (self.0.select(rows), self.1.select(rows))
     }
@@ -156,6 +163,18 @@ pub enum PredictionType {
 }
 
 impl PredictionType {
+    /// By how much the output changes where the clean point that explains a given noisy one does: targets are linear in clean point
+    /// and noise, and the noise that explains the same noisy point changes by `−ρ = −γ/σ`.
+    pub(crate) fn slope(self, signal_scale: f64, noise_scale: f64) -> f64 {
+        let ratio = signal_scale / noise_scale;
+        match self {
+            PredictionType::Epsilon => -ratio,
+            PredictionType::Sample => 1.0,
+            PredictionType::Velocity => -(signal_scale * ratio + noise_scale),
+            PredictionType::FlowVelocity => -(ratio + 1.0),
+        }
+    }
+
     /// What the model should have said at a noisy point made of `clean` and `noise`.
     ///
     /// # Shapes

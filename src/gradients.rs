@@ -11,8 +11,8 @@ use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
 use crate::host::{as_column, read_f32, select_rows, squared_norms, to_f32, vector};
 use crate::kernel::weighted_squared_error;
-use crate::loss::LossTerm;
-use crate::steering::Steering;
+use crate::loss::{LossTerm, LossTerms};
+use crate::steering::{Steered, Steering};
 
 /// The gradient of one side, and the unweighted losses of the rows that made it.
 #[derive(Debug, Default)]
@@ -23,6 +23,8 @@ pub(crate) struct SideGradient {
     pub(crate) losses: Vec<Tensor<1>>,
     /// The factors by which steering changed the rows' weights, in the same parts; none without it.
     pub(crate) factors: Vec<Tensor<1>>,
+    /// The rows' own losses over their levels, in the same parts; none without steering.
+    pub(crate) ratios: Vec<Tensor<1>>,
 }
 
 /// What the rows of a side have in common.
@@ -49,6 +51,7 @@ pub(crate) fn side_gradient<const D: usize, M: Denoiser<D>>(
         let part = micro_batch_gradient(model, inputs, rows, weights)?;
         side.losses.extend(part.losses);
         side.factors.extend(part.factors);
+        side.ratios.extend(part.ratios);
         side.gradients = accumulate(model, side.gradients, part.gradients);
     }
     Ok(side)
@@ -77,11 +80,12 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     let on_device = vector(weights.iter().copied(), &device);
     let plain = prediction.clone().inner();
     let error = weighted_squared_error(plain.clone(), target, on_device, inputs.batch_size)?;
-    let factors = steering_factors(inputs, rows, weights, &timesteps, plain, &error.losses)?;
+    let steered = steer(inputs, rows, weights, &timesteps, plain, &error.losses)?;
     let mut seed = error.seed;
-    if let Some(factors) = &factors {
-        seed = seed * as_column::<D>(factors.clone());
+    if let Some(steered) = &steered {
+        seed = seed * as_column::<D>(steered.factors.clone());
     }
+    let (factors, ratios) = steered.map(|it| (it.factors, it.ratios)).unzip();
     // The chain rule with the seed ∂L/∂ŷ: the graph holds the model and nothing of the loss.
     let seed = seed.cast(prediction.dtype());
     let gradients = (prediction * seed).sum().backward();
@@ -89,18 +93,19 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
         gradients: GradientsParams::from_grads(gradients, model),
         losses: vec![error.losses],
         factors: factors.into_iter().collect(),
+        ratios: ratios.into_iter().collect(),
     })
 }
 
 /// The factors of a micro-batch's weights, where the side is steered.
-fn steering_factors<const D: usize, C>(
+fn steer<const D: usize, C>(
     inputs: &SideInputs<'_, D, C>,
     rows: &[usize],
     weights: &[f64],
     timesteps: &[f64],
     prediction: Tensor<D>,
     losses: &Tensor<1>,
-) -> Result<Option<Tensor<1>>> {
+) -> Result<Option<Steered>> {
     let Some((steering, ids)) = inputs.steering else {
         return Ok(None);
     };
@@ -110,11 +115,12 @@ fn steering_factors<const D: usize, C>(
         None => losses.clone(),
     };
     let own_ids = rows.iter().map(|&row| ids[row]);
-    let factors = steering.factors(own_ids, timesteps, own_losses / elements as f64)?;
+    let mut steered = steering.steer(own_ids, timesteps, own_losses / elements as f64)?;
     // What descends to another target is never turned into an ascent from it.
     let lowest = |&weight: &f64| if weight > 0.0 { 0.0 } else { -1.0 };
-    let lowest = vector(weights.iter().map(lowest), &factors.device());
-    Ok(Some(factors.max_pair(lowest)))
+    let lowest = vector(weights.iter().map(lowest), &steered.factors.device());
+    steered.factors = steered.factors.max_pair(lowest);
+    Ok(Some(steered))
 }
 
 /// `sum + more`, parameter by parameter.
@@ -176,6 +182,8 @@ pub(crate) struct Measured {
     pub(crate) forget_losses: Vec<f32>,
     /// The factor of each row of a steered forget term.
     pub(crate) factors: Vec<f32>,
+    /// The loss over the level of each row of a steered forget term.
+    pub(crate) ratios: Vec<f32>,
     pub(crate) norms: GradientNorms,
 }
 
@@ -183,6 +191,23 @@ impl Measured {
     pub(crate) fn is_finite(&self) -> bool {
         let mut losses = self.retain_losses.iter().chain(&self.forget_losses);
         self.norms.is_finite() && losses.all(|loss| loss.is_finite())
+    }
+
+    /// Adds to the norms the weights of the terms that they were measured of, after thinning.
+    pub(crate) fn weigh<const D: usize>(&mut self, terms: &LossTerms<D>, batch_size: usize) {
+        let sizes = |term: &LossTerm<D>| term.weights.iter().map(|w| w.abs()).collect::<Vec<_>>();
+        let mean = |sizes: &[f64]| sizes.iter().sum::<f64>() / batch_size as f64;
+        if let Some(term) = &terms.retain {
+            self.norms.retain_weight = mean(&sizes(term));
+        }
+        let Some(term) = &terms.forget else { return };
+        let sizes = sizes(term);
+        self.norms.forget_weight = mean(&sizes);
+        if !self.factors.is_empty() && self.norms.forget_weight > 0.0 {
+            let squares = self.factors.iter().map(|&factor| f64::from(factor).powi(2));
+            let weighted: Vec<f64> = sizes.iter().zip(squares).map(|(w, f)| w * f).collect();
+            self.norms.steering = (mean(&weighted) / self.norms.forget_weight).sqrt();
+        }
     }
 }
 
@@ -195,7 +220,7 @@ pub(crate) fn measure<M: Module>(
     let products = gradient_products(model, &retain.gradients, &forget.gradients);
     let num_products = products.as_ref().map_or(0, |products| products.dims()[0]);
     let rows = retain.losses.iter().chain(&forget.losses);
-    let rows = rows.chain(&forget.factors).cloned();
+    let rows = rows.chain(&forget.factors).chain(&forget.ratios).cloned();
     let parts: Vec<Tensor<1>> = rows.chain(products).collect();
     if parts.is_empty() {
         return Ok(Measured::default());
@@ -204,16 +229,19 @@ pub(crate) fn measure<M: Module>(
     let products = retain_losses.split_off(retain_losses.len() - num_products);
     let count = |parts: &[Tensor<1>]| parts.iter().map(|part| part.dims()[0]).sum();
     let mut forget_losses = retain_losses.split_off(count(&retain.losses));
-    let factors = forget_losses.split_off(count(&forget.losses));
+    let mut factors = forget_losses.split_off(count(&forget.losses));
+    let ratios = factors.split_off(count(&forget.factors));
     let product = |index: usize| products.get(index).copied().map_or(0.0, f64::from);
     Ok(Measured {
         retain_losses,
         forget_losses,
         factors,
+        ratios,
         norms: GradientNorms {
             retain: product(0).sqrt(),
             forget: product(1).sqrt(),
             inner_product: product(2),
+            ..GradientNorms::default()
         },
     })
 }

@@ -159,9 +159,11 @@ pub use checkpoint::{
 };
 pub use clipper::{
     Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
-    GradientClipper, GradientNorms, Projected, RescaleToNorm, ScaleCeiling,
+    GradientClipper, GradientNorms, Projected, RescaleToNorm,
 };
-pub use counterfactual::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, IdealForm};
+pub use counterfactual::{
+    CounterfactualConfig, CounterfactualData, CounterfactualLoss, Groups, IdealForm,
+};
 pub use data_check::{DataCheck, DataFinding};
 pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};

@@ -440,7 +440,7 @@ mod tests {
             norms: GradientNorms {
                 retain: 1.0,
                 forget: 1.0,
-                inner_product: 0.0,
+                ..GradientNorms::default()
             },
             coefficients: Coefficients {
                 retain: 1.0,

@@ -184,8 +184,17 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
 
         let retain = self.side(&self.model, Side::Retain, &terms.retain, batch)?;
         let forget = self.side(&self.model, Side::Forget, &terms.forget, batch)?;
-        let measured = measure(&self.model, &retain, &forget)?;
+        let mut measured = measure(&self.model, &retain, &forget)?;
+        measured.weigh(&terms, batch.batch_size());
         let coefficients = self.coefficients(&measured)?;
+        if let (Some(steering), Some(term)) = (&mut self.steering, &terms.forget) {
+            steering.remember(
+                &term.rows,
+                batch.forget_ids(),
+                &term.timesteps,
+                &measured.ratios,
+            );
+        }
         let combined_norm = measured.norms.combined(coefficients.unwrap_or_default());
         let is_applied = coefficients.is_some() && combined_norm.is_finite();
         let without_gradient = self.without_gradient(&retain, &forget);

@@ -490,7 +490,7 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
             })
         }),
         case("a level for another point", "id 7", || {
-            let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![1.0; 2]])?;
+            let levels = CounterfactualLoss::from_levels(vec![0.0, 999.0], vec![vec![1.0; 2]])?;
             let batch = common::batch(2, 0.5, 1, &device()).with_forget_ids(vec![7, 7])?;
             built(|builder| builder.steering(Steering::to(levels.clone())))?.step(batch)
         }),
@@ -523,7 +523,7 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
     for (says, text) in [
         ("`soft:1`", "soft:1"),
         ("`fraction`", "fraction"),
-        ("`fraction:0.1:4y`", "fraction:0.1:4y"),
+        ("`fraction:0.1:4x`", "fraction:0.1:4x"),
         ("`clip:1:2`", "clip:1:2"),
     ] {
         cases.push(case("a clipper as text", says, move || {
@@ -532,7 +532,6 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
     }
     for (says, text) in [
         ("fraction is 0", "fraction:0"),
-        ("max_growth is 0", "fraction:0.1:0x"),
         ("max_scale is -1", "fraction:0.1:-1"),
         ("share is 2", "blend:2"),
         ("rate is 0", "erase-diff:0"),
@@ -552,6 +551,8 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
             controls: &controls,
             control_condition: &(),
             forgotten: &ones(1),
+            forgotten_condition: &(),
+            groups: None,
         };
         CounterfactualLoss::fit(&Mlp::new(1, &device()), &linear(), data, &config, |_| {})
     };
@@ -615,6 +616,8 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
                 controls: &zeros([2, 5]),
                 control_condition: &(),
                 forgotten: &ones(1),
+                forgotten_condition: &(),
+                groups: None,
             };
             let model = Mlp::new(1, &device());
             CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})

@@ -374,7 +374,8 @@ fn steered_forgetting_lands_on_its_level_and_stays() {
     const ELEMENTS: usize = 256;
     let device = device();
     let (retained, forgotten, level) = ([-0.9, -0.5, -0.1, 0.3, 0.6, 0.7], 1.6, 0.5);
-    let levels = || CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![level; 2]]).unwrap();
+    let levels =
+        || CounterfactualLoss::from_levels(vec![0.0, 999.0], vec![vec![level; 2]]).unwrap();
     let points = |values: &[f64]| scalars(values, &device).repeat_dim(1, ELEMENTS);
     let rows: Vec<f64> = retained.repeat(4);
     let (gamma, sigma) = (OneStep.signal_scale(0.0), OneStep.noise_scale(0.0));

@@ -820,7 +820,7 @@ fn each_row_is_steered_by_the_loss_and_the_level_of_its_own_point() {
     let points = points.with_forget_ids(ids.clone()).unwrap();
     let level = |id: u64| 0.5 + 0.2 * id as f64;
     let levels = (0..16).map(|id| vec![level(id); 2]).collect();
-    let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], levels).unwrap();
+    let levels = CounterfactualLoss::from_levels(vec![0.0, 999.0], levels).unwrap();
     for method in [Method::EraseDiff, Method::ReTrack] {
         let builder = with_method(builder(1), method, points.retain()).micro_batch_size(5);
         let steering = Steering::to(levels.clone());
@@ -949,6 +949,8 @@ fn steering_that_cannot_mean_anything_is_refused() {
         controls: &(points() * 0.5),
         control_condition: &(),
         forgotten: &(points().narrow(0, 0, 2) + 3.0),
+        forgotten_condition: &(),
+        groups: None,
     };
     let (model, config) = (Mlp::new(1, &device), CounterfactualConfig::default());
     let levels = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();

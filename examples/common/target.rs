@@ -40,6 +40,8 @@ pub fn predict(
         controls: &controls.clone().narrow(0, 0, count),
         control_condition: &(),
         forgotten,
+        forgotten_condition: &(),
+        groups: None,
     };
     let settings = CounterfactualConfig {
         prediction_type: config.prediction_type,

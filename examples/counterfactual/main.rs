@@ -277,6 +277,8 @@ impl<'a> Trial<'a> {
             controls: &points.clone().narrow(0, 0, self.arguments.controls),
             control_condition: &(),
             forgotten: &self.unseen.images,
+            forgotten_condition: &(),
+            groups: None,
         };
         let config = CounterfactualConfig {
             timesteps: Some(TIMESTEPS.map(|timestep| timestep as f64).to_vec()),
@@ -313,7 +315,7 @@ impl<'a> Trial<'a> {
     ) -> Result<Vec<Comparison>> {
         let mut comparisons = Vec::new();
         for (image, kind) in self.unseen.kinds.iter().enumerate() {
-            for (timestep, actual) in TIMESTEPS.into_iter().zip(actual) {
+            for (at, (timestep, actual)) in TIMESTEPS.into_iter().zip(actual).enumerate() {
                 comparisons.push(Comparison {
                     kind: kind.to_string(),
                     image,
@@ -321,7 +323,7 @@ impl<'a> Trial<'a> {
                     controls: way.controls.name().into(),
                     form: way.form.name().into(),
                     timestep,
-                    predicted: predicted.level(image as u64, timestep as f64)?,
+                    predicted: predicted.predicted()[image][at],
                     actual: actual[image],
                 });
             }

@@ -182,6 +182,8 @@ struct State {
     /// As bits, which JSON carries exactly.
     clipper: Vec<u64>,
     objective: Vec<u64>,
+    /// Empty without steering.
+    steering: Vec<u64>,
     settings: Settings,
     /// The program's own.
     program: Value,
@@ -201,6 +203,12 @@ pub(super) fn save<M: Denoiser<D>, const D: usize>(
         ema_updates: trainer.ema.as_ref().map(MovingAverage::updates),
         clipper: bits(&trainer.clipper.state()),
         objective: bits(&trainer.loss.state()),
+        steering: bits(
+            &trainer
+                .steering
+                .as_ref()
+                .map_or_else(Vec::new, Steering::state),
+        ),
         settings,
         program,
     };
@@ -277,9 +285,13 @@ impl<M> Restored<M> {
         M: Denoiser<D>,
     {
         let before = (trainer.clipper.state(), trainer.loss.state());
+        let steering = trainer.steering.as_ref().map(Steering::state);
         if let Err(error) = self.restore_parts(trainer) {
             trainer.clipper.restore(&before.0)?;
             trainer.loss.restore(&before.1)?;
+            if let (Some(steering), Some(before)) = (&mut trainer.steering, &steering) {
+                steering.restore(before)?;
+            }
             return Err(error);
         }
         trainer.model = self.model;
@@ -297,6 +309,9 @@ impl<M> Restored<M> {
     {
         trainer.clipper.restore(&numbers(&self.state.clipper))?;
         trainer.loss.restore(&numbers(&self.state.objective))?;
+        if let Some(steering) = &mut trainer.steering {
+            steering.restore(&numbers(&self.state.steering))?;
+        }
         rewind(&mut trainer.observers, self.state.step)
     }
 }

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, Side, check_positive, check_probability, check_stateless};
 use crate::json::number_or_null;
 
-pub use spec::{ClipperSpec, ScaleCeiling};
+pub use spec::ClipperSpec;
 
-/// Norms of the two sides' gradients over the whole optimiser step, and their inner product.
+/// Norms of the two sides' gradients over the whole optimiser step, their inner product, and the weights that made them.
 ///
 /// The forget gradient carries its sign: for an objective that ascends it is minus the gradient of the forget loss.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GradientNorms {
     /// `‖g_r‖`, 0 without a retain term.
     #[serde(deserialize_with = "number_or_null")]
@@ -25,6 +25,35 @@ pub struct GradientNorms {
     /// `⟨g_r, g_f⟩`.
     #[serde(deserialize_with = "number_or_null")]
     pub inner_product: f64,
+    /// Mean `|w|` of the retain term over the batch, as far as its rows were run: 1 in expectation for every objective of the
+    /// crate, 0 in a step without a retain row.
+    #[serde(default = "one")]
+    pub retain_weight: f64,
+    /// The same of the forget term.
+    #[serde(default = "one")]
+    pub forget_weight: f64,
+    /// Root mean square of the forget rows' steering factors, rows weighted by `|w|`: from 0, at the level, to 1, far from it or
+    /// without steering.
+    #[serde(default = "one")]
+    pub steering: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl Default for GradientNorms {
+    /// No gradient; weights and steering are 1.
+    fn default() -> Self {
+        Self {
+            retain: 0.0,
+            forget: 0.0,
+            inner_product: 0.0,
+            retain_weight: 1.0,
+            forget_weight: 1.0,
+            steering: 1.0,
+        }
+    }
 }
 
 impl GradientNorms {
@@ -136,8 +165,12 @@ fn forget_scale(forget: f64) -> Result<Coefficients> {
 /// The paper's rule: the forget gradient is scaled to a fraction of the retain gradient's norm,
 /// `c_f = fraction · ‖g_r‖ / ‖g_f‖`. The default, with 10 %.
 ///
-/// It has no ceiling, as in the paper; [`with_max_scale`](FractionOfRetain::with_max_scale) and
-/// [`with_max_growth`](FractionOfRetain::with_max_growth) set one.
+/// With steering the fraction shrinks as the level comes near: it is multiplied by the root mean square of the rows' factors
+/// ([`GradientNorms::steering`]), so that a gradient that is meant to vanish is not blown up again.
+///
+/// A step with next to no retain row has no `‖g_r‖` to take a fraction of: where `λ` times the batch is small, or `1 − λ` times
+/// it. There it is the average of the steps before that had one, for rows of weight 1, times the weight of the step's forget
+/// rows.
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), Section 4 and the descent lemma of its appendix.
@@ -145,9 +178,15 @@ fn forget_scale(forget: f64) -> Result<Coefficients> {
 pub struct FractionOfRetain {
     fraction: f64,
     max_scale: Option<f64>,
-    max_growth: Option<f64>,
-    first_scale: Option<f64>,
+    /// The running mean of `‖g_r‖` for rows of weight 1, once a step had some.
+    retain_norm: Option<f64>,
 }
+
+/// Below this mean weight of the retain rows a step counts as one without: in expectation it is 1.
+const LEAST_RETAIN_WEIGHT: f64 = 0.5;
+
+/// What a step adds to the running mean of the retain gradient's norm.
+const RETAIN_NORM_RATE: f64 = 0.1;
 
 impl FractionOfRetain {
     /// Scales the forget gradient to `fraction` of the retain gradient's norm.
@@ -161,7 +200,7 @@ impl FractionOfRetain {
         })
     }
 
-    /// Never scales by more than `max_scale`: for a forget gradient that is meant to vanish.
+    /// Never scales by more than `max_scale`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `max_scale` is positive and finite.
@@ -170,33 +209,28 @@ impl FractionOfRetain {
         Ok(self)
     }
 
-    /// Never scales by more than `max_growth` times the first step's scale: the same without a number that depends on the
-    /// model and the data.
-    ///
-    /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `max_growth` is positive and finite.
-    pub fn with_max_growth(mut self, max_growth: f64) -> Result<Self> {
-        self.max_growth = Some(check_positive("max_growth", max_growth)?);
-        Ok(self)
+    /// The norm of which the forget gradient gets a fraction.
+    fn reference(&mut self, norms: &GradientNorms) -> f64 {
+        if norms.retain_weight >= LEAST_RETAIN_WEIGHT {
+            let of_weight_one = norms.retain / norms.retain_weight;
+            let known = self.retain_norm.unwrap_or(of_weight_one);
+            self.retain_norm = Some(known + RETAIN_NORM_RATE * (of_weight_one - known));
+            return norms.retain;
+        }
+        match self.retain_norm {
+            Some(of_weight_one) => of_weight_one * norms.forget_weight,
+            None => norms.retain,
+        }
     }
-
-    /// 10 %, at most four times the first step's scale: for steering, whose forget gradient vanishes at the level.
-    pub(crate) const STEERED: FractionOfRetain = FractionOfRetain {
-        fraction: 0.1,
-        max_scale: None,
-        max_growth: Some(4.0),
-        first_scale: None,
-    };
 }
 
 impl Default for FractionOfRetain {
-    /// 10 %, without a ceiling.
+    /// 10 %, without a largest scale.
     fn default() -> Self {
         Self {
             fraction: 0.1,
             max_scale: None,
-            max_growth: None,
-            first_scale: None,
+            retain_norm: None,
         }
     }
 }
@@ -211,47 +245,40 @@ impl GradientClipper for FractionOfRetain {
     }
 
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
-        let mut scale = over_norm(self.fraction * norms.retain, norms.forget);
-        if self.first_scale.is_none() && scale > 0.0 {
-            self.first_scale = Some(scale);
-        }
-        if let (Some(growth), Some(first)) = (self.max_growth, self.first_scale) {
-            scale = scale.min(growth * first);
-        }
+        let share = self.fraction * norms.steering * self.reference(norms);
+        let scale = over_norm(share, norms.forget);
         forget_scale(scale.min(self.max_scale.unwrap_or(f64::INFINITY)))
     }
 
     fn settings(&self) -> String {
-        let mut text = format!("{}, fraction {}", self.name(), self.fraction);
-        for (name, ceiling) in [
-            ("max_scale", self.max_scale),
-            ("max_growth", self.max_growth),
-        ] {
-            if let Some(ceiling) = ceiling {
-                text += &format!(", {name} {ceiling}");
-            }
-        }
-        text
+        let name = self.name();
+        let max_scale = self.max_scale.map(|scale| format!(", max_scale {scale}"));
+        format!(
+            "{name}, fraction {}{}",
+            self.fraction,
+            max_scale.unwrap_or_default()
+        )
     }
 
-    /// The first step's scale, once there is one.
+    /// The running mean of the retain gradient's norm, once there is one.
     fn state(&self) -> Vec<f64> {
-        self.first_scale.into_iter().collect()
+        self.retain_norm.into_iter().collect()
     }
 
     fn restore(&mut self, state: &[f64]) -> Result<()> {
-        let (first, rest) = match state {
-            [first, rest @ ..] => (Some(*first), rest),
+        let (retain_norm, rest) = match state {
+            [norm, rest @ ..] => (Some(*norm), rest),
             [] => (None, state),
         };
         check_stateless(self.name(), rest)?;
-        self.first_scale = first;
+        self.retain_norm = retain_norm;
         Ok(())
     }
 }
 
 /// What the published code does and calls clipping: the forget gradient is always rescaled to a fixed norm,
-/// `c_f = norm / ‖g_f‖`. The paper's runs use 500 (CelebA-HQ), 5 (T-shirt), 750 (Stable Diffusion).
+/// `c_f = norm / ‖g_f‖`. The paper's runs use 500 (CelebA-HQ), 5 (T-shirt), 750 (Stable Diffusion). With steering the norm shrinks
+/// as [`FractionOfRetain`]'s fraction does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RescaleToNorm {
     norm: f64,
@@ -279,7 +306,7 @@ impl GradientClipper for RescaleToNorm {
     }
 
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients> {
-        forget_scale(over_norm(self.norm, norms.forget))
+        forget_scale(over_norm(self.norm * norms.steering, norms.forget))
     }
 
     fn settings(&self) -> String {
@@ -499,6 +526,7 @@ mod tests {
             retain: 5.0,
             forget: 6f64.sqrt(),
             inner_product: -1.0,
+            ..GradientNorms::default()
         };
         // ‖(3, 4, 0) − 2 (1, −1, 2)‖ = ‖(1, 6, −4)‖
         let combined = norms.combined(Coefficients {
@@ -510,18 +538,20 @@ mod tests {
 
     #[test]
     fn a_clipper_goes_on_from_its_state_and_refuses_another_ones() {
-        let norms = |retain| GradientNorms {
+        let norms = |retain, retain_weight| GradientNorms {
             retain,
             forget: 1.0,
-            inner_product: 0.0,
+            retain_weight,
+            ..GradientNorms::default()
         };
-        let mut first = FractionOfRetain::STEERED;
-        first.coefficients(&norms(1.0 / 3.0)).unwrap();
-        let mut second: Box<dyn GradientClipper> = Box::new(FractionOfRetain::STEERED);
+        let mut first = FractionOfRetain::default();
+        first.coefficients(&norms(1.0 / 3.0, 1.0)).unwrap();
+        let mut second: Box<dyn GradientClipper> = Box::new(FractionOfRetain::default());
         second.restore(&first.state()).unwrap();
         assert_eq!(second.state(), first.state());
-        let later = norms(1e3);
+        let later = norms(0.0, 0.0);
         let expected = first.coefficients(&later).unwrap();
+        assert!(expected.forget > 0.0);
         assert_eq!(second.coefficients(&later).unwrap(), expected);
 
         second.restore(&[]).unwrap();
@@ -531,29 +561,66 @@ mod tests {
         assert!(Projected.restore(&[1.0]).is_err());
     }
 
+    /// A batch of one row: retained and forgotten in turn, each with weight 2.
     #[test]
-    fn growth_is_bounded_by_the_first_scale_that_is_one() {
-        let mut clipper = FractionOfRetain::new(0.1)
-            .unwrap()
-            .with_max_growth(4.0)
-            .unwrap();
-        let scales = [
-            (10.0, 0.0),
-            (10.0, 1.0),
-            (10.0, 0.5),
-            (10.0, 0.1),
-            (10.0, 2.0),
-        ]
-        .map(|(retain, forget)| scale(&mut clipper, retain, forget));
-        assert_eq!(scales, [0.0, 1.0, 2.0, 4.0, 0.5]);
-        assert!(FractionOfRetain::default().with_max_growth(0.0).is_err());
+    fn a_step_without_retain_rows_takes_a_fraction_of_what_the_others_had() {
+        let mut clipper = FractionOfRetain::default();
+        let only = |retain: f64, forget: f64| GradientNorms {
+            retain,
+            forget,
+            retain_weight: if retain > 1e-9 { 2.0 } else { 0.0 },
+            forget_weight: if forget > 1e-9 { 2.0 } else { 0.0 },
+            ..GradientNorms::default()
+        };
+        // Before any retain row there is nothing to take a fraction of.
+        assert_eq!(clipper.coefficients(&only(0.0, 5.0)).unwrap().forget, 0.0);
+        assert_eq!(clipper.coefficients(&only(6.0, 0.0)).unwrap().forget, 0.0);
+        let share = |clipper: &mut FractionOfRetain, forget: f64| {
+            clipper.coefficients(&only(0.0, forget)).unwrap().forget * forget
+        };
+        // 3 for rows of weight 1, of which the forget rows have 2.
+        assert!((share(&mut clipper, 5.0) - 0.1 * 3.0 * 2.0).abs() < 1e-12);
+        // A retain gradient of a weight next to nothing is none.
+        let mut vanishing = only(1e-12, 5.0);
+        vanishing.retain_weight = 1e-12;
+        let scale = clipper.coefficients(&vanishing).unwrap().forget;
+        assert!((scale * 5.0 - 0.6).abs() < 1e-12);
+        // The mean follows what comes.
+        for _ in 0..200 {
+            clipper.coefficients(&only(60.0, 0.0)).unwrap();
+        }
+        assert!((share(&mut clipper, 0.25) - 6.0).abs() < 1e-6);
+    }
+
+    /// At the level the factors are small, whatever the gradient's norm.
+    #[test]
+    fn the_fraction_shrinks_with_the_steering_factors() {
+        let at = |clipper: &mut dyn GradientClipper, steering| {
+            let norms = GradientNorms {
+                retain: 10.0,
+                forget: 4.0,
+                steering,
+                ..GradientNorms::default()
+            };
+            clipper.coefficients(&norms).unwrap().forget * norms.forget
+        };
+        let mut clippers: [(Box<dyn GradientClipper>, f64); 2] = [
+            (Box::new(FractionOfRetain::default()), 1.0),
+            (Box::new(RescaleToNorm::new(5.0).unwrap()), 5.0),
+        ];
+        for (clipper, norm) in &mut clippers {
+            for steering in [1.0, 0.2, 0.0] {
+                let applied = at(clipper.as_mut(), steering);
+                assert!((applied - steering * *norm).abs() < 1e-12, "{applied}");
+            }
+        }
     }
 
     fn scale(clipper: &mut dyn GradientClipper, retain: f64, forget: f64) -> f64 {
         let norms = GradientNorms {
             retain,
             forget,
-            inner_product: 0.0,
+            ..GradientNorms::default()
         };
         let coefficients = clipper.coefficients(&norms).unwrap();
         assert_eq!(coefficients.retain, 1.0);
@@ -582,7 +649,7 @@ mod tests {
     proptest! {
         #[test]
         fn surgery_leaves_neither_side_worse(retain in 0.1..10.0f64, forget in 0.1..10.0f64, cosine in -1.0..1.0f64) {
-            let norms = GradientNorms { retain, forget, inner_product: cosine * retain * forget };
+            let norms = GradientNorms { retain, forget, inner_product: cosine * retain * forget, ..GradientNorms::default() };
             let c = Projected.coefficients(&norms).unwrap();
             // ⟨g, g_r⟩ and ⟨g, g_f⟩ of the combination.
             let along_retain = c.retain * retain * retain + c.forget * norms.inner_product;
@@ -595,7 +662,7 @@ mod tests {
 
         #[test]
         fn erase_diff_descends_on_the_forget_term_at_its_rate(retain in 0.1..10.0f64, forget in 0.1..10.0f64, cosine in -1.0..1.0f64) {
-            let norms = GradientNorms { retain, forget, inner_product: cosine * retain * forget };
+            let norms = GradientNorms { retain, forget, inner_product: cosine * retain * forget, ..GradientNorms::default() };
             let c = EraseDiffRule::new(0.5).unwrap().coefficients(&norms).unwrap();
             let along_forget = c.retain * norms.inner_product + c.forget * forget * forget;
             prop_assert!(along_forget >= 0.5 * forget * forget - 1e-9 && c.forget >= 0.0);
@@ -649,6 +716,7 @@ mod tests {
                 retain: 0.1,
                 forget: 0.1,
                 inner_product,
+                ..GradientNorms::default()
             };
             norms.combined(Coefficients {
                 retain: 1.0,

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// | text | clipper |
 /// |---|---|
 /// | `fraction:0.1` | [`FractionOfRetain`] |
-/// | `fraction:0.1:2.5`, `fraction:0.1:4x` | the same with a largest scale, and with a largest multiple of the first step's scale |
+/// | `fraction:0.1:2.5` | the same with a largest scale |
 /// | `rescale:5` | [`RescaleToNorm`] |
 /// | `clip:5` | [`ClipToNorm`] |
 /// | `constant:1` | [`ConstantScale`] |
@@ -38,8 +38,8 @@ pub enum ClipperSpec {
     Fraction {
         /// Of the retain gradient's norm.
         fraction: f64,
-        /// What the scale may not exceed.
-        ceiling: ScaleCeiling,
+        /// What the scale may not exceed, if anything.
+        max_scale: Option<f64>,
     },
     /// [`RescaleToNorm`] with its norm.
     Rescale(f64),
@@ -55,17 +55,6 @@ pub enum ClipperSpec {
     Projected,
 }
 
-/// What a scale may not exceed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum ScaleCeiling {
-    /// Nothing.
-    None,
-    /// A number.
-    Scale(f64),
-    /// A multiple of the first step's scale.
-    Growth(f64),
-}
-
 impl ClipperSpec {
     /// The clipper.
     ///
@@ -73,12 +62,14 @@ impl ClipperSpec {
     /// [`Error::OutOfRange`] for a number that is not in its range.
     pub fn build(self) -> Result<Box<dyn GradientClipper>> {
         Ok(match self {
-            ClipperSpec::Fraction { fraction, ceiling } => {
+            ClipperSpec::Fraction {
+                fraction,
+                max_scale,
+            } => {
                 let clipper = FractionOfRetain::new(fraction)?;
-                Box::new(match ceiling {
-                    ScaleCeiling::None => clipper,
-                    ScaleCeiling::Scale(scale) => clipper.with_max_scale(scale)?,
-                    ScaleCeiling::Growth(growth) => clipper.with_max_growth(growth)?,
+                Box::new(match max_scale {
+                    None => clipper,
+                    Some(max_scale) => clipper.with_max_scale(max_scale)?,
                 })
             }
             ClipperSpec::Rescale(norm) => Box::new(RescaleToNorm::new(norm)?),
@@ -97,11 +88,14 @@ impl FromStr for ClipperSpec {
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let kind = parts.next().unwrap_or_default();
-        if let ("fraction", Some((fraction, ceiling))) = (kind, fraction(parts.clone())) {
-            return Ok(ClipperSpec::Fraction { fraction, ceiling });
-        }
         let numbers: Option<Vec<f64>> = parts.map(|part| part.parse().ok()).collect();
         match (kind, numbers.as_deref()) {
+            ("fraction", Some(&[fraction, ref most @ ..])) if most.len() < 2 => {
+                Ok(ClipperSpec::Fraction {
+                    fraction,
+                    max_scale: most.first().copied(),
+                })
+            }
             ("rescale", Some(&[norm])) => Ok(ClipperSpec::Rescale(norm)),
             ("clip", Some(&[norm])) => Ok(ClipperSpec::Clip(norm)),
             ("constant", Some(&[scale])) => Ok(ClipperSpec::Constant(scale)),
@@ -110,33 +104,23 @@ impl FromStr for ClipperSpec {
             ("projected", Some(&[])) => Ok(ClipperSpec::Projected),
             _ => Err(Error::InvalidSetting {
                 what: format!("there is no clipper `{text}`"),
-                remedy: "use fraction:F, fraction:F:MAX, fraction:F:GROWTHx, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected",
+                remedy: "use fraction:F, fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected",
             }),
         }
     }
 }
 
-/// The fraction and its ceiling.
-fn fraction<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<(f64, ScaleCeiling)> {
-    let fraction = parts.next()?.parse().ok()?;
-    let ceiling = match parts.next() {
-        None => ScaleCeiling::None,
-        Some(text) => match text.strip_suffix('x') {
-            Some(growth) => ScaleCeiling::Growth(growth.parse().ok()?),
-            None => ScaleCeiling::Scale(text.parse().ok()?),
-        },
-    };
-    parts.next().is_none().then_some((fraction, ceiling))
-}
-
 impl fmt::Display for ClipperSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ClipperSpec::Fraction { fraction, ceiling } => match ceiling {
-                ScaleCeiling::None => write!(formatter, "fraction:{fraction}"),
-                ScaleCeiling::Scale(scale) => write!(formatter, "fraction:{fraction}:{scale}"),
-                ScaleCeiling::Growth(growth) => write!(formatter, "fraction:{fraction}:{growth}x"),
-            },
+            ClipperSpec::Fraction {
+                fraction,
+                max_scale: None,
+            } => write!(formatter, "fraction:{fraction}"),
+            ClipperSpec::Fraction {
+                fraction,
+                max_scale: Some(max_scale),
+            } => write!(formatter, "fraction:{fraction}:{max_scale}"),
             ClipperSpec::Rescale(norm) => write!(formatter, "rescale:{norm}"),
             ClipperSpec::Clip(norm) => write!(formatter, "clip:{norm}"),
             ClipperSpec::Constant(scale) => write!(formatter, "constant:{scale}"),
@@ -170,7 +154,6 @@ mod tests {
         for (text, name) in [
             ("fraction:0.1", "FractionOfRetain"),
             ("fraction:0.1:4", "FractionOfRetain"),
-            ("fraction:0.1:4x", "FractionOfRetain"),
             ("rescale:5", "RescaleToNorm"),
             ("clip:5", "ClipToNorm"),
             ("constant:1", "ConstantScale"),
@@ -193,21 +176,20 @@ mod tests {
         let norms = GradientNorms {
             retain: 100.0,
             forget: 1.0,
-            inner_product: 0.0,
+            ..GradientNorms::default()
         };
         let scale = |text: &str| {
             let mut clipper = text.parse::<ClipperSpec>().unwrap().build().unwrap();
             clipper.coefficients(&norms).unwrap().forget
         };
-        let scales = ["fraction:0.1", "fraction:0.1:4", "fraction:0.1:4x"].map(scale);
-        assert_eq!(scales, [10.0, 4.0, 10.0]);
+        assert_eq!(["fraction:0.1", "fraction:0.1:4"].map(scale), [10.0, 4.0]);
     }
 
     #[test]
     fn what_is_no_clipper_is_refused_with_its_text() {
         for bad in [
             "fraction:0.1:4:1",
-            "fraction:0.1:x",
+            "fraction:0.1:4x",
             "fraction",
             "fraction:x",
             "clip:1:2",

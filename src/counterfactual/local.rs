@@ -277,11 +277,12 @@ mod tests {
     /// The posterior means of the rows at the ratio.
     fn means(
         ideal: &Ideal<'_>,
+        retained: &Tensor<2>,
         [patch, nearest]: [usize; 2],
         noise: &Tensor<2>,
         ratio: f64,
     ) -> Vec<f32> {
-        let retained = host(ideal.retained().clone());
+        let retained = host(retained.clone());
         let images = Images::new(ideal, &retained, SHAPE).unwrap();
         let local = Local {
             images: &images,
@@ -330,11 +331,11 @@ mod tests {
     #[test]
     fn a_pixel_sees_its_patch_and_nothing_else() {
         let (retained, points, noise) = (random(1, 60), random(2, 3), random(3, 3));
-        let ideal = Ideal::new(&retained, points.clone());
+        let ideal = Ideal::new(&retained, points.clone()).unwrap();
         let images = host(retained.clone());
         let mut worst: f64 = 0.0;
         for (patch, ratio) in [(1, 0.7), (3, 0.0), (3, 0.4), (3, 30.0), (5, 1.0), (7, 0.2)] {
-            let got = means(&ideal, [patch, 60], &noise, ratio);
+            let got = means(&ideal, &retained, [patch, 60], &noise, ratio);
             let scale = 1.0 / ratio.max(1e-30);
             let pairs = host(points.clone()).into_iter().zip(host(noise.clone()));
             let noisy: Vec<f64> = pairs
@@ -358,11 +359,11 @@ mod tests {
     #[test]
     fn a_patch_that_covers_the_image_is_the_whole_image() {
         let (retained, points, noise) = (random(1, 500), random(2, 4), random(3, 4));
-        let ideal = Ideal::new(&retained, points);
+        let ideal = Ideal::new(&retained, points).unwrap();
         let rows = [0, 1, 2, 3];
         for ratio in [0.05, 0.5, 3.0] {
             let whole = (&ideal).means(&rows, &noise, &[ratio]).unwrap().remove(0);
-            let patches = means(&ideal, [9, 500], &noise, ratio);
+            let patches = means(&ideal, &retained, [9, 500], &noise, ratio);
             for (got, expected) in patches.iter().zip(host(whole)) {
                 assert!((got - expected).abs() < 1e-4, "{got} {expected}");
             }
@@ -373,13 +374,15 @@ mod tests {
     fn only_the_nearest_are_looked_at_and_never_the_point_itself() {
         let retained = random(1, 50);
         let own = retained.clone().narrow(0, 7, 1);
-        let ideal = Ideal::new(&retained, own.clone()).without_duplicates();
+        let ideal = Ideal::new(&retained, own.clone())
+            .unwrap()
+            .without_duplicates();
         let noise = random(2, 1);
         let distances = ideal.distances().unwrap();
         let nearest = nearest_first(&distances);
         assert_eq!(nearest.len(), 49);
         assert!(!nearest.contains(&7));
-        let got = means(&ideal, [3, 1], &noise, 1.0);
+        let got = means(&ideal, &retained, [3, 1], &noise, 1.0);
         let expected = host(retained.narrow(0, nearest[0], 1));
         assert_eq!(got, expected);
     }

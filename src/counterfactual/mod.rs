@@ -2,17 +2,22 @@
 
 mod fit;
 mod form;
+mod groups;
 mod ideal;
+mod linear;
 mod local;
 mod probe;
 
 use serde::{Deserialize, Serialize};
 
 use crate::denoiser::PredictionType;
+use crate::draws::TimestepSampling;
 use crate::error::{Error, Result, check_range, check_shape};
+use crate::scheduler::{Scheduler, SchedulerExt};
 
 pub use fit::{CounterfactualConfig, CounterfactualData};
 pub use form::IdealForm;
+pub use groups::Groups;
 
 /// The loss `b_a(t)` that a model which never saw a point `a` would have on it, for each forgotten point and timestep.
 ///
@@ -26,6 +31,10 @@ pub use form::IdealForm;
 /// Losses are means over elements and noises, in the space of the model's output. The gain is a ratio of errors of the clean
 /// point on one side and of the output on the other, which the forgotten point's own error cancels: any prediction type and
 /// `γ = 0` will do.
+///
+/// A point is not predicted to cost more than the best *linear* denoiser of the retained data makes it cost, times what the model
+/// is worse than that one on the control points. And forgetting is steered to the larger of the prediction and the model's own
+/// loss before the run ([`level`](CounterfactualLoss::level)): a request to forget a point never makes the model know it better.
 ///
 /// # Limits
 /// The control points must be like the retained ones, and unseen. The prediction is best at the noise that decides recall:
@@ -52,6 +61,8 @@ pub use form::IdealForm;
 ///     controls: &random(20),
 ///     control_condition: &(),
 ///     forgotten: &Tensor::zeros([1, 3], &device),
+///     forgotten_condition: &(),
+///     groups: None, // needed where the model has a condition
 /// };
 /// let scheduler = DdpmScheduler::linear(1000)?;
 /// let config = CounterfactualConfig::default();
@@ -65,8 +76,14 @@ pub struct CounterfactualLoss {
     timesteps: Vec<f64>,
     /// `L_θ(H) / L*_H` by timestep; none where the levels are known otherwise.
     gains: Vec<f64>,
-    /// `b` by forgotten point and timestep.
+    /// What is steered to, by forgotten point and timestep.
     levels: Vec<Vec<f64>>,
+    /// `b` in the same places, and the model's own losses; none where the levels are known otherwise.
+    predicted: Vec<Vec<f64>>,
+    own_losses: Vec<Vec<f64>>,
+    /// `γ` and `σ` at the timesteps; none where the levels are known otherwise.
+    signal_scales: Vec<f64>,
+    noise_scales: Vec<f64>,
     /// In whose space the levels are, where that is known.
     prediction_type: Option<PredictionType>,
     /// The patch by timestep, none for whole points.
@@ -81,6 +98,14 @@ struct Unchecked {
     timesteps: Vec<f64>,
     gains: Vec<f64>,
     levels: Vec<Vec<f64>>,
+    #[serde(default)]
+    predicted: Vec<Vec<f64>>,
+    #[serde(default)]
+    own_losses: Vec<Vec<f64>>,
+    #[serde(default)]
+    signal_scales: Vec<f64>,
+    #[serde(default)]
+    noise_scales: Vec<f64>,
     prediction_type: Option<PredictionType>,
     #[serde(default)]
     patches: Vec<usize>,
@@ -96,25 +121,63 @@ impl TryFrom<Unchecked> for CounterfactualLoss {
             timesteps,
             gains,
             levels,
+            predicted,
+            own_losses,
+            signal_scales,
+            noise_scales,
             prediction_type,
             patches,
             cut_error,
         } = unchecked;
-        for (what, count) in [("the gains", gains.len()), ("the patches", patches.len())] {
+        for (what, count) in [
+            ("the gains", gains.len()),
+            ("the patches", patches.len()),
+            ("the signal scales", signal_scales.len()),
+            ("the noise scales", noise_scales.len()),
+        ] {
             if count > 0 {
                 let remedy = "give one at every timestep, or none";
                 check_shape(what, &[timesteps.len()], &[count], remedy)?;
             }
         }
+        let remedy = "give the scales of signal and noise, or neither";
+        let (signal, noise) = (signal_scales.len(), noise_scales.len());
+        check_shape("the noise scales", &[signal], &[noise], remedy)?;
+        for (what, of_points) in [
+            ("the predicted losses", &predicted),
+            ("the model's own losses", &own_losses),
+        ] {
+            if of_points.is_empty() {
+                continue;
+            }
+            let remedy = "give them for every point that has levels, or for none";
+            check_shape(what, &[levels.len()], &[of_points.len()], remedy)?;
+            check_levels(what, of_points, timesteps.len())?;
+        }
         let checked = Self::from_levels(timesteps, levels)?;
         Ok(Self {
             gains,
+            predicted,
+            own_losses,
+            signal_scales,
+            noise_scales,
             prediction_type,
             patches,
             cut_error,
             ..checked
         })
     }
+}
+
+fn check_levels(what: &'static str, levels: &[Vec<f64>], timesteps: usize) -> Result<()> {
+    for of_point in levels {
+        let remedy = "give a level at every timestep";
+        check_shape(what, &[timesteps], &[of_point.len()], remedy)?;
+        for &level in of_point {
+            check_range("a level", level, level > 0.0, "a positive number")?;
+        }
+    }
+    Ok(())
 }
 
 impl CounterfactualLoss {
@@ -127,30 +190,23 @@ impl CounterfactualLoss {
     /// [`Error::OutOfRange`], [`Error::ShapeMismatch`].
     pub fn from_levels(timesteps: Vec<f64>, levels: Vec<Vec<f64>>) -> Result<Self> {
         check_timesteps(&timesteps)?;
-        for of_point in &levels {
-            let remedy = "give a level at every timestep";
-            check_shape(
-                "a point's levels",
-                &[timesteps.len()],
-                &[of_point.len()],
-                remedy,
-            )?;
-            for &level in of_point {
-                check_range("a level", level, level > 0.0, "a positive number")?;
-            }
-        }
+        check_levels("a point's levels", &levels, timesteps.len())?;
         Ok(Self {
             gains: Vec::new(),
             timesteps,
             levels,
+            predicted: Vec::new(),
+            own_losses: Vec::new(),
+            signal_scales: Vec::new(),
+            noise_scales: Vec::new(),
             prediction_type: None,
             patches: Vec::new(),
             cut_error: 0.0,
         })
     }
 
-    /// The predicted loss of a forgotten point at a timestep, mean over elements: linear in the logarithm between
-    /// the timesteps of the grid, constant beyond its ends.
+    /// What the loss of a forgotten point is steered to at a timestep, mean over elements: the predicted loss, or the model's own
+    /// before the run where that is higher. Linear in the logarithm between the timesteps of the grid, constant beyond its ends.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] for an id without a prediction.
@@ -160,7 +216,7 @@ impl CounterfactualLoss {
             .and_then(|id| self.levels.get(id));
         let levels = found.ok_or_else(|| Error::InvalidSetting {
             what: format!(
-                "the forgotten point of id {forget_id} has no predicted loss, only ids below {} have",
+                "the forgotten point of id {forget_id} has no level, only ids below {} have",
                 self.levels.len()
             ),
             remedy: "fit the prediction to every forgotten point, in the order of their ids",
@@ -204,11 +260,90 @@ impl CounterfactualLoss {
         self.prediction_type
     }
 
-    /// The predicted losses of each forgotten point at the timesteps of the grid.
+    /// What each forgotten point is steered to at the timesteps of the grid.
     pub fn levels(&self) -> &[Vec<f64>] {
         &self.levels
     }
+
+    /// The predicted losses `b` of each forgotten point at the timesteps of the grid; none for levels that are known otherwise.
+    pub fn predicted(&self) -> &[Vec<f64>] {
+        &self.predicted
+    }
+
+    /// The model's own losses on each forgotten point before the run, at the timesteps of the grid; none for levels that are known
+    /// otherwise.
+    pub fn own_losses(&self) -> &[Vec<f64>] {
+        &self.own_losses
+    }
+
+    /// The timesteps of the grid at which a point is steered to the model's own loss, for it was predicted to be no higher:
+    /// nothing of the point is to be forgotten there.
+    pub fn kept_timesteps(&self, forget_id: u64) -> Vec<f64> {
+        let of_point = |curves: &'_ [Vec<f64>]| {
+            let id = usize::try_from(forget_id).ok()?;
+            curves.get(id).cloned()
+        };
+        let (levels, predicted) = (of_point(&self.levels), of_point(&self.predicted));
+        let (Some(levels), Some(predicted)) = (levels, predicted) else {
+            return Vec::new();
+        };
+        let pairs = self.timesteps.iter().zip(levels.iter().zip(&predicted));
+        let kept = pairs.filter(|(_, (level, predicted))| level > predicted);
+        kept.map(|(&timestep, _)| timestep).collect()
+    }
+
+    /// The model's own losses over the levels, by point and timestep; −1 where they are not known.
+    pub(crate) fn initial_ratios(&self) -> Vec<Vec<f64>> {
+        let of_point = |(point, levels): (usize, &Vec<f64>)| {
+            let own = self.own_losses.get(point);
+            let ratio = |(at, level): (usize, &f64)| own.map_or(-1.0, |own| own[at] / level);
+            levels.iter().enumerate().map(ratio).collect()
+        };
+        self.levels.iter().enumerate().map(of_point).collect()
+    }
+
+    /// Whether the levels are those of this process, and reach over the timesteps that are drawn of it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`], [`Error::TimestepOutOfRange`].
+    pub(crate) fn check_process(
+        &self,
+        scheduler: &dyn Scheduler,
+        sampling: TimestepSampling,
+    ) -> Result<()> {
+        if !self.signal_scales.is_empty() {
+            let found = scheduler.scales(&self.timesteps)?;
+            let known = self.signal_scales.iter().chain(&self.noise_scales);
+            let found = found.signal.iter().chain(&found.noise);
+            let differs = |(known, found): (&f64, &f64)| (known - found).abs() > SAME_SCALE;
+            if known.zip(found).any(differs) {
+                return Err(Error::InvalidSetting {
+                    what: "the levels were predicted for another process: signal and noise at their timesteps differ from the trainer's".into(),
+                    remedy: "predict them with the scheduler that the trainer gets",
+                });
+            }
+        }
+        let [low, high] = sampling.ends(scheduler.time_range());
+        let (first, last) = (self.timesteps[0], self.timesteps[self.timesteps.len() - 1]);
+        let outside = (first - low).max(0.0) + (high - last).max(0.0);
+        let width = (high - low).max(f64::MIN_POSITIVE);
+        if outside > MOST_OUTSIDE * width {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "the levels are for timesteps from {first} to {last}, and steps draw from {low} to {high}"
+                ),
+                remedy: "predict them on a grid that reaches over the timesteps that are drawn; beyond its ends a level is a guess",
+            });
+        }
+        Ok(())
+    }
 }
+
+/// Difference of scales of signal and noise, which are about 1, that is rounding.
+const SAME_SCALE: f64 = 1e-6;
+
+/// Share of the drawn timesteps that may lie beyond the ends of the grid.
+const MOST_OUTSIDE: f64 = 0.05;
 
 fn check_timesteps(timesteps: &[f64]) -> Result<()> {
     let remedy = "two or more timesteps";

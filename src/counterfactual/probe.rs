@@ -19,6 +19,10 @@ pub(super) const PROBES: usize = 32;
 /// Control points on which it is measured what a cut of the retained images does, at most.
 const CUT_PROBES: usize = 8;
 
+/// Numbers that the reconstructions of one pass over the retained points may take, and rows that they are of.
+const PASS_ELEMENTS: usize = 1 << 26;
+const PASS_ROWS: usize = 1024;
+
 /// Timesteps of the grid that use the same patch, by their number in the grid.
 pub(super) struct SamePatch {
     patch: Option<usize>,
@@ -71,15 +75,16 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
     pub(super) fn ideal_errors(
         &self,
         forms: &Forms<'_>,
-        parts: &[SamePatch],
+        patches: &[SamePatch],
         noises: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Vec<f64>>> {
         let [points, elements] = forms.ideal.shape();
         let mut means = vec![vec![0.0; points]; self.timesteps.len()];
-        for (first, rows) in self.parts(points, noises) {
+        let size = PASS_ELEMENTS / (elements * self.timesteps.len());
+        for (first, rows) in parts(points, noises, size.clamp(1, PASS_ROWS)) {
             let noise = self.noise([rows.len(), elements], first);
-            for part in parts {
+            for part in patches {
                 let posterior = forms.posterior(part.patch);
                 let errors =
                     self.errors(forms, posterior.as_ref(), &rows, &noise, &part.indices)?;
@@ -162,21 +167,28 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         Ok(best.into_iter().map(|(_, size)| size).collect())
     }
 
-    /// What a deviation `x̂ − u` of the clean point does to the output: targets are linear in clean point and noise, and the noise
-    /// that explains the same noisy point deviates by `−ρ (x̂ − u)`.
+    /// What a deviation `x̂ − u` of the clean point does to the output.
     fn output_deviation(&self, clean: Tensor<2>, index: usize) -> Tensor<2> {
-        let noise = clean.clone() * -self.ratios(&[index])[0];
-        self.scales_at(index, clean.dims()[0])
-            .target(self.config.prediction_type, &clean, &noise)
+        clean * self.slope(index)
+    }
+
+    fn slope(&self, index: usize) -> f64 {
+        let (signal, noise) = (self.scales.signal[index], self.scales.noise[index]);
+        self.config.prediction_type.slope(signal, noise)
+    }
+
+    /// By how much a squared error of the output is larger than that of the clean point it stands for.
+    pub(super) fn squared_slope(&self, index: usize) -> f64 {
+        self.slope(index).powi(2)
     }
 
     /// The largest `|ln|` over the grid of what the error becomes when the cut of the retained images is undone.
-    pub(super) fn cut_error(&self, forms: &Forms<'_>, parts: &[SamePatch]) -> Result<f64> {
+    pub(super) fn cut_error(&self, forms: &Forms<'_>, patches: &[SamePatch]) -> Result<f64> {
         let [points, elements] = forms.ideal.shape();
         let rows: Vec<usize> = (0..points.min(CUT_PROBES)).collect();
         let noise = self.noise([rows.len(), elements], 0);
         let mut largest: f64 = 0.0;
-        for SamePatch { patch, indices } in parts {
+        for SamePatch { patch, indices } in patches {
             let Some(uncut) = forms.uncut(*patch) else {
                 continue;
             };
@@ -191,26 +203,32 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         Ok(largest)
     }
 
-    /// The model's loss on the control points by timestep, mean over all.
-    pub(super) fn control_losses(&self, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
-        let (points, noises) = (self.data.controls, self.config.control_noises);
-        let total = (points.dims()[0] * noises) as f64;
-        let mut means = vec![0.0; self.timesteps.len()];
-        for (first, rows) in self.parts(points.dims()[0], noises) {
+    /// The model's loss on each of some points by timestep, over its noises.
+    pub(super) fn model_losses(
+        &self,
+        points: &Tensor<D>,
+        condition: &M::Condition,
+        noises: usize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Vec<Vec<LossMoments>>> {
+        let count = points.dims()[0];
+        let mut moments = vec![vec![LossMoments::default(); count]; self.timesteps.len()];
+        for (first, rows) in parts(count, noises, self.config.micro_batch_size) {
             let clean = to_f32(select_rows(points, &rows).inner());
             let noise = self.noise(clean.dims(), first);
-            let condition = self.data.control_condition.select(&rows);
-            let losses: Result<Vec<Tensor<1>>> = (0..means.len())
+            let condition = condition.select(&rows);
+            let losses: Result<Vec<Tensor<1>>> = (0..moments.len())
                 .map(|index| self.losses(&clean, &noise, &condition, index))
                 .collect();
             let losses = read_f32(Tensor::cat(losses?, 0), "the model's losses")?;
-            for (mean, losses) in means.iter_mut().zip(losses.chunks(rows.len())) {
-                let sum: f64 = losses.iter().copied().map(f64::from).sum();
-                *mean += sum / total;
+            for (moments, losses) in moments.iter_mut().zip(losses.chunks(rows.len())) {
+                for (&row, &loss) in rows.iter().zip(losses) {
+                    moments[row].add(f64::from(loss), noises);
+                }
             }
             progress.add(rows.len());
         }
-        Ok(means)
+        Ok(moments)
     }
 
     /// The model's loss on each row at one timestep of the grid, mean over elements.
@@ -257,24 +275,38 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         }
     }
 
-    /// The point of each row, point after point with its noises, in parts of a micro-batch, each with the number of its first row.
-    fn parts(&self, points: usize, noises: usize) -> Vec<(usize, Vec<usize>)> {
-        let size = self.config.micro_batch_size;
-        let total = points * noises;
-        let part = |first| {
-            (
-                first,
-                (first..total.min(first + size))
-                    .map(|row| row / noises)
-                    .collect(),
-            )
-        };
-        (0..total).step_by(size).map(part).collect()
-    }
-
     fn noise<const R: usize>(&self, shape: [usize; R], first_row: usize) -> Tensor<R> {
-        let (seed, device) = (self.config.seed, self.data.retained.device());
+        let (seed, device) = (self.config.seed, self.data.controls.device());
         let (first_row, stream) = (first_row as u64, Stream::Evaluation);
         normal_noise(shape, seed, 0, first_row, stream, &device)
+    }
+}
+
+/// The point of each row, point after point with its noises, in parts of so many rows, each with the number of its first row.
+fn parts(points: usize, noises: usize, size: usize) -> impl Iterator<Item = (usize, Vec<usize>)> {
+    let total = points * noises;
+    (0..total).step_by(size).map(move |first| {
+        let rows = first..total.min(first + size);
+        (first, rows.map(|row| row / noises).collect())
+    })
+}
+
+/// A model's loss on a point over several noises.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LossMoments {
+    pub(super) mean: f64,
+    mean_square: f64,
+}
+
+impl LossMoments {
+    fn add(&mut self, loss: f64, noises: usize) {
+        self.mean += loss / noises as f64;
+        self.mean_square += loss * loss / noises as f64;
+    }
+
+    /// The level at which steering leaves the loss as it is. (53) vanishes in the mean over noises where `E[(b − L) L] = 0`, as long as
+    /// the loss grows under each noise alike: at `b = E[L²] / E[L]`, a little above the mean.
+    pub(super) fn at_rest(&self) -> f64 {
+        self.mean_square / self.mean
     }
 }

@@ -67,6 +67,21 @@ impl TimestepSampling {
             .collect()
     }
 
+    /// The first and the last timestep that can be drawn of a range.
+    pub(crate) fn ends(self, range: TimeRange) -> [f64; 2] {
+        // The largest number below 1.
+        let last = 1.0 - f64::EPSILON / 2.0;
+        match self {
+            TimestepSampling::Uniform | TimestepSampling::LowDiscrepancy => {
+                [range.at(0.0), range.at(last)]
+            }
+            TimestepSampling::Window { low, high } => {
+                [0.0, last].map(|u| range.at_within(low, high, u))
+            }
+            TimestepSampling::Fixed(timestep) => [timestep; 2],
+        }
+    }
+
     /// Whether all timesteps that can be drawn lie in `range`.
     ///
     /// # Errors

@@ -23,6 +23,10 @@ impl<const D: usize> SissLoss<D> for Bernoulli {
         true
     }
 
+    fn uses_mixture(&self) -> bool {
+        true
+    }
+
     fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
         let forget_prob = inputs.draws.forget_prob();
         let retain = inputs.plain_term(Side::Retain, 1.0 / (1.0 - forget_prob));

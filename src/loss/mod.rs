@@ -260,6 +260,12 @@ pub trait SissLoss<const D: usize>: Send + Debug {
     /// Whether the objective has a term on this side.
     fn has_term(&self, side: Side) -> bool;
 
+    /// Whether the objective draws its noisy points from the mixture, so that `λ` decides which sides it sees. Not unless
+    /// implemented.
+    fn uses_mixture(&self) -> bool {
+        false
+    }
+
     /// The random numbers that the objective needs beside those of every step. None unless implemented.
     fn extra_draws(&self) -> ExtraDraws {
         ExtraDraws::default()
@@ -297,6 +303,10 @@ impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
 
     fn has_term(&self, side: Side) -> bool {
         self.as_ref().has_term(side)
+    }
+
+    fn uses_mixture(&self) -> bool {
+        self.as_ref().uses_mixture()
     }
 
     fn extra_draws(&self) -> ExtraDraws {

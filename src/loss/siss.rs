@@ -26,6 +26,10 @@ impl<const D: usize> SissLoss<D> for Siss {
         true
     }
 
+    fn uses_mixture(&self) -> bool {
+        true
+    }
+
     fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
         let draws = inputs.draws;
         let points = mixture_points(

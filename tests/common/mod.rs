@@ -156,7 +156,7 @@ pub fn with_method(
 /// The same level for each of the first 64 points at every timestep.
 pub fn level(level: f64) -> Steering {
     let levels = vec![vec![level; 2]; 64];
-    Steering::to(CounterfactualLoss::from_levels(vec![0.0, 1.0], levels).unwrap())
+    Steering::to(CounterfactualLoss::from_levels(vec![0.0, 999.0], levels).unwrap())
 }
 
 /// The model with one of its parameters shifted.

@@ -1,0 +1,291 @@
+//! Where steered and one-sided runs come to rest, on a model whose loss on the forgotten point is known in closed form.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use siss::{
+    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, Denoiser,
+    FixedAllocation, HardStop, PairSampler, Scheduler, SissTrainer, SissTrainerBuilder, Steering,
+    StepReport, Stream, TimestepSampling, normal_noise,
+};
+
+/// The one timestep of these runs.
+const TIMESTEP: f64 = 250.0;
+
+fn scheduler() -> DdpmScheduler {
+    DdpmScheduler::linear(1000).unwrap()
+}
+
+fn scales() -> [f64; 2] {
+    let scheduler = scheduler();
+    [
+        scheduler.signal_scale(TIMESTEP),
+        scheduler.noise_scale(TIMESTEP),
+    ]
+}
+
+/// Knows two clean points, one where the noisy point is above 0 in the mean and one where it is below, and explains the noisy
+/// point with the one it is near, but for a share of the noise.
+#[derive(Module, Debug)]
+struct TwoPoints {
+    above: Param<Tensor<1>>,
+    below: Param<Tensor<1>>,
+    #[module(skip)]
+    missed: f64,
+}
+
+impl Denoiser<2> for TwoPoints {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        let [signal, noise] = scales();
+        let is_above = noisy.clone().mean_dim(1).greater_elem(0.0).float();
+        let row = |point: &Param<Tensor<1>>| point.val().unsqueeze_dim::<2>(0);
+        let below = row(&self.below) * (-is_above.clone() + 1.0);
+        let clean = row(&self.above) * is_above + below;
+        (noisy - clean * signal) * ((1.0 - self.missed) / noise)
+    }
+}
+
+/// Where the forgotten point is, and on the other side of 0 the retained ones.
+const PLACE: f64 = 2.0;
+
+struct Toy {
+    elements: usize,
+    /// Distance of the model's point from the forgotten one, in each element.
+    off: f64,
+    missed: f64,
+}
+
+impl Toy {
+    fn model(&self) -> TwoPoints {
+        let device = Device::flex();
+        let point = |value: f64| Param::from_tensor(Tensor::full([self.elements], value, &device));
+        TwoPoints {
+            above: point(PLACE + self.off),
+            below: point(-PLACE + 0.5),
+            missed: self.missed,
+        }
+    }
+
+    /// The mean loss on the forgotten point: the model is wrong by `(1−k) ρ (a − p) − k ε`.
+    fn loss(&self, model: &TwoPoints) -> f64 {
+        let [signal, noise] = scales();
+        let point: Vec<f64> = model.above.val().into_data().iter().collect();
+        let squares = point.iter().map(|value| (value - PLACE).powi(2));
+        let mean = squares.sum::<f64>() / self.elements as f64;
+        ((1.0 - self.missed) * signal / noise).powi(2) * mean + self.missed.powi(2)
+    }
+
+    fn pairs(&self) -> PairSampler<2> {
+        let device = Device::flex();
+        let retained = normal_noise([60, self.elements], 1, 0, 0, Stream::Evaluation, &device);
+        let forgotten = Tensor::full([1, self.elements], PLACE, &device);
+        PairSampler::new(retained * 0.1 - PLACE, forgotten, 3).unwrap()
+    }
+
+    fn builder(&self) -> SissTrainerBuilder<TwoPoints, 2> {
+        SissTrainer::builder(self.model(), scheduler())
+            .timestep_sampling(TimestepSampling::Fixed(TIMESTEP))
+            .learning_rate(4e-3)
+    }
+
+    fn run(
+        &self,
+        builder: SissTrainerBuilder<TwoPoints, 2>,
+        batch: usize,
+        steps: u64,
+    ) -> (f64, Vec<StepReport>) {
+        let mut trainer = builder.build().unwrap();
+        let pairs = self.pairs();
+        let step = |step| trainer.step(pairs.batch(step, batch).unwrap()).unwrap();
+        let reports = (0..steps).map(step).collect();
+        (self.loss(&trainer.into_model()), reports)
+    }
+}
+
+fn level(level: f64) -> CounterfactualLoss {
+    CounterfactualLoss::from_levels(vec![200.0, 300.0], vec![vec![level; 2]]).unwrap()
+}
+
+/// `c_f ‖g_f‖ / ‖g_r‖`.
+fn share(report: &StepReport) -> f64 {
+    report.coefficients.forget * report.norms.forget / report.norms.retain
+}
+
+/// With one pair a step one side has no row, as the points are far apart.
+#[test]
+fn a_run_forgets_whatever_the_batch_and_lambda() {
+    let toy = Toy {
+        elements: 16,
+        off: 0.05,
+        missed: 0.1,
+    };
+    let before = toy.loss(&toy.model());
+    for (batch, forget_prob, thin_below) in [
+        (1, 0.5, 1.0),
+        (1, 0.5, 0.0),
+        (4, 0.1, 1.0),
+        (4, 0.9, 1.0),
+        (32, 0.5, 1.0),
+    ] {
+        let case = format!("batch {batch}, λ {forget_prob}, τ {thin_below}");
+        let sampler = FixedAllocation::new(forget_prob).unwrap();
+        let builder = toy.builder().sampler(sampler).thin_below(thin_below);
+        let (after, reports) = toy.run(builder, batch, 200);
+        let applied = |report: &StepReport| report.coefficients.forget * report.norms.forget;
+        let forgotten: f64 = reports.iter().map(applied).sum();
+        let retained: f64 = reports.iter().map(|report| report.norms.retain).sum();
+        let share = forgotten / retained;
+        assert!((0.03..0.3).contains(&share), "{case}: {share}");
+        assert!(after > 2.0 * before, "{case}: {before} {after}");
+    }
+}
+
+/// The gradient that is left at the level is noise, and is not blown up to the share that forgetting gets.
+#[test]
+fn at_the_level_the_forget_gradient_takes_no_share() {
+    let toy = Toy {
+        elements: 256,
+        off: 0.3,
+        missed: 0.3,
+    };
+    let target = 4.0 * toy.loss(&toy.model());
+    let (after, reports) = toy.run(toy.builder().steering(Steering::to(level(target))), 16, 600);
+    assert!((after / target - 1.0).abs() < 0.1, "{after} {target}");
+    let mean =
+        |reports: &[StepReport]| reports.iter().map(share).sum::<f64>() / reports.len() as f64;
+    let (first, last) = (mean(&reports[..5]), mean(&reports[500..]));
+    assert!(first > 0.06, "{first}");
+    assert!(last < 0.02, "{last}");
+}
+
+/// Retained points beside the forgotten one, which the model does not know although it could: the prediction is far below its
+/// loss.
+#[test]
+fn a_request_never_makes_the_model_know_a_point_better() {
+    let toy = Toy {
+        elements: 16,
+        off: 0.8,
+        missed: 0.6,
+    };
+    let (model, device) = (toy.model(), Device::flex());
+    let own = toy.loss(&model);
+    let around = |seed: u64, rows: usize, place: f64| {
+        normal_noise([rows, 16], seed, 0, 0, Stream::Evaluation, &device) * 0.1 + place
+    };
+    let forgotten = Tensor::<2>::full([1, 16], PLACE, &device);
+    let retained = Tensor::cat(vec![around(1, 60, -PLACE), around(2, 60, PLACE)], 0);
+    let data = CounterfactualData {
+        retained: &retained,
+        controls: &around(4, 40, -PLACE),
+        control_condition: &(),
+        forgotten: &forgotten,
+        forgotten_condition: &(),
+        groups: None,
+    };
+    let config = CounterfactualConfig {
+        timesteps: Some(vec![240.0, TIMESTEP, 260.0]),
+        noises: 2000,
+        ..CounterfactualConfig::default()
+    };
+    let levels = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();
+    assert!(
+        levels.predicted()[0][1] < 0.8 * own,
+        "{:?}",
+        levels.predicted()
+    );
+    assert!((levels.own_losses()[0][1] / own - 1.0).abs() < 0.05);
+    assert!(levels.kept_timesteps(0).contains(&TIMESTEP));
+    let (after, _) = toy.run(toy.builder().steering(Steering::to(levels)), 16, 600);
+    assert!((0.97..1.15).contains(&(after / own)), "{after} {own}");
+}
+
+/// Rows whose noise happens to give a low loss must not drive the point up for ever.
+#[test]
+fn a_hard_stop_stays_where_it_stopped() {
+    for elements in [16, 256] {
+        let toy = Toy {
+            elements,
+            off: 0.5,
+            missed: 0.5,
+        };
+        let target = 2.0 * toy.loss(&toy.model());
+        let after = |steps| {
+            let steering = Steering::by(level(target), HardStop);
+            toy.run(toy.builder().steering(steering), 16, steps).0 / target
+        };
+        let (early, late) = (after(600), after(1500));
+        assert!((0.9..1.25).contains(&early), "{elements}: {early}");
+        assert!(late < 1.05 * early, "{elements}: {early} {late}");
+    }
+}
+
+#[test]
+fn the_ends_of_lambda_are_refused_where_a_side_would_be_missing() {
+    let toy = Toy {
+        elements: 4,
+        off: 0.1,
+        missed: 0.1,
+    };
+    let built = |forget_prob: f64| {
+        let sampler = FixedAllocation::new(forget_prob).unwrap();
+        toy.builder().sampler(sampler)
+    };
+    let error = built(0.0).build().unwrap_err().to_string();
+    assert!(error.contains("λ is 0"), "{error}");
+    let error = built(1.0).build().unwrap_err().to_string();
+    assert!(
+        error.contains("λ is 1") && error.contains("RescaleToNorm"),
+        "{error}"
+    );
+    let rescaled = built(1.0).clipper(siss::RescaleToNorm::new(1.0).unwrap());
+    assert!(rescaled.build().is_ok());
+    // What looks at no mixture is not concerned.
+    assert!(built(0.0).method(siss::Method::SissNoIs).build().is_ok());
+}
+
+/// Levels of one process say nothing of another, and those of two timesteps nothing of the others.
+#[test]
+fn levels_of_another_process_or_of_few_timesteps_are_refused() {
+    let toy = Toy {
+        elements: 4,
+        off: 0.1,
+        missed: 0.1,
+    };
+    let (model, pairs) = (toy.model(), toy.pairs());
+    let fit = |timesteps: Option<Vec<f64>>| {
+        let data = CounterfactualData {
+            retained: pairs.retain(),
+            controls: &(pairs.retain().clone() * 0.9),
+            control_condition: &(),
+            forgotten: pairs.forget(),
+            forgotten_condition: &(),
+            groups: None,
+        };
+        let config = CounterfactualConfig {
+            timesteps,
+            ..CounterfactualConfig::default()
+        };
+        CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap()
+    };
+    let refused = |scheduler: DdpmScheduler, levels| {
+        let builder = SissTrainer::builder(toy.model(), scheduler).steering(Steering::to(levels));
+        builder.build().err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(scheduler(), fit(None)), None);
+    let other = DdpmScheduler::squared_cosine(1000).unwrap();
+    let error = refused(other, fit(None)).unwrap();
+    assert!(error.contains("another process"), "{error}");
+    let error = refused(scheduler(), fit(Some(vec![300.0, 600.0]))).unwrap();
+    assert!(error.contains("from 300 to 600"), "{error}");
+    let window = toy.builder().timestep_sampling(TimestepSampling::Window {
+        low: 300.0,
+        high: 601.0,
+    });
+    assert!(
+        window
+            .steering(Steering::to(fit(Some(vec![300.0, 600.0]))))
+            .build()
+            .is_ok()
+    );
+}
