@@ -167,7 +167,7 @@ impl CounterfactualLoss {
         let grid = 0..timesteps.len();
         let gains: Result<Vec<f64>> = grid.clone().map(|index| gain(index, &everyone)).collect();
         let predict = |point: usize, index: usize| {
-            let gain = gain(index, &caps.members(point))?;
+            let gain = gain(index, caps.members(point))?;
             let level = (errors[index][point] * gain).min(caps.at(point, index));
             check_range("a predicted loss", level, level > 0.0, "a positive number")
         };
