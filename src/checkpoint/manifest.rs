@@ -34,6 +34,25 @@ impl FileRecord {
             sha256: sha256(bytes),
         }
     }
+
+    /// The same of a file, of which a buffer is held.
+    pub fn of_file(path: &Path) -> std::io::Result<Self> {
+        let (mut file, mut digest, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                count => {
+                    digest.update(&buffer[..count]);
+                    bytes += count as u64;
+                }
+            }
+        }
+        Ok(Self {
+            bytes,
+            sha256: hexadecimal(digest.finalize()),
+        })
+    }
 }
 
 /// The files of a checkpoint. The manifest has a digest of its own, so that a change of it is seen as well.
@@ -114,9 +133,9 @@ impl Manifest {
             }
         }
         for (name, written) in &manifest.files {
-            let found = sha256_of_file(&folder.join(name))
+            let found = FileRecord::of_file(&folder.join(name))
                 .map_err(|error| format!("{name} cannot be read: {error}"))?;
-            if found != written.sha256 {
+            if found != *written {
                 return Err(format!("{name} is not as it was written (SHA-256)"));
             }
         }
@@ -165,17 +184,6 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 pub(crate) fn hexadecimal(digest: impl AsRef<[u8]>) -> String {
     let bytes = digest.as_ref().iter();
     bytes.map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn sha256_of_file(path: &Path) -> std::io::Result<String> {
-    let (mut file, mut digest) = (File::open(path)?, Sha256::new());
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hexadecimal(digest.finalize())),
-            count => digest.update(&buffer[..count]),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -211,7 +211,7 @@ impl Checkpoints {
         }
         let program = state::to_json("the program's state", state)?;
         let files = state::save(trainer, self.settings.clone(), program)?;
-        let path = self.store.write(trainer.step, &files)?;
+        let path = self.store.write(trainer.step, files)?;
         self.passed_over.retain(|bad| bad.path != path);
         self.prune(trainer.step)?;
         Ok(path)

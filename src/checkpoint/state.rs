@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::manifest::{FORMAT, Manifest, sha256};
+use super::store::{NewFile, write_bytes};
 use super::tensors::{behaviour, load_model, load_optimizer, save_model, save_optimizer};
 use crate::builder::{OpaqueOptimizer, TrainerConfig};
 use crate::denoiser::Denoiser;
@@ -189,12 +190,12 @@ struct State {
     program: Value,
 }
 
-/// The files of a checkpoint of the trainer as it is now.
+/// The files of a checkpoint of the trainer as it is now. Each comes into being when it is written.
 pub(super) fn save<M: Denoiser<D>, const D: usize>(
     trainer: &SissTrainer<M, D>,
     mut settings: Settings,
     program: Value,
-) -> Result<Vec<(&'static str, Vec<u8>)>> {
+) -> Result<Vec<NewFile<'_>>> {
     settings.add_trainer(trainer, trainer.step)?;
     let state = State {
         format: FORMAT,
@@ -213,16 +214,21 @@ pub(super) fn save<M: Denoiser<D>, const D: usize>(
         program,
     };
     let text = serde_json::to_string_pretty(&state).map_err(|error| no_json("the state", error))?;
-    let mut files = vec![
-        (STATE, text.into_bytes()),
-        (MODEL, save_model(&trainer.model)?),
+    let (model, optimizer) = (&trainer.model, &trainer.optimizer.0);
+    let mut files: Vec<NewFile<'_>> = vec![
+        (
+            STATE,
+            Box::new(move |path| write_bytes(path, text.as_bytes())),
+        ),
+        (MODEL, Box::new(move |path| save_model(model, path))),
         (
             OPTIMIZER,
-            save_optimizer(&trainer.optimizer.0, &trainer.model)?,
+            Box::new(move |path| save_optimizer(optimizer, model, path)),
         ),
     ];
     if let Some(average) = &trainer.ema {
-        files.push((AVERAGE, save_model(average.model())?));
+        let write = |path: &Path| save_model(average.model(), path);
+        files.push((AVERAGE, Box::new(write)));
     }
     Ok(files)
 }

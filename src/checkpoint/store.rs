@@ -29,6 +29,9 @@ impl Drop for Store {
     }
 }
 
+/// A file of a checkpoint: its name, and what writes it to a path.
+pub(super) type NewFile<'a> = (&'static str, Box<dyn FnOnce(&Path) -> Result<()> + 'a>);
+
 /// A folder that has the name of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Candidate {
@@ -93,21 +96,22 @@ impl Store {
             .collect())
     }
 
-    /// Writes the checkpoint of a step. When this returns it is on disk; when it fails, or never returns, what was there
-    /// before is there still.
+    /// Writes the checkpoint of a step, file by file. When this returns it is on disk; when it fails, or never returns, what was
+    /// there before is there still.
     ///
     /// # Errors
-    /// [`Error::Io`] with the file or folder.
-    pub fn write(&self, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBuf> {
+    /// [`Error::Io`] with the file or folder; those of what writes a file.
+    pub fn write(&self, step: u64, files: Vec<NewFile<'_>>) -> Result<PathBuf> {
         let target = self.folder.join(format!("{PREFIX}{step:010}"));
         let scratch = Scratch::create(self.scratch(&format!("write-{step}")))?;
         let mut records = BTreeMap::new();
-        for (name, bytes) in files {
-            scratch.write(name, bytes)?;
-            records.insert((*name).to_owned(), FileRecord::of(bytes));
+        for (name, write) in files {
+            records.insert(name.to_owned(), scratch.write(name, write)?);
         }
         let manifest = Manifest::new(step, records);
-        scratch.write(MANIFEST, manifest.text().as_bytes())?;
+        scratch.write(MANIFEST, |path| {
+            write_bytes(path, manifest.text().as_bytes())
+        })?;
         sync_folder(&scratch.path)?;
         if fs::symlink_metadata(&target).is_err() {
             scratch.rename_to(&target)?;
@@ -174,13 +178,15 @@ impl Scratch {
         Ok(Self { path })
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Has a file written, brings it to disk, and tells what it is.
+    fn write(&self, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<FileRecord> {
         let path = self.path.join(name);
-        let written = File::create_new(&path).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-        written.map_err(Error::io("writing", path))
+        write(&path)?;
+        let record = FileRecord::of_file(&path).map_err(Error::io("reading", &path))?;
+        let synced = OpenOptions::new().write(true).open(&path);
+        let synced = synced.and_then(|file| file.sync_all());
+        synced.map_err(Error::io("writing", path))?;
+        Ok(record)
     }
 
     fn rename_to(&self, target: &Path) -> Result<()> {
@@ -193,6 +199,12 @@ impl Drop for Scratch {
         // Gone if it was renamed. Otherwise what cannot be removed now is removed when the store is opened again.
         let _ = remove_all(&self.path);
     }
+}
+
+/// Writes a file that is not there yet.
+pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = File::create_new(path).and_then(|mut file| file.write_all(bytes));
+    written.map_err(Error::io("writing", path))
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -231,8 +243,9 @@ mod tests {
         Store::open(folder.join("checkpoints")).unwrap()
     }
 
-    fn files(text: &str) -> [(&str, Vec<u8>); 1] {
-        [("model.bpk", text.into())]
+    fn files(text: &'static str) -> Vec<NewFile<'static>> {
+        let write = |path: &Path| write_bytes(path, text.as_bytes());
+        vec![("model.bpk", Box::new(write))]
     }
 
     fn steps(store: &Store) -> Vec<u64> {
@@ -245,7 +258,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         for step in [5, 20, 10] {
-            store.write(step, &files("weights")).unwrap();
+            store.write(step, files("weights")).unwrap();
         }
         for name in ["step-", "step-x", "notes", "step-7.txt"] {
             fs::write(store.folder().join(name), "").unwrap();
@@ -270,7 +283,7 @@ mod tests {
     fn what_a_killed_writer_left_goes_and_what_it_replaced_stays() {
         let folder = tempfile::tempdir().unwrap();
         let first = store(folder.path());
-        let path = first.write(5, &files("old")).unwrap();
+        let path = first.write(5, files("old")).unwrap();
         fs::rename(&path, path.with_extension("old")).unwrap();
         fs::create_dir(first.scratch("write-5")).unwrap();
         fs::write(first.scratch("write-5").join("model.bpk"), "torn").unwrap();
@@ -287,16 +300,16 @@ mod tests {
     fn a_checkpoint_of_the_same_step_is_replaced_unless_it_is_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        let path = store.write(5, &files("old")).unwrap();
+        let path = store.write(5, files("old")).unwrap();
         let written = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
         let first = written(&path.join(MANIFEST));
-        store.write(5, &files("old")).unwrap();
+        store.write(5, files("old")).unwrap();
         assert_eq!(written(&path.join(MANIFEST)), first);
-        store.write(5, &files("new")).unwrap();
+        store.write(5, files("new")).unwrap();
         assert_eq!(fs::read(path.join("model.bpk")).unwrap(), b"new");
         // Torn, then written again.
         fs::write(path.join("model.bpk"), "ne").unwrap();
-        store.write(5, &files("new")).unwrap();
+        store.write(5, files("new")).unwrap();
         assert_eq!(Manifest::verify(&path).unwrap().step, 5);
         assert_eq!(steps(&store), [5]);
     }
@@ -305,7 +318,7 @@ mod tests {
     fn a_failing_rename_leaves_what_was_there() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        let path = store.write(5, &files("old")).unwrap();
+        let path = store.write(5, files("old")).unwrap();
         // A scratch folder that is not there cannot be renamed.
         let gone = Scratch {
             path: store.scratch("gone"),
@@ -323,14 +336,14 @@ mod tests {
     fn what_was_replaced_comes_after_what_replaced_it_and_is_not_in_its_way() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        let path = store.write(5, &files("old")).unwrap();
+        let path = store.write(5, files("old")).unwrap();
         let replaced = path.with_extension("old");
         fs::create_dir(&replaced).unwrap();
         fs::write(replaced.join("model.bpk"), "older").unwrap();
         let found = store.candidates().unwrap().into_iter();
         let found: Vec<_> = found.map(|candidate| candidate.path).collect();
         assert_eq!(found, [path.clone(), replaced.clone()]);
-        store.write(5, &files("new")).unwrap();
+        store.write(5, files("new")).unwrap();
         assert_eq!(fs::read(path.join("model.bpk")).unwrap(), b"new");
         assert!(!replaced.exists());
     }

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::optim::{ModuleOptimizer, OptimizerRecord};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup};
+use burn::optim::{ModuleOptimizer, OptimizerRecord, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_pack::{Reader, Writer};
 use sha2::{Digest, Sha256};
@@ -16,16 +18,12 @@ use super::manifest::hexadecimal;
 use crate::error::{Error, Result};
 use crate::parameters::parameters;
 
-/// The values of all parameters, under their names.
+/// Writes the values of all parameters, under their names. One at a time is brought to the host.
 ///
 /// # Errors
-/// [`Error::DeviceRead`]; [`Error::InvalidSetting`] for two parameters of one name.
-pub(super) fn save_model<M: Module>(model: &M) -> Result<Vec<u8>> {
-    let tensors = values(model)?.into_iter().map(|(name, data)| {
-        let (bytes, shape, dtype) = data.into_parts();
-        burn_pack::Tensor::new(name, dtype, shape, None, bytes)
-    });
-    write(Writer::new(tensors.collect()))
+/// [`Error::DeviceRead`]; [`Error::Io`]; [`Error::InvalidSetting`] for two parameters of one name.
+pub(super) fn save_model<M: Module>(model: &M, path: &Path) -> Result<()> {
+    write(Writer::new(values(model)?), path)
 }
 
 /// The model with the values of [`save_model`]. Ids, devices and what is trained stay.
@@ -33,11 +31,10 @@ pub(super) fn save_model<M: Module>(model: &M) -> Result<Vec<u8>> {
 /// # Errors
 /// A sentence that names what does not fit.
 pub(super) fn load_model<M: Module>(model: M, bytes: Vec<u8>) -> std::result::Result<M, String> {
-    let tensors = read(bytes)?
-        .into_tensors()
-        .map_err(|error| error.to_string())?;
+    let reader = Reader::from_bytes(burn_pack::Bytes::from_bytes_vec(bytes));
+    let tensors = reader.and_then(Reader::into_tensors);
     let mut restore = Restore::default();
-    for tensor in tensors {
+    for tensor in tensors.map_err(|error| error.to_string())? {
         let (name, dtype, shape, _, bytes) =
             tensor.into_parts().map_err(|error| error.to_string())?;
         let data = TensorData::try_from_bytes(bytes, shape, dtype)
@@ -63,34 +60,31 @@ pub(super) fn load_model<M: Module>(model: M, bytes: Vec<u8>) -> std::result::Re
 /// [`Error::DeviceRead`]; [`Error::InvalidSetting`] for two parameters of one name.
 pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
     let mut digest = Sha256::new();
-    for (name, data) in values(model)? {
-        let (bytes, shape, dtype) = data.into_parts();
+    for tensor in values(model)? {
+        let (name, dtype, shape, _, bytes) = tensor.into_parts().map_err(unread)?;
         digest.update(format!("{name} {dtype:?} {shape:?} {}\n", bytes.len()));
         digest.update(&bytes[..]);
     }
     Ok(hexadecimal(digest.finalize()))
 }
 
-/// The optimiser's state for the parameters of a model.
+/// Writes the optimiser's state for the parameters of a model. That of one parameter at a time is brought to the host.
 ///
 /// # Errors
-/// [`Error::InvalidSetting`] if burn would not restore it exactly.
-pub(super) fn save_optimizer<M: Module>(optimizer: &ModuleOptimizer, model: &M) -> Result<Vec<u8>> {
-    let ids = ids_by_name(model);
-    let record = optimizer.to_record().into_bytes().map_err(unsaved)?;
-    let numbers = ids.iter().zip(0_u64..).map(|(id, number)| (*id, number));
-    let numbers: BTreeMap<u64, u64> = numbers.collect();
-    let (writer, types) = renumber(record.to_vec(), &numbers).map_err(unsaved)?;
-    check_types(&types)?;
-    write(writer)
+/// [`Error::InvalidSetting`] if burn would not restore it exactly; [`Error::Io`].
+pub(super) fn save_optimizer<M: Module>(
+    optimizer: &ModuleOptimizer,
+    model: &M,
+    path: &Path,
+) -> Result<()> {
+    let states = states(optimizer, model).map_err(unsaved)?;
+    check_types(states.tensors.iter().map(|tensor| tensor.dtype))?;
+    write(states.into_writer(), path)
 }
 
 /// burn restores a state in the precision that is its default device's default.
-fn check_types(types: &[DType]) -> Result<()> {
-    let others = types
-        .iter()
-        .filter(|dtype| dtype.is_float() && **dtype != DType::F32);
-    for &dtype in others {
+fn check_types(types: impl Iterator<Item = DType>) -> Result<()> {
+    for dtype in types.filter(|dtype| dtype.is_float() && *dtype != DType::F32) {
         let default: DType = Device::default().settings().float_dtype.into();
         if dtype != default {
             return Err(Error::InvalidSetting {
@@ -113,9 +107,9 @@ pub(super) fn load_optimizer<M: Module>(
     model: &M,
     bytes: Vec<u8>,
 ) -> std::result::Result<ModuleOptimizer, String> {
-    let ids = ids_by_name(model);
-    let numbers = (0_u64..).zip(ids).collect();
-    let (record, _) = renumber(bytes.clone(), &numbers)?;
+    let numbers = (0_u64..).zip(ids_by_name(model)).collect();
+    let saved = States::read(burn_pack::Bytes::from_bytes_vec(bytes))?;
+    let record = saved.clone().renumber(&numbers)?.into_writer();
     let record = record.into_bytes().map_err(|error| error.to_string())?;
     let record = OptimizerRecord::from_bytes(record).map_err(|error| error.to_string())?;
     // burn panics at tensors of another rank, and where its default device, on which it makes them, is compiled in and not there.
@@ -123,8 +117,7 @@ pub(super) fn load_optimizer<M: Module>(
     let loaded = loaded.map_err(|_| {
         "it is not the state of this optimiser, or burn could not make its tensors on its default device; name the device in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)"
     })?;
-    let again = save_optimizer(&loaded, model).map_err(|error| error.to_string())?;
-    match again == bytes {
+    match states(&loaded, model)?.is(saved)? {
         true => Ok(loaded),
         false => Err("it is not the state of this optimiser".into()),
     }
@@ -158,13 +151,24 @@ fn unsaved(error: impl ToString) -> Error {
     }
 }
 
-fn write(writer: Writer) -> Result<Vec<u8>> {
-    Ok(writer.into_bytes().map_err(unsaved)?.to_vec())
+fn unread(error: impl ToString) -> Error {
+    Error::DeviceRead {
+        what: "a parameter",
+        message: error.to_string(),
+    }
 }
 
-fn read(bytes: Vec<u8>) -> std::result::Result<Reader, String> {
-    let bytes = burn_pack::Bytes::from_bytes_vec(bytes);
-    Reader::from_bytes(bytes).map_err(|error| error.to_string())
+/// Writes a file that is not there yet.
+fn write(writer: Writer, path: &Path) -> Result<()> {
+    let writer = writer.auto_extension(false).overwrite(false);
+    let written = writer.write_to_file_in_place(path);
+    written.map_err(|error| match error {
+        burn_pack::Error::IoError(message) => {
+            Error::io("writing", path)(std::io::Error::other(message))
+        }
+        burn_pack::Error::ValidationError(message) => unread(message),
+        other => unsaved(other),
+    })
 }
 
 /// Ids of the parameters in the order of their names; of a parameter that two fields share, once.
@@ -180,59 +184,162 @@ fn ids_by_name<M: Module>(model: &M) -> Vec<u64> {
     ids
 }
 
-/// An optimiser's record with other ids, and the types in it. In it everything has the name `{id}` or `{id}.{field}`.
-fn renumber(
-    bytes: Vec<u8>,
-    numbers: &BTreeMap<u64, u64>,
-) -> std::result::Result<(Writer, Vec<DType>), String> {
-    let number = |id: u64| {
-        let number = numbers.get(&id).copied();
-        number.ok_or_else(|| "it has a parameter that the model does not have".to_owned())
-    };
-    let rename = |name: &str| {
-        let (id, field) = name.split_once('.').unwrap_or((name, ""));
-        let id = id.parse().map_err(|_| format!("`{name}` is nobody's"))?;
-        let dot = if field.is_empty() { "" } else { "." };
-        Ok::<_, String>(format!("{}{dot}{field}", number(id)?))
-    };
-    let reader = read(bytes)?;
-    let (scalars, paths) = (reader.scalars().clone(), reader.metadata().clone());
-    let mut tensors = Vec::new();
-    for tensor in reader.into_tensors().map_err(|error| error.to_string())? {
-        let (name, dtype, shape, id, bytes) =
-            tensor.into_parts().map_err(|error| error.to_string())?;
-        let id = number(id.ok_or_else(|| format!("`{name}` is nobody's"))?)?;
-        let (name, id) = (rename(&name)?, Some(id));
-        tensors.push(burn_pack::Tensor::new(name, dtype, shape, id, bytes));
-    }
-    let types = tensors.iter().map(|tensor| tensor.dtype).collect();
-    // burn's order is that of a hash table.
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut writer = Writer::new(tensors);
-    for (name, value) in scalars {
-        writer = writer.with_scalar(&rename(&name)?, value);
-    }
-    for (name, path) in paths {
-        writer = writer.with_metadata(&rename(&name)?, &path);
-    }
-    Ok((writer, types))
+/// What an optimiser's record holds. In it everything has the name `{id}` or `{id}.{field}`.
+#[derive(Clone, Default)]
+struct States {
+    tensors: Vec<burn_pack::Tensor>,
+    scalars: BTreeMap<String, burn_pack::Scalar>,
+    paths: BTreeMap<String, String>,
 }
 
-/// All parameters on the host, by name.
-fn values<M: Module>(model: &M) -> Result<BTreeMap<String, TensorData>> {
+impl States {
+    /// Those of a record's bytes, which its tensors share.
+    fn read(bytes: burn_pack::Bytes) -> std::result::Result<Self, String> {
+        let reader = Reader::from_bytes(bytes).map_err(|error| error.to_string())?;
+        Ok(Self {
+            scalars: reader.scalars().clone(),
+            paths: reader.metadata().clone(),
+            tensors: reader.into_tensors().map_err(|error| error.to_string())?,
+        })
+    }
+
+    /// Those of an optimiser.
+    fn of(optimizer: &ModuleOptimizer) -> std::result::Result<Self, String> {
+        let record = optimizer.to_record().into_bytes();
+        Self::read(record.map_err(|error| error.to_string())?)
+    }
+
+    /// The same with other ids.
+    fn renumber(self, numbers: &BTreeMap<u64, u64>) -> std::result::Result<Self, String> {
+        let number = |id: u64| {
+            let number = numbers.get(&id).copied();
+            number.ok_or_else(|| STRANGER.to_owned())
+        };
+        let rename = |name: &str| {
+            let (id, field) = name.split_once('.').unwrap_or((name, ""));
+            let id = id.parse().map_err(|_| format!("`{name}` is nobody's"))?;
+            let dot = if field.is_empty() { "" } else { "." };
+            Ok::<_, String>(format!("{}{dot}{field}", number(id)?))
+        };
+        let mut renumbered = Self::default();
+        for mut tensor in self.tensors {
+            let id = tensor.param_id;
+            let id = id.ok_or_else(|| format!("`{}` is nobody's", tensor.name))?;
+            (tensor.name, tensor.param_id) = (rename(&tensor.name)?, Some(number(id)?));
+            renumbered.tensors.push(tensor);
+        }
+        for (name, value) in self.scalars {
+            renumbered.scalars.insert(rename(&name)?, value);
+        }
+        for (name, path) in self.paths {
+            renumbered.paths.insert(rename(&name)?, path);
+        }
+        // burn's order is that of a hash table.
+        renumbered.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(renumbered)
+    }
+
+    fn into_writer(self) -> Writer {
+        let mut writer = Writer::new(self.tensors);
+        for (name, value) in self.scalars {
+            writer = writer.with_scalar(&name, value);
+        }
+        for (name, path) in self.paths {
+            writer = writer.with_metadata(&name, &path);
+        }
+        writer
+    }
+
+    /// Whether two are the same, to the bit. A tensor of each is held at a time.
+    fn is(self, other: Self) -> std::result::Result<bool, String> {
+        let is_like = self.scalars == other.scalars && self.paths == other.paths;
+        if !is_like || self.tensors.len() != other.tensors.len() {
+            return Ok(false);
+        }
+        for pair in self.tensors.into_iter().zip(other.tensors) {
+            let parts =
+                |tensor: burn_pack::Tensor| tensor.into_parts().map_err(|error| error.to_string());
+            if parts(pair.0)? != parts(pair.1)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+const STRANGER: &str = "it has a parameter that the model does not have";
+
+/// The states of an optimiser, under the numbers of the model's parameters. A tensor is brought to the host when it is asked for.
+fn states<M: Module>(
+    optimizer: &ModuleOptimizer,
+    model: &M,
+) -> std::result::Result<States, String> {
+    let ids = ids_by_name(model);
+    let others = without(
+        optimizer,
+        ParamGroup::from_ids(ids.iter().map(|&id| id.into()).collect()),
+    );
+    let others = States::of(&others)?;
+    if !(others.scalars.is_empty() && others.tensors.is_empty()) {
+        return Err(STRANGER.into());
+    }
+    let mut all = States::default();
+    for (id, number) in ids.into_iter().zip(0_u64..) {
+        let its_own = ParamGroup::from_ids(vec![id.into()]);
+        let optimizer = without(optimizer, ParamGroup::all().exclude(its_own));
+        let numbers = BTreeMap::from([(id, number)]);
+        let read = move || States::of(&optimizer)?.renumber(&numbers);
+        let states = read()?;
+        all.scalars.extend(states.scalars);
+        all.paths.extend(states.paths);
+        let read = Arc::new(read);
+        let tensors = states.tensors.into_iter();
+        all.tensors
+            .extend(tensors.map(|tensor| later(tensor, read.clone())));
+    }
+    all.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+/// An optimiser that remembers nothing of a group of parameters. What it remembers of the others is shared, not copied.
+fn without(optimizer: &ModuleOptimizer, group: ParamGroup) -> ModuleOptimizer {
+    // burn drops the state of a group that is given to another optimiser.
+    let another = SgdConfig::new().build();
+    optimizer.clone().with_group(group, another, None)
+}
+
+/// A tensor that is read again when it is asked for, and let go of now.
+fn later(
+    tensor: burn_pack::Tensor,
+    read: Arc<impl Fn() -> std::result::Result<States, String> + Send + Sync + 'static>,
+) -> burn_pack::Tensor {
+    let (name, length) = (tensor.name.clone(), tensor.byte_len());
+    let bytes = move || {
+        let states = read().map_err(burn_pack::Error::ValidationError)?;
+        let mut tensors = states.tensors.into_iter();
+        let found = tensors.find(|tensor| tensor.name == name);
+        let found = found.ok_or_else(|| burn_pack::Error::TensorNotFound(name.clone()))?;
+        found.into_bytes()
+    };
+    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+    burn_pack::Tensor::deferred(name, tensor.dtype, shape, tensor.param_id, length, bytes)
+}
+
+/// All parameters, in the order of their names. A float tensor is brought to the host when it is asked for.
+fn values<M: Module>(model: &M) -> Result<Vec<burn_pack::Tensor>> {
     let mut collect = Collect::default();
     model.visit(&mut collect);
     match collect.problem {
         Some(problem) => Err(problem),
-        None => Ok(collect.values),
+        None => Ok(collect.values.into_values().collect()),
     }
 }
 
 /// Names on the way to a parameter.
 #[derive(Default)]
-struct Path(Vec<String>);
+struct Names(Vec<String>);
 
-impl Path {
+impl Names {
     fn name(&self) -> String {
         self.0.join(".")
     }
@@ -253,26 +360,43 @@ macro_rules! follow_names {
 
 #[derive(Default)]
 struct Collect {
-    path: Path,
-    values: BTreeMap<String, TensorData>,
+    path: Names,
+    values: BTreeMap<String, burn_pack::Tensor>,
     problem: Option<Error>,
 }
 
 impl Collect {
-    fn add<E: ToString>(&mut self, data: std::result::Result<TensorData, E>) {
+    fn add(&mut self, tensor: burn_pack::Tensor) {
+        let name = tensor.name.clone();
+        if self.values.insert(name, tensor).is_some() {
+            let name = self.path.name();
+            self.problem = Some(unsaved(format!("two parameters are called `{name}`")));
+        }
+    }
+
+    /// Floats of a plain type, whose bytes are known before they are read.
+    fn add_later<const D: usize>(&mut self, value: Tensor<D>) {
+        let (dtype, shape) = (value.dtype(), value.shape());
+        let length = shape.num_elements() * dtype.size();
+        let read = move || {
+            let data = value.clone().try_into_data();
+            let data =
+                data.map_err(|error| burn_pack::Error::ValidationError(error.to_string()))?;
+            Ok(data.into_parts().0)
+        };
+        let name = self.path.name();
+        self.add(burn_pack::Tensor::deferred(
+            name, dtype, shape, None, length, read,
+        ));
+    }
+
+    fn add_now<E: ToString>(&mut self, data: std::result::Result<TensorData, E>) {
         let name = self.path.name();
         match data {
-            Err(error) => {
-                self.problem = Some(Error::DeviceRead {
-                    what: "a parameter",
-                    message: format!("{name}: {}", error.to_string()),
-                });
-            }
-            Ok(_) if self.values.contains_key(&name) => {
-                self.problem = Some(unsaved(format!("two parameters are called `{name}`")));
-            }
+            Err(error) => self.problem = Some(unread(format!("{name}: {}", error.to_string()))),
             Ok(data) => {
-                self.values.insert(name, data);
+                let (bytes, shape, dtype) = data.into_parts();
+                self.add(burn_pack::Tensor::new(name, dtype, shape, None, bytes));
             }
         }
     }
@@ -282,21 +406,25 @@ impl ModuleVisitor for Collect {
     follow_names!();
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.add(param.base().inner().try_into_data());
+        let value = param.base().inner();
+        match value.dtype() {
+            DType::F64 | DType::F32 | DType::F16 | DType::BF16 => self.add_later(value),
+            _ => self.add_now(value.try_into_data()),
+        }
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        self.add(param.base().inner().try_into_data());
+        self.add_now(param.base().inner().try_into_data());
     }
 
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
-        self.add(param.base().inner().try_into_data());
+        self.add_now(param.base().inner().try_into_data());
     }
 }
 
 #[derive(Default)]
 struct Restore {
-    path: Path,
+    path: Names,
     values: BTreeMap<String, TensorData>,
     problems: Vec<String>,
 }
@@ -372,7 +500,7 @@ mod tests {
     use super::*;
     use burn::module::ParamId;
     use burn::nn::{Linear, LinearConfig};
-    use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
+    use burn::optim::{AdamWConfig, GradientsParams};
     use burn::tensor::{Distribution, FloatDType};
 
     #[derive(Module, Debug)]
@@ -380,6 +508,22 @@ mod tests {
         first: Linear,
         second: Linear,
         steps: Param<Tensor<1, Int>>,
+    }
+
+    /// What is written to a file.
+    fn written(write: impl FnOnce(&Path) -> Result<()>) -> Result<Vec<u8>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write(&path)?;
+        Ok(std::fs::read(path).unwrap())
+    }
+
+    fn save_model<M: Module>(model: &M) -> Result<Vec<u8>> {
+        written(|path| super::save_model(model, path))
+    }
+
+    fn save_optimizer<M: Module>(optimizer: &ModuleOptimizer, model: &M) -> Result<Vec<u8>> {
+        written(|path| super::save_optimizer(optimizer, model, path))
     }
 
     /// The same weights in every call, other ids.
