@@ -60,7 +60,7 @@ soak:
     SISS_SOAK=1 cargo test --release --test checkpoint --test hostile_files --test long_run -- --nocapture
 
 # A fuzz target, with cargo-fuzz and a nightly compiler: checkpoint, grey_png, idx, levels, manifest, pickle, picture,
-# safetensors, scheduler_config or unet_config. What it finds to be new is kept in fuzz/corpus.
+# pipeline_index, safetensors, scheduler_config, unet_config or weight_index. What it finds to be new is kept in fuzz/corpus.
 fuzz TARGET SECONDS="60":
     mkdir -p fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}}
     {{ if TARGET == "pickle" { "cp tests/conformance/unet_pickled/*.bin fuzz/corpus/pickle/" } else { "true" } }}
@@ -68,7 +68,7 @@ fuzz TARGET SECONDS="60":
 
 # Each fuzz target in turn.
 fuzz-all SECONDS="60":
-    for target in checkpoint grey_png idx levels manifest pickle picture safetensors scheduler_config unet_config; do \
+    for target in checkpoint grey_png idx levels manifest pickle picture pipeline_index safetensors scheduler_config unet_config weight_index; do \
         just fuzz $target {{SECONDS}} || exit 1; \
     done
 

@@ -236,12 +236,12 @@ pub enum Error {
         message: String,
     },
 
-    /// Weights in a file do not fit the model: a tensor is missing, extra or of another shape.
+    /// Weights in a file do not fit the model: a tensor is missing, extra, of another shape, or no model can run with it.
     #[error("{path}: {problem} tensor `{tensor}`{detail}", path = path.display())]
     WeightMismatch {
         /// The file.
         path: PathBuf,
-        /// `missing`, `unexpected`, `misshapen` or `unreadable`.
+        /// `missing`, `unexpected`, `duplicate`, `misshapen`, `unreadable` or `non-finite`.
         problem: &'static str,
         /// Name of the tensor, in the file's spelling.
         tensor: String,

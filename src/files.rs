@@ -2,7 +2,7 @@
 //! for ever and a device never ends.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -10,18 +10,35 @@ use crate::error::{Error, Result};
 /// Longest configuration that is read: published ones have a few thousand bytes.
 const LONGEST_CONFIGURATION: u64 = 1 << 20;
 
+/// What Git leaves in the place of a large file until it is asked for it: a text that begins like this.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+/// A pointer is shorter than this.
+const LONGEST_POINTER: u64 = 1024;
+
 /// Opens a file and says how long it is.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::InvalidFile`] for a folder, a pipe or a device.
+/// [`Error::Io`]; [`Error::InvalidFile`] for a folder, a pipe or a device, and for a pointer of Git LFS.
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let reading = || Error::io("reading", path);
     let metadata = std::fs::metadata(path).map_err(reading())?;
     if !metadata.is_file() {
         return Err(invalid(path, "it is no ordinary file"));
     }
-    let file = File::open(path).map_err(reading())?;
+    let mut file = File::open(path).map_err(reading())?;
+    if metadata.len() < LONGEST_POINTER && is_pointer(&mut file).map_err(reading())? {
+        let message = "it is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download the file";
+        return Err(invalid(path, message));
+    }
     Ok((file, metadata.len()))
+}
+
+fn is_pointer(file: &mut File) -> std::io::Result<bool> {
+    let mut beginning = Vec::new();
+    let length = POINTER.len() as u64;
+    file.take(length).read_to_end(&mut beginning)?;
+    file.rewind()?;
+    Ok(beginning == POINTER)
 }
 
 /// Reads a configuration.
@@ -53,9 +70,14 @@ pub(crate) fn invalid(path: &Path, message: impl Into<String>) -> Error {
 const LONGEST_QUOTE: usize = 400;
 
 /// A text that quotes a file, cut where it goes on for too long: a name may have megabytes.
-pub(crate) fn shortened(mut text: String) -> String {
-    if text.len() > LONGEST_QUOTE {
-        text.truncate(text.floor_char_boundary(LONGEST_QUOTE));
+pub(crate) fn shortened(text: String) -> String {
+    cut(text, LONGEST_QUOTE)
+}
+
+/// A text of at most `longest` bytes and an ellipsis.
+pub(crate) fn cut(mut text: String, longest: usize) -> String {
+    if text.len() > longest {
+        text.truncate(text.floor_char_boundary(longest));
         text.push('…');
     }
     text

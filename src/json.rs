@@ -1,8 +1,89 @@
 //! What JSON cannot say.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 /// JSON has no NaN or infinity: they are written as `null` and read back as NaN.
 pub(crate) fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// The numbers that Python writes as bare words.
+const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+
+/// The object of a file that Python wrote. Its `NaN`, `Infinity` and `-Infinity` become strings of these letters: what
+/// needs a number refuses them by name, and what has no use for the key never looks.
+pub(crate) fn python_object(text: &str) -> serde_json::Result<Map<String, Value>> {
+    serde_json::from_str(&words_in_quotes(text))
+}
+
+fn words_in_quotes(text: &str) -> Cow<'_, str> {
+    if !WORDS.iter().any(|word| text.contains(word)) {
+        return text.into();
+    }
+    let mut quoted = String::with_capacity(text.len() + 64);
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let word = WORDS.iter().find(|word| rest.starts_with(**word));
+        let length = match word {
+            _ if first == '"' => string_length(rest),
+            Some(word) => word.len(),
+            None => first.len_utf8(),
+        };
+        let (piece, after) = rest.split_at(length);
+        // A word before a colon is a key, which Python puts in quotes.
+        if word.is_some() && !after.trim_start().starts_with(':') {
+            quoted.extend(["\"", piece, "\""]);
+        } else {
+            quoted += piece;
+        }
+        rest = after;
+    }
+    quoted.into()
+}
+
+/// Bytes of the string that `text` begins with, its quotes included; all of them where it does not end.
+fn string_length(text: &str) -> usize {
+    let mut is_escaped = false;
+    let end = text.bytes().enumerate().skip(1).find(|&(_, byte)| {
+        let ends = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        ends
+    });
+    end.map_or(text.len(), |(position, _)| position + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_python_are_read_where_a_number_may_stand() {
+        let object = python_object(
+            r#"{"a": -Infinity, "b": [NaN, Infinity ,1], "c": "NaN, \"Infinity", "d\\": NaN}"#,
+        )
+        .unwrap();
+        let expected = serde_json::json!({
+            "a": "-Infinity", "b": ["NaN", "Infinity", 1], "c": "NaN, \"Infinity", "d\\": "NaN"
+        });
+        assert_eq!(Value::Object(object), expected);
+    }
+
+    #[test]
+    fn other_words_are_none() {
+        for text in [
+            "{NaN: 1}",
+            r#"{"a": nan}"#,
+            r#"{"a": NaN1}"#,
+            r#"{"a": xNaN}"#,
+            r#"{"a": +Infinity}"#,
+            r#"{"a": --Infinity}"#,
+            r#"{"a": "NaN}"#,
+            "NaN",
+        ] {
+            assert!(python_object(text).is_err(), "{text}");
+        }
+    }
 }

@@ -135,6 +135,7 @@ mod observer;
 mod parameters;
 mod points;
 mod preflight;
+mod refusals;
 pub mod sampling;
 pub mod schedule;
 mod scheduler;

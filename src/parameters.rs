@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gradients::SMALL;
 use crate::host::{read_f32, to_f32};
 
@@ -94,6 +94,21 @@ pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String
     };
     let mut floats = parameters(model).into_iter().filter(|p| p.dtype.is_float());
     Ok(floats.nth(position).map(|parameter| parameter.name))
+}
+
+/// Refuses a model that holds NaN or an infinity, before anything else is blamed for what comes of it.
+///
+/// # Errors
+/// [`Error::NonFiniteParameter`], [`Error::DeviceRead`].
+pub(crate) fn check_parameters<M: Module>(model: &M) -> Result<()> {
+    match non_finite_parameter(model)? {
+        None => Ok(()),
+        Some(parameter) => Err(Error::NonFiniteParameter {
+            parameter,
+            cause: "contains NaN or an infinity before the first step",
+            remedy: "load the model again, from files that are whole",
+        }),
+    }
 }
 
 /// `Σ 0·p`, which is 0, or NaN where a number is not finite: of each parameter in the model's order, and, last, of all those

@@ -10,7 +10,7 @@ use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Error, Result, Side};
 use crate::host::{read_f32, to_f32, vector};
 use crate::loss::LossTerm;
-use crate::parameters::non_finite_parameter;
+use crate::parameters::check_parameters;
 
 /// Refuses a model without trainable parameters, with one that is not finite or held twice, with active dropout or with active batch normalisation.
 ///
@@ -25,13 +25,7 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     if !layers.has_trainable_parameter {
         return Err(Error::NoTrainableParameters);
     }
-    if let Some(parameter) = non_finite_parameter(model)? {
-        return Err(Error::NonFiniteParameter {
-            parameter,
-            cause: "contains NaN or an infinity before the first step",
-            remedy: "load the model again, from files that are whole",
-        });
-    }
+    check_parameters(model)?;
     if let Some((first, again)) = &layers.shared {
         return Err(Error::InvalidSetting {
             what: format!(

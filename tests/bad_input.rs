@@ -143,11 +143,20 @@ fn schedules<'a>() -> Vec<Case<'a>> {
         case("not JSON", "line 1", || {
             SchedulerConfig::from_json("{", "scheduler_config.json")
         }),
-        case("betas as text", "scheduler_config.json", || {
-            SchedulerConfig::from_json(r#"{"beta_start": "small"}"#, "scheduler_config.json")
+        case("a file of no scheduler", "_class_name", || {
+            SchedulerConfig::from_json("{}", "scheduler_config.json")
+        }),
+        case("betas as text", "`beta_start` is `\"small\"`", || {
+            SchedulerConfig::from_json(
+                r#"{"_class_name": "DDPMScheduler", "beta_start": "small"}"#,
+                "scheduler_config.json",
+            )
         }),
         case("an unknown schedule", "sigmoid", || {
-            SchedulerConfig::from_json(r#"{"beta_schedule": "sigmoid"}"#, "scheduler_config.json")
+            SchedulerConfig::from_json(
+                r#"{"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}"#,
+                "scheduler_config.json",
+            )
         }),
         case("a file that is not there", "nowhere.json", || {
             SchedulerConfig::from_file("nowhere.json")
@@ -391,7 +400,7 @@ fn samplers<'a>() -> Vec<Case<'a>> {
         }),
         case("a variance that is learned", "learned_range", || {
             SchedulerConfig::from_json(
-                r#"{"variance_type": "learned_range"}"#,
+                r#"{"_class_name": "DDPMScheduler", "variance_type": "learned_range"}"#,
                 "scheduler_config.json",
             )
         }),

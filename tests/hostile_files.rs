@@ -29,6 +29,7 @@ const CASE: &str = "SISS_HOSTILE_CASE";
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const PICKLED: &str = "diffusion_pytorch_model.bin";
+const INDEX: &str = "diffusion_pytorch_model.safetensors.index.json";
 
 /// What is read of a case's folder.
 #[derive(Debug, Clone, Copy)]
@@ -350,6 +351,90 @@ fn with_levels(
     })
 }
 
+/// A scheduler's configuration with these keys.
+fn scheduler(keys: &str) -> Vec<u8> {
+    format!(r#"{{"_class_name": "DDPMScheduler", {keys}}}"#).into_bytes()
+}
+
+/// A network's folder with this index of weights in parts, and the parts that a sound one names.
+fn with_index(
+    name: &'static str,
+    says: &'static str,
+    index: impl Fn() -> Vec<u8> + 'static,
+) -> Case {
+    case(name, Reader::Network, says, move |folder| {
+        write(folder.join("config.json"), readers::CONFIG);
+        write(folder.join(INDEX), index());
+        for part in ["a.safetensors", "b.safetensors"] {
+            write(folder.join(part), tensors("{}", 0));
+        }
+    })
+}
+
+fn indices() -> Vec<Case> {
+    let map = |map: &str| format!(r#"{{"metadata": {{}}, "weight_map": {{{map}}}}}"#).into_bytes();
+    vec![
+        with_index("an index of 100 MB", "1 MiB", || vec![b' '; 100_000_000]),
+        with_index("an index nested 500,000 deep", "index", || {
+            [b"{\"weight_map\":".to_vec(), vec![b'['; 500_000]].concat()
+        }),
+        with_index(
+            "an index that leads out of its folder",
+            "same folder",
+            move || map(r#""conv_in.bias": "../../../etc/passwd""#),
+        ),
+        with_index(
+            "an index that leads to the root",
+            "same folder",
+            move || map(r#""conv_in.bias": "/etc/a.safetensors""#),
+        ),
+        with_index("an index of 10,000 parts", "at most 256", move || {
+            let places = (0..10_000).map(|index| format!(r#""t{index}": "p{index}.safetensors""#));
+            map(&places.collect::<Vec<_>>().join(","))
+        }),
+        with_index(
+            "an index of parts that are not there",
+            "not there",
+            move || {
+                let places = (0..200).map(|index| format!(r#""t{index}": "p{index}.safetensors""#));
+                map(&places.collect::<Vec<_>>().join(","))
+            },
+        ),
+        with_index("an index that names itself", "same folder", move || {
+            map(&format!(r#""conv_in.bias": "{INDEX}""#))
+        }),
+        with_index(
+            "an index of tensors that no part has",
+            "missing tensor",
+            move || map(r#""conv_in.bias": "a.safetensors""#),
+        ),
+        with_index(
+            "an index with a place of a megabyte",
+            "same folder",
+            move || map(&format!(r#""conv_in.bias": "{}""#, "x".repeat(1_000_000))),
+        ),
+        with_index("a pipe for a part", "no ordinary file", move || {
+            map(r#""conv_in.bias": "c.safetensors""#)
+        })
+        .with(|folder| pipe(&folder.join("c.safetensors"))),
+        with_index("a pipe for an index", "no ordinary file", Vec::new).with(|folder| {
+            fs::remove_file(folder.join(INDEX)).unwrap();
+            pipe(&folder.join(INDEX));
+        }),
+        with_index(
+            "a part that has what another has",
+            "duplicate tensor",
+            move || map(r#""x": "a.safetensors", "y": "b.safetensors""#),
+        )
+        .with(|folder| {
+            let both = [entry("x", "F32", "1", 0, 4), entry("y", "F32", "1", 4, 8)].join(",");
+            for part in ["a.safetensors", "b.safetensors"] {
+                write(folder.join(part), tensors(format!("{{{both}}}"), 8));
+            }
+        }),
+    ]
+}
+
 fn configurations() -> Vec<Case> {
     let network = |changes: &str| {
         let config = readers::CONFIG.trim_end_matches('}');
@@ -428,18 +513,17 @@ fn configurations() -> Vec<Case> {
             [b"{\"trained_betas\":".to_vec(), vec![b'['; 500_000]].concat()
         }),
         with_scheduler("10^18 timesteps", "num_timesteps", || {
-            br#"{"num_train_timesteps": 1000000000000000000}"#.to_vec()
+            scheduler(r#""num_train_timesteps": 1000000000000000000"#)
         }),
         with_scheduler("100,000 betas for 1,000 steps", "100000", || {
-            ["{\"trained_betas\":[", &"0.1,".repeat(99_999), "0.1]}"]
-                .concat()
-                .into_bytes()
+            let betas = "0.1,".repeat(99_999);
+            scheduler(&format!(r#""trained_betas": [{betas}0.1]"#))
         }),
         with_scheduler("betas that end at 1e308", "beta", || {
-            br#"{"beta_end": 1e308}"#.to_vec()
+            scheduler(r#""beta_end": 1e308"#)
         }),
         with_scheduler("a schedule that is none", "beta_schedule", || {
-            br#"{"beta_schedule": "__import__('os')"}"#.to_vec()
+            scheduler(r#""beta_schedule": "__import__('os')""#)
         }),
         with_scheduler("a pipe for a schedule", "no ordinary file", Vec::new).with(|folder| {
             fs::remove_file(folder.join("scheduler_config.json")).unwrap();
@@ -448,7 +532,22 @@ fn configurations() -> Vec<Case> {
         with_scheduler(
             "a schedule whose name has a megabyte",
             "beta_schedule",
-            || format!(r#"{{"beta_schedule": "{}"}}"#, "x".repeat(1_000_000)).into_bytes(),
+            || {
+                let name = "x".repeat(1_000_000);
+                scheduler(&format!(r#""beta_schedule": "{name}""#))
+            },
+        ),
+        with_scheduler("a schedule of 10,000 unknown keys", "unknown", || {
+            let keys = (0..10_000).map(|index| format!(r#""key of no use {index}": 1"#));
+            scheduler(&keys.collect::<Vec<_>>().join(","))
+        }),
+        with_scheduler("a schedule of 100,000 words of Python", "unknown", || {
+            scheduler(&format!(r#""x": [{}NaN]"#, "-Infinity  ,".repeat(80_000)))
+        }),
+        with_scheduler(
+            "a schedule in the place of which Git left a pointer",
+            "git lfs pull",
+            || b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".to_vec(),
         ),
         with_levels("levels nested a million deep", "invalid type", || {
             [b"{\"timesteps\":".to_vec(), vec![b'['; 1_000_000]].concat()
@@ -873,7 +972,13 @@ fn hostile_files_are_refused() {
     if let Ok(case) = std::env::var(CASE) {
         return report_case(&case);
     }
-    let kinds = [safetensors(), configurations(), pickles(), pictures()];
+    let kinds = [
+        safetensors(),
+        configurations(),
+        indices(),
+        pickles(),
+        pictures(),
+    ];
     let cases: Vec<Case> = kinds.into_iter().flatten().collect();
     let mut failures = Vec::new();
     let (mut slowest, mut largest) = (Duration::ZERO, 0);
@@ -935,6 +1040,8 @@ fn targets() -> Vec<Target> {
     let scheduler = br#"{"_class_name": "DDPMScheduler", "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001,
         "clip_sample": true, "num_train_timesteps": 1000, "prediction_type": "epsilon", "steps_offset": 1, "timestep_spacing": "leading",
         "trained_betas": null, "variance_type": "fixed_small", "rescale_betas_zero_snr": false}"#;
+    let pipeline = br#"{"_class_name": "DDPMPipeline", "_diffusers_version": "0.42.1", "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"], "safety_checker": [null, null]}"#;
     let levels = br#"{"timesteps":[0,250,1000],"gains":[0.5,0.9,1],"levels":[[0.1,0.2,0.9],[1e-3,2,3]],"prediction_type":"epsilon"}"#;
     let pickled = include_bytes!("conformance/unet_pickled/diffusion_pytorch_model.bin");
     let tshirt = include_bytes!("../examples/assets/data/tshirt.png");
@@ -949,6 +1056,12 @@ fn targets() -> Vec<Target> {
         }),
         ("safetensors", read(WEIGHTS), |bytes| {
             readers::safetensors(bytes).is_ok()
+        }),
+        ("index of weights", readers::index_of_parts(), |bytes| {
+            readers::weight_index(bytes).is_ok()
+        }),
+        ("index of a pipeline", pipeline.to_vec(), |bytes| {
+            readers::pipeline_index(bytes).is_ok()
         }),
         ("pickle", pickled.to_vec(), |bytes| {
             readers::pickle(bytes).is_ok()

@@ -506,13 +506,15 @@ impl Case {
         Ok(UNet2d::load(folder, &self.device)?)
     }
 
-    /// The case's settings as a diffusers scheduler configuration: they carry its names.
+    /// The case's settings as a diffusers scheduler configuration: those of its names.
     fn scheduler_config(&self) -> Result<SchedulerConfig> {
-        let json: serde_json::Map<String, serde_json::Value> = self
-            .settings
-            .iter()
+        let settings = self.settings.iter();
+        let mut json: serde_json::Map<String, serde_json::Value> = settings
+            .filter(|(key, _)| SCHEDULER_KEYS.contains(&key.as_str()))
             .map(|(key, value)| (key.clone(), json_value(value)))
             .collect();
+        let class = self.text("sampler").unwrap_or("DDPMScheduler");
+        json.insert("_class_name".into(), class.into());
         let text = serde_json::Value::Object(json).to_string();
         Ok(SchedulerConfig::from_json(
             &text,
@@ -580,6 +582,22 @@ fn relative_norm(got: &[f64], expected: &[f64]) -> f64 {
         difference
     }
 }
+
+/// Settings of a case that are keys of a scheduler's configuration.
+const SCHEDULER_KEYS: [&str; 12] = [
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "clip_sample",
+    "clip_sample_range",
+    "num_train_timesteps",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "steps_offset",
+    "timestep_spacing",
+    "variance_type",
+];
 
 /// Python's spelling of a value, as JSON.
 fn json_value(text: &str) -> serde_json::Value {

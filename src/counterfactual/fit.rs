@@ -13,6 +13,7 @@ use crate::batch::{check_finite, check_finite_values};
 use crate::denoiser::{Condition, Denoiser, PredictionType};
 use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
 use crate::host::{read_f32, to_f32};
+use crate::parameters::check_parameters;
 use crate::points::{Points, check_not_empty};
 use crate::scheduler::{Scheduler, SchedulerExt};
 
@@ -89,6 +90,7 @@ impl CounterfactualLoss {
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
     /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
+    /// [`Error::NonFiniteParameter`] for a model with NaN or infinities;
     /// [`Error::InvalidSetting`] for a model with a condition and no [`Groups`], if the model's loss on the control points is no
     /// positive number, or if model and data are on different devices; those of the retained set.
     pub fn fit<const D: usize, M: Denoiser<D>>(
@@ -112,6 +114,7 @@ impl CounterfactualLoss {
             check_device("points", of_model, &device)?;
         }
         model.check_input(data.controls.dims())?;
+        check_parameters(model)?;
         let retained = Flat(data.retained);
         let host = match config.form {
             IdealForm::Whole => Vec::new(),

@@ -3,10 +3,11 @@
 #[cfg(feature = "pytorch")]
 mod pickled;
 mod safe;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::store::burn_pack::{self, AtomicFile};
@@ -16,32 +17,35 @@ use burn::store::{
 };
 use burn::tensor::{DType, Shape, Tensor};
 
+use super::LoadNote;
 use crate::error::{Error, Result};
-use crate::files::shortened;
+use crate::files::{invalid, shortened};
+use crate::parameters::non_finite_parameter;
 
 /// The file that holds a network's configuration.
 pub(super) const CONFIG: &str = "config.json";
 /// The file that holds a network's weights.
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+/// The index of weights in parts, which diffusers prefers to the file.
+const INDEX: &str = "diffusion_pytorch_model.safetensors.index.json";
 /// The file that held them before; read where there is none of the other kind.
+#[cfg(test)]
 const PICKLED: &str = "diffusion_pytorch_model.bin";
-
-/// The folder of a network: `folder` itself, or its subfolder `name` in the folder of a pipeline.
-pub(super) fn component(folder: &Path, name: &str) -> PathBuf {
-    let inside = folder.join(name);
-    if !folder.join(CONFIG).exists() && inside.join(CONFIG).exists() {
-        inside
-    } else {
-        folder.to_path_buf()
-    }
-}
+/// What PyTorch's compiler and its data parallelism put before the names of all tensors.
+const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
 /// Writes weights and configuration, creating the folder.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`]; [`Error::InvalidFile`] where the folder holds weights in parts, which diffusers would read instead.
 pub(super) fn save<M: Module>(module: &M, config: &str, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
+    let index = folder.join(INDEX);
+    if index.exists() {
+        let message = "it names the parts of other weights, which diffusers reads instead of the file that would be written beside it; \
+                       write into another folder, or remove it and its parts";
+        return Err(invalid(&index, message));
+    }
     save_weights(module, &folder.join(WEIGHTS))?;
     save_text(config, &folder.join(CONFIG))
 }
@@ -72,13 +76,21 @@ fn save_text(text: &str, path: &Path) -> Result<()> {
     write().map_err(Error::io("writing", path))
 }
 
-/// Fills a network with the weights of a folder. No values are read before all tensors are known to fit.
+/// Fills a network with the weights of a folder, and says what is worth knowing of them. No values are read before all
+/// tensors are known to fit.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`], [`Error::WeightMismatch`].
-pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<M> {
-    let (path, tensors) = stored_tensors(folder)?;
-    let found = by_name(tensors, &path)?;
+pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<(M, Vec<LoadNote>)> {
+    let weights = weights::read(folder)?;
+    let mut notes = Vec::from_iter(weights.note);
+    let path = weights.path;
+    let prefix = common_prefix(&weights.tensors);
+    if !prefix.is_empty() {
+        let prefix = prefix.clone();
+        notes.push(LoadNote::Prefix { prefix });
+    }
+    let found = by_name(weights.tensors, prefix.len(), &path)?;
     let mut expected = ExpectedTensors::default();
     module.visit(&mut expected);
     check(&expected.shapes, &found, &path)?;
@@ -86,35 +98,29 @@ pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<M>
     let tensors = found.into_values().map(|found| found.tensor).collect();
     let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32));
     let result = module.apply(tensors, None, Some(Box::new(adapter)), false);
-    match result.errors.first() {
-        None => Ok(module),
-        Some(error) => Err(unreadable(error, &path)),
+    if let Some(error) = result.errors.first() {
+        return Err(unreadable(error, &path));
+    }
+    match non_finite_parameter(&module)? {
+        None => Ok((module, notes)),
+        Some(parameter) => {
+            let name = prefix + &file_spelling(&parameter);
+            let detail = ": it holds NaN or an infinity, in f32; take the weights of an earlier checkpoint, or the file anew";
+            Err(mismatch(&path, "non-finite", name, detail))
+        }
     }
 }
 
 /// The tensors of a file, by their names there. Values are read when they are needed.
 type StoredTensors = BTreeMap<String, burn_pack::Tensor>;
 
-/// The file with a network's weights, and its tensors.
-fn stored_tensors(folder: &Path) -> Result<(PathBuf, StoredTensors)> {
-    let (path, pickled) = (folder.join(WEIGHTS), folder.join(PICKLED));
-    if pickled.exists() && !path.exists() {
-        let tensors = pickled_tensors(&pickled)?;
-        return Ok((pickled, tensors));
-    }
-    let tensors = safe::tensors(&path)?;
-    Ok((path, tensors))
-}
-
 #[cfg(feature = "pytorch")]
 use pickled::tensors as pickled_tensors;
 
 #[cfg(not(feature = "pytorch"))]
 fn pickled_tensors(path: &Path) -> Result<StoredTensors> {
-    Err(Error::InvalidFile {
-        path: path.into(),
-        message: "pickled weights are read with the feature `pytorch` of siss; enable it, or save the model from Python with `safe_serialization=True`".into(),
-    })
+    let message = "pickled weights are read with the feature `pytorch` of siss; enable it, or save the model from Python with `safe_serialization=True`";
+    Err(invalid(path, message))
 }
 
 /// A tensor of the file, under the name of today's layout.
@@ -123,9 +129,35 @@ struct FoundTensor {
     tensor: burn_pack::Tensor,
 }
 
-fn by_name(tensors: StoredTensors, path: &Path) -> Result<BTreeMap<String, FoundTensor>> {
+/// What wrappers put before the names of all tensors.
+fn common_prefix(tensors: &StoredTensors) -> String {
+    let mut prefix = String::new();
+    let mut names = tensors.keys();
+    let Some(first) = names.next() else {
+        return prefix;
+    };
+    while let Some(next) = WRAPPERS
+        .iter()
+        .find(|next| first[prefix.len()..].starts_with(**next))
+    {
+        let longer = prefix.clone() + next;
+        if !names.clone().all(|name| name.starts_with(&longer)) {
+            break;
+        }
+        prefix = longer;
+    }
+    prefix
+}
+
+/// The tensors under their names in the network, which begin after so many bytes.
+fn by_name(
+    tensors: StoredTensors,
+    prefix: usize,
+    path: &Path,
+) -> Result<BTreeMap<String, FoundTensor>> {
     let mut found = BTreeMap::new();
-    for (spelling, tensor) in tensors {
+    for (spelling, mut tensor) in tensors {
+        tensor.name = spelling[prefix..].into();
         let (name, tensor) = modernise(tensor);
         let same = FoundTensor {
             spelling: spelling.clone(),

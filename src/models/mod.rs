@@ -2,13 +2,20 @@
 //!
 //! A network here has the parameters of its Python namesake, under the same names, computes the same
 //! function, and reads and writes the same folders: `config.json` beside
-//! `diffusion_pytorch_model.safetensors`. With the feature `pytorch` it reads `diffusion_pytorch_model.bin` too, where there
+//! `diffusion_pytorch_model.safetensors`. [`ModelFolder`] finds these folders, and the scheduler that belongs to a network, from what people have. With
+//! the feature `pytorch` a network reads `diffusion_pytorch_model.bin` too, where there
 //! is no other file: the pickle is parsed and never run. Configurations are read strictly: a setting that would
 //! change the computation and is not implemented is refused by name, never ignored.
 
 mod folder;
+mod index;
 mod layers;
+mod location;
+mod note;
 pub(crate) mod ops;
 mod unet2d;
 
+pub use index::{PipelineIndex, PipelinePart};
+pub use location::ModelFolder;
+pub use note::LoadNote;
 pub use unet2d::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};

@@ -148,8 +148,12 @@ fn inference_timesteps(total: usize, settings: &Settings) -> Vec<usize> {
                 .collect()
         }
         TimestepSpacing::Trailing => {
-            let stride = total as f64 / count as f64;
-            let visited = (0..count).map(|index| total as f64 - index as f64 * stride);
+            // As NumPy's `arange(T, 0, −T/n)` counts: by the difference of its first two numbers, which is rounded, so that
+            // halves fall as there. Where rounding gives it one number more, that one is below 0.
+            let total = total as f64;
+            let stride = total / count as f64;
+            let difference = (total - stride) - total;
+            let visited = (0..count).map(|index| total + index as f64 * difference);
             visited.map(|end| round_half_even(end) - 1).collect()
         }
         TimestepSpacing::Linspace => {
@@ -187,5 +191,49 @@ mod tests {
         assert_eq!(visited(TimestepSpacing::Trailing, 3), [999, 666, 332]);
         assert_eq!(visited(TimestepSpacing::Linspace, 3), [999, 500, 0]);
         assert_eq!(visited(TimestepSpacing::Linspace, 1), [0]);
+    }
+
+    /// Of every count, for several T, folded into a number for each T by
+    /// ```python
+    /// for n in range(1, T + 1):
+    ///     for t in np.round(np.arange(T, 0, -T / n)) - 1:
+    ///         if t >= 0: h = (h * 31 + int(t)) % 2**64
+    /// ```
+    /// with NumPy 2; diffusers has the same line. At 48 steps of 1,000 halves fall to the other side without its rounding.
+    #[test]
+    fn trailing_timesteps_are_numpys_for_every_count() {
+        let visited = |total, num_inference_steps| {
+            let settings = Settings {
+                num_inference_steps,
+                clip_sample: None,
+                prediction_type: PredictionType::Epsilon,
+                timestep_spacing: TimestepSpacing::Trailing,
+                steps_offset: 0,
+            };
+            inference_timesteps(total, &settings)
+        };
+        assert_eq!(
+            visited(1000, 48)[..16],
+            [
+                999, 978, 957, 936, 916, 895, 874, 853, 832, 811, 791, 770, 749, 728, 707, 686
+            ]
+        );
+        for (total, expected) in [
+            (10, 5_451_920_276_060_717_830),
+            (64, 11_231_788_499_489_540_732),
+            (100, 5_587_409_879_355_795_574),
+            (250, 7_890_252_562_538_162_382),
+            (500, 12_467_947_333_048_096_662),
+            (999, 3_958_055_937_400_317_532),
+            (1000, 15_666_598_794_695_653_972),
+            (1024, 16_263_569_293_175_904_940),
+            (2000, 18_413_222_451_806_413_540_u64),
+        ] {
+            let timesteps = (1..=total).flat_map(|count| visited(total, count));
+            let folded = timesteps.fold(0_u64, |sum, timestep| {
+                sum.wrapping_mul(31).wrapping_add(timestep as u64)
+            });
+            assert_eq!(folded, expected, "T = {total}");
+        }
     }
 }

@@ -10,10 +10,12 @@ pub mod images;
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use flate2::{Compression, write::GzEncoder};
+use safetensors::SafeTensors;
 use siss::burn::tensor::Device;
-use siss::models::{UNet2d, UNet2dConfig};
+use siss::models::{PipelineIndex, UNet2d, UNet2dConfig};
 use siss::{CounterfactualLoss, DdpmScheduler, Result, SchedulerConfig};
 
 use images::{Format, Images};
@@ -39,6 +41,60 @@ pub fn unet_config(bytes: &[u8]) -> Result<()> {
 /// A folder with these weights in safetensors.
 pub fn safetensors(bytes: &[u8]) -> Result<()> {
     load(CONFIG, "diffusion_pytorch_model.safetensors", bytes)
+}
+
+/// The index of a network's weights in two parts, as diffusers writes it.
+pub fn index_of_parts() -> Vec<u8> {
+    parts().0.clone()
+}
+
+/// A folder with this index, and the parts that a sound one names.
+pub fn weight_index(bytes: &[u8]) -> Result<()> {
+    let folder = scratch();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("config.json"), CONFIG).unwrap();
+    std::fs::write(at("diffusion_pytorch_model.safetensors.index.json"), bytes).unwrap();
+    for (name, part) in PARTS.iter().zip(&parts().1) {
+        std::fs::write(at(name), part).unwrap();
+    }
+    UNet2d::load(folder.path(), &Device::flex()).map(|_| ())
+}
+
+const PARTS: [&str; 2] = [
+    "diffusion_pytorch_model-00001-of-00002.safetensors",
+    "diffusion_pytorch_model-00002-of-00002.safetensors",
+];
+
+/// An index and its parts, made once.
+fn parts() -> &'static (Vec<u8>, [Vec<u8>; 2]) {
+    static MADE: OnceLock<(Vec<u8>, [Vec<u8>; 2])> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let folder = scratch();
+        let network = UNet2dConfig::from_json(CONFIG, "config.json").unwrap();
+        network
+            .init(&Device::flex())
+            .unwrap()
+            .save(folder.path())
+            .unwrap();
+        let whole = folder.path().join("diffusion_pytorch_model.safetensors");
+        let whole = std::fs::read(whole).unwrap();
+        let whole = SafeTensors::deserialize(&whole).unwrap();
+        let mut map = serde_json::Map::new();
+        let mut halves = [Vec::new(), Vec::new()];
+        for (index, (name, tensor)) in whole.iter().enumerate() {
+            map.insert(name.into(), PARTS[index % 2].into());
+            halves[index % 2].push((name, tensor));
+        }
+        let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
+        let halves = halves.map(|half| safetensors::serialize(half, None).unwrap());
+        (index.to_string().into_bytes(), halves)
+    })
+}
+
+/// diffusers' `model_index.json`.
+pub fn pipeline_index(bytes: &[u8]) -> Result<()> {
+    let text = String::from_utf8_lossy(bytes);
+    PipelineIndex::from_json(&text, "model_index.json").map(|_| ())
 }
 
 /// A folder with these pickled weights, and the configuration of the one that PyTorch wrote.

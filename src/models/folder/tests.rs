@@ -36,7 +36,11 @@ fn weights(folder: &Path) -> Vec<u8> {
 }
 
 fn read(folder: &Path) -> Tensors {
-    let bytes = weights(folder);
+    tensors_of(&folder.join(WEIGHTS))
+}
+
+fn tensors_of(file: &Path) -> Tensors {
+    let bytes = std::fs::read(file).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let copy = |(name, view): (String, TensorView<'_>)| {
         (
@@ -48,13 +52,7 @@ fn read(folder: &Path) -> Tensors {
 }
 
 fn write(folder: &Path, tensors: &Tensors) {
-    let views: BTreeMap<_, _> = tensors
-        .iter()
-        .map(|(name, (dtype, shape, data))| {
-            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
-        })
-        .collect();
-    std::fs::write(folder.join(WEIGHTS), serialize(views, None).unwrap()).unwrap();
+    std::fs::write(folder.join(WEIGHTS), serialized(tensors)).unwrap();
 }
 
 fn load(folder: &Path) -> Result<UNet2d> {
@@ -369,6 +367,263 @@ fn an_absent_file_is_an_io_error_with_its_path() {
     );
     let error = load(Path::new("no/such/folder")).unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
+}
+
+const STEM: &str = "diffusion_pytorch_model";
+
+fn serialized(tensors: &Tensors) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    serialize(views.collect::<BTreeMap<_, _>>(), None).unwrap()
+}
+
+/// Splits the weights of a saved network in three, with the index that names them.
+fn in_parts(folder: &Path) -> serde_json::Map<String, serde_json::Value> {
+    let mut parts = vec![Tensors::new(); 3];
+    let mut map = serde_json::Map::new();
+    for (index, (name, tensor)) in read(folder).into_iter().enumerate() {
+        map.insert(name.clone(), part(index % 3).into());
+        parts[index % 3].insert(name, tensor);
+    }
+    for (index, tensors) in parts.iter().enumerate() {
+        std::fs::write(folder.join(part(index)), serialized(tensors)).unwrap();
+    }
+    write_index(folder, &map);
+    std::fs::remove_file(folder.join(WEIGHTS)).unwrap();
+    map
+}
+
+fn part(index: usize) -> String {
+    format!("{STEM}-{:05}-of-00003.safetensors", index + 1)
+}
+
+fn write_index(folder: &Path, map: &serde_json::Map<String, serde_json::Value>) {
+    let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
+    std::fs::write(folder.join(INDEX), index.to_string()).unwrap();
+}
+
+fn said(unet: &UNet2d) -> Vec<String> {
+    unet.notes().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn weights_in_parts_are_read_and_written_as_one_file() {
+    let folder = saved();
+    let expected = read(folder.path());
+    in_parts(folder.path());
+    let unet = load(folder.path()).unwrap();
+    let said = said(&unet);
+    assert!(said.len() == 1 && said[0].contains(INDEX), "{said:?}");
+    let new = tempfile::tempdir().unwrap();
+    unet.save(new.path()).unwrap();
+    assert_eq!(read(new.path()), expected);
+    assert_eq!(std::fs::read_dir(new.path()).unwrap().count(), 2);
+
+    // Beside its parts diffusers would go on reading those.
+    let error = unet.save(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains(INDEX) && error.contains("another folder"),
+        "{error}"
+    );
+    assert!(!folder.path().join(WEIGHTS).exists());
+}
+
+#[test]
+fn parts_that_do_not_fit_their_index_are_named() {
+    let name = "mid_block.resnets.1.norm2.weight";
+    type Spoil = fn(&Path, &mut serde_json::Map<String, serde_json::Value>);
+    let spoils: [(&str, Spoil); 6] = [
+        ("missing tensor", |folder, map| {
+            let name = "mid_block.resnets.1.norm2.weight";
+            let wrong = (0..3).find(|index| map[name] != part(*index)).unwrap();
+            map.insert(name.into(), part(wrong).into());
+            write_index(folder, map);
+        }),
+        ("unexpected tensor", |folder, map| {
+            map.remove("mid_block.resnets.1.norm2.weight");
+            write_index(folder, map);
+        }),
+        ("missing tensor", |folder, map| {
+            map.insert("mid_block.resnets.1.norm2.weight.x".into(), part(0).into());
+            write_index(folder, map);
+        }),
+        ("duplicate tensor", |folder, map| {
+            // The last part has it as well as its own.
+            let name = "mid_block.resnets.1.norm2.weight";
+            let own = (0..3).find(|index| map[name] == part(*index)).unwrap();
+            for index in (0..3).filter(|index| *index != own) {
+                let tensors = tensors_of(&folder.join(part(index)));
+                let mut more = tensors.clone();
+                more.extend(tensors_of(&folder.join(part(own))).remove_entry(name));
+                std::fs::write(folder.join(part(index)), serialized(&more)).unwrap();
+            }
+        }),
+        ("mid_block.resnets.1.norm2.weight", |folder, map| {
+            map.insert(
+                "mid_block.resnets.1.norm2.weight".into(),
+                "../other.safetensors".into(),
+            );
+            write_index(folder, map);
+        }),
+        ("download them again", |folder, map| {
+            let name = map["mid_block.resnets.1.norm2.weight"].as_str().unwrap();
+            std::fs::remove_file(folder.join(name)).unwrap();
+        }),
+    ];
+    for (says, spoil) in spoils {
+        let folder = saved();
+        let mut map = in_parts(folder.path());
+        spoil(folder.path(), &mut map);
+        let error = load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(error.contains(name) || error.contains("-of-"), "{error}");
+    }
+}
+
+#[test]
+fn variants_are_read_and_what_was_taken_is_said() {
+    let folder = saved();
+    let unet = load(folder.path()).unwrap();
+    assert_eq!(unet.notes(), []);
+    let variant = |name: &str| format!("{STEM}.{name}.safetensors");
+    let plain = folder.path().join(WEIGHTS);
+    for name in ["fp16", "bf16", "ema"] {
+        std::fs::copy(&plain, folder.path().join(variant(name))).unwrap();
+    }
+    let said_with_plain = said(&load(folder.path()).unwrap());
+    assert!(
+        said_with_plain[0].contains(&format!("{WEIGHTS}, not those of {}", variant("fp16"))),
+        "{said_with_plain:?}"
+    );
+    std::fs::remove_file(&plain).unwrap();
+    let read = load(folder.path()).unwrap();
+    assert_eq!(output(&read), output(&unet));
+    let [note] = said(&read).try_into().unwrap();
+    let expected = format!(
+        "{}, not those of {}, {}",
+        variant("fp16"),
+        variant("bf16"),
+        variant("ema")
+    );
+    assert!(note.contains(&expected), "{note}");
+    read.save(folder.path()).unwrap();
+    assert!(plain.exists());
+}
+
+#[test]
+fn the_names_of_wrapped_networks_are_read() {
+    let folder = saved();
+    let expected = output(&load(folder.path()).unwrap());
+    let original = read(folder.path());
+    for prefix in ["_orig_mod.", "module.", "module._orig_mod."] {
+        let wrapped = original
+            .iter()
+            .map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone()));
+        let mut wrapped: Tensors = wrapped.collect();
+        write(folder.path(), &wrapped);
+        let unet = load(folder.path()).unwrap();
+        assert_eq!(output(&unet), expected);
+        assert!(said(&unet)[0].contains(prefix), "{:?}", said(&unet));
+
+        // A tensor is named as it is in the file, and one name without the prefix means that it is none.
+        let lost = format!("{prefix}conv_in.bias");
+        let mut more = wrapped.clone();
+        let bias = wrapped.remove(&lost).unwrap();
+        write(folder.path(), &wrapped);
+        let error = load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("missing tensor `conv_in.bias`"), "{error}");
+        more.insert("conv_in.bias".into(), bias);
+        write(folder.path(), &more);
+        assert!(load(folder.path()).is_err());
+    }
+}
+
+#[test]
+fn a_pointer_of_git_is_no_file_of_weights() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+    let folder = saved();
+    for name in [WEIGHTS, CONFIG] {
+        std::fs::write(folder.path().join(name), pointer).unwrap();
+        let error = load(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(name) && error.contains("git lfs pull"),
+            "{error}"
+        );
+    }
+    let folder = saved();
+    in_parts(folder.path());
+    std::fs::write(folder.path().join(part(1)), pointer).unwrap();
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("00002") && error.contains("git lfs pull"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_lies_there_instead_is_said() {
+    for (name, says) in [
+        ("diffusion_flax_model.msgpack", "Flax"),
+        ("model.onnx", "ONNX"),
+        ("unet.gguf", "GGUF"),
+        ("model.ckpt", "convert"),
+        ("model.safetensors", "another name"),
+        ("pytorch_model.bin", "another name"),
+        (
+            "diffusion_pytorch_model-00001-of-00002.safetensors",
+            "index",
+        ),
+    ] {
+        let folder = saved();
+        std::fs::remove_file(folder.path().join(WEIGHTS)).unwrap();
+        std::fs::write(folder.path().join(name), "").unwrap();
+        let error = load(folder.path()).unwrap_err().to_string();
+        for part in [name, says, WEIGHTS] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
+
+/// Also in half precision, and where the number is finite in the file and not in f32.
+#[test]
+fn a_weight_that_is_not_finite_is_named() {
+    let name = "up_blocks.0.resnets.1.norm2.bias";
+    for (dtype, value) in [
+        (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
+        (Dtype::F32, f32::INFINITY.to_le_bytes().to_vec()),
+        (Dtype::F32, f32::NEG_INFINITY.to_le_bytes().to_vec()),
+        (Dtype::F16, 0x7e00_u16.to_le_bytes().to_vec()),
+        (Dtype::F64, 1e300_f64.to_le_bytes().to_vec()),
+    ] {
+        let (problem, tensor, detail) = refusal(|tensors| {
+            let (kind, shape, data) = tensors.get_mut(name).unwrap();
+            *kind = dtype;
+            *data = vec![0; value.len() * shape[0]];
+            let last = data.len() - value.len();
+            data[last..].copy_from_slice(&value);
+        });
+        assert_eq!((problem, tensor.as_str()), ("non-finite", name));
+        assert!(detail.contains("NaN or an infinity"), "{detail}");
+    }
+}
+
+#[test]
+fn dropout_is_not_run_and_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = UNet2dConfig {
+        dropout: 0.25,
+        ..tiny()
+    };
+    let unet = config.init(&Device::flex()).unwrap();
+    unet.save(folder.path()).unwrap();
+    let read = load(folder.path()).unwrap();
+    assert_eq!(output(&read), output(&unet));
+    assert_eq!(
+        read.notes(),
+        [crate::models::LoadNote::Dropout { probability: 0.25 }]
+    );
+    assert_eq!(read.config().dropout, 0.25);
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub enum UpBlockType {
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `sample_size` | none | height and width that a pipeline generates; the network takes any | |
+/// | `sample_size` | none | height and width that a pipeline generates | multiples of 2^(stages − 1) |
 /// | `in_channels`, `out_channels` | 3 | channels of the input and the output | 1 to 65536 |
 /// | `center_input_sample` | false | map the input from `[0, 1]` to `[−1, 1]` | |
 /// | `time_embedding_dim` | none | size of the timestep embedding; none: four times the first channels | 1 to 65536 |
@@ -61,6 +61,7 @@ pub enum UpBlockType {
 /// | `norm_num_groups` | 32 | groups of the normalisations | divides the channels |
 /// | `attn_norm_num_groups` | none | … of the middle stage's attention; none: as the others | divides the channels |
 /// | `norm_eps` | 1e-5 | added to the variance in the normalisations | > 0 |
+/// | `dropout` | 0 | kept for Python; the network runs without it, as both gradients of a step must see the same one | 0 to 1 |
 /// | `num_train_timesteps` | none | kept for Python; the network does not use it | |
 ///
 /// # Example
@@ -118,6 +119,8 @@ pub struct UNet2dConfig {
     pub attn_norm_num_groups: Option<usize>,
     /// Added to the variance in the normalisations.
     pub norm_eps: f64,
+    /// Probability of dropout in Python's training; here the network runs without.
+    pub dropout: f64,
     /// Number of steps of the process the network was trained for; it does not use it.
     pub num_train_timesteps: Option<usize>,
 }
@@ -147,6 +150,7 @@ impl Default for UNet2dConfig {
             norm_num_groups: 32,
             attn_norm_num_groups: None,
             norm_eps: 1e-5,
+            dropout: 0.0,
             num_train_timesteps: None,
         }
     }
@@ -165,11 +169,11 @@ impl UNet2dConfig {
 
     /// Reads the text of a diffusers `config.json`; `file` names it in errors.
     ///
-    /// Keys that are absent have diffusers' defaults.
+    /// Keys that are absent have diffusers' defaults. Those that `EMAModel` adds in the folder of an average are passed over.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] where it is no JSON object; [`Error::UnsupportedConfig`] with key and
-    /// value where a key is unknown, or a value is illegal or not implemented.
+    /// [`Error::InvalidFile`] where it is no JSON object; [`Error::UnsupportedConfig`] with all keys and
+    /// values where a key is unknown or a value is not implemented, or with the first value that is illegal.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         Self::from_text(text, file)
     }

@@ -17,9 +17,9 @@ use burn::tensor::{Device, Tensor};
 
 use self::blocks::{DownBlock, MidBlock, Stage, UpBlock};
 use super::layers::{TimestepEmbedding, same_convolution, sinusoidal_embedding};
-use super::{folder, ops};
+use super::{LoadNote, folder, location, ops};
 use crate::denoiser::Denoiser;
-use crate::error::{Result, check_shape};
+use crate::error::{Error, Result, check_shape};
 
 /// The unconditional image denoiser of DDPM, diffusers' `UNet2DModel`.
 ///
@@ -28,8 +28,8 @@ use crate::error::{Result, check_shape};
 ///
 /// # Shapes
 /// Input `[rows, in_channels, height, width]`, output `[rows, out_channels, height, width]`. Height
-/// and width are free, though at least `2^(stages − 1)`; diffusers takes multiples of that only. Trainer and
-/// samplers refuse other inputs with an error; `predict` alone panics in burn.
+/// and width are multiples of `2^(stages − 1)`, as in diffusers. Trainer and
+/// samplers refuse other inputs with an error; `predict` alone may panic in burn.
 ///
 /// # Example
 /// ```
@@ -62,33 +62,50 @@ pub struct UNet2d {
     conv_out: Conv2d,
     #[module(skip)]
     config: UNet2dConfig,
+    #[module(skip)]
+    notes: Vec<LoadNote>,
 }
 
 impl UNet2d {
-    /// Reads a diffusers folder, or the `unet` folder inside a pipeline's.
+    /// Reads a diffusers folder: the network's own, or one that [`ModelFolder::find`](super::ModelFolder::find) finds a network in.
     ///
-    /// Weights may be stored in any float type, and are `f32` in memory. Attention layers may have
-    /// the names that diffusers gave them before version 0.12. Where there is no safetensors file,
+    /// Weights may be stored in any float type, and are `f32` in memory. They may be in one file, in parts with an index, or of
+    /// a variant as `fp16`; the plain file comes first. Attention layers may have
+    /// the names that diffusers gave them before version 0.12, and all names may begin with `_orig_mod.` or `module.`. Where there is
+    /// no safetensors file of full precision,
     /// `diffusion_pytorch_model.bin` is read, with the feature `pytorch`. That is a pickle: it is parsed,
-    /// nothing in it is run, and an entry that is no tensor is refused.
+    /// nothing in it is run, and an entry that is no tensor is refused. [`notes`](UNet2d::notes) say what was chosen.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io); the errors of [`UNet2dConfig::from_json`];
-    /// [`Error::InvalidFile`](crate::Error::InvalidFile) where the weights are neither a safetensors file nor, with the
+    /// [`Error::Io`]; the errors of [`UNet2dConfig::from_json`];
+    /// [`Error::InvalidFile`] where there is no network, or where the weights are neither safetensors nor, with the
     /// feature `pytorch`, pickled tensors;
-    /// [`Error::WeightMismatch`](crate::Error::WeightMismatch) with the first tensor that is missing,
-    /// unexpected, misshapen or of a type that is no float.
+    /// [`Error::WeightMismatch`] with the first tensor that is missing,
+    /// unexpected, in two parts, misshapen, of a type that is no float, or not finite.
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
-        let folder = folder::component(folder.as_ref(), "unet");
+        let location::Network { folder, notes, .. } = location::network(folder.as_ref())?;
         let config = UNet2dConfig::from_file(folder.join(folder::CONFIG))?;
-        folder::load_weights(config.init(device)?, &folder)
+        let (mut unet, read) = folder::load_weights(config.init(device)?, &folder)?;
+        unet.notes = notes;
+        unet.notes.extend(read);
+        if config.dropout > 0.0 {
+            let probability = config.dropout;
+            unet.notes.push(LoadNote::Dropout { probability });
+        }
+        Ok(unet)
+    }
+
+    /// What was decided when the network was read, for a program to tell. None of a network that was not read.
+    pub fn notes(&self) -> &[LoadNote] {
+        &self.notes
     }
 
     /// Writes a folder that [`load`](UNet2d::load) and diffusers read; existing files are replaced,
-    /// each at once.
+    /// each at once. Weights are written as one file of f32, however they were read.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io); a file that could not be written is as it was before.
+    /// [`Error::Io`]; a file that could not be written is as it was before. [`Error::InvalidFile`] where the folder holds
+    /// weights in parts, which diffusers would read instead.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         folder::save(self, &self.config.to_json(), folder.as_ref())
     }
@@ -114,6 +131,7 @@ impl UNet2d {
                 .init(device),
             conv_out: same_convolution(outermost, config.out_channels, device),
             config: config.clone(),
+            notes: Vec::new(),
         }
     }
 
@@ -186,20 +204,19 @@ impl Denoiser<4> for UNet2d {
     type Condition = ();
 
     fn check_input(&self, [rows, channels, height, width]: [usize; 4]) -> Result<()> {
-        let config = &self.config;
-        // Each stage but the last halves the image.
-        let smallest = 1 << (config.block_out_channels.len() - 1);
         check_shape(
             "the input of the UNet",
-            &[
-                rows,
-                config.in_channels,
-                height.max(smallest),
-                width.max(smallest),
-            ],
+            &[rows, self.config.in_channels, height, width],
             &[rows, channels, height, width],
-            "give images of the model's channels that its stages can halve",
-        )
+            "give images of the model's channels",
+        )?;
+        match self.config.sizes_that_work([height, width]) {
+            None => Ok(()),
+            Some(sizes) => Err(Error::InvalidSetting {
+                what: format!("the input of the UNet has {height}x{width} pixels: {sizes}"),
+                remedy: "give images of such a size",
+            }),
+        }
     }
 
     fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, _: &()) -> Tensor<4> {

@@ -114,6 +114,21 @@ fn every_legal_size_keeps_its_shape() {
 }
 
 #[test]
+fn inputs_that_do_not_halve_are_refused_with_the_nearest_sizes() {
+    let unet = tiny().init(&Device::flex()).unwrap();
+    assert!(unet.check_input([2, 3, 8, 6]).is_ok());
+    for (height, width, nearest) in [(8, 7, "8x6 or 8x8"), (1, 4, "2x4"), (0, 4, "2x4")] {
+        let error = unet
+            .check_input([2, 3, height, width])
+            .unwrap_err()
+            .to_string();
+        let size = format!("{height}x{width}");
+        assert!(error.contains(&size) && error.contains(nearest), "{error}");
+    }
+    assert!(unet.check_input([2, 1, 8, 8]).is_err());
+}
+
+#[test]
 fn rows_do_not_mix() {
     let device = Device::flex();
     let unet = tiny().init(&device).unwrap();

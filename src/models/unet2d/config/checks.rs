@@ -12,7 +12,42 @@ impl UNet2dConfig {
     pub(super) fn validate(&self, file: &str) -> Result<()> {
         self.validate_ranges(file)?;
         self.validate_stages(file)?;
-        self.validate_divisors(file)
+        self.validate_divisors(file)?;
+        self.validate_size(file)
+    }
+
+    fn validate_size(&self, file: &str) -> Result<()> {
+        let Some([height, width]) = self.sample_size else {
+            return Ok(());
+        };
+        match self.sizes_that_work([height, width]) {
+            None => Ok(()),
+            Some(sizes) => {
+                let value = format!("{height}x{width}");
+                Err(unsupported(file, "sample_size", value, sizes))
+            }
+        }
+    }
+
+    /// Why a size does not work, and the nearest that do; `None` where it does. Each stage but the last halves the image, and
+    /// diffusers joins what it doubles again with what it halved: 15 pixels become 8, and 8 become 16.
+    pub(in crate::models) fn sizes_that_work(&self, size: [usize; 2]) -> Option<String> {
+        let halvings = self.block_out_channels.len().saturating_sub(1);
+        let unit = 1_usize << halvings.min(MAX_BLOCKS);
+        let works = |side: &usize| *side > 0 && side.is_multiple_of(unit);
+        if size.iter().all(works) {
+            return None;
+        }
+        let below = size.map(|side| (side / unit).max(1).saturating_mul(unit));
+        let above = size.map(|side| side.div_ceil(unit).max(1).saturating_mul(unit));
+        let [below, above] = [below, above].map(|[height, width]| format!("{height}x{width}"));
+        let nearest = match below == above {
+            true => below,
+            false => format!("{below} or {above}"),
+        };
+        Some(format!(
+            "the network halves it {halvings} times, so height and width must be multiples of {unit}, as {nearest}"
+        ))
     }
 
     fn validate_ranges(&self, file: &str) -> Result<()> {
@@ -60,6 +95,10 @@ impl UNet2dConfig {
                     "it must be a finite number above 0",
                 ));
             }
+        }
+        if !(0.0..=1.0).contains(&self.dropout) {
+            let remedy = "it must be a probability, from 0 to 1";
+            return Err(unsupported(file, "dropout", self.dropout, remedy));
         }
         Ok(())
     }

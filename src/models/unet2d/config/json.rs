@@ -3,16 +3,33 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{NO_FILE, UNet2dConfig, unsupported};
+use super::{NO_FILE, UNet2dConfig};
 use crate::error::{Error, Result};
 use crate::files::invalid;
+use crate::json::python_object;
+use crate::refusals::Refusals;
 
 /// The version of diffusers whose layout is written.
 const DIFFUSERS_VERSION: &str = "0.42.1";
+/// What diffusers' `EMAModel` writes of itself into the configuration of the network that it averages.
+const OF_AVERAGES: [&str; 7] = [
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+];
+/// What to do where the weights are made for a computation that is not implemented, so that another setting would not do.
+const OTHER_NETWORK: &str = "a network of another kind is unlearned as a `siss::Denoiser` of your own, as in examples/custom_model.rs";
+
+/// Why a value is refused.
+type Refusal = std::result::Result<(), String>;
 
 impl UNet2dConfig {
     pub(super) fn from_text(text: &str, file: &str) -> Result<Self> {
-        let object = serde_json::from_str(text).map_err(|error| {
+        let object = python_object(text).map_err(|error| {
             let message = format!("not a diffusers model configuration: {error}");
             invalid(file.as_ref(), message)
         })?;
@@ -21,62 +38,60 @@ impl UNet2dConfig {
 
     fn from_object(object: &Map<String, Value>, file: &str) -> Result<Self> {
         let mut config = Self::default();
+        let mut refusals = Refusals::of(file);
         for (key, value) in object {
-            config
-                .read_key(key, value)
-                .map_err(|remedy| unsupported(file, key, value, remedy))?;
+            match config.read_key(key, value) {
+                Some(Ok(())) => {}
+                Some(Err(remedy)) => refusals.add(key, value, remedy),
+                None => refusals.add_unknown(key, value),
+            }
         }
+        refusals.into_result()?;
         config.validate(file)?;
         Ok(config)
     }
 
-    /// Takes over the value of one key, or says what would be supported instead.
-    fn read_key(&mut self, key: &str, value: &Value) -> std::result::Result<(), String> {
-        match key {
-            "_class_name" => only(value, &["UNet2DModel"])?,
-            "_diffusers_version" | "_name_or_path" => {}
-            "sample_size" => self.sample_size = read_size(value)?,
-            "in_channels" => self.in_channels = read(value)?,
-            "out_channels" => self.out_channels = read(value)?,
-            "center_input_sample" => self.center_input_sample = read(value)?,
-            "time_embedding_type" => only(value, &["positional"])?,
-            "time_embedding_dim" => self.time_embedding_dim = read(value)?,
-            "freq_shift" => self.freq_shift = read(value)?,
-            "flip_sin_to_cos" => self.flip_sin_to_cos = read(value)?,
-            "down_block_types" => self.down_block_types = read(value)?,
-            "mid_block_type" => only(value, &["UNetMidBlock2D"])?,
-            "up_block_types" => self.up_block_types = read(value)?,
-            "block_out_channels" => self.block_out_channels = read(value)?,
-            "layers_per_block" => self.layers_per_block = read(value)?,
-            "mid_block_scale_factor" => self.mid_block_scale_factor = read(value)?,
-            "add_attention" => self.add_attention = read(value)?,
-            "downsample_padding" => self.downsample_padding = read(value)?,
-            "downsample_type" | "upsample_type" => only(value, &["conv"])?,
-            "dropout" if value.as_f64() == Some(0.0) => {}
-            "dropout" => {
-                return Err(
-                    "set it to 0: both gradients of an unlearning step must see the same network"
-                        .into(),
-                );
+    /// Takes over the value of one key, or says what would be supported instead. `None` where nobody knows the key.
+    fn read_key(&mut self, key: &str, value: &Value) -> Option<Refusal> {
+        Some(match key {
+            "_class_name" => only(value, &["UNet2DModel"]),
+            "_diffusers_version" | "_name_or_path" => Ok(()),
+            "sample_size" => read_size(value).map(|size| self.sample_size = size),
+            "in_channels" => read(value, &mut self.in_channels),
+            "out_channels" => read(value, &mut self.out_channels),
+            "center_input_sample" => read(value, &mut self.center_input_sample),
+            "time_embedding_type" => only(value, &["positional"]),
+            "time_embedding_dim" => read(value, &mut self.time_embedding_dim),
+            "freq_shift" => read(value, &mut self.freq_shift),
+            "flip_sin_to_cos" => read(value, &mut self.flip_sin_to_cos),
+            "down_block_types" => {
+                read(value, &mut self.down_block_types).map_err(of_another_network)
             }
-            "act_fn" => only(value, &["silu", "swish"])?,
-            "attention_head_dim" => self.attention_head_dim = read(value)?,
-            "norm_num_groups" => self.norm_num_groups = read(value)?,
-            "attn_norm_num_groups" => self.attn_norm_num_groups = read(value)?,
-            "norm_eps" => self.norm_eps = read(value)?,
-            "resnet_time_scale_shift" => only(value, &["default"])?,
-            "class_embed_type" | "num_class_embeds" if value.is_null() => {}
-            "class_embed_type" | "num_class_embeds" => {
-                return Err("class conditioning is not implemented: set it to null".into());
-            }
-            "num_train_timesteps" => self.num_train_timesteps = read(value)?,
-            _ => {
-                return Err(
-                    "the key is unknown: remove it if it does not change the computation".into(),
-                );
-            }
-        }
-        Ok(())
+            "mid_block_type" => only(value, &["UNetMidBlock2D"]),
+            "up_block_types" => read(value, &mut self.up_block_types).map_err(of_another_network),
+            "block_out_channels" => read(value, &mut self.block_out_channels),
+            "layers_per_block" => read(value, &mut self.layers_per_block),
+            "mid_block_scale_factor" => read(value, &mut self.mid_block_scale_factor),
+            "add_attention" => read(value, &mut self.add_attention),
+            "downsample_padding" => read(value, &mut self.downsample_padding),
+            "downsample_type" | "upsample_type" => only(value, &["conv"]),
+            "dropout" => read(value, &mut self.dropout),
+            "act_fn" => only(value, &["silu", "swish"]),
+            "attention_head_dim" => read(value, &mut self.attention_head_dim),
+            "norm_num_groups" => read(value, &mut self.norm_num_groups),
+            "attn_norm_num_groups" => read(value, &mut self.attn_norm_num_groups),
+            "norm_eps" => read(value, &mut self.norm_eps),
+            "resnet_time_scale_shift" => only(value, &["default"]),
+            "class_embed_type" | "num_class_embeds" => match value {
+                Value::Null => Ok(()),
+                _ => Err(of_another_network(
+                    "models with classes are not implemented".into(),
+                )),
+            },
+            "num_train_timesteps" => read(value, &mut self.num_train_timesteps),
+            of_average if OF_AVERAGES.contains(&of_average) => Ok(()),
+            _ => return None,
+        })
     }
 }
 
@@ -95,7 +110,7 @@ impl From<UNet2dConfig> for Map<String, Value> {
             "down_block_types": config.down_block_types,
             "downsample_padding": config.downsample_padding,
             "downsample_type": "conv",
-            "dropout": 0.0,
+            "dropout": config.dropout,
             "flip_sin_to_cos": config.flip_sin_to_cos,
             "freq_shift": config.freq_shift,
             "in_channels": config.in_channels,
@@ -129,23 +144,35 @@ impl TryFrom<Map<String, Value>> for UNet2dConfig {
     }
 }
 
-fn read<T: DeserializeOwned>(value: &Value) -> std::result::Result<T, String> {
+fn read<T: DeserializeOwned>(value: &Value, place: &mut T) -> Refusal {
+    *place = parsed(value)?;
+    Ok(())
+}
+
+fn parsed<T: DeserializeOwned>(value: &Value) -> std::result::Result<T, String> {
     T::deserialize(value).map_err(|error| format!("the value cannot be read: {error}"))
 }
 
 /// Accepts a key whose computation is implemented in one form only.
-fn only(value: &Value, supported: &[&str]) -> std::result::Result<(), String> {
+fn only(value: &Value, supported: &[&str]) -> Refusal {
     match value.as_str() {
         Some(text) if supported.contains(&text) => Ok(()),
-        _ => Err(format!("only {} is implemented", supported.join(" or "))),
+        _ => {
+            let reason = format!("only {} is implemented", supported.join(" or "));
+            Err(of_another_network(reason))
+        }
     }
+}
+
+fn of_another_network(reason: String) -> String {
+    format!("{reason}; {OTHER_NETWORK}")
 }
 
 /// A side length, height and width, or null.
 fn read_size(value: &Value) -> std::result::Result<Option<[usize; 2]>, String> {
     match value {
-        Value::Number(_) => read(value).map(|side| Some([side, side])),
-        _ => read(value),
+        Value::Number(_) => parsed(value).map(|side| Some([side, side])),
+        _ => parsed(value),
     }
 }
 

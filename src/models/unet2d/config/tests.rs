@@ -43,7 +43,7 @@ fn absent_keys_have_the_defaults_of_diffusers() {
 #[test]
 fn what_is_written_is_read_back() {
     let mut config = UNet2dConfig::from_json(CELEBAHQ, "config.json").unwrap();
-    for sample_size in [None, Some([64, 64]), Some([32, 48])] {
+    for sample_size in [None, Some([64, 64]), Some([32, 96])] {
         config.sample_size = sample_size;
         let text = config.to_json();
         assert_eq!(
@@ -64,7 +64,7 @@ fn values_that_are_not_implemented_are_refused_by_name() {
         ("mid_block_type", "null"),
         ("downsample_type", r#""resnet""#),
         ("upsample_type", r#""resnet""#),
-        ("dropout", "0.1"),
+        ("dropout", "1.5"),
         ("act_fn", r#""gelu""#),
         ("resnet_time_scale_shift", r#""scale_shift""#),
         ("class_embed_type", r#""timestep""#),
@@ -98,6 +98,7 @@ fn a_refusal_says_what_is_supported() {
 fn equivalent_spellings_are_accepted() {
     for text in [
         r#"{"act_fn": "swish", "dropout": 0}"#,
+        r#"{"dropout": 0.1}"#,
         r#"{"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]}"#,
         r#"{"class_embed_type": null, "num_class_embeds": null, "num_train_timesteps": 1000}"#,
     ] {
@@ -172,8 +173,106 @@ fn a_divisor_that_nothing_uses_is_not_checked() {
 
 #[test]
 fn text_that_is_no_object_is_an_invalid_file() {
-    for text in ["", "[]", "{\"in_channels\": ", "\u{0}", "{\"a\": NaN}"] {
+    for text in ["", "[]", "{\"in_channels\": ", "\u{0}", "{\"a\": nan}"] {
         let error = UNet2dConfig::from_json(text, "config.json");
         assert!(matches!(error, Err(Error::InvalidFile { .. })), "{text}");
+    }
+}
+
+/// As `EMAModel.save_pretrained` writes them.
+#[test]
+fn the_keys_of_averages_are_passed_over() {
+    let text = r#"{"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 3, "power": 0.75,
+        "update_after_step": 0, "use_ema_warmup": true, "in_channels": 1}"#;
+    let config = UNet2dConfig::from_json(text, "config.json").unwrap();
+    assert_eq!(config.in_channels, 1);
+    assert!(!config.to_json().contains("decay"));
+}
+
+#[test]
+fn all_unknown_keys_are_named_at_once() {
+    let text = r#"{"colour": "red", "decay": 1, "shade": 3, "tint": null, "act_fn": "gelu"}"#;
+    let error = UNet2dConfig::from_json(text, "config.json")
+        .unwrap_err()
+        .to_string();
+    for part in [
+        "`colour`",
+        "`shade` (3)",
+        "`tint` (null)",
+        "`act_fn`",
+        "gelu",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!error.contains("decay"), "{error}");
+}
+
+/// What the weights are made for cannot be set to something else.
+#[test]
+fn no_refusal_of_another_network_advises_another_setting() {
+    for text in [
+        r#"{"num_class_embeds": 10}"#,
+        r#"{"class_embed_type": "timestep"}"#,
+        r#"{"resnet_time_scale_shift": "scale_shift"}"#,
+        r#"{"downsample_type": "resnet"}"#,
+        r#"{"upsample_type": "resnet"}"#,
+        r#"{"down_block_types": ["ResnetDownsampleBlock2D"]}"#,
+        r#"{"_class_name": "UNet2DConditionModel"}"#,
+    ] {
+        let (_, _, remedy) = refusal(text);
+        assert!(
+            remedy.contains("siss::Denoiser") && !remedy.contains("set it to"),
+            "{remedy}"
+        );
+    }
+}
+
+#[test]
+fn numbers_that_only_python_writes_are_named() {
+    let (key, value, _) = refusal(r#"{"norm_eps": NaN}"#);
+    assert_eq!((key.as_str(), value.as_str()), ("norm_eps", "`\"NaN\"`"));
+    let (key, value, _) = refusal(r#"{"mid_block_scale_factor": -Infinity}"#);
+    assert_eq!(
+        (key.as_str(), value.as_str()),
+        ("mid_block_scale_factor", "`\"-Infinity\"`")
+    );
+}
+
+/// diffusers doubles what it has halved and joins the two.
+#[test]
+fn sizes_that_do_not_halve_are_refused_with_the_nearest_that_do() {
+    let config = |size: &str, stages: usize| {
+        let list = |kind: &str| vec![format!("\"{kind}\""); stages].join(",");
+        let text = format!(
+            r#"{{"sample_size": {size}, "block_out_channels": [{}], "down_block_types": [{}], "up_block_types": [{}]}}"#,
+            vec!["32"; stages].join(","),
+            list("DownBlock2D"),
+            list("UpBlock2D")
+        );
+        UNet2dConfig::from_json(&text, "config.json").map_err(|error| error.to_string())
+    };
+    for (size, stages) in [
+        ("30", 1),
+        ("30", 2),
+        ("28", 3),
+        ("32", 6),
+        ("[28, 30]", 2),
+        ("null", 6),
+    ] {
+        assert!(config(size, stages).is_ok(), "{size} in {stages} stages");
+    }
+    for (size, stages, nearest) in [
+        ("30", 3, "28x28 or 32x32"),
+        ("[30, 32]", 3, "28x32 or 32x32"),
+        ("28", 4, "24x24 or 32x32"),
+        ("3", 3, "as 4x4"),
+        ("0", 2, "as 2x2"),
+        ("1", 2, "as 2x2"),
+    ] {
+        let error = config(size, stages).unwrap_err();
+        assert!(
+            error.contains("sample_size") && error.contains(nearest),
+            "{error}"
+        );
     }
 }

@@ -1,0 +1,78 @@
+//! What is worth knowing of how a model was found and read.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Something that was decided while a model was found and read, for a program to tell its user.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum LoadNote {
+    /// Which snapshot of a download was taken.
+    Snapshot {
+        /// The folder of the snapshot.
+        folder: PathBuf,
+    },
+    /// A checkpoint holds the weights and their moving average, and the weights were taken.
+    AverageBeside {
+        /// The network that was taken.
+        taken: PathBuf,
+        /// The other one.
+        average: PathBuf,
+    },
+    /// The scheduler is not in the folder that was given.
+    SchedulerElsewhere {
+        /// Its file.
+        file: PathBuf,
+    },
+    /// Which of several files with weights was read, or that it is no plain one: a variant, or in parts.
+    Weights {
+        /// The file, or the index of its parts.
+        read: PathBuf,
+        /// Names of the others, which were not read.
+        passed_over: Vec<String>,
+    },
+    /// All names of tensors began with what a wrapper of PyTorch puts before them, which was taken off.
+    Prefix {
+        /// What they began with.
+        prefix: String,
+    },
+    /// The network was trained with dropout, and runs without it.
+    Dropout {
+        /// The probability in its configuration, which is kept.
+        probability: f64,
+    },
+}
+
+impl fmt::Display for LoadNote {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadNote::Snapshot { folder } => {
+                write!(formatter, "the model is the snapshot {}", folder.display())
+            }
+            LoadNote::AverageBeside { taken, average } => write!(
+                formatter,
+                "the network is {}; the moving average of its weights is beside it: to unlearn that one, give {}",
+                taken.display(),
+                average.display()
+            ),
+            LoadNote::SchedulerElsewhere { file } => {
+                write!(formatter, "the scheduler is {}", file.display())
+            }
+            LoadNote::Weights { read, passed_over } => {
+                write!(formatter, "the weights are those of {}", read.display())?;
+                match passed_over.as_slice() {
+                    [] => Ok(()),
+                    others => write!(formatter, ", not those of {}", others.join(", ")),
+                }
+            }
+            LoadNote::Prefix { prefix } => write!(
+                formatter,
+                "all names of tensors began with `{prefix}`, which was taken off"
+            ),
+            LoadNote::Dropout { probability } => write!(
+                formatter,
+                "the network was trained with a dropout of {probability} and runs without it; its configuration keeps it"
+            ),
+        }
+    }
+}
