@@ -236,6 +236,21 @@ pub enum Error {
         message: String,
     },
 
+    /// Pictures that must all be read, and some that are not.
+    #[error(
+        "{path}: {count} not read; mend, convert or remove each, so that no picture is missed:{list}",
+        path = path.display(),
+        count = match files.len() { 1 => "1 file is".into(), count => format!("{count} files are") },
+        list = files.iter().map(|file| format!("\n  {file}")).collect::<String>()
+    )]
+    #[cfg(feature = "images")]
+    UnreadFiles {
+        /// The folder.
+        path: PathBuf,
+        /// Each file, and why it is not read.
+        files: Vec<crate::images::UnreadFile>,
+    },
+
     /// Weights in a file do not fit the model: a tensor is missing, extra, of another shape, or no model can run with it.
     #[error("{path}: {problem} tensor `{tensor}`{detail}", path = path.display())]
     WeightMismatch {

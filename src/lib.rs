@@ -124,6 +124,8 @@ mod files;
 mod fn_denoiser;
 mod gradients;
 mod host;
+#[cfg(feature = "images")]
+pub mod images;
 mod json;
 mod json_log;
 pub mod kernel;

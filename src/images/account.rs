@@ -1,0 +1,171 @@
+//! What became of the files of a folder.
+
+use serde::{Serialize, Serializer};
+
+use super::{Format, ImageFiles, Transparency, UnreadFile};
+
+/// What became of the files of a folder: what was read and how, and what was not.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Account {
+    /// Pictures that were read.
+    pub read: usize,
+    /// How many of these were cropped to their middle and resized.
+    pub resized: usize,
+    /// How many had transparent parts.
+    pub transparent: usize,
+    /// How many were the first of several in their file.
+    pub first_of_several: usize,
+    /// Files that were taken out because they are those of another set.
+    pub files_taken_out: usize,
+    /// Files that were taken out because they show the same as an image of another set, pixel by pixel.
+    pub copies_taken_out: usize,
+    /// Files that are not read. In JSON, how many and the first few.
+    #[serde(serialize_with = "first_few")]
+    pub unread: Vec<UnreadFile>,
+    /// Files that go along with pictures, as captions. In JSON, how many and the first few.
+    #[serde(serialize_with = "first_few_names")]
+    pub companions: Vec<String>,
+    /// Files that programs leave in folders, and other hidden ones that are no pictures.
+    pub litter: usize,
+    /// What became of the transparent parts.
+    pub transparency: Transparency,
+    size: [usize; 2],
+}
+
+/// Files that are named, at most.
+const NAMED: usize = 5;
+
+#[derive(Serialize)]
+struct Few<'a, T> {
+    count: usize,
+    first: &'a [T],
+}
+
+impl<'a, T> Few<'a, T> {
+    fn of(all: &'a [T]) -> Self {
+        Self {
+            count: all.len(),
+            first: &all[..all.len().min(NAMED)],
+        }
+    }
+}
+
+fn first_few<S: Serializer>(all: &[UnreadFile], serializer: S) -> Result<S::Ok, S::Error> {
+    Few::of(all).serialize(serializer)
+}
+
+fn first_few_names<S: Serializer>(all: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    Few::of(all).serialize(serializer)
+}
+
+impl Account {
+    pub(super) fn of(found: &ImageFiles, format: Format) -> Self {
+        let name = |path: &std::path::PathBuf| path.to_string_lossy().into_owned();
+        Self {
+            read: 0,
+            resized: 0,
+            transparent: 0,
+            first_of_several: 0,
+            files_taken_out: found.taken_out(),
+            copies_taken_out: 0,
+            unread: found.unread.clone(),
+            companions: found.companions.iter().map(name).collect(),
+            litter: found.litter,
+            transparency: format.transparency,
+            size: [format.height, format.width],
+        }
+    }
+
+    /// What is worth saying, a line each: nothing where every file was read as it was.
+    pub fn lines(&self) -> Vec<String> {
+        let Self {
+            read,
+            resized,
+            transparent,
+            first_of_several,
+            litter,
+            size: [height, width],
+            ..
+        } = *self;
+        let of = |count: usize| format!("{count} of {}", counted(read, "image"));
+        let mut lines = Vec::new();
+        if resized > 0 {
+            lines.push(format!(
+                "{} cropped to the middle and resized to {height}x{width}",
+                of(resized)
+            ));
+        }
+        if transparent > 0 {
+            let done = match self.transparency {
+                Transparency::Drop => {
+                    "dropped, so that hidden colours show, as diffusers' training scripts do"
+                }
+                Transparency::White => "laid over white",
+                Transparency::Black => "laid over black",
+            };
+            lines.push(format!("{} with transparency: {done}", of(transparent)));
+        }
+        if first_of_several > 0 {
+            lines.push(format!(
+                "{} the first of several in the file (an animation, or pages); the others are not read",
+                of(first_of_several)
+            ));
+        }
+        for (count, why) in [
+            (self.files_taken_out, "are files of the other side"),
+            (
+                self.copies_taken_out,
+                "show the same as an image of the other side, pixel by pixel",
+            ),
+        ] {
+            if count > 0 {
+                lines.push(format!("{count} taken out that {why}"));
+            }
+        }
+        if !self.unread.is_empty() {
+            let named = self.unread.iter().take(NAMED).map(ToString::to_string);
+            lines.push(format!(
+                "{} not read: {}",
+                counted(self.unread.len(), "file"),
+                few(named, self.unread.len())
+            ));
+        }
+        if !self.companions.is_empty() {
+            let named = self.companions.iter().take(NAMED).cloned();
+            lines.push(format!(
+                "{} passed over that {} pictures: {}",
+                counted(self.companions.len(), "file"),
+                if self.companions.len() == 1 {
+                    "goes with"
+                } else {
+                    "go with"
+                },
+                few(named, self.companions.len())
+            ));
+        }
+        if litter > 0 {
+            lines.push(format!(
+                "{} passed over that are no pictures, as .DS_Store or Thumbs.db",
+                counted(litter, "hidden file")
+            ));
+        }
+        lines
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+/// The first few of some things.
+fn few(first: impl Iterator<Item = String>, count: usize) -> String {
+    let mut text = first.collect::<Vec<_>>().join("; ");
+    if count > NAMED {
+        text += &format!("; and {} more", count - NAMED);
+    }
+    text
+}

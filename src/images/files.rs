@@ -1,0 +1,312 @@
+//! The files of a folder: pictures, what goes along with them, and what is not read.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use super::kind::{Kind, TELLING, has_picture_ending, kind};
+use crate::error::{Error, Result};
+
+/// A file that is not read, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadFile {
+    /// The file, link or folder.
+    #[serde(serialize_with = "as_text")]
+    pub path: PathBuf,
+    /// Why it is not read, and what to do.
+    pub reason: String,
+}
+
+impl fmt::Display for UnreadFile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path.display(), self.reason)
+    }
+}
+
+/// A path of any file system, as far as text can say it.
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// What was found of pictures below a path.
+#[derive(Debug, Clone, Default)]
+pub struct ImageFiles {
+    /// Files that are pictures by their content, or by the ending of their name: those show what they are when they are read.
+    /// In the order of their paths.
+    pub pictures: Vec<PathBuf>,
+    /// Files that are not read, links to folders, broken links and whatever else is no file, in the order of their paths.
+    pub unread: Vec<UnreadFile>,
+    /// Files that go along with pictures: `metadata.jsonl`, captions beside a picture of the same name, `README` and `LICENSE`.
+    pub companions: Vec<PathBuf>,
+    /// Files that programs leave in folders, as `.DS_Store` and `Thumbs.db`, and other hidden ones that are no pictures.
+    pub litter: usize,
+    root: PathBuf,
+    /// The root without links.
+    real_root: PathBuf,
+    /// What a picture that is a link leads to.
+    links: HashMap<PathBuf, PathBuf>,
+    folders: Vec<UnreadFile>,
+    taken_out: usize,
+}
+
+impl ImageFiles {
+    /// Looks through a folder and its subfolders; a file stands for itself. Links to files are followed, links to folders are not.
+    ///
+    /// Nothing is left out in silence: what is not among [`pictures`](Self::pictures) is counted or named.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the path does not exist or is not readable.
+    ///
+    /// # Example
+    /// ```
+    /// use siss::images::ImageFiles;
+    ///
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let folder = folder.path();
+    /// std::fs::write(folder.join("a.png"), "").unwrap();
+    /// std::fs::write(folder.join("notes"), "what I saw").unwrap();
+    /// let found = ImageFiles::find(folder)?;
+    /// assert_eq!(found.pictures, [folder.join("a.png")]);
+    /// assert_eq!(found.unread[0].path, folder.join("notes"));
+    /// # Ok::<(), siss::Error>(())
+    /// ```
+    pub fn find(path: &Path) -> Result<Self> {
+        let reading = || Error::io("reading", path);
+        let mut found = Self {
+            root: path.into(),
+            real_root: path.canonicalize().map_err(reading())?,
+            ..Self::default()
+        };
+        if fs::metadata(path).map_err(reading())?.is_dir() {
+            fs::read_dir(path).map_err(reading())?;
+            found.folder(path, false);
+        } else {
+            found.pictures.push(path.into());
+        }
+        found.pictures.sort();
+        found.companions.sort();
+        found.unread.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    /// # Errors
+    /// [`Error::UnreadFiles`] if a subfolder cannot be opened: what is in it is not known.
+    pub fn check_folders(&self) -> Result<()> {
+        refuse(&self.root, &self.folders)
+    }
+
+    /// Takes pictures out that are those of `others`, under whatever path, and returns how many.
+    pub fn take_out(&mut self, others: &ImageFiles) -> usize {
+        let paths = others.pictures.iter();
+        let others: HashSet<PathBuf> = paths.map(|path| others.real_path(path)).collect();
+        let before = self.pictures.len();
+        let mut pictures = std::mem::take(&mut self.pictures);
+        pictures.retain(|path| !others.contains(&self.real_path(path)));
+        self.pictures = pictures;
+        let taken_out = before - self.pictures.len();
+        self.taken_out += taken_out;
+        taken_out
+    }
+
+    /// How many were taken out so far.
+    pub(super) fn taken_out(&self) -> usize {
+        self.taken_out
+    }
+
+    /// The path that was looked through.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path without links. Folders below the root are none, so only the root and files need a look.
+    fn real_path(&self, path: &Path) -> PathBuf {
+        match (self.links.get(path), path.strip_prefix(&self.root)) {
+            (Some(real), _) => real.clone(),
+            (None, Ok(below)) if below.as_os_str().is_empty() => self.real_root.clone(),
+            (None, Ok(below)) => self.real_root.join(below),
+            (None, Err(_)) => path.into(),
+        }
+    }
+
+    /// Sorts what is in a folder.
+    fn folder(&mut self, folder: &Path, is_hidden: bool) {
+        let entries: std::io::Result<Vec<_>> = fs::read_dir(folder).and_then(Iterator::collect);
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => {
+                let unread = UnreadFile {
+                    path: folder.into(),
+                    reason: format!("the folder cannot be opened: {error}"),
+                };
+                self.folders.push(unread.clone());
+                self.unread.push(unread);
+                return;
+            }
+        };
+        let mut others = Vec::new();
+        let mut stems = HashSet::new();
+        for entry in entries {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            let is_hidden = is_hidden || name.starts_with('.');
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => self.folder(&path, is_hidden),
+                Ok(kind) if kind.is_symlink() => match self.link(&path) {
+                    Ok(real) => {
+                        self.links.insert(path.clone(), real);
+                        others.extend(self.file(path, is_hidden, &mut stems));
+                    }
+                    Err(_) if is_hidden => self.litter += 1,
+                    Err(reason) => self.unread.push(UnreadFile { path, reason }),
+                },
+                Ok(kind) if kind.is_file() => {
+                    others.extend(self.file(path, is_hidden, &mut stems));
+                }
+                Ok(_) => self.unread.push(UnreadFile {
+                    path,
+                    reason: SPECIAL.into(),
+                }),
+                Err(error) => self.unread.push(UnreadFile {
+                    path,
+                    reason: error.to_string(),
+                }),
+            }
+        }
+        for (path, reason) in others {
+            match is_companion(&path, &stems) {
+                true => self.companions.push(path),
+                false => self.unread.push(UnreadFile { path, reason }),
+            }
+        }
+    }
+
+    /// Where a link to a file leads.
+    fn link(&self, path: &Path) -> std::result::Result<PathBuf, String> {
+        let metadata = fs::metadata(path).map_err(|error| {
+            format!("a link that leads nowhere ({error}); remove it or mend it")
+        })?;
+        match metadata.file_type() {
+            kind if kind.is_dir() => {
+                Err("a link to a folder, which is not followed; put the folder itself there".into())
+            }
+            kind if !kind.is_file() => Err(SPECIAL.into()),
+            _ => path.canonicalize().map_err(|error| error.to_string()),
+        }
+    }
+
+    /// Sorts a file. One that is no picture comes back with what it is, and the names of the others are gathered without
+    /// their endings.
+    fn file(
+        &mut self,
+        path: PathBuf,
+        is_hidden: bool,
+        stems: &mut HashSet<PathBuf>,
+    ) -> Option<(PathBuf, String)> {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_lowercase();
+        if !is_hidden && has_picture_ending(&name) {
+            stems.insert(path.with_extension(""));
+            self.pictures.push(path);
+            return None;
+        }
+        let kind = match first_bytes(&path) {
+            Ok(start) => kind(&start),
+            Err(error) => {
+                let reason = format!("the file cannot be opened: {error}");
+                self.unread.push(UnreadFile { path, reason });
+                return None;
+            }
+        };
+        match kind.refusal() {
+            _ if is_hidden && kind.is_picture() => {
+                let reason = "a hidden picture, and hidden files are not read; give it a name without a dot at its beginning, or remove it".into();
+                self.unread.push(UnreadFile { path, reason });
+                None
+            }
+            _ if is_hidden || LITTER.contains(&name.as_str()) && !kind.is_picture() => {
+                self.litter += 1;
+                None
+            }
+            None => {
+                stems.insert(path.with_extension(""));
+                self.pictures.push(path);
+                None
+            }
+            Some(reason) if kind.is_picture() => {
+                stems.insert(path.with_extension(""));
+                self.unread.push(UnreadFile { path, reason });
+                None
+            }
+            Some(reason) => Some((path, reason)),
+        }
+    }
+}
+
+/// # Errors
+/// [`Error::UnreadFiles`] if there are any.
+pub(super) fn refuse(path: &Path, files: &[UnreadFile]) -> Result<()> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    Err(Error::UnreadFiles {
+        path: path.into(),
+        files: files.to_vec(),
+    })
+}
+
+const SPECIAL: &str = "neither a file nor a folder, but a socket, a pipe or a device; remove it";
+
+/// What programs leave in folders under a name that is not hidden.
+const LITTER: [&str; 5] = [
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "picasa.ini",
+];
+
+/// What data sets of pictures have beside them, see the `imagefolder` of the Python package `datasets`.
+const METADATA: [&str; 3] = ["metadata.jsonl", "metadata.csv", "metadata.parquet"];
+
+/// Names, without an ending, of what describes a whole data set.
+const PAPERS: [&str; 4] = ["readme", "license", "licence", "copying"];
+
+/// Endings of what goes with a picture of the same name.
+const CAPTIONS: [&str; 9] = [
+    "txt", "caption", "captions", "tags", "json", "yaml", "yml", "xmp", "aae",
+];
+
+/// Whether a file that is no picture belongs to pictures: known by name, or beside a picture whose name it has, as
+/// `a.txt` and `a.png.txt` beside `a.png`.
+fn is_companion(path: &Path, stems: &HashSet<PathBuf>) -> bool {
+    let lower = |text: &std::ffi::OsStr| text.to_string_lossy().to_ascii_lowercase();
+    let (name, ending) = (path.file_name(), path.extension());
+    if name.is_some_and(|name| METADATA.contains(&lower(name).as_str())) {
+        return true;
+    }
+    let stem = path.with_extension("");
+    if stem
+        .file_name()
+        .is_some_and(|stem| PAPERS.contains(&lower(stem).as_str()))
+    {
+        return true;
+    }
+    ending.is_some_and(|ending| CAPTIONS.contains(&lower(ending).as_str()))
+        && (stems.contains(&stem) || stems.contains(&stem.with_extension("")))
+}
+
+/// The bytes that tell what a file is.
+pub(super) fn first_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut start = Vec::with_capacity(TELLING);
+    File::open(path)?
+        .take(TELLING as u64)
+        .read_to_end(&mut start)?;
+    Ok(start)
+}

@@ -1,0 +1,407 @@
+//! Folders of pictures, read as a model takes them, with an account of everything that was not.
+//!
+//! [`ImageFiles`] looks through a folder, [`Images::read_all`] reads it, and refuses it with the name of every file that it cannot
+//! read: this is for what is to be forgotten. [`ImageReader`] reads as many as are wanted and keeps an [`Account`] of the
+//! others: this is for the rest.
+//!
+//! PNG, JPEG, BMP, WebP, GIF, TIFF and PNM are read, known by their content. What is left out is counted or named, never
+//! passed over in silence.
+
+mod account;
+mod decode;
+mod files;
+mod kind;
+mod tiff;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use burn::tensor::{Device, Tensor};
+use image::imageops::{self, FilterType};
+use image::{Rgb, RgbImage};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::files::invalid;
+use crate::host::tensor;
+use decode::decode;
+
+pub use account::Account;
+pub use files::{ImageFiles, UnreadFile};
+
+/// What becomes of the transparent parts of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transparency {
+    /// Transparency is dropped, and the colours below it show, as `convert("RGB")` of the Python package PIL has it, which
+    /// diffusers' training scripts use.
+    #[default]
+    Drop,
+    /// The picture is laid over white.
+    White,
+    /// The picture is laid over black.
+    Black,
+}
+
+impl fmt::Display for Transparency {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Transparency::Drop => "drop",
+            Transparency::White => "white",
+            Transparency::Black => "black",
+        })
+    }
+}
+
+impl FromStr for Transparency {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::InvalidSetting`] for another word.
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Drop, Self::White, Self::Black];
+        let found = all.into_iter().find(|value| value.to_string() == text);
+        found.ok_or_else(|| Error::InvalidSetting {
+            what: format!("the transparency is `{text}`"),
+            remedy: "write drop, white or black",
+        })
+    }
+}
+
+/// What a model takes, and how pictures become it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Format {
+    /// 1 (grey) or 3 (RGB).
+    pub channels: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Pixels of a row.
+    pub width: usize,
+    /// Whether the model's configuration gives height and width: then pictures of another size are cropped to their middle and
+    /// resized. Otherwise the pictures give it, and must agree.
+    pub is_configured: bool,
+    /// The values of black and white, mostly −1 and 1.
+    pub range: [f64; 2],
+    /// What becomes of transparent parts.
+    pub transparency: Transparency,
+}
+
+impl Format {
+    /// Numbers in an image.
+    pub fn values(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// A picture in this format, channel after channel, and whether it was resized.
+    fn pixels(&self, picture: RgbImage) -> std::result::Result<(Vec<u8>, bool), String> {
+        let (height, width) = (self.height, self.width);
+        let found = [picture.height() as usize, picture.width() as usize];
+        let is_resized = found != [height, width];
+        let picture = match is_resized {
+            false => picture,
+            true if self.is_configured => fit(&picture, height as u32, width as u32),
+            true => {
+                let [found_height, found_width] = found;
+                return Err(format!(
+                    "it has {found_height}x{found_width} pixels, others {height}x{width}; the model's configuration has no \
+                     `sample_size`, so all images must have the size it was trained with"
+                ));
+            }
+        };
+        let pixels = match self.channels {
+            1 => picture.pixels().map(grey).collect(),
+            _ => (0..3)
+                .flat_map(|channel| picture.pixels().map(move |pixel| pixel.0[channel]))
+                .collect(),
+        };
+        Ok((pixels, is_resized))
+    }
+}
+
+/// Images in a model's format, on the host.
+#[derive(Debug, Clone)]
+pub struct Images {
+    format: Format,
+    files: Vec<PathBuf>,
+    mirrored: Vec<bool>,
+    /// Image after image, channel after channel.
+    pixels: Vec<u8>,
+}
+
+impl Images {
+    fn empty(format: Format) -> Self {
+        Self {
+            format,
+            files: Vec::new(),
+            mirrored: Vec::new(),
+            pixels: Vec::new(),
+        }
+    }
+
+    /// Reads every picture that was found, or refuses them all. `progress` is told how many have been read.
+    ///
+    /// # Errors
+    /// [`Error::UnreadFiles`] names each file that is not read and says why: damaged, of another kind, huge, hidden, of
+    /// another size where sizes must agree, or one file of several pictures. [`Error::InvalidFile`] where there is no picture.
+    ///
+    /// # Example
+    /// ```
+    /// use siss::images::{Format, ImageFiles, Images, Transparency};
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let folder = folder.path();
+    /// std::fs::write(folder.join("a.pgm"), "P2 2 1 255 0 255").unwrap();
+    /// let format = Format {
+    ///     channels: 1,
+    ///     height: 1,
+    ///     width: 2,
+    ///     is_configured: true,
+    ///     range: [-1.0, 1.0],
+    ///     transparency: Transparency::Drop,
+    /// };
+    /// let (images, account) = Images::read_all(ImageFiles::find(folder)?, format, |_| {})?;
+    /// assert_eq!((images.len(), account.resized), (1, 0));
+    /// let values: Vec<f32> = images.tensor(0..1, &burn::tensor::Device::flex()).into_data().iter().collect();
+    /// assert_eq!(values, [-1.0, 1.0]);
+    /// # Ok::<(), siss::Error>(())
+    /// ```
+    pub fn read_all(
+        found: ImageFiles,
+        format: Format,
+        progress: impl FnMut(usize),
+    ) -> Result<(Self, Account)> {
+        let root = found.root().to_owned();
+        let mut reader = ImageReader::new(found, format);
+        reader.refuses_several = true;
+        let images = reader.read(usize::MAX, progress);
+        let account = reader.account;
+        files::refuse(&root, &account.unread)?;
+        if images.is_empty() {
+            return Err(no_image(&root));
+        }
+        Ok((images, account))
+    }
+
+    /// Adds the mirror image of each, left for right, beside it. Those that are in the set already, as a symmetric one's, are not
+    /// added.
+    pub fn with_mirrors(self) -> Self {
+        let mut known: HashSet<&[u8]> = self.iter().collect();
+        let mirrors: Vec<Vec<u8>> = self.iter().map(|image| self.mirror(image)).collect();
+        let mut both = Self::empty(self.format);
+        for ((image, file), mirror) in self.iter().zip(&self.files).zip(&mirrors) {
+            both.add(image, file.clone(), false);
+            if known.insert(mirror) {
+                both.add(mirror, file.clone(), true);
+            }
+        }
+        both
+    }
+
+    fn mirror(&self, image: &[u8]) -> Vec<u8> {
+        let rows = image.chunks_exact(self.format.width);
+        rows.flat_map(|row| row.iter().rev().copied()).collect()
+    }
+
+    fn add(&mut self, pixels: &[u8], file: PathBuf, is_mirrored: bool) {
+        self.pixels.extend(pixels);
+        self.files.push(file);
+        self.mirrored.push(is_mirrored);
+    }
+
+    fn append(&mut self, other: Self) {
+        self.pixels.extend(other.pixels);
+        self.files.extend(other.files);
+        self.mirrored.extend(other.mirrored);
+    }
+
+    /// What the images are in.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// How many there are, mirror images among them.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// The file of each image.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Whether each is a mirror image of what its file shows.
+    pub fn mirrored(&self) -> &[bool] {
+        &self.mirrored
+    }
+
+    /// How many mirror images there are.
+    pub fn mirrors(&self) -> usize {
+        self.mirrored.iter().filter(|&&mirrored| mirrored).count()
+    }
+
+    /// Some of the images, `[count, channels, height, width]`, with `0, …, 255` mapped onto the range of the format.
+    ///
+    /// # Panics
+    /// For a range beyond [`len`](Self::len).
+    pub fn tensor(&self, range: Range<usize>, device: &Device) -> Tensor<4> {
+        let Format {
+            channels,
+            height,
+            width,
+            range: [black, white],
+            ..
+        } = self.format;
+        let size = self.format.values();
+        let pixels = &self.pixels[range.start * size..range.end * size];
+        let (scale, black) = ((255.0 / (white - black)) as f32, black as f32);
+        let values = pixels.iter().map(|&p| f32::from(p) / scale + black);
+        tensor(
+            values.collect(),
+            [range.len(), channels, height, width],
+            device,
+        )
+    }
+
+    /// All of them.
+    pub fn all(&self, device: &Device) -> Tensor<4> {
+        self.tensor(0..self.len(), device)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.pixels.chunks_exact(self.format.values())
+    }
+}
+
+/// Reads the pictures of a folder, as many as are wanted, and keeps an account of what it could not read.
+#[derive(Debug)]
+pub struct ImageReader {
+    format: Format,
+    waiting: std::vec::IntoIter<PathBuf>,
+    without: HashSet<Vec<u8>>,
+    refuses_several: bool,
+    account: Account,
+}
+
+impl ImageReader {
+    /// Reads in the order of [`ImageFiles::pictures`], which may be shuffled before.
+    pub fn new(found: ImageFiles, format: Format) -> Self {
+        let account = Account::of(&found, format);
+        Self {
+            format,
+            waiting: found.pictures.into_iter(),
+            without: HashSet::new(),
+            refuses_several: false,
+            account,
+        }
+    }
+
+    /// Leaves out pictures that are the same as one of these, pixel by pixel in the format, and counts them.
+    pub fn without(mut self, images: &Images) -> Self {
+        self.without.extend(images.iter().map(<[u8]>::to_vec));
+        self
+    }
+
+    /// The next `count` pictures, fewer if there are no more. Of a file with several pictures the first is read, as by PIL.
+    /// `progress` is told how many have been read by this call.
+    pub fn read(&mut self, count: usize, mut progress: impl FnMut(usize)) -> Images {
+        let mut images = Images::empty(self.format);
+        while images.len() < count {
+            // In the order of their paths, so that the order does not depend on how they were shuffled.
+            let missing = count - images.len();
+            let files: Vec<PathBuf> = self.waiting.by_ref().take(missing).collect();
+            if files.is_empty() {
+                break;
+            }
+            for file in files {
+                progress(images.len());
+                match self.pixels(&file) {
+                    Ok(Some(pixels)) => images.add(&pixels, file, false),
+                    Ok(None) => self.account.copies_taken_out += 1,
+                    Err(reason) => self.account.unread.push(UnreadFile { path: file, reason }),
+                }
+            }
+        }
+        self.account.read += images.len();
+        images
+    }
+
+    /// The account of everything so far.
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Files that have not been looked at yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The pixels of a picture, unless it is left out.
+    fn pixels(&mut self, file: &Path) -> std::result::Result<Option<Vec<u8>>, String> {
+        let decoded = decode(file, self.format.transparency)?;
+        if decoded.is_first_of_several && self.refuses_several {
+            return Err(
+                "it holds several pictures (an animation, or pages); save each as a file of its own".into(),
+            );
+        }
+        let (pixels, is_resized) = self.format.pixels(decoded.picture)?;
+        if self.without.contains(&pixels) {
+            return Ok(None);
+        }
+        self.account.resized += usize::from(is_resized);
+        self.account.transparent += usize::from(decoded.is_transparent);
+        self.account.first_of_several += usize::from(decoded.is_first_of_several);
+        Ok(Some(pixels))
+    }
+}
+
+impl ImageFiles {
+    /// Height and width of the first picture that can be read, if one can.
+    pub fn first_size(&self) -> Option<[usize; 2]> {
+        let mut sizes = self.pictures.iter().filter_map(|file| {
+            let decoded = decode(file, Transparency::Drop).ok()?;
+            Some([
+                decoded.picture.height() as usize,
+                decoded.picture.width() as usize,
+            ])
+        });
+        sizes.next()
+    }
+}
+
+/// That a folder has no image.
+fn no_image(path: &Path) -> Error {
+    invalid(
+        path,
+        "there is no image in it (png, jpeg, bmp, webp, gif, tiff, ppm)",
+    )
+}
+
+/// The middle of a picture in the given aspect, resized with the filter of diffusers' training scripts, bilinear over all
+/// pixels that fall together.
+fn fit(picture: &RgbImage, height: u32, width: u32) -> RgbImage {
+    let (found_width, found_height) = picture.dimensions();
+    let [h, w, fh, fw] = [height, width, found_height, found_width].map(u64::from);
+    // The largest part with its sides as height to width.
+    let part_width = (fh * w / h).clamp(1, fw) as u32;
+    let part_height = (fw * h / w).clamp(1, fh) as u32;
+    let left = (found_width - part_width) / 2;
+    let top = (found_height - part_height) / 2;
+    let part = imageops::crop_imm(picture, left, top, part_width, part_height).to_image();
+    imageops::resize(&part, width, height, FilterType::Triangle)
+}
+
+/// Luma as PIL has it (ITU-R 601), exact for grey.
+fn grey(&Rgb(colour): &Rgb<u8>) -> u8 {
+    let [red, green, blue] = colour.map(u32::from);
+    ((19_595 * red + 38_470 * green + 7_471 * blue + 32_768) >> 16) as u8
+}
+
+#[cfg(test)]
+mod tests;
