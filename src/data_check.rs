@@ -179,7 +179,7 @@ fn is_beyond([least, most]: [f64; 2], range: [f64; 2], slack: f64) -> bool {
     least < range[0] - slack || most > range[1] + slack
 }
 
-fn check_width([least, most]: [f64; 2]) -> Result<f64> {
+pub(crate) fn check_width([least, most]: [f64; 2]) -> Result<f64> {
     let width = most - least;
     if width.is_finite() && width > 0.0 {
         return Ok(width);

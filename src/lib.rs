@@ -86,6 +86,7 @@
 //! | `wgpu` | Vulkan, Metal, DirectX, WebGPU | |
 //! | `cuda` | NVIDIA GPUs | |
 //! | `fused` | loss and mixture draw in one pass on `wgpu` and `cuda` too | |
+//! | `images` | folders of pictures, read as a model takes them, with an account of what is not | |
 //! | `models` | `models::UNet2d`: diffusers' UNet2DModel, loaded and saved strictly | |
 //! | `pytorch` | `models` reads pickled `.bin` weights too; the pickle is parsed, never run | |
 //! | `report` | pictures, plots and exact intervals of a run | |
@@ -133,6 +134,7 @@ mod learning_rate;
 pub mod loss;
 mod method;
 mod mixture;
+mod model_check;
 mod observer;
 mod parameters;
 mod points;
@@ -182,6 +184,9 @@ pub use method::Method;
 pub use mixture::{
     CoinFlip, FixedAllocation, ImportanceWeights, MixturePoints, MixtureSampler,
     importance_weights, mixture_points,
+};
+pub use model_check::{
+    KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
 };
 pub use observer::{Diagnosis, Finding, JsonLines, Observer, Symptom};
 pub use points::{PointLoader, Points};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use super::kind::{Kind, TELLING, has_picture_ending, kind};
+use super::kind::{TELLING, has_picture_ending, kind};
 use crate::error::{Error, Result};
 
 /// A file that is not read, and why.

@@ -210,12 +210,6 @@ impl Images {
         self.mirrored.push(is_mirrored);
     }
 
-    fn append(&mut self, other: Self) {
-        self.pixels.extend(other.pixels);
-        self.files.extend(other.files);
-        self.mirrored.extend(other.mirrored);
-    }
-
     /// What the images are in.
     pub fn format(&self) -> Format {
         self.format
@@ -313,7 +307,6 @@ impl ImageReader {
     pub fn read(&mut self, count: usize, mut progress: impl FnMut(usize)) -> Images {
         let mut images = Images::empty(self.format);
         while images.len() < count {
-            // In the order of their paths, so that the order does not depend on how they were shuffled.
             let missing = count - images.len();
             let files: Vec<PathBuf> = self.waiting.by_ref().take(missing).collect();
             if files.is_empty() {
