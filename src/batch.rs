@@ -1,16 +1,17 @@
-//! What a step is given: retained and forgotten points side by side, and who meets whom.
+//! What a step is given: retained and forgotten points side by side.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
 
 use burn::tensor::{Device, Tensor};
-use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::hexadecimal;
 use crate::denoiser::Condition;
-use crate::draws::{Stream, keyed_rng};
-use crate::error::{Error, Result, Side, check_device, check_range, check_shape};
+use crate::error::{Error, Result, Side, check_device, check_shape};
 use crate::host::{read_f32, select_rows, to_f32};
+use crate::pairing::{Pairing, Pairs};
+use crate::points::{check_not_empty, chunks};
 
 /// The retained and the forgotten points of one optimiser step, paired row by row.
 ///
@@ -188,30 +189,20 @@ pub(crate) fn check_finite_values(
     }
 }
 
-/// Which retained point meets which forgotten point, by index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pairs {
-    /// Index into the retain set, for each row.
-    pub retain: Vec<usize>,
-    /// Index into the forget set, for each row.
-    pub forget: Vec<usize>,
-}
-
 /// Pairs retained with forgotten points, the same pairs for the same (seed, step).
 ///
-/// Each set is gone through in shuffled epochs: every point is used once before any is used again. The pairs
-/// of a step follow from its number alone, so a resumed run needs nothing but the step.
+/// Who meets whom is as in [`Pairing`], which is the way for sets that do not fit the memory.
 #[derive(Debug, Clone)]
 pub struct PairSampler<const D: usize> {
     retain: Tensor<D>,
     forget: Tensor<D>,
-    seed: u64,
+    pairing: Pairing,
 }
 
 impl<const D: usize> PairSampler<D> {
     /// A sampler over two data sets held as tensors; batches come on their device.
     ///
-    /// Reads both sets once, to compare their contents. Points that are almost the same are legal here:
+    /// Reads both sets once, in chunks, to compare their contents. Points that are almost the same are legal here:
     /// [`DataCheck`](crate::DataCheck) finds them.
     ///
     /// # Shapes
@@ -221,14 +212,9 @@ impl<const D: usize> PairSampler<D> {
     /// [`Error::Empty`] or [`Error::ShapeMismatch`]; [`Error::NonFiniteData`];
     /// [`Error::ForgottenPointRetained`] if a forgotten point is in the retain set, value by value.
     pub fn new(retain: Tensor<D>, forget: Tensor<D>, seed: u64) -> Result<Self> {
-        for (what, set) in [("the retain set", &retain), ("the forget set", &forget)] {
-            if set.dims().contains(&0) {
-                return Err(Error::Empty {
-                    what,
-                    remedy: "give at least one point",
-                });
-            }
-        }
+        let pairing = Pairing::new(retain.dims()[0], forget.dims()[0], seed)?;
+        check_not_empty(&retain, "the retain set")?;
+        check_not_empty(&forget, "the forget set")?;
         let remedy = "bring both sets to the model's input shape";
         check_shape(
             "a forgotten point",
@@ -238,22 +224,17 @@ impl<const D: usize> PairSampler<D> {
         )?;
         check_device("forgotten points", &retain.device(), &forget.device())?;
         let (retain, forget) = (to_f32(retain.inner()), to_f32(forget.inner()));
-        let retain_values = read_f32(retain.clone(), "the data")?;
-        let forget_values = read_f32(forget.clone(), "the data")?;
-        check_finite_values(&retain_values, 0, retain.dims()[0], Side::Retain)?;
-        check_finite_values(&forget_values, 0, forget.dims()[0], Side::Forget)?;
-        let elements = retain.dims()[1..].iter().product();
-        refuse_common_points(&retain_values, &forget_values, elements)?;
+        refuse_common_points(&retain, &forget)?;
         Ok(Self {
             retain,
             forget,
-            seed,
+            pairing,
         })
     }
 
     /// The same sets, which are shared, met in the order of another seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.pairing = self.pairing.with_seed(seed);
         self
     }
 
@@ -276,11 +257,13 @@ impl<const D: usize> PairSampler<D> {
     /// [`Error::DeviceRead`].
     pub fn fingerprint(&self) -> Result<String> {
         let mut digest = Sha256::new();
-        digest.update(self.seed.to_le_bytes());
+        digest.update(self.pairing.seed().to_le_bytes());
         for set in [&self.retain, &self.forget] {
             digest.update(format!("{:?}\n", set.dims()));
-            for value in read_f32(set.clone(), "the data")? {
-                digest.update(value.to_le_bytes());
+            for chunk in chunks(set, &set.device()) {
+                for value in read_f32(chunk?.1, "the data")? {
+                    digest.update(value.to_le_bytes());
+                }
             }
         }
         Ok(hexadecimal(digest.finalize()))
@@ -291,18 +274,7 @@ impl<const D: usize> PairSampler<D> {
     /// # Errors
     /// [`Error::OutOfRange`] unless `batch_size` is from 1 to 1,000,000.
     pub fn pairs(&self, step: u64, batch_size: usize) -> Result<Pairs> {
-        let legal = (1..=LARGEST_BATCH).contains(&batch_size);
-        check_range(
-            "batch_size",
-            batch_size as f64,
-            legal,
-            "from 1 to 1,000,000",
-        )?;
-        let first = u128::from(step) * batch_size as u128;
-        Ok(Pairs {
-            retain: shuffled_epochs(self.retain.dims()[0], first, batch_size, self.seed, 0),
-            forget: shuffled_epochs(self.forget.dims()[0], first, batch_size, self.seed, 1),
-        })
+        self.pairing.pairs(step, batch_size)
     }
 
     /// The batch of optimiser step `step`, with the indices of the forgotten points as their ids.
@@ -355,93 +327,74 @@ impl<const D: usize> PairSampler<D> {
                 &pairs.forget,
             )?,
         )?
-        .with_forget_ids(pairs.forget.iter().map(|&index| index as u64).collect())
+        .with_forget_ids(pairs.forget_ids())
     }
 }
 
-/// A larger batch is a mistake, not a batch.
-const LARGEST_BATCH: usize = 1_000_000;
-
-/// Positions `first .. first + count` of an endless sequence of shuffled passes over `0 .. size`.
-fn shuffled_epochs(size: usize, first: u128, count: usize, seed: u64, set: u64) -> Vec<usize> {
-    let mut epoch_order: Option<(u64, Vec<usize>)> = None;
-    (first..first + count as u128)
-        .map(|position| {
-            let epoch = (position / size as u128) as u64;
-            let order = match epoch_order.take() {
-                Some((current, order)) if current == epoch => order,
-                _ => shuffled(size, seed, epoch, set),
-            };
-            let index = order[(position % size as u128) as usize];
-            epoch_order = Some((epoch, order));
-            index
-        })
-        .collect()
+/// Points are told apart by a number each, and compared value by value where it is the same.
+fn refuse_common_points<const D: usize>(retain: &Tensor<D>, forget: &Tensor<D>) -> Result<()> {
+    let mut forgotten: HashMap<u64, Vec<usize>> = HashMap::new();
+    for_each_point(forget, Side::Forget, |index, point| {
+        let alike = forgotten.entry(fingerprint(point)).or_default();
+        alike.push(index);
+        Ok(())
+    })?;
+    for_each_point(retain, Side::Retain, |index, point| {
+        for &alike in forgotten.get(&fingerprint(point)).into_iter().flatten() {
+            let other = read_f32(forget.clone().narrow(0, alike, 1), "the data")?;
+            // As numbers: −0 and 0 are the same colour.
+            if point == other {
+                return Err(Error::ForgottenPointRetained {
+                    forget: alike,
+                    retain: index,
+                });
+            }
+        }
+        Ok(())
+    })
 }
 
-fn shuffled(size: usize, seed: u64, epoch: u64, set: u64) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..size).collect();
-    order.shuffle(&mut keyed_rng(seed, epoch, set, Stream::Pairs));
-    order
-}
-
-fn refuse_common_points(retain: &[f32], forget: &[f32], elements: usize) -> Result<()> {
-    // Adding 0 makes −0 and 0, which are the same colour, the same bits.
-    let bits = |values: &[f32]| -> Vec<u32> {
-        values.iter().map(|value| (value + 0.0).to_bits()).collect()
-    };
-    let (retain, forget) = (bits(retain), bits(forget));
-    let forgotten: HashMap<&[u32], usize> = forget
-        .chunks_exact(elements)
-        .enumerate()
-        .map(|(index, point)| (point, index))
-        .collect();
-    for (index, point) in retain.chunks_exact(elements).enumerate() {
-        if let Some(&forget) = forgotten.get(point) {
-            return Err(Error::ForgottenPointRetained {
-                forget,
-                retain: index,
-            });
+/// Shows all points of a set in order, a chunk of them on the host at a time.
+///
+/// # Errors
+/// [`Error::NonFiniteData`] names the first NaN or infinity.
+fn for_each_point<const D: usize>(
+    set: &Tensor<D>,
+    side: Side,
+    mut look: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    for chunk in chunks(set, &set.device()) {
+        let (first, rows) = chunk?;
+        let count = rows.dims()[0];
+        let values = read_f32(rows, "the data")?;
+        check_finite_values(&values, first, count, side)?;
+        for (index, point) in (first..).zip(values.chunks_exact(values.len() / count)) {
+            look(index, point)?;
         }
     }
     Ok(())
+}
+
+/// A number that points with the same values have in common, and hardly any others.
+fn fingerprint(point: &[f32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for value in point {
+        // Adding 0 makes −0 the bits of 0.
+        hasher.write_u32((value + 0.0).to_bits());
+    }
+    hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::{Device, Int};
-    use std::collections::HashSet;
 
     fn set(first: i64, count: i64) -> Tensor<2> {
         let device = Device::flex();
         Tensor::<1, Int>::arange(first..first + count, &device)
             .float()
             .reshape([count as usize, 1])
-    }
-
-    #[test]
-    fn every_point_is_used_once_an_epoch_and_pairs_repeat() {
-        let sampler = PairSampler::new(set(0, 10), set(100, 3), 5).unwrap();
-        let steps: Vec<Pairs> = (0..10)
-            .map(|step| sampler.pairs(step, 4).unwrap())
-            .collect();
-        let retained: Vec<usize> = steps
-            .iter()
-            .flat_map(|pairs| pairs.retain.clone())
-            .collect();
-        for epoch in retained.chunks(10) {
-            assert_eq!(epoch.iter().collect::<HashSet<_>>().len(), 10);
-        }
-        assert_ne!(retained[..10], retained[10..20]);
-        let forgotten: Vec<usize> = steps
-            .iter()
-            .flat_map(|pairs| pairs.forget.clone())
-            .collect();
-        for epoch in forgotten[..39].chunks(3) {
-            assert_eq!(epoch.iter().collect::<HashSet<_>>().len(), 3);
-        }
-        assert_eq!(sampler.pairs(7, 4).unwrap(), steps[7]);
     }
 
     #[test]
@@ -563,12 +516,30 @@ mod tests {
         assert!(batch.with_forget_ids(vec![1]).is_err());
     }
 
+    /// Several chunks, the copy in the last of them, and two forgotten points that are the same.
     #[test]
-    fn sets_of_the_same_size_are_shuffled_apart() {
-        let sampler = PairSampler::new(set(0, 10), set(100, 10), 5).unwrap();
-        let pairs = sampler.pairs(0, 10).unwrap();
-        assert_ne!(pairs.retain, pairs.forget);
-        assert!(sampler.pairs(0, LARGEST_BATCH + 1).is_err());
+    fn a_copy_is_found_in_whatever_chunk_it_is() {
+        let retain = set(0, 600_000);
+        let forget = Tensor::cat(vec![set(-5, 1), set(599_999, 1), set(599_999, 1)], 0);
+        let error = PairSampler::new(retain.clone(), forget.clone(), 0).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::ForgottenPointRetained {
+                    forget: 1,
+                    retain: 599_999
+                }
+            ),
+            "{error}"
+        );
+        let apart = retain.narrow(0, 0, 599_999);
+        assert!(PairSampler::new(apart.clone(), forget.clone(), 0).is_ok());
+        let torn = Tensor::cat(vec![apart, set(0, 1) / 0.0], 0);
+        let error = PairSampler::new(torn, forget, 0).unwrap_err();
+        assert!(
+            matches!(error, Error::NonFiniteData { row: 599_999, .. }),
+            "{error}"
+        );
     }
 
     #[test]

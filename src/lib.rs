@@ -136,6 +136,7 @@ mod method;
 mod mixture;
 mod model_check;
 mod observer;
+mod pairing;
 mod parameters;
 mod points;
 mod preflight;
@@ -157,7 +158,7 @@ pub mod report;
 pub use burn;
 pub use rand;
 
-pub use batch::{PairSampler, Pairs, UnlearningBatch};
+pub use batch::{PairSampler, UnlearningBatch};
 pub use builder::{SissTrainerBuilder, TrainerConfig};
 pub use checkpoint::{
     Checkpoint, Checkpoints, PassedOver, Resumed, SettingDifference, model_fingerprint,
@@ -189,6 +190,7 @@ pub use model_check::{
     KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
 };
 pub use observer::{Diagnosis, Finding, JsonLines, Observer, Symptom};
+pub use pairing::{Pairing, Pairs};
 pub use points::{PointLoader, Points};
 pub use scheduler::{
     DdpmScheduler, FlowMatching, Scales, Scheduler, SchedulerConfig, SchedulerExt, TimeRange,

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use burn_pack::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -28,25 +29,18 @@ pub(super) struct FileRecord {
 }
 
 impl FileRecord {
-    pub fn of(bytes: &[u8]) -> Self {
-        Self {
-            bytes: bytes.len() as u64,
-            sha256: sha256(bytes),
-        }
-    }
-
-    /// The same of a file, of which a buffer is held.
-    pub fn of_file(path: &Path) -> std::io::Result<Self> {
+    /// That of a file, which `look` is shown piece by piece.
+    pub fn of_file(path: &Path, mut look: impl FnMut(&[u8])) -> std::io::Result<Self> {
         let (mut file, mut digest, mut bytes) = (File::open(path)?, Sha256::new(), 0);
         let mut buffer = vec![0; 1 << 16];
         loop {
-            match file.read(&mut buffer)? {
-                0 => break,
-                count => {
-                    digest.update(&buffer[..count]);
-                    bytes += count as u64;
-                }
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                break;
             }
+            digest.update(&buffer[..count]);
+            look(&buffer[..count]);
+            bytes += count as u64;
         }
         Ok(Self {
             bytes,
@@ -133,7 +127,7 @@ impl Manifest {
             }
         }
         for (name, written) in &manifest.files {
-            let found = FileRecord::of_file(&folder.join(name))
+            let found = FileRecord::of_file(&folder.join(name), |_| {})
                 .map_err(|error| format!("{name} cannot be read: {error}"))?;
             if found != *written {
                 return Err(format!("{name} is not as it was written (SHA-256)"));
@@ -146,18 +140,31 @@ impl Manifest {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::InvalidFile`] if there is no such file or it has changed since.
-    pub fn read(&self, folder: &Path, name: &str) -> Result<Vec<u8>> {
+    pub fn read(&self, folder: &Path, name: &str) -> Result<Bytes> {
         let path = folder.join(name);
-        let bytes = fs::read(&path).map_err(Error::io("reading", &path))?;
-        match self.files.get(name) {
-            Some(written) if *written == FileRecord::of(&bytes) => Ok(bytes),
-            _ => Err(Error::InvalidFile {
-                path,
-                message: "is not as the manifest has it; resume again to take an older checkpoint"
-                    .into(),
-            }),
+        let written = self.files.get(name);
+        let mut bytes = room(written.map_or(0, |written| written.bytes as usize))
+            .map_err(Error::io("reading", &path))?;
+        let found = FileRecord::of_file(&path, |piece| bytes.extend_from_byte_slice(piece));
+        let found = found.map_err(Error::io("reading", &path))?;
+        if written == Some(&found) {
+            return Ok(bytes);
         }
+        Err(Error::InvalidFile {
+            path,
+            message: "is not as the manifest has it; resume again to take an older checkpoint"
+                .into(),
+        })
     }
+}
+
+/// Room for so many bytes, aligned for every type of number: burn copies bytes that are not.
+pub(super) fn room(bytes: usize) -> std::io::Result<Bytes> {
+    let mut numbers = Vec::<u128>::new();
+    let count = bytes.div_ceil(std::mem::size_of::<u128>());
+    let reserved = numbers.try_reserve_exact(count);
+    reserved.map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+    Ok(Bytes::from_elems(numbers))
 }
 
 /// A name that cannot lead out of the folder.
@@ -190,9 +197,16 @@ pub(crate) fn hexadecimal(digest: impl AsRef<[u8]>) -> String {
 mod tests {
     use super::*;
 
+    fn record(bytes: &[u8]) -> FileRecord {
+        FileRecord {
+            bytes: bytes.len() as u64,
+            sha256: sha256(bytes),
+        }
+    }
+
     fn manifest() -> Manifest {
         let files = [("model.bpk", &b"weights"[..]), ("state.json", &b"{}"[..])];
-        let files = files.map(|(name, bytes)| (name.to_owned(), FileRecord::of(bytes)));
+        let files = files.map(|(name, bytes)| (name.to_owned(), record(bytes)));
         Manifest::new(40, files.into())
     }
 
@@ -227,7 +241,7 @@ mod tests {
     #[test]
     fn a_sealed_manifest_cannot_lead_out_of_its_folder() {
         for name in ["../model.bpk", "/etc/passwd", "", ".hidden", "a/b", "a\\b"] {
-            let files = [(name.to_owned(), FileRecord::of(b""))].into();
+            let files = [(name.to_owned(), record(b""))].into();
             let error = Manifest::parse(Manifest::new(0, files).text().as_bytes()).unwrap_err();
             assert!(error.contains(&format!("`{name}`")), "{error}");
         }
@@ -249,7 +263,7 @@ mod tests {
         let path = folder.path().join("model.bpk");
         fs::write(&path, "weights").unwrap();
         let read = |name| manifest().read(folder.path(), name);
-        assert_eq!(read("model.bpk").unwrap(), b"weights");
+        assert_eq!(read("model.bpk").unwrap()[..], b"weights"[..]);
         fs::write(&path, "Weights").unwrap();
         let error = read("model.bpk").unwrap_err().to_string();
         assert!(error.contains("not as the manifest has it"), "{error}");

@@ -12,7 +12,9 @@ use serde_json::{Map, Value};
 
 use super::manifest::{FORMAT, Manifest, sha256};
 use super::store::{NewFile, write_bytes};
-use super::tensors::{behaviour, load_model, load_optimizer, save_model, save_optimizer};
+use super::tensors::{
+    behaviour, check_optimizer, load_model, load_optimizer, save_model, save_optimizer,
+};
 use crate::builder::{OpaqueOptimizer, TrainerConfig};
 use crate::denoiser::Denoiser;
 use crate::ema::MovingAverage;
@@ -268,6 +270,9 @@ pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
     let optimizer = trainer.optimizer.0.clone();
     let optimizer =
         load_optimizer(optimizer, &model, read(OPTIMIZER)?).map_err(unfit(folder, OPTIMIZER))?;
+    // Read again rather than held meanwhile.
+    let is_it = check_optimizer(&optimizer, &model, read(OPTIMIZER)?);
+    is_it.map_err(unfit(folder, OPTIMIZER))?;
     let average = match &trainer.ema {
         None => None,
         Some(average) => {

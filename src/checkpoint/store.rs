@@ -182,7 +182,7 @@ impl Scratch {
     fn write(&self, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<FileRecord> {
         let path = self.path.join(name);
         write(&path)?;
-        let record = FileRecord::of_file(&path).map_err(Error::io("reading", &path))?;
+        let record = FileRecord::of_file(&path, |_| {}).map_err(Error::io("reading", &path))?;
         let synced = OpenOptions::new().write(true).open(&path);
         let synced = synced.and_then(|file| file.sync_all());
         synced.map_err(Error::io("writing", path))?;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{ModuleOptimizer, OptimizerRecord, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use burn_pack::{Reader, Writer};
+use burn_pack::{Bytes, Reader, Writer};
 use sha2::{Digest, Sha256};
 
 use super::manifest::hexadecimal;
@@ -30,8 +30,8 @@ pub(super) fn save_model<M: Module>(model: &M, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// A sentence that names what does not fit.
-pub(super) fn load_model<M: Module>(model: M, bytes: Vec<u8>) -> std::result::Result<M, String> {
-    let reader = Reader::from_bytes(burn_pack::Bytes::from_bytes_vec(bytes));
+pub(super) fn load_model<M: Module>(model: M, bytes: Bytes) -> std::result::Result<M, String> {
+    let reader = Reader::from_bytes(bytes);
     let tensors = reader.and_then(Reader::into_tensors);
     let mut restore = Restore::default();
     for tensor in tensors.map_err(|error| error.to_string())? {
@@ -98,27 +98,39 @@ fn check_types(types: impl Iterator<Item = DType>) -> Result<()> {
     Ok(())
 }
 
-/// The optimiser with the state of [`save_optimizer`].
+/// The optimiser with the state of [`save_optimizer`]. Whether it has it, [`check_optimizer`] tells.
 ///
 /// # Errors
 /// A sentence that says why it is not the same optimiser.
 pub(super) fn load_optimizer<M: Module>(
     optimizer: ModuleOptimizer,
     model: &M,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 ) -> std::result::Result<ModuleOptimizer, String> {
     let numbers = (0_u64..).zip(ids_by_name(model)).collect();
-    let saved = States::read(burn_pack::Bytes::from_bytes_vec(bytes))?;
-    let record = saved.clone().renumber(&numbers)?.into_writer();
-    let record = record.into_bytes().map_err(|error| error.to_string())?;
+    let saved = States::read(bytes)?;
+    let record = in_memory(saved.renumber(&numbers)?.into_writer());
+    let record = record.map_err(|error| error.to_string())?;
     let record = OptimizerRecord::from_bytes(record).map_err(|error| error.to_string())?;
     // burn panics at tensors of another rank, and where its default device, on which it makes them, is compiled in and not there.
     let loaded = catch_unwind(AssertUnwindSafe(|| optimizer.load_record(record)));
-    let loaded = loaded.map_err(|_| {
-        "it is not the state of this optimiser, or burn could not make its tensors on its default device; name the device in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)"
-    })?;
-    match states(&loaded, model)?.is(saved)? {
-        true => Ok(loaded),
+    loaded.map_err(|_| {
+        "it is not the state of this optimiser, or burn could not make its tensors on its default device; name the device in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)".into()
+    })
+}
+
+/// Whether an optimiser has the state of [`save_optimizer`], to the bit: burn passes over what it does not know.
+///
+/// # Errors
+/// A sentence that says that it has not.
+pub(super) fn check_optimizer<M: Module>(
+    optimizer: &ModuleOptimizer,
+    model: &M,
+    bytes: Bytes,
+) -> std::result::Result<(), String> {
+    let saved = States::read(bytes)?;
+    match states(optimizer, model)?.is(saved)? {
+        true => Ok(()),
         false => Err("it is not the state of this optimiser".into()),
     }
 }
@@ -171,6 +183,15 @@ fn write(writer: Writer, path: &Path) -> Result<()> {
     })
 }
 
+/// The bytes of a file, each written once.
+fn in_memory(writer: Writer) -> std::result::Result<Bytes, burn_pack::Error> {
+    // Nobody minds the bytes behind the last tensor.
+    let size = writer.size()?.div_ceil(size_of::<u128>());
+    let mut bytes = Bytes::from_elems(vec![0_u128; size]);
+    writer.write_into(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Ids of the parameters in the order of their names; of a parameter that two fields share, once.
 fn ids_by_name<M: Module>(model: &M) -> Vec<u64> {
     let mut parameters = parameters(model);
@@ -194,7 +215,7 @@ struct States {
 
 impl States {
     /// Those of a record's bytes, which its tensors share.
-    fn read(bytes: burn_pack::Bytes) -> std::result::Result<Self, String> {
+    fn read(bytes: Bytes) -> std::result::Result<Self, String> {
         let reader = Reader::from_bytes(bytes).map_err(|error| error.to_string())?;
         Ok(Self {
             scalars: reader.scalars().clone(),
@@ -524,6 +545,26 @@ mod tests {
 
     fn save_optimizer<M: Module>(optimizer: &ModuleOptimizer, model: &M) -> Result<Vec<u8>> {
         written(|path| super::save_optimizer(optimizer, model, path))
+    }
+
+    /// As the manifest reads it.
+    fn in_room(bytes: &[u8]) -> Bytes {
+        let mut room = super::super::manifest::room(bytes.len()).unwrap();
+        room.extend_from_byte_slice(bytes);
+        room
+    }
+
+    fn load_model<M: Module>(model: M, bytes: Vec<u8>) -> std::result::Result<M, String> {
+        super::load_model(model, in_room(&bytes))
+    }
+
+    fn load_optimizer<M: Module>(
+        optimizer: ModuleOptimizer,
+        model: &M,
+        bytes: Vec<u8>,
+    ) -> std::result::Result<ModuleOptimizer, String> {
+        let loaded = super::load_optimizer(optimizer, model, in_room(&bytes))?;
+        check_optimizer(&loaded, model, in_room(&bytes)).map(|()| loaded)
     }
 
     /// The same weights in every call, other ids.

@@ -7,13 +7,15 @@
 mod ahead;
 mod timesteps;
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_device, check_probability, check_range, check_shape};
-use crate::host::{tensor, to_f32};
+use crate::host::{read_f32, tensor, to_f32};
 use crate::mixture::MixtureSampler;
 use crate::scheduler::TimeRange;
 
@@ -132,7 +134,8 @@ pub struct Draws<const D: usize> {
 impl<const D: usize> Draws<D> {
     /// Draws made elsewhere: for tests, for golden values, for replaying a step.
     ///
-    /// The thinning uniform is ½; see [`with_thinning_uniform`](Draws::with_thinning_uniform).
+    /// The number that thinning uses follows from these and from the first number of the noise: the same for the same draws, and
+    /// uniform over the steps of a run. [`with_thinning_uniform`](Draws::with_thinning_uniform) sets it.
     ///
     /// # Shapes
     /// - `timesteps`, `from_forget`: `[batch]`; `from_forget[i]` says that row `i`'s noisy point is drawn from
@@ -140,12 +143,26 @@ impl<const D: usize> Draws<D> {
     /// - `noise`: `[batch, …]`, standard normal
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if the lengths differ, [`Error::OutOfRange`] unless `0 ≤ forget_prob ≤ 1`.
+    /// [`Error::ShapeMismatch`] if the lengths differ, [`Error::OutOfRange`] unless `0 ≤ forget_prob ≤ 1`;
+    /// [`Error::DeviceRead`].
     pub fn new(
         timesteps: Vec<f64>,
         noise: Tensor<D>,
         from_forget: Vec<bool>,
         forget_prob: f64,
+    ) -> Result<Self> {
+        let first = first_number(&noise)?;
+        let uniform = uniform_of(&timesteps, &from_forget, forget_prob, first);
+        Self::with_all(timesteps, noise, from_forget, forget_prob, uniform)
+    }
+
+    /// The same with a thinning uniform, so that nothing is read from the device.
+    fn with_all(
+        timesteps: Vec<f64>,
+        noise: Tensor<D>,
+        from_forget: Vec<bool>,
+        forget_prob: f64,
+        thinning_uniform: f64,
     ) -> Result<Self> {
         let rows = &noise.dims()[..1];
         let remedy = "draw one of each for every row of the noise";
@@ -157,7 +174,7 @@ impl<const D: usize> Draws<D> {
             noise: to_f32(noise.inner()),
             from_forget,
             forget_prob,
-            thinning_uniform: 0.5,
+            thinning_uniform,
             forget: None,
             uniform: None,
         })
@@ -270,6 +287,36 @@ impl<const D: usize> Draws<D> {
     }
 }
 
+/// The first number of the noise, 0 where there is none.
+fn first_number<const D: usize>(noise: &Tensor<D>) -> Result<f32> {
+    if noise.dims().contains(&0) {
+        return Ok(0.0);
+    }
+    let corner: [Range<usize>; D] = std::array::from_fn(|_| 0..1);
+    let first = noise.clone().inner().slice(corner);
+    Ok(read_f32(first, "the noise")?[0])
+}
+
+/// A number in `[0, 1)` that looks uniform and follows from draws, of which the noise is never the same twice.
+fn uniform_of(timesteps: &[f64], from_forget: &[bool], forget_prob: f64, first: f32) -> f64 {
+    let components = from_forget.iter().map(|&from| u64::from(from));
+    let parts = timesteps.iter().map(|timestep| timestep.to_bits());
+    let parts = parts.chain(components);
+    let parts = parts.chain([forget_prob.to_bits(), u64::from(first.to_bits())]);
+    let hash = parts.fold(0, |hash, part| mixed(hash ^ part).wrapping_add(GOLDEN));
+    keyed_rng(hash, 0, 0, Stream::Thinning).random()
+}
+
+/// The golden ratio in 64 bits: that a sum of it repeats takes long.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A number every bit of which depends on every bit of another: the last lines of SplitMix64.
+pub(crate) fn mixed(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
 /// Where the numbers of a batch's elements come from, and what becomes of them.
 pub(crate) struct Numbers<'a, const D: usize> {
     pub shape: [usize; D],
@@ -341,13 +388,13 @@ impl DrawSource {
         let mixture_rng: &mut dyn Rng = &mut keyed_rng(seed, step, 0, Stream::Mixture);
         let from_forget = sampler.choose_forget(batch_size, mixture_rng);
         let thinning = keyed_rng(seed, step, 0, Stream::Thinning).random();
-        let mut draws = Draws::new(
+        let mut draws = Draws::with_all(
             timesteps(Stream::Timesteps),
             tensors(Stream::Noise),
             from_forget,
             sampler.forget_prob(),
-        )?
-        .with_thinning_uniform(thinning)?;
+            thinning,
+        )?;
         if extra.forget {
             let own = timesteps(Stream::ForgetTimesteps);
             draws = draws.with_forget_draws(own, tensors(Stream::ForgetNoise))?;
@@ -390,6 +437,46 @@ mod tests {
             seed: 7,
             timestep_sampling,
         }
+    }
+
+    /// A row of weight 0.3 that is thinned at 1 is run in three of ten steps, also where nothing but the noise tells the steps apart.
+    /// With ½ in every step it never was.
+    #[test]
+    fn draws_made_elsewhere_thin_without_bias() {
+        let steps = 4_000;
+        for fixed in [true, false] {
+            let mut kept = [0; 2];
+            for step in 0..steps {
+                let device = Device::flex();
+                let noise: Tensor<2> = normal_noise([2, 3], 9, step, 0, Stream::Noise, &device);
+                let timesteps = match fixed {
+                    true => vec![500.0; 2],
+                    false => TimestepSampling::LowDiscrepancy.timesteps(RANGE, 2, 9, step),
+                };
+                let draws = Draws::new(timesteps, noise, vec![true, false], 0.5).unwrap();
+                let uniform = draws.thinning_uniform();
+                for row in crate::loss::survivors(&[0.3, 0.1], 1.0, uniform).positions {
+                    kept[row] += 1;
+                }
+            }
+            for (kept, probability) in kept.into_iter().zip([0.3, 0.1]) {
+                let expected = probability * steps as f64;
+                let deviation = (expected * (1.0 - probability)).sqrt();
+                let error = (f64::from(kept) - expected) / deviation;
+                assert!(error.abs() < 4.0, "{kept} of {steps}, {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_draws_thin_alike() {
+        let draws = |first: f64| {
+            let noise = Tensor::<2>::ones([2, 3], &Device::flex()) * first;
+            Draws::new(vec![1.0, 2.0], noise, vec![true, false], 0.5).unwrap()
+        };
+        let uniform = draws(0.25).thinning_uniform();
+        assert_eq!(uniform, draws(0.25).thinning_uniform());
+        assert_ne!(uniform, draws(0.5).thinning_uniform());
     }
 
     /// A changed stream changes every published result: it must be a visible decision.

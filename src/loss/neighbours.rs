@@ -14,16 +14,14 @@ use crate::host::{read_f32, select_rows, to_f32};
 pub(super) struct Neighbours<const D: usize> {
     retain: Option<Tensor<D>>,
     count: usize,
-    slots: HashMap<u64, usize>,
-    /// What is known, in the order of the slots.
-    known: Option<Known<D>>,
+    known: HashMap<u64, Known<D>>,
 }
 
 #[derive(Debug, Clone)]
 struct Known<const D: usize> {
-    /// `[slots, …]`.
-    points: Tensor<D>,
-    /// Nearest first, `[slots · count, …]`.
+    /// `[1, …]`.
+    point: Tensor<D>,
+    /// Nearest first, `[count, …]`.
     neighbours: Tensor<D>,
     /// `‖a − r‖²` of each neighbour, in f64: the exponents of the posterior are differences of their large multiples.
     squared_distances: Vec<f64>,
@@ -52,8 +50,7 @@ impl<const D: usize> Neighbours<D> {
         Ok(Self {
             count: count.min(retain.dims()[0]),
             retain: Some(to_f32(retain.inner())),
-            slots: HashMap::new(),
-            known: None,
+            known: HashMap::new(),
         })
     }
 
@@ -74,8 +71,7 @@ impl<const D: usize> Neighbours<D> {
         let mut found = Self {
             retain: None,
             count,
-            slots: HashMap::new(),
-            known: None,
+            known: HashMap::new(),
         };
         for (row, neighbours) in neighbours.into_iter().enumerate() {
             check_shape("a point's neighbours", &shape, &neighbours.dims(), remedy)?;
@@ -88,7 +84,7 @@ impl<const D: usize> Neighbours<D> {
 
     /// Sets the number of neighbours, before the first search.
     pub(super) fn with_count(mut self, count: usize) -> Result<Self> {
-        let most = match (&self.retain, self.slots.is_empty()) {
+        let most = match (&self.retain, self.known.is_empty()) {
             (Some(retain), true) => retain.dims()[0],
             _ => 0,
         };
@@ -113,34 +109,47 @@ impl<const D: usize> Neighbours<D> {
         forget: &Tensor<D>,
         ids: &[u64],
     ) -> Result<BatchNeighbours<D>> {
-        if ids.iter().any(|id| !self.slots.contains_key(id)) {
+        if ids.iter().any(|id| !self.known.contains_key(id)) {
             check_finite(forget, Side::Forget)?;
         }
-        let mut slots = Vec::with_capacity(ids.len());
         for (row, id) in ids.iter().enumerate() {
-            if !self.slots.contains_key(id) {
-                self.search(*id, forget.clone().narrow(0, row, 1))?;
+            if !self.known.contains_key(id) {
+                // A copy: a view would keep the whole batch.
+                self.search(*id, select_rows(forget, &[row]))?;
             }
-            slots.push(self.slots[id]);
         }
-        let Some(known) = &self.known else {
+        // Each point of the batch once, and which of them a row holds.
+        let (mut met, mut distinct) = (HashMap::new(), Vec::new());
+        let mut places = Vec::with_capacity(ids.len());
+        for id in ids {
+            places.push(*met.entry(id).or_insert_with(|| {
+                distinct.push(&self.known[id]);
+                distinct.len() - 1
+            }));
+        }
+        if distinct.is_empty() {
             return Err(Error::Empty {
                 what: "the batch",
                 remedy: "give at least one forgotten point",
             });
+        }
+        let points = distinct.iter().map(|known| known.point.clone()).collect();
+        let neighbours = distinct.iter().map(|known| known.neighbours.clone());
+        let neighbours = Tensor::cat(neighbours.collect(), 0);
+        let of_rank = |rank| {
+            let rows: Vec<usize> = places
+                .iter()
+                .map(|place| place * self.count + rank)
+                .collect();
+            select_rows(&neighbours, &rows)
         };
-        let places = |rank| -> Vec<usize> {
-            let place = |slot: &usize| slot * self.count + rank;
-            slots.iter().map(place).collect()
-        };
-        let points = |rank| select_rows(&known.neighbours, &places(rank));
-        let distances = |rank| {
-            let distance = |place| known.squared_distances[place];
-            places(rank).into_iter().map(distance).collect()
+        let distances = |rank: usize| {
+            let distance = |place: &usize| distinct[*place].squared_distances[rank];
+            places.iter().map(distance).collect()
         };
         Ok(BatchNeighbours {
-            own: select_rows(&known.points, &slots),
-            points: (0..self.count).map(points).collect(),
+            own: select_rows(&Tensor::cat(points, 0), &places),
+            points: (0..self.count).map(of_rank).collect(),
             squared_distances: (0..self.count).map(distances).collect(),
         })
     }
@@ -174,20 +183,12 @@ impl<const D: usize> Neighbours<D> {
 
     fn remember(&mut self, id: u64, point: Tensor<D>, neighbours: Tensor<D>) -> Result<()> {
         let squared_distances = exact_squared_distances(&point, &neighbours)?;
-        self.known = Some(match self.known.take() {
-            None => Known {
-                points: point,
-                neighbours,
-                squared_distances,
-            },
-            Some(known) => Known {
-                points: Tensor::cat(vec![known.points, point], 0),
-                neighbours: Tensor::cat(vec![known.neighbours, neighbours], 0),
-                squared_distances: [known.squared_distances, squared_distances].concat(),
-            },
-        });
-        let slot = self.slots.len();
-        self.slots.insert(id, slot);
+        let known = Known {
+            point,
+            neighbours,
+            squared_distances,
+        };
+        self.known.insert(id, known);
         Ok(())
     }
 }

@@ -1,0 +1,177 @@
+//! What checkpoints and data sets take of the host's memory beyond what is kept, counted by the allocator.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+use siss::{
+    Checkpoints, DataCheck, DdpmScheduler, Denoiser, PairSampler, Pairing, SissTrainer, Stream,
+    model_fingerprint, normal_noise,
+};
+
+/// The system's allocator, with the bytes that are in use and the most that were.
+struct Counting;
+
+static IN_USE: AtomicIsize = AtomicIsize::new(0);
+static MOST: AtomicIsize = AtomicIsize::new(0);
+
+fn count(bytes: isize) {
+    let now = IN_USE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    MOST.fetch_max(now, Ordering::Relaxed);
+}
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // Where it moves, both are there for a while.
+        count(size as isize);
+        count(-(layout.size() as isize));
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test at a time is counted.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+const MIB: isize = 1 << 20;
+
+/// The result, and the most bytes that it took beyond those in use before it.
+fn peak<T>(work: impl FnOnce() -> T) -> (T, isize) {
+    let before = IN_USE.load(Ordering::Relaxed);
+    MOST.store(before, Ordering::Relaxed);
+    let result = work();
+    (result, MOST.load(Ordering::Relaxed) - before)
+}
+
+/// Layers of 2 MiB each.
+const WIDTH: usize = 724;
+const LAYERS: usize = 30;
+
+#[derive(Module, Debug)]
+struct Deep {
+    layers: Vec<Linear>,
+}
+
+impl Deep {
+    fn new() -> Self {
+        let layer = |_| LinearConfig::new(WIDTH, WIDTH).init(&Device::flex());
+        Self {
+            layers: (0..LAYERS).map(layer).collect(),
+        }
+    }
+}
+
+impl Denoiser<2> for Deep {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        let layers = self.layers.iter();
+        layers.fold(noisy, |hidden, layer| layer.forward(hidden))
+    }
+}
+
+fn points(rows: usize, elements: usize, part: u64) -> Tensor<2> {
+    let (stream, device) = (Stream::Evaluation, Device::flex());
+    normal_noise([rows, elements], 1, part, 0, stream, &device)
+}
+
+fn trainer(model: Deep) -> SissTrainer<Deep, 2> {
+    let builder = SissTrainer::builder(model, DdpmScheduler::linear(1000).unwrap());
+    builder.ema(0.99).learning_rate(1e-6).build().unwrap()
+}
+
+/// Weights of 60 MiB, an average of them, and 120 MiB of AdamW's.
+#[test]
+fn a_checkpoint_is_written_and_read_in_little_more_memory_than_it_must() {
+    let _alone = alone();
+    let scratch = tempfile::tempdir().unwrap();
+    let model = Deep::new();
+    let weights = 4 * model.num_params() as isize;
+    let mut first = trainer(model.clone());
+    let pairs = PairSampler::new(points(4, WIDTH, 0), points(1, WIDTH, 1), 0).unwrap();
+    first.step(pairs.batch(0, 2).unwrap()).unwrap();
+
+    let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    let (saved, saving) = peak(|| checkpoints.save(&mut first, &()));
+    let largest = std::fs::metadata(saved.unwrap().join("optimizer.bpk"));
+    let largest = largest.unwrap().len() as isize;
+    assert!((2 * weights..2 * weights + MIB).contains(&largest));
+    drop(first);
+
+    let mut second = trainer(model);
+    let before = IN_USE.load(Ordering::Relaxed);
+    let (resumed, resuming) = peak(|| checkpoints.resume(&mut second));
+    assert_eq!(resumed.unwrap().unwrap().step, 1);
+    let kept = IN_USE.load(Ordering::Relaxed) - before;
+    let (_, fingerprint) = peak(|| model_fingerprint(second.model()).unwrap());
+    println!(
+        "weights {} MiB, largest file {} MiB: saving took {} MiB, resuming {} MiB, of which {} MiB stay, a fingerprint {} MiB",
+        weights / MIB,
+        largest / MIB,
+        saving / MIB,
+        resuming / MIB,
+        kept / MIB,
+        fingerprint / MIB
+    );
+    // A few parameters of 2 MiB, whatever the number of them.
+    assert!(saving < 16 * MIB, "{saving}");
+    assert!(fingerprint < 16 * MIB, "{fingerprint}");
+    assert!(resuming - kept < largest + 16 * MIB, "{resuming} {kept}");
+}
+
+/// Two sets of 64 MiB in all: what looks through them holds a chunk of a MiB and a few numbers.
+#[test]
+fn a_data_set_is_looked_through_without_a_copy_of_it() {
+    let _alone = alone();
+    let (retain, forget) = (points(15_000, 1024, 0), points(1_384, 1024, 1));
+    let (pairs, building) = peak(|| PairSampler::new(retain.clone(), forget, 0).unwrap());
+    let (_, fingerprint) = peak(|| pairs.fingerprint().unwrap());
+    let few = points(3, 1024, 2);
+    let (_, checking) = peak(|| DataCheck::default().run(&retain, &few).unwrap());
+    let (_, batch) = peak(|| pairs.batch(7, 16).unwrap());
+    println!(
+        "64 MiB of points: sampler {} KiB, fingerprint {} KiB, check {} KiB, batch {} KiB",
+        building / 1024,
+        fingerprint / 1024,
+        checking / 1024,
+        batch / 1024
+    );
+    assert!(building < 4 * MIB, "{building}");
+    assert!(fingerprint < 4 * MIB, "{fingerprint}");
+    assert!(checking < 8 * MIB, "{checking}");
+    assert!(batch < MIB, "{batch}");
+}
+
+/// Ten million points, of which no list is made.
+#[test]
+fn who_meets_whom_takes_the_memory_of_a_batch() {
+    let _alone = alone();
+    let pairing = Pairing::new(10_000_000, 1_000, 0).unwrap();
+    let (pairs, taken) = peak(|| pairing.pairs(123_456, 32).unwrap());
+    assert_eq!(pairs.retain.len(), 32);
+    assert!(taken < 8 * 1024, "{taken}");
+}
