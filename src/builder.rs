@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend;
 use crate::checkpoint::Settings;
 use crate::clipper::GradientClipper;
-use crate::denoiser::{Denoiser, PredictionType};
+use crate::denoiser::{Condition, Denoiser, PredictionType};
 use crate::draws::{DrawnAhead, TimestepSampling};
 use crate::ema::{MovingAverage, check_decay};
 use crate::error::{Error, Result, Side, check_positive, check_range};
@@ -294,6 +294,15 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         };
         let clipper = self.clipper.unwrap_or_else(|| self.method.clipper());
         check_clipper(loss.as_ref(), clipper.as_ref())?;
+        if loss.ignores_condition() && !M::Condition::IS_EMPTY {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "{} explains forgotten points by retained ones of any class or prompt, and the model has a condition",
+                    loss.name()
+                ),
+                remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
+            });
+        }
         if loss.uses_mixture() {
             check_mixture(sampler.as_ref(), loss.as_ref(), clipper.as_ref())?;
         }

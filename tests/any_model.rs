@@ -397,6 +397,27 @@ fn a_model_conditioned_on_two_tensors_forgets_a_point() {
     case.assert_forgets(ddpm());
 }
 
+/// ReTrack would teach the model, under a point's class, the picture of another one.
+#[test]
+fn neighbours_of_any_class_are_refused_for_a_model_that_knows_classes() {
+    let (rest, memorised) = classes();
+    let built = |loss: ReTrack<2>| {
+        let builder = SissTrainer::builder(Conditional::new(&device()), ddpm());
+        builder.method(Method::ReTrack).loss(loss).build().err()
+    };
+    let error = built(ReTrack::new(rest.clone()).unwrap())
+        .unwrap()
+        .to_string();
+    assert!(error.contains("with_groups"), "{error}");
+    let of_class = (0..96).map(|index| class_of(index) as u64).collect();
+    let grouped = ReTrack::new(rest.clone())
+        .unwrap()
+        .with_groups(of_class, vec![2]);
+    assert!(built(grouped.unwrap()).is_none());
+    let given = ReTrack::from_neighbours(memorised, vec![rest.narrow(0, 0, 3)]);
+    assert!(built(given.unwrap()).is_none());
+}
+
 /// Each side is predicted under its own condition: the other side's changes nothing about it.
 #[test]
 fn each_side_has_its_own_condition() {

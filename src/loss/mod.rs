@@ -266,6 +266,12 @@ pub trait SissLoss<const D: usize>: Send + Debug {
         false
     }
 
+    /// Whether the objective explains a forgotten point by retained ones whatever their condition: wrong for a model that has one, and
+    /// refused. Not unless implemented.
+    fn ignores_condition(&self) -> bool {
+        false
+    }
+
     /// The random numbers that the objective needs beside those of every step. None unless implemented.
     fn extra_draws(&self) -> ExtraDraws {
         ExtraDraws::default()
@@ -307,6 +313,10 @@ impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
 
     fn uses_mixture(&self) -> bool {
         self.as_ref().uses_mixture()
+    }
+
+    fn ignores_condition(&self) -> bool {
+        self.as_ref().ignores_condition()
     }
 
     fn extra_draws(&self) -> ExtraDraws {

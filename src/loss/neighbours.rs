@@ -14,7 +14,17 @@ use crate::host::{read_f32, select_rows, to_f32};
 pub(super) struct Neighbours<const D: usize> {
     retain: Option<Tensor<D>>,
     count: usize,
+    groups: Option<NeighbourGroups>,
     known: HashMap<u64, Known<D>>,
+}
+
+/// Keys of points that may be neighbours: by row of the retained set, and by id of the forgotten point.
+#[derive(Debug, Clone)]
+struct NeighbourGroups {
+    retained: Vec<u64>,
+    forgotten: Vec<u64>,
+    /// Retained points of the smallest group that a forgotten point is of.
+    smallest: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +60,7 @@ impl<const D: usize> Neighbours<D> {
         Ok(Self {
             count: count.min(retain.dims()[0]),
             retain: Some(to_f32(retain.inner())),
+            groups: None,
             known: HashMap::new(),
         })
     }
@@ -70,6 +81,7 @@ impl<const D: usize> Neighbours<D> {
         shape[0] = count;
         let mut found = Self {
             retain: None,
+            groups: None,
             count,
             known: HashMap::new(),
         };
@@ -85,14 +97,58 @@ impl<const D: usize> Neighbours<D> {
     /// Sets the number of neighbours, before the first search.
     pub(super) fn with_count(mut self, count: usize) -> Result<Self> {
         let most = match (&self.retain, self.known.is_empty()) {
-            (Some(retain), true) => retain.dims()[0],
+            (Some(retain), true) => match &self.groups {
+                Some(groups) => groups.smallest,
+                None => retain.dims()[0],
+            },
             _ => 0,
         };
         let legal = (1..=most).contains(&count);
-        let requirement = "from 1 to the number of retained points, set before the first step";
+        let requirement = "from 1 to the number of retained points, of a point's group where there are groups, set before the first step";
         check_range("neighbour_count", count as f64, legal, requirement)?;
         self.count = count;
         Ok(self)
+    }
+
+    /// Lets points be neighbours within their group alone, before the first search; at most as many as the smallest group has.
+    pub(super) fn within_groups(mut self, retained: Vec<u64>, forgotten: Vec<u64>) -> Result<Self> {
+        let points = match &self.retain {
+            Some(retain) if self.known.is_empty() => retain.dims()[0],
+            _ => {
+                return Err(Error::InvalidSetting {
+                    what: "groups are given where neighbours are known already".into(),
+                    remedy: "give groups before the first step, to a ReTrack that searches for its neighbours",
+                });
+            }
+        };
+        let remedy = "give a key for every retained point";
+        let what = "the groups of the retained points";
+        check_shape(what, &[points], &[retained.len()], remedy)?;
+        let mut smallest = points;
+        for (point, own) in forgotten.iter().enumerate() {
+            let found = retained.iter().filter(|&key| key == own).count();
+            if found == 0 {
+                return Err(Error::InvalidSetting {
+                    what: format!(
+                        "forgotten point {point} is of group {own}, of which there is no retained point"
+                    ),
+                    remedy: "put groups together until each has retained points",
+                });
+            }
+            smallest = smallest.min(found);
+        }
+        self.count = self.count.min(smallest);
+        self.groups = Some(NeighbourGroups {
+            retained,
+            forgotten,
+            smallest,
+        });
+        Ok(self)
+    }
+
+    /// Whether neighbours are searched for among all retained points.
+    pub(super) fn are_of_any_group(&self) -> bool {
+        self.retain.is_some() && self.groups.is_none()
     }
 
     /// Neighbours of each point.
@@ -166,7 +222,8 @@ impl<const D: usize> Neighbours<D> {
         );
         check_shape("a forgotten point", &shape[1..], &point.dims()[1..], remedy)?;
         check_device("forgotten points", &retain.device(), &point.device())?;
-        let nearest = nearest(retain, &point, self.count)?;
+        let candidates = self.candidates(id, shape[0])?;
+        let nearest = nearest(retain, &point, candidates, self.count)?;
         if !nearest.iter().all(|(distance, _)| distance.is_finite()) {
             check_finite(retain, Side::Retain)?;
         }
@@ -181,6 +238,21 @@ impl<const D: usize> Neighbours<D> {
         self.remember(id, point, neighbours)
     }
 
+    /// The retained points that may be neighbours of a forgotten one: those of its group.
+    fn candidates(&self, id: u64, retained: usize) -> Result<Vec<usize>> {
+        let Some(groups) = &self.groups else {
+            return Ok((0..retained).collect());
+        };
+        let own = usize::try_from(id).ok();
+        let own = own.and_then(|id| groups.forgotten.get(id));
+        let own = own.ok_or_else(|| Error::InvalidSetting {
+            what: format!("the forgotten point of id {id} has no group"),
+            remedy: "give the group of each forgotten point, in the order of their ids",
+        })?;
+        let is_member = |&row: &usize| groups.retained[row] == *own;
+        Ok((0..retained).filter(is_member).collect())
+    }
+
     fn remember(&mut self, id: u64, point: Tensor<D>, neighbours: Tensor<D>) -> Result<()> {
         let squared_distances = exact_squared_distances(&point, &neighbours)?;
         let known = Known {
@@ -193,15 +265,17 @@ impl<const D: usize> Neighbours<D> {
     }
 }
 
-/// The `count` nearest rows of `retain` to one point: squared distance and row, nearest first.
+/// The `count` candidates, rows of `retain`, that are nearest to one point: squared distance and row, nearest first.
 fn nearest<const D: usize>(
     retain: &Tensor<D>,
     point: &Tensor<D>,
+    candidates: Vec<usize>,
     count: usize,
 ) -> Result<Vec<(f32, usize)>> {
     let squares = squared_distances(retain, point);
     let squares = read_f32(squares, "distances to retained points")?;
-    let mut found: Vec<(f32, usize)> = squares.into_iter().zip(0..).collect();
+    let candidates = candidates.into_iter().map(|row| (squares[row], row));
+    let mut found: Vec<(f32, usize)> = candidates.collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
     found.truncate(count);
     Ok(found)

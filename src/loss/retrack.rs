@@ -56,6 +56,22 @@ impl<const D: usize> ReTrack<D> {
         })
     }
 
+    /// Searches for a point's neighbours among those of its group alone: for a model with a condition, a key for each class or prompt.
+    /// Without groups such a model is refused, because it would be taught a picture of another class. There are at most as many neighbours
+    /// as the smallest group of a forgotten point has.
+    ///
+    /// # Shapes
+    /// - `retained`: `[n]`, as the retained points; `forgotten`: `[k]`, by the ids of the forgotten points
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch); [`Error::InvalidSetting`](crate::Error::InvalidSetting) where neighbours
+    /// are known already, and for a group of a forgotten point without retained ones. In a step, for a point without a group.
+    pub fn with_groups(self, retained: Vec<u64>, forgotten: Vec<u64>) -> Result<Self> {
+        Ok(Self {
+            neighbours: self.neighbours.within_groups(retained, forgotten)?,
+        })
+    }
+
     /// Takes neighbours found elsewhere, for data too large for a tensor: point `i` has id `i`.
     ///
     /// # Shapes
@@ -179,6 +195,10 @@ impl<const D: usize> SissLoss<D> for ReTrack<D> {
 
     fn has_term(&self, _side: Side) -> bool {
         true
+    }
+
+    fn ignores_condition(&self) -> bool {
+        self.neighbours.are_of_any_group()
     }
 
     fn settings(&self) -> String {
@@ -428,6 +448,51 @@ mod tests {
         assert_eq!(loss.settings(), "ReTrack, 10 neighbours");
         let loss = loss.with_neighbour_count(3).unwrap();
         assert_eq!(loss.settings(), "ReTrack, 3 neighbours");
+    }
+
+    /// The nearest retained points are of another group.
+    #[test]
+    fn neighbours_are_of_the_points_group() {
+        let (case, retain) = case();
+        let groups = vec![4, 9, 4, 9, 9, 9];
+        let loss = ReTrack::new(retain.clone()).unwrap();
+        let mut loss = loss.with_groups(groups, vec![4, 9, 4, 4]).unwrap();
+        assert_eq!(loss.settings(), "ReTrack, 2 neighbours");
+        assert!(!loss.ignores_condition());
+        assert!(loss.clone().with_neighbour_count(3).is_err());
+        let found = loss
+            .neighbours
+            .of_batch(&case.forget, &[0, 1, 2, 3])
+            .unwrap();
+        for (row, members) in [
+            (0, vec![0, 2]),
+            (2, vec![0, 2]),
+            (3, vec![0, 2]),
+            (1, vec![1, 3, 4, 5]),
+        ] {
+            for point in &found.points {
+                let neighbour = host(&point.clone().narrow(0, row, 1));
+                let is_it =
+                    |&member: &usize| host(&retain.clone().narrow(0, member, 1)) == neighbour;
+                assert!(members.iter().any(is_it), "row {row}");
+            }
+        }
+        let new = || ReTrack::new(retain.clone()).unwrap();
+        assert!(new().ignores_condition());
+        let error = new().with_groups(vec![4; 6], vec![4, 5]).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("forgotten point 1 is of group 5"),
+            "{error}"
+        );
+        let error = new().with_groups(vec![4; 5], vec![4]).unwrap_err();
+        assert!(error.to_string().contains("[5]"), "{error}");
+        let mut one = new().with_groups(vec![4; 6], vec![4]).unwrap();
+        let error = one
+            .terms(&inputs(&case, PredictionType::Epsilon))
+            .unwrap_err();
+        assert!(error.to_string().contains("id 1 has no group"), "{error}");
     }
 
     #[test]
