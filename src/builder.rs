@@ -32,6 +32,7 @@ use crate::trainer::SissTrainer;
 /// | `seed` | 0 | key of all draws | |
 /// | `prediction_type` | `Epsilon` | what the model predicts | |
 /// | `timestep_sampling` | low discrepancy | how timesteps are drawn | |
+/// | `forget_within` | none | forget rows count at timesteps from the one up to, but not including, the other; `None` for all | a timestep between |
 /// | `thin_below` | 1 | rows of smaller weight are thinned without bias; 0 is exact | ≥ 0 |
 /// | `micro_batch_size` | the whole batch | rows run at a time; changes memory, not results | ≥ 1 |
 /// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
@@ -47,6 +48,8 @@ pub struct TrainerConfig {
     pub prediction_type: PredictionType,
     /// How timesteps are drawn.
     pub timestep_sampling: TimestepSampling,
+    /// The timesteps at which forget rows count, from the one up to, but not including, the other; `None` for all.
+    pub forget_within: Option<[f64; 2]>,
     /// `τ` of unbiased thinning, see [`survivors`](crate::loss::survivors).
     pub thin_below: f64,
     /// Rows run through the model at a time, or `None` for a whole term.
@@ -67,6 +70,7 @@ impl Default for TrainerConfig {
             seed: 0,
             prediction_type: PredictionType::Epsilon,
             timestep_sampling: TimestepSampling::LowDiscrepancy,
+            forget_within: None,
             thin_below: 1.0,
             micro_batch_size: None,
             max_grad_norm: Some(1.0),
@@ -216,6 +220,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
+    /// Forgets at the timesteps from `low` up to, but not including, `high` alone, while the retained points are learnt at all that are
+    /// drawn: a [`Window`](TimestepSampling::Window) would leave the others to themselves.
+    pub fn forget_within(mut self, low: f64, high: f64) -> Self {
+        self.config.forget_within = Some([low, high]);
+        self
+    }
+
     /// `τ`: rows that weigh less are thinned without bias, see [`survivors`](crate::loss::survivors). 0 is exact.
     ///
     /// It applies to every objective: at `τ = 2` one whose weights are all 1 runs half its rows, each with weight 2. A `τ`
@@ -284,6 +295,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         check_config(&self.config)?;
         let time_range = self.scheduler.time_range();
         self.config.timestep_sampling.check(time_range)?;
+        if let Some([low, high]) = self.config.forget_within {
+            TimestepSampling::Window { low, high }.check(time_range)?;
+        }
         let sampler = match self.sampler {
             Some(sampler) => sampler,
             None => Box::new(FixedAllocation::new(0.5)?),

@@ -290,9 +290,15 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let (retain, forget) = (&batch.retain, &batch.forget);
         let (scheduler, kind) = (self.scheduler.as_ref(), self.config.prediction_type);
         let inputs = LossInputs::new(retain, forget, &batch.forget_ids, draws, scheduler, kind)?;
-        let terms = self.loss.terms(&inputs)?;
+        let mut terms = self.loss.terms(&inputs)?;
         for term in terms.retain.iter().chain(&terms.forget) {
             term.check(retain.dims())?;
+        }
+        if let Some([low, high]) = self.config.forget_within {
+            terms.forget = terms.forget.map(|term| {
+                let timesteps = term.timesteps.clone();
+                term.keep_rows(|row| (low..high).contains(&timesteps[row]))
+            });
         }
         Ok(terms)
     }

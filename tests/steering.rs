@@ -289,3 +289,28 @@ fn levels_of_another_process_or_of_few_timesteps_are_refused() {
             .is_ok()
     );
 }
+
+/// The retained points are learnt at every timestep, the forgotten one unlearnt within the window.
+#[test]
+fn forgetting_keeps_to_its_timesteps_and_learning_does_not() {
+    let toy = Toy {
+        elements: 16,
+        off: 0.05,
+        missed: 0.1,
+    };
+    let builder =
+        |low, high| SissTrainer::builder(toy.model(), scheduler()).forget_within(low, high);
+    let rows = |report: &StepReport| {
+        [&report.retain, &report.forget].map(|term| term.as_ref().map_or(0, |term| term.rows))
+    };
+    let (_, reports) = toy.run(builder(250.0, 500.0).thin_below(0.0), 16, 8);
+    for report in &reports {
+        // A quarter of the evenly spread timesteps.
+        assert_eq!(rows(report), [16, 4]);
+    }
+    let (_, reports) = toy.run(builder(0.0, 1000.0).thin_below(0.0), 16, 1);
+    assert_eq!(rows(&reports[0]), [16, 16]);
+    for (low, high) in [(500.0, 250.0), (10.2, 10.8), (f64::NAN, 5.0), (0.0, 2000.0)] {
+        assert!(builder(low, high).build().is_err(), "{low} {high}");
+    }
+}

@@ -163,7 +163,7 @@ impl<const D: usize> LossTerm<D> {
     }
 
     /// Leaves the term to the rows for which `wanted` holds.
-    fn keep_rows(mut self, wanted: impl Fn(usize) -> bool) -> Self {
+    pub(crate) fn keep_rows(mut self, wanted: impl Fn(usize) -> bool) -> Self {
         let kept = self
             .rows
             .iter()
