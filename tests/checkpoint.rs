@@ -516,8 +516,7 @@ fn what_differs_is_named_with_both_values() {
         ),
         (
             "rate of a group",
-            builder(SMALL)
-                .learning_rate(ModuleLrScheduler::from(falling()).with_group(narrow(), 0.5)),
+            builder(SMALL).learning_rate(falling().with_group(narrow(), 0.5)),
             "learning_rate of second.weight was absent and is 0.5",
         ),
         (
