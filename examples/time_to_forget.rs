@@ -21,14 +21,13 @@ use serde::{Deserialize, Serialize};
 use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
-use siss::models::UNet2d;
+use siss::models::{ModelFolder, UNet2d};
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 use siss::{
     CounterfactualLoss, DdpmScheduler, Method, PairSampler, SchedulerConfig, SissTrainer, Steering,
 };
 
 use crate::clock::Clock;
-use crate::common::checkpoint::scheduler_config_path;
 use crate::common::lines;
 use crate::common::probe::{EVALUATION_SEED, distances};
 use crate::common::progress::{Bar, Progress};
@@ -171,7 +170,7 @@ impl<'a> Trial<'a> {
     fn load(arguments: &'a Arguments) -> Result<Self> {
         let (assets, device) = (Path::new(data::ASSETS), Device::flex());
         let folder = assets.join("base");
-        let config = SchedulerConfig::from_file(scheduler_config_path(&folder))?;
+        let config = SchedulerConfig::from_file(ModelFolder::find(&folder)?.scheduler_file())?;
         let scheduler = DdpmScheduler::from_config(&config)?;
         let digits = data::load_digits(assets, &device)?;
         let tshirt = data::load_tshirt(assets, &device)?;

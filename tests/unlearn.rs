@@ -32,7 +32,7 @@ use common::progress::Progress;
 use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage};
 use images::{Format, Images};
 use siss::burn::tensor::Device;
-use siss::models::UNet2d;
+use siss::models::{ModelFolder, UNet2d};
 use siss::{PairSampler, StepOutcome, StepReport};
 use tempfile::TempDir;
 
@@ -252,6 +252,115 @@ fn a_network_at_the_root_of_its_folder_stays_there() {
     fs::write(flat.join("model_index.json"), latent).unwrap();
     let error = run_on(&flat, &tshirt, place, "").unwrap_err();
     assert!(error.contains("has a `vqvae`"), "{error}");
+}
+
+/// A checkpoint of diffusers' training script has no scheduler, and two networks: what was taken is said.
+#[test]
+fn a_training_checkpoint_is_unlearned_with_the_scheduler_of_its_run() {
+    let place = workplace(20);
+    let place = place.path();
+    let base = Path::new(digits::ASSETS).join("base");
+    let training = place.join("training");
+    for file in [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+    ] {
+        for network in ["unet", "unet_ema"] {
+            let target = match file.strip_prefix("unet/") {
+                Some(file) => training.join("checkpoint-9").join(network).join(file),
+                None => training.join(file),
+            };
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            fs::copy(base.join(file), target).unwrap();
+        }
+    }
+    let told = Told::default();
+    let arguments = [
+        "unlearn".into(),
+        format!("--model={}", training.join("checkpoint-9").display()),
+        format!("--forget={}", place.join("forget").display()),
+        format!("--retain={}", place.join("retain").display()),
+        format!("--out={}", place.join("out").display()),
+        "--steps=1".into(),
+        "--batch=1".into(),
+        "--samples=1".into(),
+    ];
+    let options = options::Options::try_parse_from(arguments).unwrap();
+    job::run(options, &told).unwrap();
+    let lines = told.0.into_inner().unwrap();
+    for part in [
+        "checkpoint-9/unet_ema",
+        "training/scheduler/scheduler_config.json",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(part)), "{lines:?}");
+    }
+    let model = ModelFolder::find(place.join("out/model")).unwrap();
+    assert_eq!(model.notes(), []);
+    assert_eq!(model.network(), place.join("out/model/unet"));
+    UNet2d::load(model.network(), &Device::flex()).unwrap();
+}
+
+#[test]
+fn a_model_that_is_not_here_is_told_with_the_way_to_get_it() {
+    let place = workplace(20);
+    let error = run_on(
+        Path::new("siss-of-nobody/no-such-model"),
+        &place.path().join("forget"),
+        place.path(),
+        "",
+    );
+    let error = error.unwrap_err();
+    for part in [
+        "--model",
+        "models--siss-of-nobody--no-such-model",
+        "hf download siss-of-nobody/no-such-model",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+/// 30 pixels, halved twice, are no size for diffusers: whether the configuration says it or the images.
+#[test]
+fn sizes_that_do_not_halve_are_refused_before_any_work() {
+    let place = workplace(20);
+    let place = place.path();
+    let base = Path::new(digits::ASSETS).join("base");
+    let flat = place.join("flat");
+    fs::create_dir(&flat).unwrap();
+    for file in [
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+    ] {
+        let file = base.join(file);
+        fs::copy(&file, flat.join(file.file_name().unwrap())).unwrap();
+    }
+    let config = fs::read_to_string(base.join("unet/config.json")).unwrap();
+    let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&config).unwrap();
+    for folder in ["forget", "retain", "retain/more"] {
+        for file in fs::read_dir(place.join(folder)).unwrap() {
+            let file = file.unwrap().path();
+            if file.is_file() {
+                let picture = image::open(&file).unwrap().into_luma8();
+                let filter = image::imageops::FilterType::Nearest;
+                let picture = image::imageops::resize(&picture, 30, 30, filter);
+                picture.save(&file).unwrap();
+            }
+        }
+    }
+    for size in [serde_json::json!(30), serde_json::Value::Null] {
+        let mut config = config.clone();
+        config.insert("sample_size".into(), size);
+        fs::write(
+            flat.join("config.json"),
+            serde_json::Value::Object(config).to_string(),
+        )
+        .unwrap();
+        let error = run_on(&flat, &place.join("forget"), place, "--batch 1").unwrap_err();
+        for part in ["30x30", "28x28 or 32x32"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }
 
 /// Every message names the file or folder and says what to do.

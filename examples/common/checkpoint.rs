@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use siss::models::UNet2d;
+use siss::models::{ModelFolder, UNet2d};
 
 /// Where the parts of a model are in its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,20 +39,10 @@ impl Layout {
     }
 }
 
-/// `scheduler_config.json` where diffusers puts it: in `scheduler`, or beside the network.
-pub fn scheduler_config_path(checkpoint: &Path) -> PathBuf {
-    let inside = checkpoint.join("scheduler/scheduler_config.json");
-    if inside.exists() {
-        inside
-    } else {
-        checkpoint.join("scheduler_config.json")
-    }
-}
-
-/// Writes the model as the folder of a diffusers pipeline: that of `checkpoint`, or `DDPMPipeline` where it names none.
+/// Writes the model as the folder of a diffusers pipeline: that of `origin`, or `DDPMPipeline` where it names none.
 pub fn save_model(
     model: &UNet2d,
-    checkpoint: &Path,
+    origin: &ModelFolder,
     folder: &Path,
     layout: Layout,
 ) -> Result<(), Box<dyn Error>> {
@@ -60,13 +50,12 @@ pub fn save_model(
     let scheduler = layout.scheduler(folder);
     fs::create_dir_all(&scheduler)?;
     fs::copy(
-        scheduler_config_path(checkpoint),
+        origin.scheduler_file(),
         scheduler.join("scheduler_config.json"),
     )?;
-    let index = checkpoint.join("model_index.json");
-    let text = match index.exists() {
-        true => fs::read_to_string(index)?,
-        false => format!("{:#}\n", ddpm_pipeline()),
+    let text = match origin.index_file() {
+        Some(index) => fs::read_to_string(index)?,
+        None => format!("{:#}\n", ddpm_pipeline()),
     };
     fs::write(folder.join("model_index.json"), text)?;
     Ok(())

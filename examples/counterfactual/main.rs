@@ -20,13 +20,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use siss::burn::tensor::{Device, Tensor};
-use siss::models::UNet2d;
+use siss::models::{ModelFolder, UNet2d};
 use siss::{
     CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, IdealForm,
     SchedulerConfig,
 };
 
-use crate::common::checkpoint::scheduler_config_path;
 use crate::common::lines;
 use crate::common::probe::{Chunks, Probe, mean};
 use crate::common::progress::{Bar, Progress};
@@ -195,7 +194,7 @@ impl<'a> Trial<'a> {
         let folder = assets.join("base");
         Ok(Self {
             arguments,
-            config: SchedulerConfig::from_file(scheduler_config_path(&folder))?,
+            config: SchedulerConfig::from_file(ModelFolder::find(&folder)?.scheduler_file())?,
             model: UNet2d::load(folder.join("retrained"), &device)?,
             unseen: Unseen::new(&tshirt, &digits.heldout, arguments.images),
             digits: digits.retain,

@@ -2,19 +2,18 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
-use siss::models::UNet2d;
+use siss::models::{ModelFolder, UNet2d};
 use siss::{
     CoinFlip, CounterfactualLoss, DataCheck, DdpmScheduler, Finding, FixedAllocation, Method,
     PairSampler, SchedulerConfig, SissTrainer, Steering,
 };
 
-use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
+use crate::common::checkpoint::{Layout, save_model};
 use crate::common::probe::{ByTimestep, Probe};
 use crate::common::progress::Progress;
 use crate::common::run::{Plan, Run, Unlearned};
@@ -108,7 +107,7 @@ pub struct Job {
     pub retrained: Retrained,
     /// The T-shirt's predicted losses at the timesteps of the curve, where they are the target.
     pub predicted: Option<ByTimestep>,
-    checkpoint: PathBuf,
+    checkpoint: ModelFolder,
     config: SchedulerConfig,
     pairs: PairSampler<4>,
     /// What that prediction was made from.
@@ -125,8 +124,8 @@ impl Job {
 
         progress.phase("loading");
         let base = options.assets.join("base");
-        let checkpoint = options.checkpoint.clone().unwrap_or_else(|| base.clone());
-        let config = SchedulerConfig::from_file(scheduler_config_path(&checkpoint))?;
+        let checkpoint = ModelFolder::find(options.checkpoint.as_ref().unwrap_or(&base))?;
+        let config = SchedulerConfig::from_file(checkpoint.scheduler_file())?;
         let digits = data::load_digits(&options.assets, &device)?;
         let tshirt = data::load_tshirt(&options.assets, &device)?;
         let heldout = options.heldout.min(digits.heldout.dims()[0]);
@@ -139,7 +138,7 @@ impl Job {
         let retrained = UNet2d::load(base.join("retrained"), &device)?;
         let mut job = Self {
             retrained: Retrained::measure(&examiner, &retrained)?,
-            model: UNet2d::load(&checkpoint, &device)?,
+            model: UNet2d::load(checkpoint.network(), &device)?,
             pairs: PairSampler::new(digits.retain, tshirt, options.seed)?,
             predicted: None,
             levels: None,

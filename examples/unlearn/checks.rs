@@ -5,8 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde_json::{Map, Value};
 use siss::burn::tensor::Tensor;
+use siss::models::ModelFolder;
 use siss::{DataCheck, DataFinding, NearDuplicate, PairSampler, near_duplicates};
 
 use crate::common::checkpoint::Layout;
@@ -17,10 +17,9 @@ use crate::options::Options;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Creates `options.out`, and refuses folders that get into each other's way.
-pub fn folders(options: &Options) -> Result<()> {
+/// Creates `options.out`, and refuses folders that get into each other's way, and a model that does not work on pixels.
+pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     let Options {
-        model,
         forget,
         retain,
         control,
@@ -29,7 +28,7 @@ pub fn folders(options: &Options) -> Result<()> {
     } = options;
     let mut images = vec![("forget", forget), ("retain", retain)];
     images.extend(control.as_ref().map(|control| ("control", control)));
-    for (option, path) in images.iter().chain(&[("model", model)]) {
+    for (option, path) in &images {
         fs::metadata(path).map_err(|error| format!("--{option} {}: {error}", path.display()))?;
     }
     fs::create_dir_all(out).map_err(|error| format!("creating {}: {error}", out.display()))?;
@@ -45,7 +44,7 @@ pub fn folders(options: &Options) -> Result<()> {
             }
         }
     }
-    unlearned_model(&out.join("model"), model)?;
+    unlearned_model(&out.join("model"), model.pipeline())?;
     pipeline(model)
 }
 
@@ -74,22 +73,15 @@ fn unlearned_model(folder: &Path, origin: &Path) -> Result<()> {
 }
 
 /// Refuses a pipeline whose network does not work on pixels.
-fn pipeline(model: &Path) -> Result<()> {
-    let path = model.join("model_index.json");
-    if !path.exists() {
+fn pipeline(model: &ModelFolder) -> Result<()> {
+    let (Some(path), Some(index)) = (model.index_file(), model.index()?) else {
         return Ok(());
-    }
-    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let index: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|error| format!("{}: not a pipeline's index: {error}", path.display()))?;
-    let is_known = |key: &str| key.starts_with('_') || ["unet", "scheduler"].contains(&key);
-    match index
-        .iter()
-        .find(|(key, value)| value.is_array() && !is_known(key))
-    {
+    };
+    let mut parts = index.parts.keys();
+    match parts.find(|part| !["unet", "scheduler"].contains(&part.as_str())) {
         None => Ok(()),
-        Some((key, _)) => Err(format!(
-            "{}: the pipeline has a `{key}`; only those of a `unet` and a `scheduler`, which work on pixels, are unlearned here",
+        Some(part) => Err(format!(
+            "{}: the pipeline has a `{part}`; only those of a `unet` and a `scheduler`, which work on pixels, are unlearned here",
             path.display()
         )
         .into()),

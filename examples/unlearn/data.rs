@@ -85,7 +85,8 @@ fn format(model: &UNet2dConfig, image: &Path, folder: &Path) -> Result<Format> {
     let (channels, out) = (model.in_channels, model.out_channels);
     if !matches!((channels, out), (1, 1) | (3, 3)) {
         return Err(format!(
-            "{}: the model takes {channels} channels and predicts {out}; it must be 1 (grey) or 3 (RGB) on both sides",
+            "{}: the model takes {channels} channels and predicts {out}; only models of 1 (grey) or 3 (RGB) on both sides are unlearned here, \
+             and none that learn the variance beside the noise",
             folder.display()
         )
         .into());

@@ -8,14 +8,14 @@ use std::time::Instant;
 use serde::Serialize;
 use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
-use siss::models::UNet2d;
+use siss::models::{ModelFolder, UNet2d};
 use siss::{
     CounterfactualLoss, DdpmScheduler, Denoiser, Finding, PairSampler, SchedulerConfig,
     SissTrainer, Steering,
 };
 
 use crate::checks;
-use crate::common::checkpoint::{Layout, save_model, scheduler_config_path};
+use crate::common::checkpoint::{Layout, save_model};
 use crate::common::probe::{Chunks, Probe};
 use crate::common::progress::Progress;
 use crate::common::run::{Plan, Run};
@@ -100,12 +100,16 @@ pub struct Model {
 /// Runs the job and writes everything into `options.out`.
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
-    checks::folders(&options)?;
+    let origin = ModelFolder::find(&options.model).map_err(|error| format!("--model: {error}"))?;
+    checks::folders(&options, &origin)?;
     let device = options.device.device()?;
 
     progress.phase("loading");
-    let scheduler = SchedulerConfig::from_file(scheduler_config_path(&options.model))?;
-    let unet = UNet2d::load(&options.model, &device)?;
+    let scheduler = SchedulerConfig::from_file(origin.scheduler_file())?;
+    let unet = UNet2d::load(origin.network(), &device)?;
+    for note in origin.notes().iter().chain(unet.notes()) {
+        progress.say(&note.to_string());
+    }
     let data = Data::load(&options, unet.config(), progress)?;
     let model = Model {
         parameters: unet.num_params(),
@@ -186,8 +190,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     // First of all: what follows takes time and may fail.
     progress.phase("writing");
     let folder = options.out.join("model");
-    let layout = Layout::of(&options.model);
-    save_model(&unlearned.model, &options.model, &folder, layout)?;
+    let layout = Layout::of(origin.pipeline());
+    save_model(&unlearned.model, &origin, &folder, layout)?;
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
     progress.phase("writing");
     let records = &unlearned.records;

@@ -18,7 +18,8 @@ use crate::images::Format;
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(version, allow_negative_numbers = true)]
 pub struct Options {
-    /// The model: a pipeline's folder (`unet`, `scheduler`), or the network's with scheduler_config.json in it.
+    /// The model: the folder of a pipeline (`unet`, `scheduler`), of its network, of a training checkpoint or of a download, or a name on the
+    /// hub that has been downloaded.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
 

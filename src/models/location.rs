@@ -53,6 +53,7 @@ const MOST_NAMED: usize = 8;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelFolder {
+    pipeline: PathBuf,
     network: PathBuf,
     scheduler: PathBuf,
     index: Option<PathBuf>,
@@ -87,12 +88,26 @@ impl ModelFolder {
             notes.push(LoadNote::SchedulerElsewhere { file });
         }
         let index = first_file(&bases, |base| vec![base.join(INDEX)]).ok();
+        let is_part = folder
+            .file_name()
+            .is_some_and(|name| name == NETWORK || name == AVERAGE);
+        let pipeline = match bases.get(1) {
+            Some(parent) if root == folder && is_part && !scheduler.starts_with(&root) => parent,
+            _ => &root,
+        };
         Ok(Self {
+            pipeline: pipeline.clone(),
             network: folder,
             scheduler,
             index,
             notes,
         })
+    }
+
+    /// The folder that network and scheduler are in: above the network's where that is a `unet` of a pipeline, and the network's own
+    /// where the scheduler is beside its configuration.
+    pub fn pipeline(&self) -> &Path {
+        &self.pipeline
     }
 
     /// The network's folder, for [`UNet2d::load`](super::UNet2d::load).
@@ -263,6 +278,7 @@ fn snapshot(snapshots: &Path) -> Result<PathBuf> {
 /// The folder above, and that above a checkpoint.
 fn above(root: &Path) -> Vec<PathBuf> {
     let parent = |folder: &Path| match folder.components().next_back() {
+        Some(Component::Normal(_)) if folder.parent() == Some(Path::new("")) => Some(".".into()),
         Some(Component::Normal(_)) => folder.parent().map(Path::to_path_buf),
         _ => folder.canonicalize().ok()?.parent().map(Path::to_path_buf),
     };

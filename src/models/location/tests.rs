@@ -62,7 +62,17 @@ fn the_folders_that_people_have_are_found() {
         parts(flat.path(), "cat"),
         ("cat".into(), "cat/scheduler_config.json".into())
     );
-    assert_eq!(find(flat.path().join("cat")).unwrap().index_file(), None);
+    let flat = find(flat.path().join("cat")).unwrap();
+    assert_eq!((flat.index_file(), flat.pipeline()), (None, flat.network()));
+    for (given, pipeline) in [
+        ("", ""),
+        ("unet", ""),
+        ("checkpoint-500", "checkpoint-500"),
+        ("checkpoint-500/unet", "checkpoint-500"),
+    ] {
+        let found = find(training.join(given)).unwrap();
+        assert_eq!(found.pipeline(), training.join(pipeline), "{given}");
+    }
 }
 
 #[test]
