@@ -170,7 +170,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
-    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)).
+    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 20 %, which shrink as
+    /// the levels are reached.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
         self
@@ -306,7 +307,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             Some(loss) => loss,
             None => self.method.loss(self.retained.as_ref())?,
         };
-        let clipper = self.clipper.unwrap_or_else(|| self.method.clipper());
+        let clipper = self.clipper.unwrap_or_else(|| match &self.steering {
+            Some(_) => self.method.steered_clipper(),
+            None => self.method.clipper(),
+        });
         check_clipper(loss.as_ref(), clipper.as_ref())?;
         if loss.ignores_condition() && !M::Condition::IS_EMPTY {
             return Err(Error::InvalidSetting {

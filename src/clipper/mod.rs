@@ -200,6 +200,14 @@ impl FractionOfRetain {
         })
     }
 
+    /// What a steered run takes: with steering the fraction shrinks as levels are reached, and what some timesteps no longer need the
+    /// others can use.
+    pub(crate) const STEERED: FractionOfRetain = FractionOfRetain {
+        fraction: 0.2,
+        max_scale: None,
+        retain_norm: None,
+    };
+
     /// Never scales by more than `max_scale`.
     ///
     /// # Errors
