@@ -4,7 +4,7 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::module::{Module, ParamGroup};
+use burn::module::{Module, ModuleMapper, Param, ParamGroup};
 use burn::tensor::{Device, Tensor};
 use common::{Mlp, device};
 use siss::backend::DeviceSpec;
@@ -429,7 +429,9 @@ fn models_and_reports<'a>() -> Vec<Case<'a>> {
         case("an unknown activation", "gelu", move || {
             config(r#"{"act_fn": "gelu"}"#)
         }),
-        case("dropout", "dropout", move || config(r#"{"dropout": 0.1}"#)),
+        case("dropout above 1", "`dropout` is `1.5`", move || {
+            config(r#"{"dropout": 1.5}"#)
+        }),
         case("a config that is not JSON", "config.json", move || {
             config("[")
         }),
@@ -444,7 +446,7 @@ fn models_and_reports<'a>() -> Vec<Case<'a>> {
                 SissTrainer::builder(model, linear()).build()?.step(batch)
             },
         ),
-        case("an image too small for the network", "[1, 1, 1, 1]", || {
+        case("an image too small for the network", "1x1 pixels", || {
             let sampler = DdimSampler::new(&linear(), DdimConfig::default())?;
             sampler.sample(&tiny_unet()?, &(), [1, 1, 1, 1], 0, 0, &device())
         }),
@@ -552,6 +554,15 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
     cases
 }
 
+/// Makes all parameters NaN.
+struct ToNan;
+
+impl ModuleMapper for ToNan {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value * f32::NAN)
+    }
+}
+
 fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
     let ones = |rows: usize| zeros([rows, 3]) + 1.0;
     let fit = move |retained: Tensor<2>, controls: Tensor<2>, config: CounterfactualConfig| {
@@ -631,6 +642,22 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
             let model = Mlp::new(1, &device());
             CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})
         }),
+        case(
+            "a model that is not finite, before its data are blamed",
+            "parameter `",
+            move || {
+                let data = CounterfactualData {
+                    retained: &zeros([3, 3]),
+                    controls: &ones(2),
+                    control_condition: &(),
+                    forgotten: &ones(1),
+                    forgotten_condition: &(),
+                    groups: None,
+                };
+                let model = Mlp::new(3, &device()).map(&mut ToNan);
+                CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})
+            },
+        ),
         case(
             "control points that are retained",
             "forgotten point 0 is also retained point 0",

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{StoredTensors, WEIGHTS, mismatch, pickled_tensors, safe};
 use crate::error::{Error, Result};
-use crate::files::{invalid, read_configuration};
+use crate::files::{invalid, read_configuration, shortened};
 use crate::json::python_object;
 use crate::models::LoadNote;
 use crate::models::location::{listed, names};
@@ -255,7 +255,8 @@ fn weight_map(text: &str, index: &Path, format: Format) -> Result<BTreeMap<Strin
         if !is_file_name(place) || !place.ends_with(format.extension()) {
             let extension = format.extension();
             return refuse(format!(
-                "it places `{name}` in `{place}`; it must be the name of a .{extension} file in the same folder"
+                "each part must be the name of a .{extension} file in the same folder; `{}` is in `{place}`",
+                shortened(name.clone())
             ));
         }
         places.insert(name.clone(), place.into());
