@@ -6,14 +6,17 @@ use std::io;
 use std::path::Path;
 
 use siss::burn::tensor::Tensor;
-use siss::models::ModelFolder;
-use siss::{DataCheck, DataFinding, NearDuplicate, PairSampler, near_duplicates};
+use siss::images::Images;
+use siss::models::{ModelFolder, UNet2d};
+use siss::{
+    DataCheck, DataFinding, DdpmScheduler, ModelCheck, ModelFinding, NearDuplicate, PairSampler,
+    SchedulerConfig, near_duplicates,
+};
 
 use crate::common::checkpoint::Layout;
 use crate::common::progress::Progress;
 use crate::data::Data;
-use crate::images::Images;
-use crate::options::Options;
+use crate::options::{Augment, Options, Settings};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -33,15 +36,13 @@ pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     }
     fs::create_dir_all(out).map_err(|error| format!("creating {}: {error}", out.display()))?;
     for &(other, outer) in &images {
-        for &(option, inner) in images.iter().chain(&[("out", out)]) {
-            if option != other && lies_in(inner, outer)? {
-                return Err(format!(
-                    "--{option} {} lies in --{other} {}; keep them apart",
-                    inner.display(),
-                    outer.display()
-                )
-                .into());
-            }
+        if lies_in(out, outer)? {
+            return Err(format!(
+                "--out {} lies in --{other} {}; keep them apart",
+                out.display(),
+                outer.display()
+            )
+            .into());
         }
     }
     unlearned_model(&out.join("model"), model.pipeline())?;
@@ -95,13 +96,16 @@ pub fn images(
     control: &Tensor<4>,
     progress: &dyn Progress,
 ) -> siss::Result<()> {
-    let check = DataCheck::default();
+    let check = DataCheck {
+        range: Some(data.format().range),
+        ..DataCheck::default()
+    };
     let copy = |pair: &NearDuplicate, side: &Images, what| {
         progress.say(&format!(
             "{} is almost {}, which is to be forgotten ({:.2} of the distance of two neighbours): if it is a copy, take it out \
              of the {what} images",
-            side.files[pair.retain].display(),
-            data.forget.files[pair.forget].display(),
+            side.name(pair.retain),
+            data.forget.name(pair.forget),
             pair.relative
         ));
     };
@@ -115,4 +119,71 @@ pub fn images(
         copy(&pair, &data.control, "control");
     }
     Ok(())
+}
+
+/// Refuses images that do not look as they did in the model's training, and says whether the model has been trained at all.
+///
+/// Also says where the model knows the mirror image of what is to be forgotten.
+pub fn model(
+    model: &UNet2d,
+    config: &SchedulerConfig,
+    data: &Data,
+    pairs: &PairSampler<4>,
+    control: &Tensor<4>,
+    (options, settings): (&Options, &Settings),
+    progress: &dyn Progress,
+) -> Result<bool> {
+    let check = ModelCheck {
+        range: Some(options.range),
+        prediction_type: config.prediction_type,
+        micro_batch_size: settings.micro_batch,
+        ..ModelCheck::default()
+    };
+    let scheduler = DdpmScheduler::from_config(config)?;
+    let report = check.run(model, &scheduler, pairs.retain(), &())?;
+    let finding = report.and_then(|report| report.finding);
+    match &finding {
+        Some(ModelFinding::OtherPreprocessing { given, better, .. }) => {
+            let found = finding
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let is_range_alone = !better.is_inverted && !better.are_channels_reversed;
+            let remedy = match better.range {
+                [low, high] if is_range_alone => {
+                    format!("give --range {}", range_text([low, high]))
+                }
+                range if range == given.range => "prepare the images as for its training".into(),
+                [low, high] => format!(
+                    "prepare the images as for its training, and give --range {}",
+                    range_text([low, high])
+                ),
+            };
+            return Err(format!("{}: {found}; {remedy}", options.model.display()).into());
+        }
+        Some(other) => progress.say(&format!("note: {other}")),
+        None => {}
+    }
+    if options.augment == Augment::None {
+        let (forget, control) = ((pairs.forget(), &()), (control, &()));
+        let known = check.known_mirrors(model, &scheduler, forget, control)?;
+        if let Some(first) = known.first() {
+            progress.say(&format!(
+                "note: the model knows the mirror image of {} of the images to forget as well as the image ({}: loss {:.4}, mirrored \
+                 {:.4}, control images {:.4}), so it was probably trained with random flips; give --augment flip to forget both",
+                known.len(),
+                data.forget.name(first.forget),
+                first.loss,
+                first.mirror_loss,
+                first.control_loss,
+            ));
+        }
+    }
+    Ok(!matches!(finding, Some(ModelFinding::Untrained { .. })))
+}
+
+/// A range as the option takes it, rounded.
+fn range_text(range: [f64; 2]) -> String {
+    let [low, high] = range.map(|value| (value * 1e4).round() / 1e4);
+    format!("{low}:{high}")
 }

@@ -1,16 +1,17 @@
 //! The images of a run: to forget, to keep, and to compare with.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use serde::Serialize;
+use siss::images::{Account, Format, ImageFiles, ImageReader, Images};
 use siss::models::UNet2dConfig;
 use siss::rand::seq::SliceRandom;
 use siss::{Stream, keyed_rng};
 
 use crate::common::probe::EVALUATION_SEED;
 use crate::common::progress::Progress;
-use crate::images::{self, Format, Images};
-use crate::options::Options;
+use crate::options::{Augment, Options};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -21,7 +22,7 @@ const MOST_CONTROL: usize = 256;
 /// Most numbers in the images of a run: 8 GiB of them.
 const MOST_VALUES: usize = 1 << 31;
 
-/// The images of a run.
+/// The images of a run. With `--augment flip` those to forget and those to keep have their mirror images beside them.
 pub struct Data {
     pub forget: Images,
     /// What the others are compared with. Never trained on.
@@ -30,121 +31,234 @@ pub struct Data {
     pub retain: Images,
     /// Retained images there are, of which not all are needed.
     pub retain_found: usize,
+    pub accounts: Accounts,
+}
+
+/// What became of the files of each folder.
+#[derive(Debug, Clone, Serialize)]
+pub struct Accounts {
+    pub forget: Account,
+    /// Of the retained ones, and of those to compare with that were taken from them.
+    pub retain: Account,
+    /// Of `--control`.
+    pub control: Option<Account>,
 }
 
 impl Data {
     /// Reads the images in the format of the model. Of the retained ones it takes, by lot, a control set and as many
     /// others as the steps use. With `--control` the control set comes from there.
+    ///
+    /// Everything to forget must be read. What is to be forgotten is taken out of the others, by path and by content.
     pub fn load(options: &Options, model: &UNet2dConfig, progress: &dyn Progress) -> Result<Self> {
-        let forget = images::find(&options.forget)?;
-        let mut retain = images::find(&options.retain)?;
-        let format = format(model, &forget[0], &options.model)?;
-        let retain_found = retain.len();
-        let mut control = control_files(options, &mut retain)?;
-        let fit = MOST_VALUES / format.values();
-        if forget.len() + control.len() + options.batch > fit {
+        let to_forget = ImageFiles::find(&options.forget)?;
+        let format = format(model, &to_forget, options)?;
+        let (mut retained, mut controls) = others(options, &to_forget)?;
+        let retain_found = retained.pictures.len();
+        let (first, control_count) = match &mut controls {
+            Some(controls) => (controls, MOST_CONTROL),
+            None => {
+                let part = retain_found / CONTROL_PART;
+                (&mut retained, part.clamp(LEAST_CONTROL, MOST_CONTROL))
+            }
+        };
+        // The same order whatever the number of the others.
+        let control_count = control_count.min(first.pictures.len());
+        first.pictures[..control_count].sort();
+
+        let copies = match options.augment {
+            Augment::None => 1,
+            Augment::Flip => 2,
+        };
+        let fit = MOST_VALUES / format.values() / copies;
+        let needed = to_forget.pictures.len() + control_count;
+        if needed + options.batch > fit {
             let (height, width) = (format.height, format.width);
             return Err(format!(
-                "{}: {} images to forget, {} to compare with and a step of {} are too many: at most {fit} of \
+                "{}: {} images to forget, {control_count} to compare with and a step of {} are too many: at most {fit} of \
                  {height}x{width} pixels are kept in memory; give fewer, or unlearn them in several runs",
                 options.forget.display(),
-                forget.len(),
-                control.len(),
+                to_forget.pictures.len(),
                 options.batch
             )
             .into());
         }
-        let used = options.steps.saturating_mul(options.batch);
-        retain.truncate(used.min(fit - forget.len() - control.len()));
-        control.sort();
+        let used = options.steps.saturating_mul(options.batch).div_ceil(copies);
+        let used = used.max(options.batch).min(fit - needed);
+        let total = needed + used.min(retain_found);
+        let tell = |before: usize| {
+            move |done| progress.phase(&format!("reading images: {} of {total}", before + done))
+        };
 
-        let total = forget.len() + control.len() + retain.len();
-        let read = |files: &[_], before: usize| {
-            Images::read(files, format, |done| {
-                progress.phase(&format!("reading images: {} of {total}", before + done));
-            })
+        let read = to_forget.pictures.len();
+        let (forget, forget_account) = Images::read_all(to_forget, format, tell(0))?;
+        let with_mirrors = |images: Images| match options.augment {
+            Augment::None => images,
+            Augment::Flip => images.with_mirrors(),
         };
+        let forget = with_mirrors(forget);
+        let mut retained = ImageReader::new(retained, format).without(&forget);
+        let mut controls =
+            controls.map(|controls| ImageReader::new(controls, format).without(&forget));
+        let reader = controls.as_mut().unwrap_or(&mut retained);
+        let control = reader.read(control_count, tell(read));
+        let retain = retained.read(used, tell(read + control.len()));
         let data = Self {
-            forget: read(&forget, 0)?,
-            control: read(&control, forget.len())?,
-            retain: read(&retain, forget.len() + control.len())?,
+            forget,
+            control,
+            retain: with_mirrors(retain),
             retain_found,
+            accounts: Accounts {
+                forget: forget_account,
+                retain: retained.account().clone(),
+                control: controls.map(|reader| reader.account().clone()),
+            },
         };
-        images::refuse_common(&data.forget, &data.retain)?;
-        images::refuse_common(&data.forget, &data.control)?;
+        data.check_numbers(options)?;
         Ok(data)
     }
 
     pub fn format(&self) -> Format {
-        self.forget.format
+        self.forget.format()
+    }
+
+    /// The control set must be large enough, and the rest must fill a step.
+    fn check_numbers(&self, options: &Options) -> Result<()> {
+        let retain = self.retain.len() - self.retain.mirrors();
+        let (control, batch) = (self.control.len(), options.batch);
+        let problem = match &options.control {
+            None if control < LEAST_CONTROL || retain < batch => {
+                let count = (self.retain_found / CONTROL_PART).clamp(LEAST_CONTROL, MOST_CONTROL);
+                Some((
+                    &options.retain,
+                    &self.accounts.retain,
+                    format!(
+                        "it holds {}, {} are needed: {count} to compare with, which are never trained on, and {batch} for a step; give \
+                         more, or a smaller --batch",
+                        images(control + retain),
+                        count.saturating_add(batch)
+                    ),
+                ))
+            }
+            Some(folder) if control < LEAST_CONTROL => {
+                let account = self.accounts.control.as_ref();
+                let account = account.unwrap_or(&self.accounts.retain);
+                let text = format!(
+                    "it holds {}, at least {LEAST_CONTROL} are needed",
+                    images(control)
+                );
+                Some((folder, account, text))
+            }
+            Some(_) if retain < batch => Some((
+                &options.retain,
+                &self.accounts.retain,
+                format!("it holds {}, at least {batch} are needed", images(retain)),
+            )),
+            _ => None,
+        };
+        let Some((folder, account, text)) = problem else {
+            return Ok(());
+        };
+        let lines = account.lines().join("; ");
+        let why = if lines.is_empty() {
+            lines
+        } else {
+            format!(" ({lines})")
+        };
+        Err(format!("{}: {text}{why}", folder.display()).into())
     }
 }
 
+fn images(count: usize) -> String {
+    crate::resources::images(count)
+}
+
+/// The files to keep and those of `--control`, in the order of a lot that is the same in every run, so that runs can be compared.
+/// Without what is to be forgotten, and the former without the latter.
+fn others(options: &Options, to_forget: &ImageFiles) -> Result<(ImageFiles, Option<ImageFiles>)> {
+    let mut retained = ImageFiles::find(&options.retain)?;
+    let mut controls = options
+        .control
+        .as_deref()
+        .map(ImageFiles::find)
+        .transpose()?;
+    for (option, files) in [
+        ("retain", Some(&mut retained)),
+        ("control", controls.as_mut()),
+    ] {
+        let Some(files) = files else { continue };
+        files.check_folders()?;
+        let found = files.pictures.len();
+        files.take_out(to_forget);
+        refuse_nothing(option, files, found, "--forget", to_forget.root())?;
+        files
+            .pictures
+            .shuffle(&mut keyed_rng(EVALUATION_SEED, 0, 0, Stream::Pairs));
+    }
+    if let Some(controls) = &controls {
+        let found = retained.pictures.len();
+        retained.take_out(controls);
+        refuse_nothing("retain", &retained, found, "--control", controls.root())?;
+    }
+    Ok((retained, controls))
+}
+
+/// Refuses files of which none is left, or was there.
+fn refuse_nothing(
+    option: &str,
+    files: &ImageFiles,
+    found: usize,
+    other: &str,
+    of: &Path,
+) -> Result<()> {
+    let root = files.root().display();
+    match (files.pictures.is_empty(), found) {
+        (false, _) => Ok(()),
+        (true, 0) => {
+            let unread = files.unread.iter().take(MOST_NAMED);
+            let unread: String = unread.map(|file| format!("\n  {file}")).collect();
+            Err(format!(
+                "--{option} {root}: there is no image in it (png, jpeg, bmp, webp, gif, tiff, ppm){unread}"
+            )
+            .into())
+        }
+        (true, _) => Err(format!(
+            "--{option} {root}: nothing is left of its {} without those of {other} {}; give images besides those",
+            images(found),
+            of.display()
+        )
+        .into()),
+    }
+}
+
+/// Files that are named in an error of all, at most.
+const MOST_NAMED: usize = 5;
+
 /// What the model takes; its images say the size where the configuration does not.
-fn format(model: &UNet2dConfig, image: &Path, folder: &Path) -> Result<Format> {
+fn format(model: &UNet2dConfig, found: &ImageFiles, options: &Options) -> Result<Format> {
+    let folder = options.model.display();
     let (channels, out) = (model.in_channels, model.out_channels);
     if !matches!((channels, out), (1, 1) | (3, 3)) {
         return Err(format!(
-            "{}: the model takes {channels} channels and predicts {out}; only models of 1 (grey) or 3 (RGB) on both sides are unlearned here, \
-             and none that learn the variance beside the noise",
-            folder.display()
+            "{folder}: the model takes {channels} channels and predicts {out}; only models of 1 (grey) or 3 (RGB) on both sides are unlearned here, \
+             and none that learn the variance beside the noise"
         )
         .into());
     }
-    let [height, width] = match model.sample_size {
-        Some(size) => size,
-        None => images::size(image)?,
-    };
+    // Where none can be read, reading them all says why.
+    let size = model.sample_size.or_else(|| found.first_size());
+    let [height, width] = size.unwrap_or([1, 1]);
     let pixels = height.saturating_mul(width);
     if !(1..=MOST_VALUES / 128).contains(&pixels) {
-        return Err(format!(
-            "{}: `sample_size` is {height}x{width}, no size of an image",
-            folder.display()
-        )
-        .into());
+        return Err(
+            format!("{folder}: `sample_size` is {height}x{width}, no size of an image").into(),
+        );
     }
     Ok(Format {
         channels,
         height,
         width,
         is_configured: model.sample_size.is_some(),
+        range: options.range,
+        transparency: options.transparency,
     })
-}
-
-/// The control set: images of a folder of its own, or retained ones, which are taken away. The same lot in every run,
-/// so that runs can be compared. What is left must fill a step.
-fn control_files(options: &Options, retain: &mut Vec<PathBuf>) -> Result<Vec<PathBuf>> {
-    let lot = || keyed_rng(EVALUATION_SEED, 0, 0, Stream::Pairs);
-    retain.shuffle(&mut lot());
-    let found = retain.len();
-    let Some(folder) = &options.control else {
-        let count = (found / CONTROL_PART).clamp(LEAST_CONTROL, MOST_CONTROL);
-        let needed = count.saturating_add(options.batch);
-        if found < needed {
-            return Err(format!(
-                "{}: it holds {found} images, {needed} are needed: {count} to compare with, which are never trained on, and {} for \
-                 a step; give more, or a smaller --batch",
-                options.retain.display(),
-                options.batch
-            )
-            .into());
-        }
-        return Ok(retain.drain(..count).collect());
-    };
-    let mut control = images::find(folder)?;
-    for (set, found, needed) in [
-        (&options.retain, found, options.batch),
-        (folder, control.len(), LEAST_CONTROL),
-    ] {
-        if found < needed {
-            return Err(format!(
-                "{}: it holds {found} images, at least {needed} are needed",
-                set.display()
-            )
-            .into());
-        }
-    }
-    control.shuffle(&mut lot());
-    control.truncate(MOST_CONTROL);
-    Ok(control)
 }

@@ -42,9 +42,9 @@ pub struct Evaluation {
 /// A model's figures and what is behind them.
 pub struct Evaluated {
     pub figures: Evaluation,
-    /// Generated images, `[samples, channels, height, width]`.
+    /// Generated images as pictures from −1 to 1, `[samples, channels, height, width]`.
     pub generated: Tensor<4>,
-    /// Denoised copies, image after image, as [`Examiner::shown`].
+    /// Denoised copies as pictures from −1 to 1, image after image, as [`Examiner::shown`].
     pub denoised: Tensor<4>,
     /// The first forgotten images one by one.
     pub each: Vec<ImageLoss>,
@@ -75,6 +75,8 @@ pub struct Examiner {
     pub timesteps: [usize; 3],
     /// For each forgotten image, how close a sample must be to count as near.
     near: Vec<f64>,
+    /// The values of black and white.
+    range: [f64; 2],
 }
 
 impl Examiner {
@@ -86,9 +88,10 @@ impl Examiner {
         control: Tensor<4>,
         samples: usize,
         num_timesteps: usize,
+        range: [f64; 2],
     ) -> Result<Self> {
         let half_the_median = |column: Vec<f64>| Ok(0.5 * quantile(&column, 0.5)?);
-        let near = pairwise(&forget, &control)
+        let near = pairwise(&as_pictures(&forget, range), &as_pictures(&control, range))
             .into_iter()
             .map(half_the_median)
             .collect::<Result<_>>()?;
@@ -99,7 +102,13 @@ impl Examiner {
             samples,
             timesteps: [num_timesteps / 10, num_timesteps / 4, 2 * num_timesteps / 5],
             near,
+            range,
         })
+    }
+
+    /// Values of the model's range as those of pictures, from −1 for black to 1 for white.
+    pub fn as_pictures(&self, images: &Tensor<4>) -> Tensor<4> {
+        as_pictures(images, self.range)
     }
 
     /// The timestep from which images are denoised and at which each image is reported.
@@ -109,7 +118,7 @@ impl Examiner {
 
     /// Control images that count as near: how sharp the criterion is.
     pub fn near_controls(&self) -> usize {
-        self.near_count(&self.control)
+        self.near_count(&self.as_pictures(&self.control))
     }
 
     /// Mean over the forgotten images of the distance that counts as near.
@@ -130,11 +139,13 @@ impl Examiner {
         let generated = self.probe.sample(model, shape, &device, |done| {
             progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
         })?;
+        let generated = self.as_pictures(&generated);
         let near_count = self.near_count(&generated);
         let (low, high) = binomial_interval(near_count as u64, self.samples as u64, 0.95)?;
         progress.phase(&format!("denoising {name}"));
         let copies = self.copies();
         let denoised = self.probe.denoise(model, &copies, self.middle())?;
+        let denoised = self.as_pictures(&denoised);
         let mut figures = Evaluation {
             samples: self.samples,
             near_count,
@@ -143,7 +154,7 @@ impl Examiner {
             forget_loss: ByTimestep::new(),
             forget_loss_percentile: ByTimestep::new(),
             control_loss: ByTimestep::new(),
-            denoise_l2: mean(&distances(&denoised, &copies)),
+            denoise_l2: mean(&distances(&denoised, &self.as_pictures(&copies))),
         };
         let mut each = Vec::new();
         for timestep in self.timesteps {
@@ -191,8 +202,13 @@ impl Examiner {
         Ok(along)
     }
 
-    /// The forgotten images that are noised and denoised, and how many copies each has.
+    /// The forgotten images that are noised and denoised, as pictures from −1 to 1, and how many copies each has.
     pub fn shown(&self) -> (Tensor<4>, usize) {
+        let (images, copies) = self.denoised();
+        (self.as_pictures(&images), copies)
+    }
+
+    fn denoised(&self) -> (Tensor<4>, usize) {
         let count = DENOISED.min(self.forget.dims()[0]);
         let copies = if count == 1 { COPIES_OF_ONE } else { COPIES };
         (self.forget.clone().narrow(0, 0, count), copies)
@@ -200,7 +216,7 @@ impl Examiner {
 
     /// Copies of the images shown, image after image.
     fn copies(&self) -> Tensor<4> {
-        let (shown, copies) = self.shown();
+        let (shown, copies) = self.denoised();
         let copies_of = |index| shown.clone().narrow(0, index, 1).repeat_dim(0, copies);
         Tensor::cat((0..shown.dims()[0]).map(copies_of).collect(), 0)
     }
@@ -227,14 +243,21 @@ impl Examiner {
             .collect())
     }
 
-    /// How many images are near a forgotten one.
+    /// How many pictures are near a forgotten one.
     fn near_count(&self, images: &Tensor<4>) -> usize {
         let is_near = |distances: &Vec<f64>| {
             let mut pairs = distances.iter().zip(&self.near);
             pairs.any(|(distance, near)| distance < near)
         };
-        let distances = pairwise(images, &self.forget);
+        let distances = pairwise(images, &self.as_pictures(&self.forget));
         distances.iter().filter(|row| is_near(row)).count()
+    }
+}
+
+fn as_pictures(images: &Tensor<4>, [black, white]: [f64; 2]) -> Tensor<4> {
+    match [black, white] {
+        [-1.0, 1.0] => images.clone(),
+        _ => (images.clone() - black) * (2.0 / (white - black)) - 1.0,
     }
 }
 

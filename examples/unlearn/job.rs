@@ -8,10 +8,11 @@ use std::time::Instant;
 use serde::Serialize;
 use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use siss::images::Format;
 use siss::models::{ModelFolder, UNet2d};
 use siss::{
     CounterfactualLoss, DdpmScheduler, Denoiser, Finding, PairSampler, SchedulerConfig,
-    SissTrainer, Steering,
+    SissTrainer, Steering, refuse_relearning,
 };
 
 use crate::checks;
@@ -20,9 +21,8 @@ use crate::common::probe::{Chunks, Probe};
 use crate::common::progress::Progress;
 use crate::common::run::{Plan, Run};
 use crate::common::target::{Target, predict};
-use crate::data::Data;
-use crate::evaluate::{Evaluated, Evaluation, Examiner, ImageLoss};
-use crate::images::Format;
+use crate::data::{Accounts, Data};
+use crate::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
 use crate::options::{Options, Settings};
 use crate::pictures;
 use crate::resources::{self, Forecast};
@@ -47,9 +47,14 @@ pub struct Summary {
     pub findings: Vec<Finding>,
     pub model: Model,
     pub config: Config,
+    /// Without mirror images.
     pub forget_images: usize,
+    /// Mirror images that are forgotten along.
+    pub forget_mirrors: usize,
     pub retain_images: usize,
     pub control_images: usize,
+    /// What became of the files of each folder.
+    pub files: Accounts,
     /// Timesteps at which losses are compared.
     pub timesteps: [usize; 3],
     pub steps: usize,
@@ -74,6 +79,8 @@ pub struct Near {
 #[derive(Debug, Serialize)]
 pub struct ForgottenImage {
     pub file: PathBuf,
+    /// Whether it is the mirror image of what the file shows.
+    pub mirrored: bool,
     pub before: ImageLoss,
     pub after: ImageLoss,
 }
@@ -129,13 +136,17 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     }
 
     // Settings are refused here, before anything that takes time.
-    let forget = data.forget.tensor(0..data.forget.len(), &device);
-    let retain = data.retain.tensor(0..data.retain.len(), &device);
+    let forget = data.forget.all(&device);
+    let retain = data.retain.all(&device);
     let pairs = PairSampler::new(retain, forget.clone(), options.seed)?;
     pairs.pairs(0, options.batch)?;
-    let control = data.control.tensor(0..data.control.len(), &device);
+    let control = data.control.all(&device);
     progress.phase("looking for copies");
     checks::images(&data, &pairs, &control, progress)?;
+    progress.phase("looking whether the model knows the images");
+    let asked = (&options, &settings);
+    let scheduler = &model.scheduler;
+    let is_trained = checks::model(&unet, scheduler, &data, &pairs, &control, asked, progress)?;
     let levels = match options.target {
         Target::Retrained => {
             let retained = pairs.retain();
@@ -164,6 +175,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         control,
         settings.samples,
         model.scheduler.num_timesteps,
+        model.format.range,
     )?;
 
     let plan = Plan {
@@ -179,7 +191,14 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let mut forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
     let start = examiner.look(&unet)?;
     drop(unet);
-    let look = |model: &UNet2d| examiner.look(model);
+    let look = |model: &UNet2d| {
+        let along = examiner.look(model)?;
+        if is_trained {
+            let losses = |along: &Along| along.control_loss.values().copied().collect::<Vec<_>>();
+            refuse_relearning(&losses(&start), &losses(&along))?;
+        }
+        Ok(along)
+    };
     let took = |seconds| {
         if let Some(line) = forecast.after_step(seconds) {
             progress.say(&line);
@@ -205,9 +224,11 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         before: before.figures,
         after: after.figures,
         rows_per_sample: unlearned.rows_per_sample(),
-        forget_images: data.forget.len(),
-        retain_images: data.retain.len(),
+        forget_images: data.forget.len() - data.forget.mirrors(),
+        forget_mirrors: data.forget.mirrors(),
+        retain_images: data.retain.len() - data.retain.mirrors(),
         control_images: data.control.len(),
+        files: data.accounts.clone(),
         timesteps: examiner.timesteps,
         steps: unlearned.records.len(),
         seconds: started.elapsed().as_secs_f64(),
@@ -259,10 +280,12 @@ fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
 
 fn forgotten_images(data: &Data, before: &Evaluated, after: &Evaluated) -> Vec<ForgottenImage> {
     let measured = before.each.iter().zip(&after.each);
-    let files = data.forget.files.iter().zip(measured);
-    files
-        .map(|(file, (&before, &after))| ForgottenImage {
+    let forget = &data.forget;
+    let images = forget.files().iter().zip(forget.mirrored()).zip(measured);
+    images
+        .map(|((file, &mirrored), (&before, &after))| ForgottenImage {
             file: file.clone(),
+            mirrored,
             before,
             after,
         })

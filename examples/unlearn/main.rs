@@ -6,7 +6,6 @@ mod checks;
 mod common;
 mod data;
 mod evaluate;
-mod images;
 mod job;
 mod options;
 mod pictures;

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use siss::backend::DeviceSpec;
+use siss::images::{Format, Transparency};
 use siss::{ClipperSpec, Method};
 
 use crate::common::resume::Checkpointing;
 use crate::common::target::{Target, parse_method};
-use crate::images::Format;
 
 /// Makes an unconditional diffusion model forget images and go on drawing everything else.
 ///
@@ -23,11 +23,11 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
 
-    /// Images to forget: a folder, with its subfolders, or one image.
+    /// Images to forget: a folder, with its subfolders, or one image. All must be readable.
     #[arg(long, value_name = "DIR")]
     pub forget: PathBuf,
 
-    /// Images the model was trained on and keeps, without copies of those to forget: a folder, with its subfolders.
+    /// Images the model was trained on and keeps: a folder, with its subfolders. Those to forget are taken out of it.
     #[arg(long, value_name = "DIR")]
     pub retain: PathBuf,
 
@@ -35,6 +35,18 @@ pub struct Options {
     /// [default: a tenth of the retained images, which are not trained on here].
     #[arg(long, value_name = "DIR")]
     pub control: Option<PathBuf>,
+
+    /// The values of black and white in the model's training, LOW:HIGH.
+    #[arg(long, value_name = "LOW:HIGH", default_value = "-1:1", allow_hyphen_values = true, value_parser = parse_range)]
+    pub range: ValueRange,
+
+    /// Transparent parts of images: drop (hidden colours show, as in diffusers' training scripts), white or black.
+    #[arg(long, default_value_t)]
+    pub transparency: Transparency,
+
+    /// Random changes of the images in the model's training, which are forgotten along: none, or flip (left for right).
+    #[arg(long, value_enum, default_value_t)]
+    pub augment: Augment,
 
     /// Folder for everything that is written.
     #[arg(long, value_name = "DIR")]
@@ -92,6 +104,30 @@ pub struct Options {
     #[command(flatten)]
     #[serde(skip)]
     pub checkpointing: Checkpointing,
+}
+
+/// The values of black and white.
+pub type ValueRange = [f64; 2];
+
+fn parse_range(text: &str) -> Result<ValueRange, String> {
+    let ends = text.split_once(':').and_then(|(low, high)| {
+        let number = |text: &str| text.trim().parse::<f64>().ok();
+        Some([number(low)?, number(high)?])
+    });
+    match ends {
+        Some([low, high]) if low < high && (high - low).is_finite() => Ok([low, high]),
+        _ => Err("write two numbers, the lower first, as -1:1 or 0:1".into()),
+    }
+}
+
+/// Random changes of the images in the model's training.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Augment {
+    #[default]
+    None,
+    /// Left for right, half of the time.
+    Flip,
 }
 
 /// From this many parameters on a model is large: it takes a lower rate, and sampling is dear.

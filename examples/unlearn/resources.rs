@@ -3,6 +3,7 @@
 use std::fs;
 
 use siss::backend::DeviceSpec;
+use siss::images::Account;
 
 use crate::common::target::Target;
 use crate::data::Data;
@@ -33,34 +34,38 @@ pub fn announcement(
             model.scheduler.num_timesteps,
             name(&model.scheduler.prediction_type),
         ),
-        format!("forget   {}: {}", options.forget.display(), images(forget)),
         format!(
-            "retain   {}: {trained} of {} to train on",
-            options.retain.display(),
-            images(data.retain_found),
-        ),
-        format!(
-            "control  {}: {} to compare with, never trained on here{}",
-            options
-                .control
-                .as_ref()
-                .unwrap_or(&options.retain)
-                .display(),
-            images(data.control.len()),
-            match options.control {
-                Some(_) => "",
-                None => "; images that the model was not trained on either are better (--control)",
-            },
+            "forget   {}: {}{}",
+            options.forget.display(),
+            images(forget - data.forget.mirrors()),
+            mirrors(data.forget.mirrors())
         ),
     ];
+    let files = &data.accounts;
+    lines.extend(said(&files.forget));
+    lines.push(format!(
+        "retain   {}: {} of {} to train on{}",
+        options.retain.display(),
+        trained - data.retain.mirrors(),
+        images(data.retain_found),
+        mirrors(data.retain.mirrors())
+    ));
+    lines.extend(said(&files.retain));
+    lines.push(format!(
+        "control  {}: {} to compare with, never trained on here{}",
+        options
+            .control
+            .as_ref()
+            .unwrap_or(&options.retain)
+            .display(),
+        images(data.control.len()),
+        match options.control {
+            Some(_) => "",
+            None => "; images that the model was not trained on either are better (--control)",
+        },
+    ));
+    lines.extend(files.control.iter().flat_map(said));
     let read = forget + trained + data.control.len();
-    let resized = data.forget.resized + data.control.resized + data.retain.resized;
-    if resized > 0 {
-        lines.push(format!(
-            "         {resized} of {} cropped to the middle and resized to {size}",
-            images(read)
-        ));
-    }
     if forget > pairs {
         lines.push(format!(
             "         {} steps of {} see {pairs} of those to forget: take more steps",
@@ -92,6 +97,20 @@ pub fn announcement(
         bytes(values as u64),
     ));
     lines
+}
+
+/// What became of the files of a folder, below its line.
+fn said(account: &Account) -> Vec<String> {
+    let lines = account.lines().into_iter();
+    lines.map(|line| format!("         {line}")).collect()
+}
+
+fn mirrors(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => " and its mirror image".into(),
+        _ => format!(" and {count} mirror images"),
+    }
 }
 
 /// How long the run will take, from the measurement before and the first two steps.

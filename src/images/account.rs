@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{Format, ImageFiles, Transparency, UnreadFile};
+use super::{Format, ImageFiles, TakenOut, Transparency, UnreadFile};
 
 /// What became of the files of a folder: what was read and how, and what was not.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -17,7 +17,7 @@ pub struct Account {
     /// How many were the first of several in their file.
     pub first_of_several: usize,
     /// Files that were taken out because they are those of another set.
-    pub files_taken_out: usize,
+    pub taken_out: Vec<TakenOut>,
     /// Files that were taken out because they show the same as an image of another set, pixel by pixel.
     pub copies_taken_out: usize,
     /// Files that are not read. In JSON, how many and the first few.
@@ -67,7 +67,7 @@ impl Account {
             resized: 0,
             transparent: 0,
             first_of_several: 0,
-            files_taken_out: found.taken_out(),
+            taken_out: found.taken_out.clone(),
             copies_taken_out: 0,
             unread: found.unread.clone(),
             companions: found.companions.iter().map(name).collect(),
@@ -112,16 +112,24 @@ impl Account {
                 of(first_of_several)
             ));
         }
-        for (count, why) in [
-            (self.files_taken_out, "are files of the other side"),
-            (
-                self.copies_taken_out,
-                "show the same as an image of the other side, pixel by pixel",
-            ),
-        ] {
-            if count > 0 {
-                lines.push(format!("{count} taken out that {why}"));
-            }
+        for TakenOut { of, files } in &self.taken_out {
+            lines.push(format!(
+                "{} taken out that {} also of {}",
+                counted(*files, "file"),
+                if *files == 1 { "is" } else { "are" },
+                of.display()
+            ));
+        }
+        if self.copies_taken_out > 0 {
+            lines.push(format!(
+                "{} taken out that {} the same as an image of another side, pixel by pixel",
+                counted(self.copies_taken_out, "file"),
+                if self.copies_taken_out == 1 {
+                    "shows"
+                } else {
+                    "show"
+                },
+            ));
         }
         if !self.unread.is_empty() {
             let named = self.unread.iter().take(NAMED).map(ToString::to_string);

@@ -28,7 +28,10 @@ impl fmt::Display for UnreadFile {
 }
 
 /// A path of any file system, as far as text can say it.
-fn as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+pub(super) fn as_text<S: Serializer>(
+    path: &Path,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
@@ -50,7 +53,18 @@ pub struct ImageFiles {
     /// What a picture that is a link leads to.
     links: HashMap<PathBuf, PathBuf>,
     folders: Vec<UnreadFile>,
-    taken_out: usize,
+    pub(super) taken_out: Vec<TakenOut>,
+}
+
+/// Files that were taken out because they are those of another set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TakenOut {
+    /// The folder or file of the other set.
+    #[serde(serialize_with = "as_text")]
+    pub of: PathBuf,
+    /// How many files were.
+    pub files: usize,
 }
 
 impl ImageFiles {
@@ -102,19 +116,17 @@ impl ImageFiles {
     /// Takes pictures out that are those of `others`, under whatever path, and returns how many.
     pub fn take_out(&mut self, others: &ImageFiles) -> usize {
         let paths = others.pictures.iter();
-        let others: HashSet<PathBuf> = paths.map(|path| others.real_path(path)).collect();
+        let theirs: HashSet<PathBuf> = paths.map(|path| others.real_path(path)).collect();
         let before = self.pictures.len();
         let mut pictures = std::mem::take(&mut self.pictures);
-        pictures.retain(|path| !others.contains(&self.real_path(path)));
+        pictures.retain(|path| !theirs.contains(&self.real_path(path)));
         self.pictures = pictures;
-        let taken_out = before - self.pictures.len();
-        self.taken_out += taken_out;
-        taken_out
-    }
-
-    /// How many were taken out so far.
-    pub(super) fn taken_out(&self) -> usize {
-        self.taken_out
+        let files = before - self.pictures.len();
+        if files > 0 {
+            let of = others.root.clone();
+            self.taken_out.push(TakenOut { of, files });
+        }
+        files
     }
 
     /// The path that was looked through.

@@ -30,7 +30,7 @@ use crate::host::tensor;
 use decode::decode;
 
 pub use account::Account;
-pub use files::{ImageFiles, UnreadFile};
+pub use files::{ImageFiles, TakenOut, UnreadFile};
 
 /// What becomes of the transparent parts of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -233,6 +233,15 @@ impl Images {
     /// Whether each is a mirror image of what its file shows.
     pub fn mirrored(&self) -> &[bool] {
         &self.mirrored
+    }
+
+    /// What an image is, in words: its file, and whether it is mirrored.
+    pub fn name(&self, index: usize) -> String {
+        let file = self.files[index].display();
+        match self.mirrored[index] {
+            false => file.to_string(),
+            true => format!("the mirror image of {file}"),
+        }
     }
 
     /// How many mirror images there are.
