@@ -20,7 +20,7 @@ use siss::{CounterfactualLoss, DdpmScheduler, SchedulerConfig, Stream, keyed_rng
 use zip::CompressionMethod;
 use zip::write::SimpleFileOptions;
 
-use readers::{checkpoint, data, images};
+use readers::{checkpoint, data};
 
 const SECONDS: u64 = 5;
 const MEBIBYTES: u64 = 512;
@@ -44,7 +44,7 @@ enum Reader {
     Idx,
     /// `tshirt.png`, the image of the main example.
     GreyPng,
-    /// The images of the folder, as the example `unlearn` reads them.
+    /// The pictures of the folder.
     Images,
 }
 
@@ -84,18 +84,7 @@ fn attempt(reader: Reader, folder: &Path) -> Result<(), String> {
         Reader::GreyPng => data::read_grey_png(&folder.join("tshirt.png"))
             .map(|_| ())
             .map_err(kind),
-        Reader::Images => images::find(folder)
-            .and_then(|files| {
-                let format = images::Format {
-                    channels: 3,
-                    height: 64,
-                    width: 64,
-                    is_configured: true,
-                };
-                images::Images::read(&files, format, |_| {})
-            })
-            .map(|_| ())
-            .map_err(kind),
+        Reader::Images => readers::pictures(folder).map_err(kind),
     }
 }
 
@@ -810,7 +799,7 @@ fn pictures() -> Vec<Case> {
             bytes[33..37].copy_from_slice(&0x7fff_ffffu32.to_be_bytes());
             bytes
         }),
-        images("100,000 x 100,000 pixels", "Invalid", "a.png", || {
+        images("100,000 x 100,000 pixels", "UnreadFiles", "a.png", || {
             png(100_000, 100_000, 8, 2, &[chunk(b"IDAT", &deflated(1000))])
         }),
         images("16,384 x 16,384 pixels", "16384x16384", "a.png", || {
@@ -818,13 +807,13 @@ fn pictures() -> Vec<Case> {
         }),
         images(
             "8,192 x 8,192 pixels of 8 bytes",
-            "Invalid",
+            "UnreadFiles",
             "a.png",
             || png(8_192, 8_192, 16, 6, &[chunk(b"IDAT", &deflated(1 << 29))]),
         ),
         images(
             "a text chunk of 300 MB, compressed 1:1000",
-            "Invalid",
+            "UnreadFiles",
             "a.png",
             || {
                 let text = [b"Comment\0\0".to_vec(), deflated(300_000_000)].concat();
@@ -839,7 +828,7 @@ fn pictures() -> Vec<Case> {
         ),
         images(
             "a colour profile of 300 MB, compressed 1:1000",
-            "Invalid",
+            "UnreadFiles",
             "a.png",
             || {
                 let profile = [b"p\0\0".to_vec(), deflated(300_000_000)].concat();
@@ -854,7 +843,7 @@ fn pictures() -> Vec<Case> {
         ),
         images(
             "a JPEG of 65,535 x 65,535 pixels",
-            "Invalid",
+            "UnreadFiles",
             "a.jpg",
             || {
                 let mut bytes = b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03".to_vec();
@@ -862,17 +851,22 @@ fn pictures() -> Vec<Case> {
                 bytes
             },
         ),
-        images("a BMP of 2^31 pixels a side", "Invalid", "a.bmp", || {
-            let mut bytes = b"BM\x46\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
-            bytes.extend(i32::MAX.to_le_bytes());
-            bytes.extend(i32::MAX.to_le_bytes());
-            bytes.extend(b"\x01\0\x18\0\0\0\0\0");
-            bytes.extend([0; 20]);
-            bytes
-        }),
+        images(
+            "a BMP of 2^31 pixels a side",
+            "UnreadFiles",
+            "a.bmp",
+            || {
+                let mut bytes = b"BM\x46\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
+                bytes.extend(i32::MAX.to_le_bytes());
+                bytes.extend(i32::MAX.to_le_bytes());
+                bytes.extend(b"\x01\0\x18\0\0\0\0\0");
+                bytes.extend([0; 20]);
+                bytes
+            },
+        ),
         images(
             "a WebP of 16,384 x 16,384 pixels",
-            "Invalid",
+            "UnreadFiles",
             "a.webp",
             || {
                 let mut bytes = b"RIFF\x1a\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0".to_vec();
@@ -880,11 +874,42 @@ fn pictures() -> Vec<Case> {
                 bytes
             },
         ),
-        images("another kind of file", "Invalid", "a.png", || CALL.to_vec()),
+        images("another kind of file", "UnreadFiles", "a.png", || {
+            CALL.to_vec()
+        }),
+        images(
+            "a GIF of 65,535 x 65,535 pixels",
+            "65535x65535",
+            "a.gif",
+            || {
+                let mut bytes = b"GIF89a\xff\xff\xff\xff\x80\0\0RGBrgb".to_vec();
+                bytes.extend(b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x44\x0a\0;");
+                bytes
+            },
+        ),
+        images(
+            "a PPM of 65,535 x 1,000,000 pixels",
+            "UnreadFiles",
+            "a.ppm",
+            || b"P6 65535 1000000 255\n".to_vec(),
+        ),
+        images(
+            "a TIFF whose directories go in a circle",
+            "UnreadFiles",
+            "a.tif",
+            || {
+                let mut bytes = b"II*\0\x08\0\0\0\x01\0\0\x01\x04\0\x01\0\0\0".to_vec();
+                bytes.extend(b"\x04\0\0\0\x08\0\0\0");
+                bytes
+            },
+        ),
+        images("a TIFF of 2^32 entries", "UnreadFiles", "a.tif", || {
+            b"MM\0+\0\x08\0\0\0\0\0\0\0\0\0\x10\0\0\0\0\xff\xff\xff\xff".to_vec()
+        }),
         case(
             "a folder that is linked into itself",
             Reader::Images,
-            "no image",
+            "a link to a folder",
             |folder| {
                 symlink(folder, folder.join("again")).unwrap();
             },
@@ -892,7 +917,7 @@ fn pictures() -> Vec<Case> {
         case(
             "an endless device for an image",
             Reader::Images,
-            "no image",
+            "neither a file nor a folder",
             |folder| {
                 symlink("/dev/zero", folder.join("a.png")).unwrap();
             },

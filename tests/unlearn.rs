@@ -12,8 +12,6 @@ mod data;
 mod digits;
 #[path = "../examples/unlearn/evaluate.rs"]
 mod evaluate;
-#[path = "../examples/unlearn/images.rs"]
-mod images;
 #[path = "../examples/unlearn/job.rs"]
 mod job;
 #[path = "../examples/unlearn/options.rs"]
@@ -30,10 +28,10 @@ use std::path::Path;
 use clap::Parser;
 use common::progress::Progress;
 use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage};
-use images::{Format, Images};
 use siss::burn::tensor::Device;
-use siss::models::{ModelFolder, UNet2d};
-use siss::{PairSampler, StepOutcome, StepReport};
+use siss::images::{Format, ImageFiles, Images, Transparency};
+use siss::models::{ModelFolder, UNet2d, UNet2dConfig};
+use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, StepOutcome, StepReport};
 use tempfile::TempDir;
 
 struct Quiet;
@@ -76,6 +74,16 @@ fn run(place: &Path, more: &str) -> Result<job::Summary, String> {
 }
 
 fn run_on(model: &Path, forget: &Path, place: &Path, more: &str) -> Result<job::Summary, String> {
+    told_on(model, forget, place, more, &Quiet)
+}
+
+fn told_on(
+    model: &Path,
+    forget: &Path,
+    place: &Path,
+    more: &str,
+    progress: &dyn Progress,
+) -> Result<job::Summary, String> {
     let (retain, out) = (place.join("retain"), place.join("out"));
     let folders = [
         ("model", model),
@@ -87,7 +95,7 @@ fn run_on(model: &Path, forget: &Path, place: &Path, more: &str) -> Result<job::
     let more = more.split_whitespace().map(String::from);
     let arguments = ["unlearn".into()].into_iter().chain(folders).chain(more);
     let options = options::Options::try_parse_from(arguments).map_err(|error| error.to_string())?;
-    job::run(options, &Quiet).map_err(|error| error.to_string())
+    job::run(options, progress).map_err(|error| error.to_string())
 }
 
 /// Keeps what it is told.
@@ -111,23 +119,28 @@ fn copies_under_another_name_are_told_by_their_files() {
     copy.put_pixel(3, 3, Luma([40]));
     copy.save(path("retain/more/holiday.png")).unwrap();
     let format = Format {
-        channels: 1,
         height: 28,
         width: 28,
-        is_configured: true,
+        ..GREY
     };
     let read = |folder: &str| {
-        let files = images::find(&path(folder)).unwrap();
-        Images::read(&files, format, |_| {}).unwrap()
+        let found = ImageFiles::find(&path(folder)).unwrap();
+        Images::read_all(found, format, |_| {}).unwrap()
     };
     let told = |control: &str| {
+        let (forget, account) = read("forget");
         let data = data::Data {
-            forget: read("forget"),
-            control: read(control),
-            retain: read("retain"),
+            forget,
+            control: read(control).0,
+            retain: read("retain").0,
             retain_found: 41,
+            accounts: data::Accounts {
+                forget: account.clone(),
+                retain: account,
+                control: None,
+            },
         };
-        let tensor = |images: &Images| images.tensor(0..images.len(), &Device::flex());
+        let tensor = |images: &Images| images.all(&Device::flex());
         let pairs = PairSampler::new(tensor(&data.retain), tensor(&data.forget), 0).unwrap();
         let told = Told::default();
         checks::images(&data, &pairs, &tensor(&data.control), &told).unwrap();
@@ -372,7 +385,7 @@ fn bad_folders_are_refused_by_name() {
             "an empty folder",
             |place| fs::remove_file(place.join("forget/tshirt.png")).unwrap(),
             "",
-            &["/forget:", "no image", "png, jpg"],
+            &["/forget:", "no image", "png, jpeg"],
         ),
         (
             "no folder",
@@ -382,9 +395,9 @@ fn bad_folders_are_refused_by_name() {
         ),
         (
             "a text by the name of a picture",
-            |place| fs::write(place.join("retain/note.png"), "no picture").unwrap(),
+            |place| fs::write(place.join("forget/note.png"), "no picture").unwrap(),
             "",
-            &["/retain/note.png:", "not read"],
+            &["/forget/note.png:", "text, no picture"],
         ),
         (
             "half a picture",
@@ -410,16 +423,16 @@ fn bad_folders_are_refused_by_name() {
             &["/forget/wide.bmp:", "not read"],
         ),
         (
-            "an image on both sides",
+            "nothing but what is to be forgotten",
             |place| {
-                let tshirt = place.join("forget/tshirt.png");
-                fs::copy(tshirt, place.join("retain/more/again.png")).unwrap();
+                fs::remove_dir_all(place.join("retain")).unwrap();
+                std::os::unix::fs::symlink(place.join("forget"), place.join("retain")).unwrap();
             },
             "",
             &[
-                "/retain/more/again.png:",
-                "/forget/tshirt.png",
-                "take it out",
+                "--retain",
+                "/retain: nothing is left of its 1 image",
+                "/forget",
             ],
         ),
         (
@@ -452,12 +465,298 @@ fn bad_folders_are_refused_by_name() {
     }
 }
 
+/// One folder of training data, and a file, a subfolder, a link or a copy of it to forget: that is taken out of the rest.
 #[test]
-fn folders_must_be_apart() {
+fn what_is_forgotten_is_taken_out_of_what_is_kept() {
+    let options = "--steps 1 --batch 4 --samples 1 --target none";
+    let base = Path::new(digits::ASSETS).join("base");
+    let place = workplace(30);
+    let at = |name: &str| place.path().join(name);
+    std::os::unix::fs::symlink(at("retain/more"), at("link")).unwrap();
+    // The same picture under another name, in another file format, and as a link.
+    fs::copy(at("retain/0.png"), at("retain/more/copy.jpeg")).unwrap();
+    image::open(at("retain/0.png"))
+        .unwrap()
+        .save(at("retain/copy.bmp"))
+        .unwrap();
+    std::os::unix::fs::symlink(at("retain/0.png"), at("retain/link")).unwrap();
+    for (forget, count, files, copies, found) in [
+        ("retain/0.png", 1, 2, 2, 31),
+        ("retain/more", 16, 16, 2, 17),
+        ("link", 16, 16, 2, 17),
+    ] {
+        let told = Told::default();
+        let summary = told_on(&base, &at(forget), place.path(), options, &told);
+        let summary = summary.unwrap_or_else(|error| panic!("{forget}: {error}"));
+        assert_eq!(summary.forget_images, count, "{forget}");
+        let account = &summary.files.retain;
+        assert_eq!(account.taken_out[0].files, files, "{forget}");
+        // As many copies as were met on the way to the pictures of a step.
+        assert!(account.copies_taken_out <= copies, "{forget}");
+        let lines = told.0.into_inner().unwrap().join("\n");
+        let said = format!("{files} files taken out that are also of");
+        assert!(
+            lines.contains(&said) && lines.contains(&format!("of {found} images")),
+            "{lines}"
+        );
+    }
+    let options = "--steps 8 --batch 4 --samples 1 --target none";
+    let summary = run_on(&base, &at("retain/0.png"), place.path(), options).unwrap();
+    assert_eq!(summary.files.retain.copies_taken_out, 2);
+    let error = run_on(&base, &at("retain"), place.path(), options).unwrap_err();
+    assert!(
+        error.contains("nothing is left of its 33 images"),
+        "{error}"
+    );
+    let error = run_on(&base, place.path(), place.path(), options).unwrap_err();
+    assert!(error.contains("--out"), "{error}");
+}
+
+/// All that cannot be read of what is to be forgotten is named; of what is kept it is counted, said and written down.
+#[test]
+fn what_is_not_read_is_refused_on_one_side_and_counted_on_the_other() {
+    let place = workplace(30);
+    let at = |name: &str| place.path().join(name);
+    let heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic";
+    let picture = image::open(at("retain/0.png")).unwrap();
+    for side in ["forget", "retain"] {
+        fs::write(at(side).join("IMG_1.HEIC"), heic).unwrap();
+        fs::write(at(side).join("page.jpg"), "<html>404</html>").unwrap();
+        fs::write(at(side).join(".DS_Store"), "\0\0\0\u{1}Bud1").unwrap();
+    }
+    for name in ["a.tif", "b.gif", "c.ppm", "d.jfif"] {
+        let format = image::ImageFormat::from_path(name).unwrap_or(image::ImageFormat::Jpeg);
+        picture
+            .save_with_format(at("forget").join(name), format)
+            .unwrap();
+    }
+    picture
+        .save_with_format(at("forget/e"), image::ImageFormat::Png)
+        .unwrap();
+    let options = "--steps 2 --batch 12 --samples 1 --target none";
+    let error = run(place.path(), options).unwrap_err();
+    for part in [
+        "2 files are not read",
+        "IMG_1.HEIC: a picture in HEIC",
+        "page.jpg: a web page",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    fs::remove_file(at("forget/IMG_1.HEIC")).unwrap();
+    fs::remove_file(at("forget/page.jpg")).unwrap();
+    let told = Told::default();
+    let base = Path::new(digits::ASSETS).join("base");
+    let summary = told_on(&base, &at("forget"), place.path(), options, &told).unwrap();
+    assert_eq!((summary.forget_images, summary.files.forget.litter), (6, 1));
+    assert_eq!(summary.files.retain.unread.len(), 2);
+    let lines = told.0.into_inner().unwrap().join("\n");
+    for part in [
+        "2 files not read",
+        "IMG_1.HEIC: a picture in HEIC",
+        "page.jpg: a web page",
+        "1 hidden file",
+    ] {
+        assert!(lines.contains(part), "{lines}");
+    }
+    let written = fs::read_to_string(at("out/summary.json")).unwrap();
+    assert!(
+        written.contains("IMG_1.HEIC") && written.contains("a web page"),
+        "{written}"
+    );
+}
+
+/// The bundled model has seen pixels from −1 to 1.
+#[test]
+fn images_that_look_otherwise_than_in_training_are_refused_before_the_first_step() {
+    let place = workplace(30);
+    let options = "--steps 2 --batch 4 --samples 1 --range 0:1";
+    let error = run(place.path(), options).unwrap_err();
+    for part in [
+        "was trained on data that look otherwise",
+        "give --range -1:1",
+        "base",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    let folder = place.path().join("retain");
+    let invert = |file: &Path| {
+        let mut picture = image::open(file).unwrap();
+        picture.invert();
+        picture.save(file).unwrap();
+    };
+    for file in ImageFiles::find(&folder).unwrap().pictures {
+        invert(&file);
+    }
+    let error = run(place.path(), "--steps 2 --batch 4 --samples 1").unwrap_err();
+    for part in [
+        "black and white exchanged",
+        "prepare the images as for its training",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!place.path().join("out/model").exists());
+}
+
+/// Not another range: pixels that only go from 100 to 185. The model learns them while it unlearns, and that is not let run on.
+#[test]
+fn a_model_that_learns_what_it_keeps_is_stopped() {
+    let place = workplace(60);
+    for side in ["forget", "retain"] {
+        for file in ImageFiles::find(&place.path().join(side)).unwrap().pictures {
+            let mut picture = image::open(&file).unwrap().into_luma8();
+            picture
+                .pixels_mut()
+                .for_each(|pixel| pixel.0[0] = 100 + pixel.0[0] / 3);
+            picture.save(&file).unwrap();
+        }
+    }
+    let told = Told::default();
+    let base = Path::new(digits::ASSETS).join("base");
+    let options = "--steps 20 --batch 8 --samples 1 --target none --learning-rate 1e-3";
+    let error = told_on(
+        &base,
+        &place.path().join("forget"),
+        place.path(),
+        options,
+        &told,
+    );
+    let error = error.unwrap_err();
+    assert!(error.contains("not trained on such"), "{error}");
+    let lines = told.0.into_inner().unwrap().join("\n");
+    assert!(
+        lines.contains("hardly trained, or not on such data"),
+        "{lines}"
+    );
+}
+
+/// A model of a few random numbers is no error, and what is written is in the range that was asked for.
+#[test]
+fn an_untrained_model_is_said_to_be_one_and_pictures_are_in_its_range() {
+    let place = workplace(30);
+    let place = place.path();
+    let model = untrained(place);
+    let shown = |range: &str| {
+        let told = Told::default();
+        let options = format!("--steps 1 --batch 4 --samples 1 --range {range}");
+        let summary = told_on(&model, &place.join("forget"), place, &options, &told).unwrap();
+        let lines = told.0.into_inner().unwrap().join("\n");
+        assert!(lines.contains("the model is hardly trained"), "{lines}");
+        fs::remove_dir_all(place.join("out/model")).unwrap();
+        let denoised = image::open(place.join("out/denoised.png"))
+            .unwrap()
+            .into_rgb8();
+        (summary.near.distance, denoised)
+    };
+    let ((near, centred), (other_near, positive)) = (shown("-1:1"), shown("0:1"));
+    assert!(
+        (near / other_near - 1.0).abs() < 1e-3,
+        "{near} {other_near}"
+    );
+    // The forgotten picture, enlarged, stands to the left of its copies in both.
+    assert_eq!(centred.dimensions(), positive.dimensions());
+    let left = centred.width() / 6;
+    let pairs = centred.enumerate_pixels().zip(positive.pixels());
+    let mut left = pairs.filter(|((x, ..), _)| *x < left);
+    assert!(
+        left.all(|((.., a), b)| a == b),
+        "the forgotten picture is shown in another range"
+    );
+}
+
+/// With `--augment flip` the T-shirt and its mirror image are forgotten, and every digit has its own beside it.
+#[test]
+fn mirror_images_are_forgotten_along() {
+    let place = workplace(30);
+    let options = "--steps 4 --batch 8 --samples 1 --augment flip";
+    let summary = run(place.path(), options).unwrap();
+    assert_eq!((summary.forget_images, summary.forget_mirrors), (1, 1));
+    assert_eq!(summary.retain_images, 16);
+    let mirrored: Vec<bool> = summary.images.iter().map(|image| image.mirrored).collect();
+    assert_eq!(mirrored, [false, true]);
+    assert_ne!(summary.images[0].before.loss, summary.images[1].before.loss);
+}
+
+/// The bundled model after some steps on a digit and its mirror image, and on the digit alone.
+#[test]
+fn a_model_that_knows_the_mirror_image_is_said_to() {
+    let place = workplace(30);
+    let place = place.path();
+    let base = Path::new(digits::ASSETS).join("base");
+    let digit = place.join("forget/digit.png");
+    fs::rename(place.join("retain/more/5.png"), &digit).unwrap();
+    let format = Format {
+        height: 28,
+        width: 28,
+        ..GREY
+    };
+    let device = Device::flex();
+    let read = |path: &Path| {
+        let found = ImageFiles::find(path).unwrap();
+        Images::read_all(found, format, |_| {}).unwrap().0
+    };
+    for with_mirror in [true, false] {
+        let images = read(&digit);
+        let images = if with_mirror {
+            images.with_mirrors()
+        } else {
+            images
+        };
+        let other = read(&place.join("retain/0.png")).all(&device);
+        let pairs = PairSampler::new(images.all(&device), other, 0).unwrap();
+        let unet = UNet2d::load(&base, &device).unwrap();
+        let mut trainer = SissTrainer::builder(unet, DdpmScheduler::linear(1000).unwrap())
+            .method(Method::NaiveDeletion)
+            .learning_rate(3e-4)
+            .build()
+            .unwrap();
+        for step in 0..60 {
+            trainer.step(pairs.batch(step, 8).unwrap()).unwrap();
+        }
+        let model = place.join(format!("model-{with_mirror}"));
+        trainer.into_model().save(model.join("unet")).unwrap();
+        fs::create_dir(model.join("scheduler")).unwrap();
+        let config = "scheduler/scheduler_config.json";
+        fs::copy(base.join(config), model.join(config)).unwrap();
+        let told = Told::default();
+        let options = "--steps 1 --batch 4 --samples 1 --target none";
+        told_on(&model, &digit, place, options, &told).unwrap();
+        let lines = told.0.into_inner().unwrap().join("\n");
+        assert_eq!(
+            lines.contains("give --augment flip"),
+            with_mirror,
+            "{lines}"
+        );
+        fs::remove_dir_all(place.join("out")).unwrap();
+    }
+}
+
+/// A network of two stages with random parameters.
+fn untrained(place: &Path) -> std::path::PathBuf {
+    let model = place.join("untrained");
+    let config = r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
+        "sample_size": 28, "attention_head_dim": 4, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}"#;
+    let config = UNet2dConfig::from_json(config, "config.json").unwrap();
+    let device = Device::flex();
+    config
+        .init(&device)
+        .unwrap()
+        .save(model.join("unet"))
+        .unwrap();
+    fs::create_dir(model.join("scheduler")).unwrap();
+    let config = "scheduler/scheduler_config.json";
+    let base = Path::new(digits::ASSETS).join("base");
+    fs::copy(base.join(config), model.join(config)).unwrap();
+    model
+}
+
+#[test]
+fn the_output_must_be_apart_from_the_images() {
     let place = workplace(20);
     let place = place.path();
     let model = Path::new(digits::ASSETS).join("base");
-    for forget in ["retain/more", "retain/0.png", "retain", "."] {
+    for forget in [".", "out"] {
+        fs::create_dir_all(place.join("out")).unwrap();
         let error = run_on(&model, &place.join(forget), place, "").unwrap_err();
         assert!(error.contains("lies in"), "{forget}: {error}");
     }
@@ -481,12 +780,27 @@ fn the_control_set_can_come_from_a_folder_of_its_own() {
     let summary = run(place, &options).unwrap();
     assert_eq!((summary.control_images, summary.retain_images), (9, 21));
 
-    let inside = format!("--control {}", place.join("retain").display());
-    assert!(run(place, &inside).unwrap_err().contains("lies in"));
+    // What is compared with is not trained on, though its folder lies in the other.
+    let inside = format!(
+        "--steps 1 --batch 4 --samples 1 --control {}",
+        place.join("retain/more").display()
+    );
+    let summary = run(place, &inside).unwrap();
+    assert_eq!((summary.control_images, summary.retain_images), (15, 4));
+    assert_eq!(summary.files.retain.taken_out[0].files, 15);
+    let same = format!("--control {}", place.join("retain").display());
+    let error = run(place, &same).unwrap_err();
+    assert!(
+        error.contains("nothing is left of its 21 images"),
+        "{error}"
+    );
     fs::remove_file(control.join("0.png")).unwrap();
     fs::remove_file(control.join("2.png")).unwrap();
     let error = run(place, &options).unwrap_err();
-    assert!(error.contains("/control: it holds 7 images"), "{error}");
+    assert!(
+        error.contains("/control: it holds 7 images, at least 8"),
+        "{error}"
+    );
 }
 
 /// What one does whose run ran out of memory after its checkpoint of step 2.
@@ -518,6 +832,8 @@ const GREY: Format = Format {
     height: 2,
     width: 2,
     is_configured: true,
+    range: [-1.0, 1.0],
+    transparency: Transparency::Drop,
 };
 
 /// The values of one picture, saved under `name` and read in a format.
@@ -525,7 +841,7 @@ fn read(picture: impl Into<DynamicImage>, name: &str, format: Format) -> siss::R
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(name);
     picture.into().save(&file).unwrap();
-    let images = Images::read(&[file], format, |_| {})?;
+    let (images, _) = Images::read_all(ImageFiles::find(&file)?, format, |_| {})?;
     let values = images.tensor(0..1, &Device::flex());
     Ok(values.try_into_vec_as::<f32>().unwrap())
 }
@@ -568,9 +884,17 @@ fn every_kind_of_picture_becomes_the_models() {
     }
     let deep: ImageBuffer<Luma<u16>, Vec<u16>> = ImageBuffer::from_pixel(2, 2, Luma([257 * 77]));
     assert_eq!(bytes(&read(deep, "a.png", GREY).unwrap()), [77.0; 4]);
-    // 100 at an opacity of 1/5 over white.
+    // 100 at an opacity of 1/5, alone and over white.
     let clear = ImageBuffer::from_pixel(2, 2, LumaA([100_u8, 51]));
-    assert_eq!(bytes(&read(clear, "a.png", GREY).unwrap()), [224.0; 4]);
+    assert_eq!(
+        bytes(&read(clear.clone(), "a.png", GREY).unwrap()),
+        [100.0; 4]
+    );
+    let white = Format {
+        transparency: Transparency::White,
+        ..GREY
+    };
+    assert_eq!(bytes(&read(clear, "a.png", white).unwrap()), [224.0; 4]);
 }
 
 #[test]
@@ -602,25 +926,4 @@ fn the_middle_is_cropped_and_resized() {
     for text in ["wide.png", "4x12", "2x2", "sample_size"] {
         assert!(error.contains(text), "{error}");
     }
-}
-
-#[test]
-fn folders_are_searched_in_order_and_hidden_files_are_not_seen() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    fs::create_dir_all(at("b/c")).unwrap();
-    fs::create_dir_all(at(".trash")).unwrap();
-    for name in [
-        "z.PNG",
-        "b/c/a.jpg",
-        "b/a.webp",
-        ".b.png",
-        ".trash/a.png",
-        "notes.txt",
-    ] {
-        fs::write(at(name), "").unwrap();
-    }
-    let found = images::find(folder.path()).unwrap();
-    assert_eq!(found, [at("b/a.webp"), at("b/c/a.jpg"), at("z.PNG")]);
-    assert_eq!(images::find(&at("z.PNG")).unwrap(), [at("z.PNG")]);
 }

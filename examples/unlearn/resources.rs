@@ -44,7 +44,7 @@ pub fn announcement(
     let files = &data.accounts;
     lines.extend(said(&files.forget));
     lines.push(format!(
-        "retain   {}: {} of {} to train on{}",
+        "retain   {}: {} of {}{} to train on",
         options.retain.display(),
         trained - data.retain.mirrors(),
         images(data.retain_found),

@@ -3,12 +3,10 @@
 use std::io::{Cursor, Read};
 use std::path::Path;
 
-use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{
-    AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
-    Rgb, RgbImage,
+    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage,
 };
 
 use super::Transparency;
@@ -156,14 +154,14 @@ fn holds_several(bytes: &[u8], format: ImageFormat) -> Result<bool, String> {
         ImageFormat::WebP => WebPDecoder::new(bytes_of)
             .map_err(unreadable)?
             .has_animation(),
-        ImageFormat::Gif => {
-            let mut decoder = GifDecoder::new(bytes_of).map_err(unreadable)?;
-            decoder.set_limits(limits()).map_err(unreadable)?;
-            decoder
-                .into_frames()
-                .nth(1)
-                .is_some_and(|frame| frame.is_ok())
-        }
+        ImageFormat::Gif => match gif_frames(bytes) {
+            Some(frames) => frames > 1,
+            None => {
+                return Err(
+                    "the GIF breaks off before its end; fetch it again, or take it out".into(),
+                );
+            }
+        },
         ImageFormat::Tiff => match pages(bytes) {
             Pages::One => false,
             Pages::Several => true,
@@ -176,6 +174,34 @@ fn holds_several(bytes: &[u8], format: ImageFormat) -> Result<bool, String> {
         },
         _ => false,
     })
+}
+
+/// How many frames a GIF has, of which two are enough to know; `None` where it breaks off before its end.
+fn gif_frames(bytes: &[u8]) -> Option<usize> {
+    // Three bytes for each of the colours of a table, of which the flags give the number.
+    let table = |flags: u8| match flags & 0x80 {
+        0 => 0,
+        _ => 3 << ((flags & 7) + 1),
+    };
+    let mut at = 13 + table(*bytes.get(10)?);
+    let mut frames = 0;
+    while frames < 2 {
+        at += match *bytes.get(at)? {
+            b'!' => 2,
+            b',' => {
+                frames += 1;
+                11 + table(*bytes.get(at + 9)?)
+            }
+            // The end, or what is not known.
+            _ => break,
+        };
+        // Blocks of data, each with its length, up to an empty one.
+        while let length @ 1.. = usize::from(*bytes.get(at)?) {
+            at += 1 + length;
+        }
+        at += 1;
+    }
+    Some(frames)
 }
 
 /// The picture in RGB, and whether any of it was transparent.
@@ -202,6 +228,18 @@ fn without_transparency(picture: DynamicImage, transparency: Transparency) -> (R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_of_a_gif_are_counted_by_its_blocks() {
+        let head = b"GIF89a\x02\0\x02\0\x80\0\0RGBrgb!\xf9\x04\0\0\0\0\0";
+        let frame = b",\0\0\0\0\x02\0\x02\0\0\x02\x02\x44\x0a\0";
+        let one = [&head[..], frame, b";"].concat();
+        assert_eq!(gif_frames(&one), Some(1));
+        for length in 0..one.len() {
+            assert_eq!(gif_frames(&one[..length]), None, "{length}");
+        }
+        assert_eq!(gif_frames(&[&head[..], frame, frame].concat()), Some(2));
+    }
 
     #[test]
     fn the_end_of_a_jpeg_is_its_own() {

@@ -5,8 +5,6 @@
 pub mod checkpoint;
 #[path = "../../examples/mnist_tshirt/data.rs"]
 pub mod data;
-#[path = "../../examples/unlearn/images.rs"]
-pub mod images;
 
 use std::io::Write;
 use std::path::Path;
@@ -15,10 +13,9 @@ use std::sync::OnceLock;
 use flate2::{Compression, write::GzEncoder};
 use safetensors::SafeTensors;
 use siss::burn::tensor::Device;
+use siss::images::{Format, ImageFiles, Images, Transparency};
 use siss::models::{PipelineIndex, UNet2d, UNet2dConfig};
 use siss::{CounterfactualLoss, DdpmScheduler, Result, SchedulerConfig};
-
-use images::{Format, Images};
 
 /// A network of two stages and a few thousand parameters, with attention.
 pub const CONFIG: &str = r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
@@ -123,18 +120,27 @@ pub fn idx(bytes: &[u8]) -> Result<()> {
     data::read_idx_images(&path).map(|_| ())
 }
 
-/// A picture, as the example `unlearn` reads it.
+/// What pictures are read as.
+pub const FORMAT: Format = Format {
+    channels: 3,
+    height: 64,
+    width: 64,
+    is_configured: true,
+    range: [-1.0, 1.0],
+    transparency: Transparency::White,
+};
+
+/// A folder of pictures.
+pub fn pictures(folder: &Path) -> Result<()> {
+    Images::read_all(ImageFiles::find(folder)?, FORMAT, |_| {}).map(|_| ())
+}
+
+/// A picture, by its content.
 pub fn picture(bytes: &[u8], extension: &str) -> Result<()> {
     let folder = scratch();
     let path = folder.path().join("picture").with_extension(extension);
     std::fs::write(&path, bytes).unwrap();
-    let format = Format {
-        channels: 3,
-        height: 64,
-        width: 64,
-        is_configured: true,
-    };
-    Images::read(&[path], format, |_| {}).map(|_| ())
+    pictures(folder.path())
 }
 
 /// A picture, as the main example reads its own.
