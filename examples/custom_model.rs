@@ -8,6 +8,7 @@ use std::error::Error;
 use std::f64::consts::TAU;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv1d, Conv1dConfig, ConvTranspose1d, ConvTranspose1dConfig};
@@ -21,9 +22,9 @@ use siss::rand::RngExt;
 use siss::report::{Panel, Plot, Series};
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 use siss::{
-    Checkpoints, DdpmScheduler, Denoiser, JsonLog, PairSampler, Scheduler, SchedulerExt,
+    Checkpoints, DdpmScheduler, Denoiser, Diagnosis, JsonLog, PairSampler, Scheduler, SchedulerExt,
     SissTrainer, StepReport, Stream, TimestepSampling, cut_log, keyed_rng, model_fingerprint,
-    normal_noise,
+    normal_noise, path_text,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -65,7 +66,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     std::fs::create_dir_all(&options.out)
-        .map_err(|error| format!("creating {}: {error}", options.out.display()))?;
+        .map_err(|error| format!("creating {}: {error}", path_text(&options.out)))?;
     let device = Device::flex();
     let scheduler = DdpmScheduler::linear(1000)?;
     let data = Data::new(&device);
@@ -81,7 +82,10 @@ fn run(options: &Options) -> Result<()> {
     print_table(&before, &after);
     let picture = options.out.join("sounds.svg");
     save_picture(&picture, &data, &before, &after, &reports)?;
-    println!("\nthe sounds before and after are in {}", picture.display());
+    println!(
+        "\nthe sounds before and after are in {}",
+        path_text(&picture)
+    );
     Ok(())
 }
 
@@ -96,10 +100,12 @@ fn unlearn(
     let began_with = model_fingerprint(&model)?;
     let falling_rate = LinearLrSchedulerConfig::new(6e-4, 0.0, steps as usize);
     let log = options.out.join("steps.jsonl");
+    let diagnosis = Arc::new(Mutex::new(Diagnosis::default().with_log(&log)));
     let mut trainer = SissTrainer::builder(model, scheduler)
         .learning_rate(falling_rate.init()?)
         .seed(SEED)
         .observer(JsonLog::open(&log)?)
+        .observer(diagnosis.clone())
         .build()?;
     let pairs = PairSampler::new(data.tones.clone(), data.motif.clone(), SEED)?;
 
@@ -108,7 +114,13 @@ fn unlearn(
         .setting("model", &began_with)?
         .setting("pairs", &pairs.fingerprint()?)?;
     match options.resume {
-        false => drop(cut_log(&log, 0)?),
+        false => match checkpoints.latest()? {
+            Some(found) => {
+                let found = path_text(found.path);
+                return Err(format!("{found} is a checkpoint of an earlier run; go on from it by --resume, or give another --out").into());
+            }
+            None => drop(cut_log(&log, 0)?),
+        },
         true => match checkpoints.resume(&mut trainer)? {
             Some(resumed) => println!("unlearning: goes on at step {}", resumed.step),
             None => println!("unlearning: no checkpoint to go on from"),
@@ -118,6 +130,12 @@ fn unlearn(
         let report = trainer.step(pairs.batch(trainer.next_step(), 64)?)?;
         if report.step.is_multiple_of(20) {
             println!("unlearning: {report}");
+        }
+        // What goes wrong is said while something can be done.
+        if let Ok(mut diagnosis) = diagnosis.lock() {
+            for finding in diagnosis.news() {
+                println!("note: {finding}");
+            }
         }
         let is_due = |every: u64| trainer.next_step().is_multiple_of(every);
         if options.checkpoint_every.is_some_and(is_due) {

@@ -29,6 +29,7 @@ use siss::{
 
 use crate::clock::Clock;
 use crate::common::lines;
+use crate::common::options::at_least_one;
 use crate::common::probe::{EVALUATION_SEED, distances};
 use crate::common::progress::{Bar, Progress};
 
@@ -139,6 +140,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    let Arguments { batch, samples, .. } = *arguments;
+    at_least_one(&[
+        ("steps", Some(arguments.steps)),
+        ("batch", Some(batch)),
+        ("samples", Some(samples)),
+    ])?;
     let mut runs: Vec<Run> = lines::read(&arguments.csv)?;
     let progress = Bar::new()?;
     let trial = Trial::load(arguments)?;

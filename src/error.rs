@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::checkpoint::{PassedOver, SettingDifference};
+use crate::files::path_text;
 use crate::scheduler::TimeRange;
 
 /// Shorthand for a result with the crate's [`Error`].
@@ -228,7 +229,7 @@ pub enum Error {
     },
 
     /// A file is not what its name or place says.
-    #[error("{path}: {message}", path = path.display())]
+    #[error("{path}: {message}", path = path_text(path))]
     InvalidFile {
         /// The file.
         path: PathBuf,
@@ -239,7 +240,7 @@ pub enum Error {
     /// Pictures that must all be read, and some that are not.
     #[error(
         "{path}: {count} not read; mend, convert or remove each, so that no picture is missed:{list}",
-        path = path.display(),
+        path = path_text(path),
         count = match files.len() { 1 => "1 file is".into(), count => format!("{count} files are") },
         list = files.iter().map(|file| format!("\n  {file}")).collect::<String>()
     )]
@@ -252,7 +253,7 @@ pub enum Error {
     },
 
     /// Weights in a file do not fit the model: a tensor is missing, extra, of another shape, or no model can run with it.
-    #[error("{path}: {problem} tensor `{tensor}`{detail}", path = path.display())]
+    #[error("{path}: {problem} tensor `{tensor}`{detail}", path = path_text(path))]
     WeightMismatch {
         /// The file.
         path: PathBuf,
@@ -265,7 +266,7 @@ pub enum Error {
     },
 
     /// Reading or writing a file failed.
-    #[error("{action} {path}: {source}", path = path.display())]
+    #[error("{action} {path}: {source}", path = path_text(path))]
     Io {
         /// What was being done, as in "reading".
         action: &'static str,
@@ -275,20 +276,20 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Another program, or another part of this one, writes checkpoints into the folder.
+    /// Another program, or another part of this one, writes into the folder.
     #[error(
-        "{folder}: another process writes checkpoints here; wait for it, end it, or give this run a folder of its own",
-        folder = folder.display()
+        "{folder}: another process writes here; wait for it, end it, or give this run a folder of its own",
+        folder = path_text(folder)
     )]
-    CheckpointsInUse {
-        /// The folder of the checkpoints.
+    FolderInUse {
+        /// The folder of the checkpoints or results.
         folder: PathBuf,
     },
 
     /// There are checkpoints, but none that is whole.
     #[error(
         "{folder}: no checkpoint is usable ({list}); bring one back from a copy, or remove them to start afresh",
-        folder = folder.display(),
+        folder = path_text(folder),
         list = list(passed_over)
     )]
     NoUsableCheckpoint {
@@ -301,7 +302,7 @@ pub enum Error {
     /// A checkpoint was made by a run with other settings or another model.
     #[error(
         "{path} is of another run: {list}; set up the trainer as it was, or start afresh in another folder",
-        path = path.display(),
+        path = path_text(path),
         list = list(differences)
     )]
     CheckpointDiffers {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::files::invalid;
 use crate::observer::{JsonLines, Observer};
 use crate::step_report::StepReport;
 
@@ -63,15 +64,36 @@ impl Observer for JsonLog {
 /// # Errors
 /// [`Error::InvalidFile`] if a line before the cut is missing or is not that of its step; [`Error::Io`]. The log is as before.
 pub fn cut_log(path: impl AsRef<Path>, next_step: u64) -> Result<String> {
+    let path = path.as_ref();
+    let (text, length) = first_lines(path, next_step)?;
+    if text.len() < length {
+        let cut = OpenOptions::new().write(true).open(path).and_then(|file| {
+            file.set_len(text.len() as u64)?;
+            file.sync_all()
+        });
+        cut.map_err(Error::io("cutting", path))?;
+    }
+    Ok(text)
+}
+
+/// The reports of the steps before `next_step`.
+///
+/// # Errors
+/// As [`cut_log`]; nothing is changed.
+pub(crate) fn read_log(path: &Path, next_step: u64) -> Result<Vec<StepReport>> {
+    let (text, _) = first_lines(path, next_step)?;
+    let reports = text.lines().map(serde_json::from_str);
+    reports
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|error| invalid(path, format!("a line is no report of a step: {error}")))
+}
+
+/// The lines of the steps before `next_step`, and how long the whole log is.
+fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
     #[derive(Deserialize)]
     struct Line {
         step: u64,
     }
-    let path = path.as_ref();
-    let invalid = |message: String| Error::InvalidFile {
-        path: path.into(),
-        message,
-    };
     let mut bytes = match fs::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
         read => read.map_err(Error::io("reading", path))?,
@@ -80,29 +102,28 @@ pub fn cut_log(path: impl AsRef<Path>, next_step: u64) -> Result<String> {
     for step in 0..next_step {
         let rest = &bytes[kept..];
         let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
-            return Err(invalid(format!(
-                "the log ends before step {step}, and the run goes on at step {next_step}; bring the log back from a copy, or start afresh"
-            )));
+            return Err(invalid(
+                path,
+                format!(
+                    "the log ends before step {step}, and the run goes on at step {next_step}; bring the log back from a copy, or start afresh"
+                ),
+            ));
         };
         let line: std::result::Result<Line, _> = serde_json::from_slice(&rest[..end]);
         if line.map(|line| line.step).ok() != Some(step) {
-            return Err(invalid(format!(
-                "line {} is not that of step {step}; bring the log back from a copy, or start afresh",
-                step + 1
-            )));
+            return Err(invalid(
+                path,
+                format!(
+                    "line {} is not that of step {step}; bring the log back from a copy, or start afresh",
+                    step + 1
+                ),
+            ));
         }
         kept += end + 1;
     }
     bytes.truncate(kept);
-    let text = String::from_utf8(bytes).map_err(|error| invalid(error.to_string()))?;
-    if kept < length {
-        let cut = OpenOptions::new().write(true).open(path).and_then(|file| {
-            file.set_len(kept as u64)?;
-            file.sync_all()
-        });
-        cut.map_err(Error::io("cutting", path))?;
-    }
-    Ok(text)
+    let text = String::from_utf8(bytes).map_err(|error| invalid(path, error.to_string()))?;
+    Ok((text, length))
 }
 
 #[cfg(test)]

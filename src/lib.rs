@@ -141,6 +141,7 @@ mod parameters;
 mod points;
 mod preflight;
 mod refusals;
+mod results;
 pub mod sampling;
 pub mod schedule;
 mod scheduler;
@@ -175,6 +176,7 @@ pub use denoiser::{Condition, Denoiser, PredictionType};
 pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};
 pub use duplicates::{NearDuplicate, near_duplicates};
 pub use error::{Error, Result, Side};
+pub use files::path_text;
 pub use fn_denoiser::FnDenoiser;
 pub use json_log::{JsonLog, cut_log};
 pub use loss::{
@@ -192,6 +194,7 @@ pub use model_check::{
 pub use observer::{Diagnosis, Finding, JsonLines, Observer, Symptom};
 pub use pairing::{Pairing, Pairs};
 pub use points::{PointLoader, Points};
+pub use results::ResultFolder;
 pub use scheduler::{
     DdpmScheduler, FlowMatching, Scales, Scheduler, SchedulerConfig, SchedulerExt, TimeRange,
     TimestepSpacing, VarianceType,

@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::fmt::{self, Debug};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::json_log::read_log;
 use crate::step_report::{StepOutcome, StepReport, TermReport};
 
 /// Is told of every step. For progress bars, logs, plots.
@@ -155,21 +157,31 @@ impl fmt::Display for Finding {
 /// Recognises the known ways in which a run goes wrong and says what to do. Each is reported once.
 ///
 /// It compares the mean over the latest `window` steps with that over the first, so it needs two windows to speak of trends.
+/// Where steering rests at its level, a forget loss that does not rise and a forget gradient that vanishes are what was asked for.
+///
+/// A run that is resumed goes on from the trends of its first steps if the diagnosis knows its log
+/// ([`with_log`](Diagnosis::with_log)). Without one it says nothing of trends, for their start is not known.
 ///
 /// # Example
 /// ```
 /// use std::sync::{Arc, Mutex};
-/// let diagnosis = Arc::new(Mutex::new(siss::Diagnosis::default()));
-/// // SissTrainer::builder(model, scheduler).observer(diagnosis.clone()), run it, then:
-/// for finding in diagnosis.lock().unwrap().findings() {
+/// let diagnosis = siss::Diagnosis::default().with_log("metrics.jsonl");
+/// let diagnosis = Arc::new(Mutex::new(diagnosis));
+/// // SissTrainer::builder(model, scheduler).observer(diagnosis.clone()), and after each step:
+/// for finding in diagnosis.lock().unwrap().news() {
 ///     println!("{finding}");
 /// }
 /// ```
 #[derive(Debug, Clone)]
 pub struct Diagnosis {
     window: usize,
+    log: Option<PathBuf>,
+    /// Whether the first steps of the run were seen.
+    knows_start: bool,
     retain: Trend,
     forget: Trend,
+    /// Steering of the latest steps.
+    steering: VecDeque<f64>,
     dominating: usize,
     vanishing: usize,
     degenerate: usize,
@@ -177,6 +189,8 @@ pub struct Diagnosis {
     steps: usize,
     skipped: usize,
     findings: Vec<Finding>,
+    /// How many of them were given out as news.
+    told: usize,
 }
 
 /// Retain loss over its start from which something is wrong.
@@ -185,6 +199,8 @@ const CLIMB: f64 = 1.5;
 const FORGOTTEN: f64 = 1.1;
 /// A forget gradient this much shorter than the retain gradient has vanished.
 const VANISHED: f64 = 1e-6;
+/// Steering rests below this mean factor: the loss is within a quarter of its level, or above it.
+const RESTS: f64 = 0.25;
 
 impl Default for Diagnosis {
     /// A window of 20 steps.
@@ -199,8 +215,11 @@ impl Diagnosis {
         let window = window.max(1);
         Self {
             window,
+            log: None,
+            knows_start: true,
             retain: Trend::new(window),
             forget: Trend::new(window),
+            steering: VecDeque::with_capacity(window),
             dominating: 0,
             vanishing: 0,
             degenerate: 0,
@@ -208,12 +227,25 @@ impl Diagnosis {
             steps: 0,
             skipped: 0,
             findings: Vec::new(),
+            told: 0,
         }
+    }
+
+    /// The log of the run, as [`JsonLog`](crate::JsonLog) writes it: from it a resumed run knows what was seen before.
+    pub fn with_log(mut self, path: impl Into<PathBuf>) -> Self {
+        self.log = Some(path.into());
+        self
     }
 
     /// What was found so far, in the order of its finding.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// What was found since this was last asked. Asked after each step, it says what is wrong while something can be done.
+    pub fn news(&mut self) -> &[Finding] {
+        let told = std::mem::replace(&mut self.told, self.findings.len());
+        &self.findings[told..]
     }
 
     fn find(
@@ -239,6 +271,7 @@ impl Diagnosis {
 
     fn look_at_trends(&mut self, report: &StepReport) {
         if let Some(ratio) = self.retain.update(report.retain.as_ref())
+            && self.knows_start
             && ratio > CLIMB
         {
             self.find(
@@ -253,7 +286,9 @@ impl Diagnosis {
             .as_ref()
             .is_some_and(|term| term.weights.ascends);
         if let Some(ratio) = self.forget.update(report.forget.as_ref())
+            && self.knows_start
             && ascends
+            && !self.rests()
             && self.forget.steps >= 5 * self.window
             && ratio < FORGOTTEN
         {
@@ -264,6 +299,22 @@ impl Diagnosis {
                 "raise the learning rate or the forget scale, and check that the forgotten points are those the model was trained on (same size, same pixel range)",
             );
         }
+    }
+
+    /// Keeps the steering of a step that has one.
+    fn look_at_steering(&mut self, report: &StepReport) {
+        if let Some(factor) = report.forget.as_ref().and_then(|term| term.steering) {
+            if self.steering.len() == self.window {
+                self.steering.pop_front();
+            }
+            self.steering.push_back(factor);
+        }
+    }
+
+    /// Whether the latest steps were steered, and there was little to do.
+    fn rests(&self) -> bool {
+        let mean = self.steering.iter().sum::<f64>() / self.steering.len() as f64;
+        mean < RESTS
     }
 
     fn look_at_gradients(&mut self, report: &StepReport) {
@@ -280,7 +331,12 @@ impl Diagnosis {
             );
         }
         let vanished = both && report.norms.forget <= VANISHED * report.norms.retain;
-        self.vanishing = run_length(self.vanishing, vanished);
+        let rests = |term: &TermReport| term.steering.is_some_and(|factor| factor < RESTS);
+        let rests = report.forget.as_ref().is_some_and(rests);
+        // A step without a forget row has no gradient to judge by.
+        if report.forget.as_ref().is_none_or(|term| term.rows > 0) {
+            self.vanishing = run_length(self.vanishing, vanished && !rests);
+        }
         if self.vanishing >= self.window.min(5) {
             self.find(
                 report,
@@ -362,10 +418,28 @@ impl Observer for Diagnosis {
             }
             return Ok(());
         }
+        self.look_at_steering(report);
         self.look_at_trends(report);
         self.look_at_gradients(report);
         self.look_at_weights(report);
         self.look_at_rows(report);
+        Ok(())
+    }
+
+    fn rewind(&mut self, next_step: u64) -> Result<()> {
+        let mut rewound = Self {
+            log: self.log.clone(),
+            ..Self::new(self.window)
+        };
+        match &self.log {
+            Some(log) => {
+                for report in read_log(log, next_step)? {
+                    rewound.observe(&report)?;
+                }
+            }
+            None => rewound.knows_start = next_step == 0,
+        }
+        *self = rewound;
         Ok(())
     }
 }
@@ -579,6 +653,106 @@ mod tests {
             .observe(&report(0, 1.0, 1.0))
             .unwrap_err();
         assert!(error.to_string().contains("disk full"), "{error}");
+    }
+
+    /// The same report with a mean factor of steering.
+    fn steered(mut report: StepReport, factor: f64) -> StepReport {
+        if let Some(term) = &mut report.forget {
+            term.steering = Some(factor);
+        }
+        report
+    }
+
+    #[test]
+    fn a_steered_run_at_its_level_has_no_symptom_and_one_that_stays_below_it_has() {
+        let run = |factor: fn(u64) -> f64, norm: f64| {
+            symptoms((0..100).map(|step| {
+                let mut report = steered(report(step, 0.03, 0.01), factor(step));
+                report.norms.forget = norm;
+                report
+            }))
+        };
+        // It starts at its level, or comes to it early, and stays; above it; around it.
+        for at_rest in [
+            |_| 0.0,
+            |step: u64| if step < 5 { 1.0 } else { 0.1 },
+            |_| -0.5,
+            |step: u64| [0.9, -0.9][step as usize % 2],
+        ] {
+            assert_eq!(run(at_rest, 1.0), [], "at rest");
+        }
+        // A rule that stops gives a gradient of 0.
+        assert_eq!(run(|_| 0.0, 0.0), []);
+        assert_eq!(run(|_| 0.8, 1.0), [Symptom::NothingForgotten]);
+        let both = [Symptom::VanishingForgetGradient, Symptom::NothingForgotten];
+        assert_eq!(run(|_| 0.8, 0.0), both);
+    }
+
+    /// Steps without a forget row are one-sided, and no sign of a gradient that vanishes.
+    #[test]
+    fn a_gradient_without_rows_has_not_vanished() {
+        let rising = |step: u64| 0.01 + 0.001 * step as f64;
+        let without_rows = (0..100).map(|step| {
+            let mut report = report(step, 0.03, rising(step));
+            if let Some(term) = &mut report.forget {
+                (term.rows, term.mean_squared_error) = (0, f64::NAN);
+            }
+            report.norms.forget = 0.0;
+            report
+        });
+        assert_eq!(symptoms(without_rows), [Symptom::OneSidedSteps]);
+    }
+
+    #[test]
+    fn a_finding_is_news_once() {
+        let mut diagnosis = Diagnosis::new(1);
+        let mut told = Vec::new();
+        for step in 0..40 {
+            diagnosis.observe(&report(step, 0.03, 0.01)).unwrap();
+            let news = diagnosis.news().iter();
+            told.extend(news.map(|finding| (step, finding.symptom)));
+        }
+        assert_eq!(told, [(4, Symptom::NothingForgotten)]);
+        assert_eq!(diagnosis.findings().len(), 1);
+    }
+
+    /// The retain loss doubles before the run is ended and stays there. With its log the resumed run finds what the whole one
+    /// finds, at the same step; without it, it does not take the doubled loss for the start.
+    #[test]
+    fn a_resumed_diagnosis_goes_on_from_its_log() {
+        let reports: Vec<_> = (0..60)
+            .map(|step| report(step, if step < 22 { 0.01 } else { 0.02 }, 0.01))
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let mut whole = Diagnosis::new(5);
+        let mut log = crate::JsonLog::open(&path).unwrap();
+        for report in &reports {
+            whole.observe(report).unwrap();
+            log.observe(report).unwrap();
+        }
+        assert_eq!(whole.findings().len(), 2);
+        for next_step in [0, 3, 23, 30, 59] {
+            // What it saw before it was rewound never happened.
+            let mut resumed = Diagnosis::new(5).with_log(&path);
+            resumed.observe(&report(0, 9.0, 9.0)).unwrap();
+            resumed.rewind(next_step).unwrap();
+            for report in &reports[next_step as usize..] {
+                resumed.observe(report).unwrap();
+            }
+            assert_eq!(resumed.findings(), whole.findings(), "{next_step}");
+        }
+        let mut forgetful = Diagnosis::new(5);
+        forgetful.rewind(23).unwrap();
+        // As if it had been 0.02 from the start, and then 0.05.
+        for step in 23..90 {
+            let loss = if step < 60 { 0.02 } else { 0.05 };
+            forgetful.observe(&report(step, loss, 0.01)).unwrap();
+        }
+        assert_eq!(forgetful.findings(), []);
+
+        let error = Diagnosis::new(5).with_log(&path).rewind(61).unwrap_err();
+        assert!(error.to_string().contains("ends before step 60"), "{error}");
     }
 
     /// The step at which a symptom is found, with windows of five steps.

@@ -657,7 +657,7 @@ fn of_two_writers_the_second_is_refused() {
     let test = "of_two_writers_the_second_is_refused";
     if let Some(folder) = victim() {
         let error = Checkpoints::new(&folder).unwrap_err();
-        assert!(matches!(error, Error::CheckpointsInUse { .. }), "{error}");
+        assert!(matches!(error, Error::FolderInUse { .. }), "{error}");
         assert!(
             error.to_string().contains(folder.to_str().unwrap()),
             "{error}"
@@ -669,7 +669,7 @@ fn of_two_writers_the_second_is_refused() {
     // In the same process and in another one.
     assert!(matches!(
         Checkpoints::new(scratch.path()),
-        Err(Error::CheckpointsInUse { .. })
+        Err(Error::FolderInUse { .. })
     ));
     assert_success(again(test, scratch.path()).output().unwrap());
     drop(first);

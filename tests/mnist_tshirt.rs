@@ -153,8 +153,8 @@ fn a_resumed_run_is_the_run() {
     let files = [
         "metrics.jsonl",
         "curves.svg",
-        "model/config.json",
-        "model/diffusion_pytorch_model.safetensors",
+        "model/unet/config.json",
+        "model/unet/diffusion_pytorch_model.safetensors",
         "checkpoints/step-0000000004/manifest.json",
     ];
     for file in files {

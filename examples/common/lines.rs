@@ -5,6 +5,9 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use siss::path_text;
+
+use crate::common::files;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -13,18 +16,20 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let lines = csv::Reader::from_path(path)?.into_deserialize();
-    Ok(lines.collect::<std::result::Result<_, _>>()?)
+    let text = files::read_text(path)?;
+    let lines = csv::Reader::from_reader(text.as_bytes()).into_deserialize();
+    let lines: std::result::Result<_, csv::Error> = lines.collect();
+    Ok(lines.map_err(|error| format!("{}: {error}", path_text(path)))?)
 }
 
 /// Writes a file anew, with its folder where there is none.
 pub fn write<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        files::create_folder(folder)?;
     }
-    let mut writer = csv::Writer::from_path(path)?;
+    let mut writer = csv::Writer::from_writer(Vec::new());
     for line in lines {
         writer.serialize(line)?;
     }
-    Ok(writer.flush()?)
+    Ok(files::write(path, writer.into_inner()?)?)
 }

@@ -1,8 +1,9 @@
 //! What the examples that unlearn images share.
 
-pub mod checkpoint;
 pub mod curves;
+pub mod files;
 pub mod lines;
+pub mod options;
 pub mod page;
 pub mod probe;
 pub mod progress;

@@ -68,10 +68,12 @@ impl Probe {
         })
     }
 
-    /// Draws samples, `[count, channels, height, width]`; `progress` is told how many there are.
+    /// Draws samples from number `begin` on, `[count, channels, height, width]`: a sample's noise depends on its number alone.
+    /// `progress` is told how many there are.
     pub fn sample(
         &self,
         model: &UNet2d,
+        begin: u64,
         [count, channels, height, width]: [usize; 4],
         device: &Device,
         progress: impl Fn(usize) + Sync,
@@ -80,9 +82,10 @@ impl Probe {
         let samples = self.chunks.run(count, |first, count| {
             progress(done.load(Relaxed));
             let shape = [count, channels, height, width];
-            let images =
-                self.sampler
-                    .sample(model, &(), shape, EVALUATION_SEED, first as u64, device);
+            let first = begin + first as u64;
+            let images = self
+                .sampler
+                .sample(model, &(), shape, EVALUATION_SEED, first, device);
             done.fetch_add(count, Relaxed);
             images
         })?;

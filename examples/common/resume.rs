@@ -1,12 +1,19 @@
-//! `--checkpoint-every` and `--resume`.
+//! `--checkpoint-every`, `--resume` and `--overwrite`.
 
 use std::error::Error;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer, model_fingerprint};
+use siss::{
+    Checkpoints, Denoiser, PairSampler, ResultFolder, SissTrainer, model_fingerprint, path_text,
+};
 
-/// How a run is protected from being ended.
+use crate::common::files::failed;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// How a run is protected from being ended, and what an earlier one left from this one.
 #[derive(Args, Debug, Clone, Default)]
 pub struct Checkpointing {
     /// Writes a checkpoint after every N steps and after the last into the output folder's `checkpoints`, and keeps the last three.
@@ -17,9 +24,61 @@ pub struct Checkpointing {
     /// must be as it was; the images run at a time may change.
     #[arg(long)]
     pub resume: bool,
+
+    /// Begins anew where the output folder holds an earlier run: its checkpoints are removed before the first step, its results are
+    /// replaced when those of this run are complete.
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
+}
+
+/// The folder of a run's checkpoints.
+pub fn checkpoint_folder(out: &Path) -> PathBuf {
+    out.join("checkpoints")
+}
+
+/// The output folder for results of these names.
+pub fn open_results(out: &Path, names: &[&str]) -> Result<ResultFolder> {
+    let opened = ResultFolder::open(out, names);
+    Ok(opened.map_err(|error| format!("--out {}: {error}", path_text(out)))?)
 }
 
 impl Checkpointing {
+    /// Refuses a folder with an unfinished run that this one neither goes on from nor overwrites, before anything takes time; with
+    /// `is_strict` one with results as well. `say` is told what will be replaced.
+    pub fn check_earlier(
+        &self,
+        results: &ResultFolder,
+        out: &Path,
+        is_strict: bool,
+        say: impl Fn(&str),
+    ) -> Result<()> {
+        let earlier = results.earlier();
+        let unfinished = newest(&checkpoint_folder(out))?;
+        let (found, what) = match (&unfinished, earlier.first()) {
+            (Some(path), _) => (path, "a checkpoint of an earlier run"),
+            (None, Some(path)) => (path, "of an earlier run"),
+            (None, None) => return Ok(()),
+        };
+        let is_refused = unfinished.is_some() || is_strict;
+        if is_refused && !self.resume && !self.overwrite {
+            return Err(format!(
+                "{} is {what}; go on from it by --resume, begin anew by --overwrite, or give another --out",
+                path_text(found)
+            )
+            .into());
+        }
+        if !earlier.is_empty() && (unfinished.is_none() || self.overwrite) {
+            let names = earlier.iter().filter_map(|path| path.file_name());
+            let names: Vec<_> = names.map(path_text).collect();
+            say(&format!(
+                "note: {} holds results of an earlier run ({}); they are replaced when this run is complete",
+                path_text(out),
+                names.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
     /// Opens the checkpoints of a run, if it is to have any, and makes the trainer go on from the newest if it is to. `say` is told
     /// what came of it.
     pub fn begin<M: Denoiser<D>, const D: usize>(
@@ -27,9 +86,14 @@ impl Checkpointing {
         trainer: &mut SissTrainer<M, D>,
         pairs: &PairSampler<D>,
         [steps, batch]: [usize; 2],
-        folder: &Path,
+        out: &Path,
         say: impl Fn(&str),
-    ) -> Result<Option<Checkpoints>, Box<dyn Error>> {
+    ) -> Result<Option<Checkpoints>> {
+        let folder = checkpoint_folder(out);
+        if self.overwrite && newest(&folder)?.is_some() {
+            Checkpoints::new(&folder)?.clear()?;
+            fs::remove_dir_all(&folder).map_err(failed("removing", &folder))?;
+        }
         if self.checkpoint_every.is_none() && !self.resume {
             return Ok(None);
         }
@@ -38,15 +102,13 @@ impl Checkpointing {
             .setting("batch", &batch)?
             .setting("pairs", &pairs.fingerprint()?)?
             .setting("model", &model_fingerprint(trainer.model())?)?;
+        if !checkpoints.is_locked() {
+            say(
+                "note: the file system of --out has no locks: let no other process write there meanwhile",
+            );
+        }
         if !self.resume {
-            return match checkpoints.latest()? {
-                None => Ok(Some(checkpoints)),
-                Some(found) => Err(format!(
-                    "{} is a checkpoint of an earlier run; go on from it by --resume, or give another --out",
-                    found.path.display()
-                )
-                .into()),
-            };
+            return Ok(Some(checkpoints));
         }
         if let Some(resumed) = checkpoints.resume(trainer)? {
             for torn in &resumed.passed_over {
@@ -62,4 +124,19 @@ impl Checkpointing {
         let every = self.checkpoint_every;
         every.is_some_and(|every| taken.is_multiple_of(every) || taken == steps)
     }
+}
+
+/// What looks like the newest checkpoint in a folder, which need not be there.
+fn newest(folder: &Path) -> siss::Result<Option<PathBuf>> {
+    if !folder.exists() {
+        return Ok(None);
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed("reading", folder))? {
+        let entry = entry.map_err(failed("reading", folder))?;
+        if entry.file_name().to_string_lossy().starts_with("step-") {
+            found.push(entry.path());
+        }
+    }
+    Ok(found.into_iter().max())
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
@@ -13,14 +13,19 @@ use siss::burn::module::Module;
 use siss::models::UNet2d;
 use siss::{
     Checkpoints, Diagnosis, Finding, Observer, PairSampler, SissTrainer, StepReport, cut_log,
+    path_text,
 };
 
+use crate::common::files::{self, failed};
 use crate::common::progress::Progress;
 use crate::common::resume::Checkpointing;
 
 /// Pairs whose gradients are compared with the CPU's, and how far they may be off.
 const CHECKED_PAIRS: usize = 4;
 const DEVICE_TOLERANCE: f64 = 0.05;
+
+/// The steps, a line each.
+pub const LOG: &str = "metrics.jsonl";
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -71,36 +76,52 @@ pub struct Run<'a, A> {
     checkpointing: &'a Checkpointing,
     checkpoints: Option<Checkpoints>,
     log: File,
+    log_path: PathBuf,
+    /// Where results are written, the log among them.
+    results: PathBuf,
     records: Vec<StepRecord<A>>,
     diagnosis: Diagnosis,
 }
 
 impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
-    /// Opens `metrics.jsonl` and the checkpoints in `out`. What forbids a run to be resumed is found here.
+    /// Opens the checkpoints in `out`, and the log beside them: a run that is resumed needs it. Without checkpoints it is a result
+    /// like others. What forbids a run to be resumed is found here.
     pub fn begin(
         mut trainer: SissTrainer<UNet2d, 4>,
         pairs: &'a PairSampler<4>,
         plan: Plan,
         checkpointing: &'a Checkpointing,
-        out: &Path,
+        [out, results]: [&Path; 2],
         progress: &'a dyn Progress,
     ) -> Result<Self> {
         let amount = [plan.steps, plan.batch];
-        let folder = out.join("checkpoints");
         let say = |line: &str| progress.say(line);
-        let checkpoints = checkpointing.begin(&mut trainer, pairs, amount, &folder, say)?;
+        let checkpoints = checkpointing.begin(&mut trainer, pairs, amount, out, say)?;
 
         check_device(&mut trainer, pairs, progress)?;
-        let path = out.join("metrics.jsonl");
-        let lines = cut_log(&path, trainer.next_step())?;
+        let log_path = match &checkpoints {
+            Some(checkpoints) => checkpoints.folder().join(LOG),
+            None => results.join(LOG),
+        };
+        // A run that was finished has it among its results.
+        let finished = out.join(LOG);
+        if trainer.next_step() > 0 && !log_path.exists() && finished.exists() {
+            files::copy(&finished, &log_path)?;
+        }
+        let lines = cut_log(&log_path, trainer.next_step())?;
         let records = lines.lines().map(serde_json::from_str);
-        let records: Vec<StepRecord<A>> = records.collect::<std::result::Result<_, _>>()?;
+        let records: std::result::Result<Vec<StepRecord<A>>, _> = records.collect();
+        let records = records.map_err(|error| format!("{}: {error}", path_text(&log_path)))?;
         let mut diagnosis = Diagnosis::default();
         for record in &records {
             diagnosis.observe(&record.report)?;
         }
+        tell(&mut diagnosis, progress);
+        let log = OpenOptions::new().append(true).create(true).open(&log_path);
         Ok(Self {
-            log: OpenOptions::new().append(true).create(true).open(path)?,
+            log: log.map_err(failed("creating", &log_path))?,
+            log_path,
+            results: results.into(),
             trainer,
             pairs,
             plan,
@@ -135,6 +156,7 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
             took(step_seconds);
             self.progress.step(&report, self.plan.steps);
             self.diagnosis.observe(&report)?;
+            tell(&mut self.diagnosis, self.progress);
 
             let taken = self.trainer.next_step();
             let is_look = taken.is_multiple_of(every) || taken == steps;
@@ -142,11 +164,16 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
                 .then(|| look(&self.trainer.model().valid()))
                 .transpose()?;
             let record = StepRecord { report, along };
-            writeln!(self.log, "{}", serde_json::to_string(&record)?)?;
+            let line = serde_json::to_string(&record)?;
+            writeln!(self.log, "{line}").map_err(failed("writing", &self.log_path))?;
             self.records.push(record);
             if self.checkpointing.is_due(taken, steps) {
                 self.save()?;
             }
+        }
+        let result = self.results.join(LOG);
+        if result != self.log_path {
+            files::copy(&self.log_path, &result)?;
         }
         Ok(Unlearned {
             model: self.trainer.into_model(),
@@ -159,10 +186,18 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
     fn save(&mut self) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
             // The log must not be shorter than the checkpoint says.
-            self.log.sync_all()?;
+            let synced = self.log.sync_all();
+            synced.map_err(failed("writing", &self.log_path))?;
             checkpoints.save(&mut self.trainer, &())?;
         }
         Ok(())
+    }
+}
+
+/// Says what the diagnosis has found, while it can still help.
+pub fn tell(diagnosis: &mut Diagnosis, progress: &dyn Progress) {
+    for finding in diagnosis.news() {
+        progress.say(&format!("note: {finding}"));
     }
 }
 

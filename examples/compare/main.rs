@@ -31,12 +31,14 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use siss::Method;
 use siss::backend::DeviceSpec;
 use siss::models::UNet2d;
+use siss::{Diagnosis, Method, Observer};
 
 use crate::common::lines;
+use crate::common::options::at_least_one;
 use crate::common::progress::{Bar, Progress};
+use crate::common::run::tell;
 use crate::common::target::Target;
 use crate::evaluate::{Evaluation, TIMESTEPS};
 use crate::job::Job;
@@ -157,6 +159,9 @@ fn main() -> ExitCode {
 fn compare(arguments: &Arguments) -> Result<()> {
     let mut runs = lines::read(&arguments.csv)?;
     if !arguments.table_only {
+        check(arguments)?;
+        // Before hours of work that could not be kept.
+        lines::write(&arguments.csv, &runs)?;
         let progress = Bar::new()?;
         run_all(arguments, &mut runs, &progress)?;
         progress.finish();
@@ -169,6 +174,15 @@ fn compare(arguments: &Arguments) -> Result<()> {
         println!("{table}");
         common::page::write(&arguments.page, name, &table)?;
     }
+    Ok(())
+}
+
+/// Refuses what no run can have, before the first.
+fn check(arguments: &Arguments) -> Result<()> {
+    let steps = arguments.steps.iter().map(|&steps| ("steps", Some(steps)));
+    at_least_one(&steps.collect::<Vec<_>>())?;
+    let Arguments { batch, samples, .. } = *arguments;
+    at_least_one(&[("batch", Some(batch)), ("samples", Some(samples))])?;
     Ok(())
 }
 
@@ -244,6 +258,7 @@ fn run_one(job: &Job, method: Method, seed: u64, afterwards: usize, progress: &B
     let (mut trainer, pairs) = (job.trainer(method, seed, levels)?, job.pairs(seed));
     let (mut seconds, mut rows) = (0.0, 0.0);
     let steps = job.settings.steps;
+    let mut diagnosis = Diagnosis::default();
     for step in 0..steps {
         let batch = pairs.batch(step as u64, job.settings.batch)?;
         let began = Instant::now();
@@ -251,6 +266,8 @@ fn run_one(job: &Job, method: Method, seed: u64, afterwards: usize, progress: &B
         seconds += began.elapsed().as_secs_f64();
         rows += report.rows_per_sample() / steps as f64;
         progress.step(&report, steps);
+        diagnosis.observe(&report)?;
+        tell(&mut diagnosis, progress);
     }
     let mut model = trainer.into_model();
     if afterwards > 0 {

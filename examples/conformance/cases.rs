@@ -79,8 +79,8 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             continue;
         }
         let mut inside = Vec::new();
-        for entry in std::fs::read_dir(path)? {
-            let file = entry?.path();
+        for entry in std::fs::read_dir(path).map_err(|error| reading(path, &error))? {
+            let file = entry.map_err(|error| reading(path, &error))?.path();
             if file
                 .extension()
                 .is_some_and(|extension| extension == "safetensors")
@@ -92,6 +92,10 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         cases.append(&mut inside);
     }
     Ok(cases)
+}
+
+fn reading(path: &Path, error: &std::io::Error) -> String {
+    format!("reading {}: {error}", siss::path_text(path))
 }
 
 /// Runs one case on a device.
@@ -115,7 +119,7 @@ type Computed = Vec<(String, Vec<f64>)>;
 
 impl Case {
     fn read(path: &Path, device: &Device) -> Result<Self> {
-        let bytes = std::fs::read(path)?;
+        let bytes = std::fs::read(path).map_err(|error| reading(path, &error))?;
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
         let settings = header.metadata().clone().unwrap_or_default();
         let mut tensors = HashMap::new();
@@ -518,7 +522,7 @@ impl Case {
         let text = serde_json::Value::Object(json).to_string();
         Ok(SchedulerConfig::from_json(
             &text,
-            &self.path.display().to_string(),
+            &siss::path_text(&self.path),
         )?)
     }
 
@@ -657,7 +661,8 @@ fn parameter_named<'a>(
 fn parameters(model: &UNet2d) -> Result<HashMap<String, Vec<f64>>> {
     let folder = tempfile::tempdir()?;
     model.save(folder.path())?;
-    let bytes = std::fs::read(folder.path().join("diffusion_pytorch_model.safetensors"))?;
+    let path = folder.path().join("diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&path).map_err(|error| reading(&path, &error))?;
     let mut parameters = HashMap::new();
     for (name, view) in SafeTensors::deserialize(&bytes)?.tensors() {
         let values = numbers(view.dtype(), view.data()).ok_or("a parameter is not f32")?;

@@ -27,6 +27,7 @@ use siss::{
 };
 
 use crate::common::lines;
+use crate::common::options::at_least_one;
 use crate::common::probe::{Chunks, Probe, mean};
 use crate::common::progress::{Bar, Progress};
 use crate::images::Unseen;
@@ -106,6 +107,20 @@ fn main() -> ExitCode {
 }
 
 fn validate(arguments: &Arguments) -> Result<()> {
+    let retained = arguments
+        .retained
+        .iter()
+        .map(|&count| ("retained", Some(count)));
+    let patches = arguments
+        .patches
+        .iter()
+        .map(|&side| ("patches", Some(side)));
+    let counts = [
+        ("controls", Some(arguments.controls)),
+        ("noises", Some(arguments.noises)),
+        ("images", Some(arguments.images)),
+    ];
+    at_least_one(&retained.chain(patches).chain(counts).collect::<Vec<_>>())?;
     let progress = Bar::new()?;
     let trial = Trial::load(arguments)?;
     trial.check()?;

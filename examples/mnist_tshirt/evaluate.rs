@@ -73,7 +73,7 @@ impl Examiner {
     ) -> Result<Evaluated> {
         let device = self.tshirt.device();
         let shape = [self.samples, 1, 28, 28];
-        let generated = self.probe.sample(model, shape, &device, |done| {
+        let generated = self.probe.sample(model, 0, shape, &device, |done| {
             progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
         })?;
         let distances = distances(&generated, &self.tshirt);

@@ -1,22 +1,23 @@
 //! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
 
 use std::error::Error;
-use std::fs::File;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
-use siss::models::{ModelFolder, UNet2d};
+use siss::models::{ModelFolder, UNet2d, save_pipeline};
 use siss::{
     CoinFlip, CounterfactualLoss, DataCheck, DdpmScheduler, Finding, FixedAllocation, Method,
-    PairSampler, SchedulerConfig, SissTrainer, Steering,
+    PairSampler, ResultFolder, SchedulerConfig, SissTrainer, Steering,
 };
 
-use crate::common::checkpoint::{Layout, save_model};
+use crate::common::files;
 use crate::common::probe::{ByTimestep, Probe};
 use crate::common::progress::Progress;
-use crate::common::run::{Plan, Run, Unlearned};
+use crate::common::resume::open_results;
+use crate::common::run::{LOG, Plan, Run, Unlearned};
 use crate::common::target::{Target, predict};
 use crate::data;
 use crate::evaluate::{COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks};
@@ -24,6 +25,18 @@ use crate::options::{Options, Protocol, Settings};
 use crate::pictures;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// What a run leaves in its output folder, all of it together.
+pub const RESULTS: [&str; 8] = [
+    "model",
+    "before.png",
+    "after.png",
+    "denoised.png",
+    "levels.svg",
+    "curves.svg",
+    LOG,
+    "summary.json",
+];
 
 /// The distance of the denoised T-shirt and its losses are measured this many times along the way.
 const LOOKS: usize = 15;
@@ -119,8 +132,6 @@ impl Job {
     pub fn prepare(options: Options, progress: &dyn Progress) -> Result<Self> {
         let settings = options.settings()?;
         let device = options.device.device()?;
-        std::fs::create_dir_all(&options.out)
-            .map_err(|error| format!("creating {}: {error}", options.out.display()))?;
 
         progress.phase("loading");
         let base = options.assets.join("base");
@@ -235,17 +246,21 @@ impl Job {
 /// Runs the job and writes everything into `options.out`.
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
+    options.settings()?;
+    let results = open_results(&options.out, &RESULTS)?;
+    let (checkpointing, out) = (&options.checkpointing, &options.out);
+    checkpointing.check_earlier(&results, out, false, |line| progress.say(line))?;
     let job = Job::prepare(options, progress)?;
     let pairs = job.pairs(job.options.seed);
-    let run = begin(&job, &pairs, progress)?;
+    let run = begin(&job, &pairs, &results, progress)?;
     let before = job.examiner.evaluate(&job.model, "before", progress)?;
     let unlearned = unlearn(&job, run)?;
     let after = job.examiner.evaluate(&unlearned.model, "after", progress)?;
 
     progress.phase("writing");
-    let folder = job.options.out.join("model");
-    save_model(&unlearned.model, &job.checkpoint, &folder, Layout::Flat)?;
-    pictures::save(&job, &before, &after, &unlearned.records)?;
+    let folder = results.path();
+    save_model(&job, &unlearned.model, &folder.join("model"), progress)?;
+    pictures::save(&job, &folder, &before, &after, &unlearned.records)?;
     let summary = Summary {
         distance_to_retrained: job.retrained.distance(&after.figures.tshirt_loss),
         before: before.figures,
@@ -263,15 +278,36 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
             settings: job.settings,
         },
     };
-    let file = File::create(summary.config.options.out.join("summary.json"))?;
-    serde_json::to_writer_pretty(file, &summary)?;
+    let text = serde_json::to_string_pretty(&summary)?;
+    files::write(&folder.join("summary.json"), text)?;
+    results.publish()?;
     Ok(summary)
+}
+
+/// The unlearned model, with what the one that came has beside its network.
+fn save_model(job: &Job, model: &UNet2d, folder: &Path, progress: &dyn Progress) -> Result<()> {
+    let (options, settings) = (&job.options, &job.settings);
+    let note = format!(
+        "by the example `mnist_tshirt` with the method `{}`; {} steps of {}, learning rate {:e}, seed {}.",
+        options.method, settings.steps, settings.batch, settings.learning_rate, options.seed
+    );
+    let left_out = save_pipeline(model, &job.checkpoint, folder, &note)?;
+    // The bundled folder holds the retrained model as well, which is known.
+    if options.checkpoint.is_some() {
+        for left_out in left_out {
+            progress.say(&format!(
+                "note: not in the unlearned model's folder: {left_out}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The run, set up or resumed.
 fn begin<'a>(
     job: &'a Job,
     pairs: &'a PairSampler<4>,
+    results: &ResultFolder,
     progress: &'a dyn Progress,
 ) -> Result<Run<'a, Along>> {
     let Options { method, seed, .. } = job.options;
@@ -284,7 +320,8 @@ fn begin<'a>(
     let Options {
         checkpointing, out, ..
     } = &job.options;
-    Run::begin(trainer, pairs, plan, checkpointing, out, progress)
+    let folders = [out.as_path(), &results.path()];
+    Run::begin(trainer, pairs, plan, checkpointing, folders, progress)
 }
 
 fn unlearn(job: &Job, run: Run<Along>) -> Result<Unlearned<Along>> {

@@ -40,7 +40,7 @@ fn forget_the_tshirt(options: Options) -> Result<(), Box<dyn Error>> {
     }
     println!(
         "\npictures, curves, numbers and the model are in {}",
-        out.display()
+        siss::path_text(out)
     );
     Ok(())
 }

@@ -7,6 +7,8 @@ use serde::Serialize;
 use siss::backend::DeviceSpec;
 use siss::{ClipperSpec, Method, TimestepSampling};
 
+use crate::common::files::{as_optional_text, as_text as as_path_text};
+use crate::common::options::{at_least_one, clipper, learning_rate, number};
 use crate::common::resume::Checkpointing;
 use crate::common::target::{Target, parse_method};
 use crate::data::ASSETS;
@@ -93,10 +95,12 @@ pub struct Options {
 
     /// The model that forgets: a diffusers folder with `unet` and `scheduler` [default: the bundled one].
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "as_optional_text")]
     pub checkpoint: Option<PathBuf>,
 
     /// Folder for everything that is written.
     #[arg(long, value_name = "DIR", default_value = "target/mnist_tshirt")]
+    #[serde(serialize_with = "as_path_text")]
     pub out: PathBuf,
 
     #[command(flatten)]
@@ -169,15 +173,24 @@ impl Options {
             target: self.target.unwrap_or(defaults.target),
             clipper: self.clipper.or(defaults.clipper),
         };
-        for (option, value) in [
-            ("steps", settings.steps),
-            ("samples", self.samples),
-            ("heldout", self.heldout),
-        ] {
-            if value == 0 {
-                return Err(format!("--{option} is 0; it must be at least 1"));
-            }
-        }
+        at_least_one(&[
+            ("steps", Some(settings.steps)),
+            ("batch", Some(settings.batch)),
+            ("samples", Some(self.samples)),
+            ("heldout", Some(self.heldout)),
+            ("controls", Some(self.controls)),
+        ])?;
+        learning_rate(Some(settings.learning_rate))?;
+        clipper(settings.clipper)?;
+        let (share, least) = (self.forget_prob, settings.thin_below);
+        let is_share = (0.0..=1.0).contains(&share);
+        number("forget-prob", share, is_share, "a number from 0 to 1")?;
+        number(
+            "thin-below",
+            least,
+            least >= 0.0,
+            "a finite number from 0 up",
+        )?;
         Ok(settings)
     }
 

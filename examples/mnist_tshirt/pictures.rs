@@ -1,5 +1,7 @@
 //! Pictures and curves of a run.
 
+use std::path::Path;
+
 use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Panel, Plot, Series};
@@ -15,11 +17,12 @@ const SHOWN: usize = 128;
 
 pub fn save(
     job: &Job,
+    out: &Path,
     before: &Evaluated,
     after: &Evaluated,
     records: &[StepRecord<Along>],
 ) -> Result<()> {
-    let (out, retrained) = (&job.options.out, &job.retrained);
+    let retrained = &job.retrained;
     generated(before)?.save(out.join("before.png"))?;
     generated(after)?.save(out.join("after.png"))?;
     let tshirt = ImageGrid::new(job.examiner.tshirt.clone())?

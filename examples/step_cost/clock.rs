@@ -30,9 +30,11 @@ impl Clock {
 
 fn cpu_seconds() -> Result<f64> {
     let mut nanoseconds = 0;
-    for task in std::fs::read_dir("/proc/self/task")? {
+    let reading = |error| format!("reading /proc/self/task, which Linux has: {error}");
+    for task in std::fs::read_dir("/proc/self/task").map_err(reading)? {
         // Running time, waiting time, number of slices.
-        let line = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let line = std::fs::read_to_string(task.map_err(reading)?.path().join("schedstat"));
+        let line = line.map_err(reading)?;
         let running = line.split(' ').next().unwrap_or_default();
         nanoseconds += running.parse::<u64>()?;
     }

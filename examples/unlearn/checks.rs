@@ -2,25 +2,26 @@
 
 use std::error::Error;
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use siss::burn::tensor::Tensor;
 use siss::images::Images;
 use siss::models::{ModelFolder, UNet2d};
 use siss::{
     DataCheck, DataFinding, DdpmScheduler, ModelCheck, ModelFinding, NearDuplicate, PairSampler,
-    SchedulerConfig, near_duplicates,
+    SchedulerConfig, near_duplicates, path_text,
 };
 
-use crate::common::checkpoint::Layout;
+use crate::common::files::failed;
 use crate::common::progress::Progress;
+use crate::common::resume::checkpoint_folder;
 use crate::data::Data;
+use crate::job::RESULTS;
 use crate::options::{Augment, Options, Settings};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Creates `options.out`, and refuses folders that get into each other's way, and a model that does not work on pixels.
+/// Refuses folders that are not there or get into each other's way, and a model that does not work on pixels. Nothing is created.
 pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     let Options {
         forget,
@@ -32,46 +33,73 @@ pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     let mut images = vec![("forget", forget), ("retain", retain)];
     images.extend(control.as_ref().map(|control| ("control", control)));
     for (option, path) in &images {
-        fs::metadata(path).map_err(|error| format!("--{option} {}: {error}", path.display()))?;
+        fs::metadata(path).map_err(|error| format!("--{option} {}: {error}", path_text(path)))?;
     }
-    fs::create_dir_all(out).map_err(|error| format!("creating {}: {error}", out.display()))?;
     for &(other, outer) in &images {
         if lies_in(out, outer)? {
             return Err(format!(
                 "--out {} lies in --{other} {}; keep them apart",
-                out.display(),
-                outer.display()
+                path_text(out),
+                path_text(outer)
             )
             .into());
         }
     }
-    unlearned_model(&out.join("model"), model.pipeline())?;
+    output(out, &images, model.pipeline())?;
     pipeline(model)
 }
 
-fn lies_in(inner: &Path, outer: &Path) -> io::Result<bool> {
-    Ok(inner.canonicalize()?.starts_with(outer.canonicalize()?))
-}
-
-/// The unlearned model must neither replace its origin nor be mixed with one of another layout.
-fn unlearned_model(folder: &Path, origin: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
+/// Refuses an output folder that cannot be one, or in which something else would be lost.
+fn output(out: &Path, images: &[(&str, &PathBuf)], model: &Path) -> Result<()> {
+    let name = path_text(out);
+    if out.exists() && !out.is_dir() {
+        return Err(format!("--out {name} is no folder").into());
     }
-    if lies_in(origin, folder)? {
-        let origin = origin.display();
-        return Err(format!("--model {origin} would be overwritten; choose another --out").into());
-    }
-    let is_model = folder.join("model_index.json").exists();
-    if is_model && Layout::of(folder) != Layout::of(origin) {
-        let folder = folder.display();
-        return Err(format!(
-            "{folder} holds a model whose files are arranged in another way; choose another --out"
-        )
-        .into());
+    let images = images
+        .iter()
+        .map(|&(option, path)| (option, path.as_path()));
+    for (option, path) in images.chain([("model", model)]) {
+        if lies_in(out, path)? {
+            let path = path_text(path);
+            return Err(format!("--out {name} lies in --{option} {path}; keep them apart").into());
+        }
+        let replaced = RESULTS.iter().map(|result| out.join(result));
+        for result in replaced.chain([checkpoint_folder(out)]) {
+            if lies_in(path, &result)? {
+                let path = path_text(path);
+                return Err(format!(
+                    "--{option} {path} would be overwritten; choose another --out"
+                )
+                .into());
+            }
+        }
     }
     Ok(())
 }
+
+fn lies_in(inner: &Path, outer: &Path) -> siss::Result<bool> {
+    Ok(resolved(inner)?.starts_with(resolved(outer)?))
+}
+
+/// A path without links and dots, which need not be there.
+fn resolved(path: &Path) -> siss::Result<PathBuf> {
+    let path = std::path::absolute(path).map_err(failed("finding", path))?;
+    for known in path.ancestors().filter(|known| known.exists()) {
+        let rest = path.strip_prefix(known).unwrap_or(Path::new(""));
+        let known = known.canonicalize().map_err(failed("finding", known))?;
+        return Ok(known.join(rest));
+    }
+    Ok(path)
+}
+
+/// Parts of a pipeline that change nothing about pixels.
+const HARMLESS: [&str; 5] = [
+    "unet",
+    "scheduler",
+    "feature_extractor",
+    "image_processor",
+    "safety_checker",
+];
 
 /// Refuses a pipeline whose network does not work on pixels.
 fn pipeline(model: &ModelFolder) -> Result<()> {
@@ -79,11 +107,11 @@ fn pipeline(model: &ModelFolder) -> Result<()> {
         return Ok(());
     };
     let mut parts = index.parts.keys();
-    match parts.find(|part| !["unet", "scheduler"].contains(&part.as_str())) {
+    match parts.find(|part| !HARMLESS.contains(&part.as_str())) {
         None => Ok(()),
         Some(part) => Err(format!(
             "{}: the pipeline has a `{part}`; only those of a `unet` and a `scheduler`, which work on pixels, are unlearned here",
-            path.display()
+            path_text(path)
         )
         .into()),
     }
@@ -159,7 +187,7 @@ pub fn model(
                     range_text([low, high])
                 ),
             };
-            return Err(format!("{}: {found}; {remedy}", options.model.display()).into());
+            return Err(format!("{}: {found}; {remedy}", path_text(&options.model)).into());
         }
         Some(other) => progress.say(&format!("note: {other}")),
         None => {}

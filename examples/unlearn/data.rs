@@ -7,7 +7,7 @@ use serde::Serialize;
 use siss::images::{Account, Format, ImageFiles, ImageReader, Images};
 use siss::models::UNet2dConfig;
 use siss::rand::seq::SliceRandom;
-use siss::{Stream, keyed_rng};
+use siss::{Stream, keyed_rng, path_text};
 
 use crate::common::probe::EVALUATION_SEED;
 use crate::common::progress::Progress;
@@ -76,7 +76,7 @@ impl Data {
             return Err(format!(
                 "{}: {} images to forget, {control_count} to compare with and a step of {} are too many: at most {fit} of \
                  {height}x{width} pixels are kept in memory; give fewer, or unlearn them in several runs",
-                options.forget.display(),
+                path_text(&options.forget),
                 to_forget.pictures.len(),
                 options.batch
             )
@@ -164,7 +164,7 @@ impl Data {
         } else {
             format!(" ({lines})")
         };
-        Err(format!("{}: {text}{why}", folder.display()).into())
+        Err(format!("{}: {text}{why}", path_text(folder)).into())
     }
 }
 
@@ -210,7 +210,7 @@ fn refuse_nothing(
     other: &str,
     of: &Path,
 ) -> Result<()> {
-    let root = files.root().display();
+    let root = path_text(files.root());
     match (files.pictures.is_empty(), found) {
         (false, _) => Ok(()),
         (true, 0) => {
@@ -224,7 +224,7 @@ fn refuse_nothing(
         (true, _) => Err(format!(
             "--{option} {root}: nothing is left of its {} without those of {other} {}; give images besides those",
             images(found),
-            of.display()
+            path_text(of)
         )
         .into()),
     }
@@ -235,7 +235,7 @@ const MOST_NAMED: usize = 5;
 
 /// What the model takes; its images say the size where the configuration does not.
 fn format(model: &UNet2dConfig, found: &ImageFiles, options: &Options) -> Result<Format> {
-    let folder = options.model.display();
+    let folder = path_text(&options.model);
     let (channels, out) = (model.in_channels, model.out_channels);
     if !matches!((channels, out), (1, 1) | (3, 3)) {
         return Err(format!(

@@ -21,6 +21,10 @@ const COPIES_OF_ONE: usize = 8;
 /// Rows of either side in a measurement along the way.
 const ROWS_ALONG: usize = 16;
 
+/// Pixels of the images that are drawn at a time to be saved, and most images.
+const FEW_PIXELS: usize = 1 << 22;
+const MOST_DRAWN: usize = 256;
+
 /// A model's figures.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
@@ -136,7 +140,7 @@ impl Examiner {
         let device = self.forget.device();
         let [_, channels, height, width] = self.forget.dims();
         let shape = [self.samples, channels, height, width];
-        let generated = self.probe.sample(model, shape, &device, |done| {
+        let generated = self.probe.sample(model, 0, shape, &device, |done| {
             progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
         })?;
         let generated = self.as_pictures(&generated);
@@ -182,6 +186,35 @@ impl Examiner {
             denoised,
             each,
         })
+    }
+
+    /// Gives the first `count` generated images to `save`, a few at a time with the number of the first: those that are in memory, then
+    /// more of the kind.
+    pub fn each_sample(
+        &self,
+        model: &UNet2d,
+        generated: &Tensor<4>,
+        count: usize,
+        progress: impl Fn(usize) + Sync,
+        mut save: impl FnMut(usize, Tensor<4>) -> Result<()>,
+    ) -> Result<()> {
+        let [known, channels, height, width] = generated.dims();
+        let few = (FEW_PIXELS / (height * width)).clamp(1, MOST_DRAWN);
+        for first in (0..count.min(known)).step_by(few) {
+            let some = few.min(count.min(known) - first);
+            save(first, generated.clone().narrow(0, first, some))?;
+        }
+        for first in (known..count).step_by(few) {
+            let shape = [few.min(count - first), channels, height, width];
+            let device = generated.device();
+            let done = |done| progress(first + done);
+            save(
+                first,
+                self.probe
+                    .sample(model, first as u64, shape, &device, done)?,
+            )?;
+        }
+        Ok(())
     }
 
     /// The losses with few noises.

@@ -1,25 +1,27 @@
 //! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
 
 use std::error::Error;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 use siss::burn::module::Module;
+use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+use siss::burn::tensor::{Device, Tensor};
 use siss::images::Format;
-use siss::models::{ModelFolder, UNet2d};
+use siss::models::{ModelFolder, UNet2d, save_pipeline};
 use siss::{
-    CounterfactualLoss, DdpmScheduler, Denoiser, Finding, PairSampler, SchedulerConfig,
-    SissTrainer, Steering, refuse_relearning,
+    CounterfactualLoss, DdpmScheduler, Denoiser, Finding, FnDenoiser, PairSampler, ResultFolder,
+    SchedulerConfig, SissTrainer, Steering, refuse_relearning,
 };
 
 use crate::checks;
-use crate::common::checkpoint::{Layout, save_model};
+use crate::common::files::{self, as_text};
 use crate::common::probe::{Chunks, Probe};
 use crate::common::progress::Progress;
-use crate::common::run::{Plan, Run};
+use crate::common::resume::open_results;
+use crate::common::run::{LOG, Plan, Run};
 use crate::common::target::{Target, predict};
 use crate::data::{Accounts, Data};
 use crate::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
@@ -28,6 +30,20 @@ use crate::pictures;
 use crate::resources::{self, Forecast};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// What a run leaves in its output folder, all of it together.
+pub const RESULTS: [&str; 8] = [
+    "model",
+    "samples",
+    "before.png",
+    "after.png",
+    "denoised.png",
+    "curves.svg",
+    LOG,
+    "summary.json",
+];
+/// Parts of the model's folder that are named as left out, at most.
+const MOST_NAMED: usize = 10;
 
 /// Losses are measured this many times along the way.
 const LOOKS: usize = 10;
@@ -78,6 +94,7 @@ pub struct Near {
 /// One forgotten image.
 #[derive(Debug, Serialize)]
 pub struct ForgottenImage {
+    #[serde(serialize_with = "as_text")]
     pub file: PathBuf,
     /// Whether it is the mirror image of what the file shows.
     pub mirrored: bool,
@@ -104,12 +121,17 @@ pub struct Model {
     pub scheduler: SchedulerConfig,
 }
 
-/// Runs the job and writes everything into `options.out`.
+/// Runs the job and writes everything into `options.out`, where all results appear at the end.
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
+    options.check()?;
+    let device = options.device.device()?;
+    check_method(&options, &device)?;
     let origin = ModelFolder::find(&options.model).map_err(|error| format!("--model: {error}"))?;
     checks::folders(&options, &origin)?;
-    let device = options.device.device()?;
+    let (out, checkpointing) = (&options.out, &options.checkpointing);
+    let results = open_results(out, &RESULTS)?;
+    checkpointing.check_earlier(&results, out, true, |line| progress.say(line))?;
 
     progress.phase("loading");
     let scheduler = SchedulerConfig::from_file(origin.scheduler_file())?;
@@ -163,9 +185,9 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     };
     let trainer = trainer(
         unet.clone(),
-        &pairs,
+        pairs.retain().clone(),
         levels.clone(),
-        &model,
+        &model.scheduler,
         &options,
         &settings,
     )?;
@@ -183,11 +205,16 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         batch: options.batch,
         looks: LOOKS,
     };
-    let (out, checkpointing) = (&options.out, &options.checkpointing);
-    let run = Run::begin(trainer, &pairs, plan, checkpointing, out, progress)?;
+    let folders = [out.as_path(), &results.path()];
+    let run = Run::begin(trainer, &pairs, plan, checkpointing, folders, progress)?;
 
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
+    let save_samples = |model: &UNet2d, evaluated: &Evaluated, name: &str| {
+        let folder = results.path().join("samples").join(name);
+        save_samples(&examiner, model, evaluated, &options, &folder, progress)
+    };
+    save_samples(&unet, &before, "before")?;
     let mut forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
     let start = examiner.look(&unet)?;
     drop(unet);
@@ -206,15 +233,19 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     };
     let unlearned = run.finish(look, took)?;
 
-    // First of all: what follows takes time and may fail.
-    progress.phase("writing");
-    let folder = options.out.join("model");
-    let layout = Layout::of(origin.pipeline());
-    save_model(&unlearned.model, &origin, &folder, layout)?;
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
+    save_samples(&unlearned.model, &after, "after")?;
     progress.phase("writing");
-    let records = &unlearned.records;
-    pictures::save(&options.out, &before, &after, &examiner, records, &start)?;
+    save_model(
+        &unlearned.model,
+        &origin,
+        &options,
+        &settings,
+        &results,
+        progress,
+    )?;
+    let (folder, records) = (results.path(), &unlearned.records);
+    pictures::save(&folder, &before, &after, &examiner, records, &start)?;
     let summary = Summary {
         near: Near {
             distance: examiner.near_distance(),
@@ -239,23 +270,113 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         config: Config { options, settings },
     };
     let text = serde_json::to_string_pretty(&summary)?;
-    fs::write(summary.config.options.out.join("summary.json"), text)?;
+    files::write(&folder.join("summary.json"), text)?;
+    results.publish()?;
     Ok(summary)
 }
 
-fn trainer(
-    unet: UNet2d,
-    pairs: &PairSampler<4>,
-    levels: Option<CounterfactualLoss>,
-    model: &Model,
+/// The first generated images as single files, where they are asked for.
+fn save_samples(
+    examiner: &Examiner,
+    model: &UNet2d,
+    evaluated: &Evaluated,
+    options: &Options,
+    folder: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let Some(count) = options.save_samples else {
+        return Ok(());
+    };
+    let done = |done| progress.phase(&format!("saving samples: {done} of {count}"));
+    let save = |first, images| pictures::single(folder, first, images, count);
+    Ok(examiner.each_sample(model, &evaluated.generated, count, done, save)?)
+}
+
+/// The unlearned model, with what the model that came has beside its network.
+fn save_model(
+    model: &UNet2d,
+    origin: &ModelFolder,
     options: &Options,
     settings: &Settings,
-) -> Result<SissTrainer<UNet2d, 4>> {
-    let scheduler = &model.scheduler;
+    results: &ResultFolder,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let target = match options.target {
+        Target::Retrained => {
+            ", to the loss that a model retrained without them is predicted to have"
+        }
+        Target::None => "",
+    };
+    let note = format!(
+        "by the example `unlearn` with the method `{}`{target}; {} steps of {}, learning rate {:e} falling to 0, seed {}.",
+        options.method, options.steps, options.batch, settings.learning_rate, options.seed
+    );
+    let folder = results.path().join("model");
+    let left_out = save_pipeline(model, origin, folder, &note)?;
+    for left_out in left_out.iter().take(MOST_NAMED) {
+        progress.say(&format!(
+            "note: not in the unlearned model's folder: {left_out}"
+        ));
+    }
+    if left_out.len() > MOST_NAMED {
+        let more = left_out.len() - MOST_NAMED;
+        progress.say(&format!("note: and {more} more"));
+    }
+    Ok(())
+}
+
+/// Refuses a method, a target and a clipper that do not go together, by a trainer of a model of two numbers.
+fn check_method(options: &Options, device: &Device) -> Result<()> {
+    let linear = LinearConfig::new(1, 1).init(device);
+    let model = FnDenoiser::new(linear, |linear, noisy: Tensor<2>, _, _: &()| {
+        linear.forward(noisy)
+    });
+    let levels = match options.target {
+        Target::Retrained => Some(CounterfactualLoss::from_levels(
+            vec![0.0, 1.0],
+            vec![vec![1.0; 2]],
+        )?),
+        Target::None => None,
+    };
+    let settings = Settings {
+        learning_rate: options.learning_rate.unwrap_or(1.0),
+        samples: 1,
+        micro_batch: 1,
+    };
+    let retained = Tensor::<2>::ones([1, 1], device);
+    let scheduler = SchedulerConfig::default();
+    match trainer(model, retained, levels, &scheduler, options, &settings) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let target = match options.target {
+                Target::Retrained => "retrained",
+                Target::None => "none",
+            };
+            let clipper = options
+                .clipper
+                .map(|clipper| format!(" --clipper {clipper}"));
+            Err(format!(
+                "--method {} --target {target}{}: {error}",
+                options.method,
+                clipper.unwrap_or_default()
+            )
+            .into())
+        }
+    }
+}
+
+fn trainer<M: Denoiser<D>, const D: usize>(
+    model: M,
+    retained: Tensor<D>,
+    levels: Option<CounterfactualLoss>,
+    scheduler: &SchedulerConfig,
+    options: &Options,
+    settings: &Settings,
+) -> Result<SissTrainer<M, D>> {
     let falling = LinearLrSchedulerConfig::new(settings.learning_rate, 0.0, options.steps);
-    let mut builder = SissTrainer::builder(unet, DdpmScheduler::from_config(scheduler)?)
+    let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
         .method(options.method)
-        .retained_points(pairs.retain().clone())
+        .retained_points(retained)
         .prediction_type(scheduler.prediction_type)
         .learning_rate(falling.init()?)
         .micro_batch_size(settings.micro_batch)

@@ -15,6 +15,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use siss::path_text;
 
 use crate::common::progress::Bar;
 use crate::evaluate::Evaluation;
@@ -33,10 +34,11 @@ fn main() -> ExitCode {
 }
 
 fn forget(options: Options) -> Result<(), Box<dyn Error>> {
+    options.check()?;
     if let Some(threads) = options.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let built = pool.build_global();
+        built.map_err(|error| format!("--threads {threads}: {error}"))?;
     }
     let out = options.out.clone();
     let progress = Bar::new()?;
@@ -49,7 +51,7 @@ fn forget(options: Options) -> Result<(), Box<dyn Error>> {
     for finding in &summary.findings {
         println!("\nnote: {finding}");
     }
-    let out = out.display();
+    let out = path_text(out);
     println!("\nthe unlearned model is in {out}/model; pictures, curves and numbers are in {out}");
     Ok(())
 }

@@ -8,6 +8,8 @@ use siss::backend::DeviceSpec;
 use siss::images::{Format, Transparency};
 use siss::{ClipperSpec, Method};
 
+use crate::common::files::{as_optional_text, as_text};
+use crate::common::options::{at_least_one, clipper, learning_rate};
 use crate::common::resume::Checkpointing;
 use crate::common::target::{Target, parse_method};
 
@@ -21,19 +23,23 @@ pub struct Options {
     /// The model: the folder of a pipeline (`unet`, `scheduler`), of its network, of a training checkpoint or of a download, or a name on the
     /// hub that has been downloaded.
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "as_text")]
     pub model: PathBuf,
 
     /// Images to forget: a folder, with its subfolders, or one image. All must be readable.
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "as_text")]
     pub forget: PathBuf,
 
     /// Images the model was trained on and keeps: a folder, with its subfolders. Those to forget are taken out of it.
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "as_text")]
     pub retain: PathBuf,
 
     /// Images like the retained ones that the model was never trained on, to compare with: a folder, with its subfolders
     /// [default: a tenth of the retained images, which are not trained on here].
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "as_optional_text")]
     pub control: Option<PathBuf>,
 
     /// The values of black and white in the model's training, LOW:HIGH.
@@ -50,6 +56,7 @@ pub struct Options {
 
     /// Folder for everything that is written.
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "as_text")]
     pub out: PathBuf,
 
     /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track.
@@ -86,6 +93,11 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip)]
     pub samples: Option<usize>,
+
+    /// Writes the first N generated images as single files too, into the output folder's `samples/before` and `samples/after`. N may
+    /// be larger than --samples.
+    #[arg(long, value_name = "N")]
+    pub save_samples: Option<usize>,
 
     /// Where to compute: flex (CPU), wgpu or cuda:INDEX, as far as compiled in.
     #[arg(long, default_value_t)]
@@ -140,6 +152,8 @@ const SMALL_SAMPLES: usize = 128;
 /// Pixels run at a time unless `--micro-batch` says otherwise, and most images of them.
 const PIXELS_AT_A_TIME: usize = 1 << 16;
 const MOST_AT_A_TIME: usize = 32;
+/// Most numbers in the generated images that are compared: 2 GiB of them.
+const MOST_SAMPLED_VALUES: usize = 1 << 29;
 
 /// What depends on the model where the command line does not say it.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -151,6 +165,20 @@ pub struct Settings {
 }
 
 impl Options {
+    /// Refuses what no run can have, before anything is read.
+    pub fn check(&self) -> Result<(), String> {
+        at_least_one(&[
+            ("steps", Some(self.steps)),
+            ("batch", Some(self.batch)),
+            ("samples", self.samples),
+            ("save-samples", self.save_samples),
+            ("micro-batch", self.micro_batch),
+            ("threads", self.threads),
+        ])?;
+        learning_rate(self.learning_rate)?;
+        clipper(self.clipper)
+    }
+
     /// The settings for a model of that many parameters and images of that size.
     pub fn settings(&self, parameters: usize, format: Format) -> Result<Settings, String> {
         let (learning_rate, samples) = match parameters < LARGE {
@@ -164,15 +192,12 @@ impl Options {
             samples: self.samples.unwrap_or(samples),
             micro_batch: self.micro_batch.unwrap_or(micro_batch),
         };
-        for (option, value) in [
-            ("steps", self.steps),
-            ("batch", self.batch),
-            ("samples", settings.samples),
-            ("micro-batch", settings.micro_batch),
-        ] {
-            if value == 0 {
-                return Err(format!("--{option} is 0; it must be at least 1"));
-            }
+        let most = MOST_SAMPLED_VALUES / format.values();
+        if settings.samples > most {
+            return Err(format!(
+                "--samples is {}; at most {most} of {}x{} pixels are kept in memory; --save-samples has no such bound",
+                settings.samples, format.height, format.width
+            ));
         }
         Ok(settings)
     }

@@ -32,6 +32,17 @@ pub fn save(
     curves(examiner, records, start).save(out.join("curves.svg"))
 }
 
+/// Writes images as single files, their numbers as names, with as many digits as the last of `of` needs.
+pub fn single(folder: &Path, first: usize, images: Tensor<4>, of: usize) -> Result<()> {
+    let digits = (of - 1).to_string().len().max(3);
+    for row in 0..images.dims()[0] {
+        let image = images.clone().narrow(0, row, 1);
+        let name = format!("{:0digits$}.png", first + row);
+        ImageGrid::new(image)?.gap(0).save(folder.join(name))?;
+    }
+    Ok(())
+}
+
 fn generated(model: &Evaluated) -> Result<ImageGrid> {
     grid(&model.generated, 0..SHOWN.min(model.generated.dims()[0]))
 }

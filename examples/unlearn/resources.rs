@@ -4,6 +4,7 @@ use std::fs;
 
 use siss::backend::DeviceSpec;
 use siss::images::Account;
+use siss::path_text;
 
 use crate::common::target::Target;
 use crate::data::Data;
@@ -29,14 +30,14 @@ pub fn announcement(
     let mut lines = vec![
         format!(
             "model    {}: {:.1} million parameters, images of {size} in {colour}, {} timesteps, predicts {}",
-            options.model.display(),
+            path_text(&options.model),
             model.parameters as f64 / 1e6,
             model.scheduler.num_timesteps,
             name(&model.scheduler.prediction_type),
         ),
         format!(
             "forget   {}: {}{}",
-            options.forget.display(),
+            path_text(&options.forget),
             images(forget - data.forget.mirrors()),
             mirrors(data.forget.mirrors())
         ),
@@ -45,7 +46,7 @@ pub fn announcement(
     lines.extend(said(&files.forget));
     lines.push(format!(
         "retain   {}: {} of {}{} to train on",
-        options.retain.display(),
+        path_text(&options.retain),
         trained - data.retain.mirrors(),
         images(data.retain_found),
         mirrors(data.retain.mirrors())
@@ -53,11 +54,7 @@ pub fn announcement(
     lines.extend(said(&files.retain));
     lines.push(format!(
         "control  {}: {} to compare with, never trained on here{}",
-        options
-            .control
-            .as_ref()
-            .unwrap_or(&options.retain)
-            .display(),
+        path_text(options.control.as_ref().unwrap_or(&options.retain)),
         images(data.control.len()),
         match options.control {
             Some(_) => "",

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files::path_text;
 
 /// Written last: a folder without it is no checkpoint.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -175,7 +176,7 @@ fn is_plain(name: &str) -> bool {
 
 /// Size of an ordinary file: reading anything else might never end.
 fn size_of(path: &Path) -> std::result::Result<u64, String> {
-    let name = || path.file_name().unwrap_or_default().display();
+    let name = || path_text(path.file_name().unwrap_or_default());
     let metadata = fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", name()))?;
     match metadata.is_file() {
         true => Ok(metadata.len()),

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
+use crate::files::path_text;
 use crate::trainer::SissTrainer;
 use manifest::Manifest;
 use store::{Candidate, Store};
@@ -31,7 +32,7 @@ pub use tensors::model_fingerprint;
 /// - Each is a folder that is there as a whole or not at all: written elsewhere, flushed to disk, then renamed. What was there
 ///   before stays until it is done.
 /// - Each file's size and SHA-256 are in its manifest. What is torn or changed is passed over, and said.
-/// - The folder is locked for as long as this value lives: a second writer is refused.
+/// - The folder is locked for as long as this value lives, where the file system can ([`is_locked`](Self::is_locked)): a second writer is refused.
 /// - A run of other settings is refused, and what differs is named.
 ///
 /// # Example
@@ -116,7 +117,7 @@ pub struct PassedOver {
 impl fmt::Display for PassedOver {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.path.file_name().unwrap_or_default();
-        write!(formatter, "{}: {}", name.display(), self.reason)
+        write!(formatter, "{}: {}", path_text(name), self.reason)
     }
 }
 
@@ -124,7 +125,7 @@ impl Checkpoints {
     /// The checkpoints in `folder`, which is made if it is not there. Keeps the last three unless told otherwise.
     ///
     /// # Errors
-    /// [`Error::CheckpointsInUse`] if another writer has the folder; [`Error::Io`].
+    /// [`Error::FolderInUse`] if another writer has the folder; [`Error::Io`].
     pub fn new(folder: impl Into<PathBuf>) -> Result<Self> {
         Ok(Self {
             store: Store::open(folder.into())?,
@@ -156,6 +157,12 @@ impl Checkpoints {
     /// The folder.
     pub fn folder(&self) -> &Path {
         self.store.folder()
+    }
+
+    /// Whether other writers are kept out. Some file systems, most of them over a network, have no locks: there it is up to you that
+    /// one process alone writes.
+    pub fn is_locked(&self) -> bool {
+        self.store.is_locked()
     }
 
     /// The newest checkpoint that is whole, every byte of it looked at. `None` in a folder without any.
@@ -217,13 +224,24 @@ impl Checkpoints {
         Ok(path)
     }
 
+    /// Removes all checkpoints in the folder, so that another run can begin there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn clear(&mut self) -> Result<()> {
+        for candidate in self.store.candidates()? {
+            self.store.remove(&candidate.path)?;
+        }
+        Ok(())
+    }
+
     /// A run that is begun must not mix with one that is there.
     fn check_own(&mut self) -> Result<()> {
         if let (false, Some(newest)) = (self.is_own, self.store.candidates()?.first()) {
             return Err(Error::InvalidSetting {
                 what: format!(
                     "{} is a checkpoint of a run that this one does not go on from",
-                    newest.path.display()
+                    path_text(&newest.path)
                 ),
                 remedy: "resume that run, or give this one another folder",
             });

@@ -1,12 +1,13 @@
 //! Checkpoints on disk: a folder each, there as a whole or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{FileRecord, MANIFEST, Manifest};
 use crate::error::{Error, Result};
+use crate::files::{Lock, entries, is_there, remove_all, rename, sync_file, sync_folder};
 
 const LOCK: &str = "lock";
 /// Folders that are being written or removed. What a killed process leaves of them goes when the store is opened.
@@ -19,14 +20,7 @@ const REPLACED: &str = ".old";
 #[derive(Debug)]
 pub(super) struct Store {
     folder: PathBuf,
-    lock: File,
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        // Closing is not enough while a process that another thread has just started still holds a copy of the handle.
-        let _ = self.lock.unlock();
-    }
+    lock: Lock,
 }
 
 /// A file of a checkpoint: its name, and what writes it to a path.
@@ -43,18 +37,12 @@ impl Store {
     /// Creates the folder if there is none, locks it and clears away what a killed writer left.
     ///
     /// # Errors
-    /// [`Error::CheckpointsInUse`]; [`Error::Io`].
+    /// [`Error::FolderInUse`]; [`Error::Io`].
     pub fn open(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(Error::io("creating", &folder))?;
-        let path = folder.join(LOCK);
-        let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).open(&path);
-        let lock = lock.map_err(Error::io("creating", &path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::CheckpointsInUse { folder }),
-            Err(TryLockError::Error(source)) => return Err(Error::io("locking", path)(source)),
-        }
+        let Some(lock) = Lock::take(&folder.join(LOCK))? else {
+            return Err(Error::FolderInUse { folder });
+        };
         let store = Self { folder, lock };
         sync_folder(&store.folder)?;
         let parent = store
@@ -72,6 +60,11 @@ impl Store {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether other writers are kept out: some file systems have no locks.
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_held()
     }
 
     /// What has the name of a checkpoint, newest first; whether it is one is not looked at.
@@ -113,7 +106,7 @@ impl Store {
             write_bytes(path, manifest.text().as_bytes())
         })?;
         sync_folder(&scratch.path)?;
-        if fs::symlink_metadata(&target).is_err() {
+        if !is_there(&target) {
             scratch.rename_to(&target)?;
             sync_folder(&self.folder)?;
         } else if Manifest::verify(&target) != Ok(manifest) {
@@ -140,7 +133,7 @@ impl Store {
 
     /// Removes a checkpoint, so that it is never seen in part.
     pub fn remove(&self, path: &Path) -> Result<()> {
-        if fs::symlink_metadata(path).is_err() {
+        if !is_there(path) {
             return Ok(());
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -154,14 +147,13 @@ impl Store {
         self.folder.join(format!("{SCRATCH}{name}"))
     }
 
+    /// The names in the folder. One that is no text is none of ours.
     fn names(&self) -> Result<Vec<String>> {
-        let reading = || Error::io("reading", &self.folder);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(reading())? {
-            // A name that is no text is none of ours.
-            names.extend(entry.map_err(reading())?.file_name().into_string().ok());
-        }
-        Ok(names)
+        let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
+        Ok(entries(&self.folder)?
+            .into_iter()
+            .filter_map(name)
+            .collect())
     }
 }
 
@@ -183,9 +175,7 @@ impl Scratch {
         let path = self.path.join(name);
         write(&path)?;
         let record = FileRecord::of_file(&path, |_| {}).map_err(Error::io("reading", &path))?;
-        let synced = OpenOptions::new().write(true).open(&path);
-        let synced = synced.and_then(|file| file.sync_all());
-        synced.map_err(Error::io("writing", path))?;
+        sync_file(&path)?;
         Ok(record)
     }
 
@@ -205,34 +195,6 @@ impl Drop for Scratch {
 pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = File::create_new(path).and_then(|mut file| file.write_all(bytes));
     written.map_err(Error::io("writing", path))
-}
-
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(Error::io("renaming a folder to", to))
-}
-
-/// Removes a file, or a folder and what is in it, if it is there.
-fn remove_all(path: &Path) -> Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Error::io("removing", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Makes the names in a folder last. Only Unix lets a folder be opened for it.
-fn sync_folder(folder: &Path) -> Result<()> {
-    if !cfg!(unix) {
-        return Ok(());
-    }
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(Error::io("writing", folder))
 }
 
 #[cfg(test)]
@@ -273,8 +235,9 @@ mod tests {
     fn a_second_writer_is_refused_until_the_first_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let first = store(folder.path());
+        assert!(first.is_locked());
         let error = Store::open(first.folder().to_owned()).unwrap_err();
-        assert!(matches!(error, Error::CheckpointsInUse { .. }), "{error}");
+        assert!(matches!(error, Error::FolderInUse { .. }), "{error}");
         drop(first);
         store(folder.path());
     }

@@ -1,5 +1,6 @@
 //! What became of the files of a folder.
 
+use crate::files::path_text;
 use serde::{Serialize, Serializer};
 
 use super::{Format, ImageFiles, TakenOut, Transparency, UnreadFile};
@@ -117,7 +118,7 @@ impl Account {
                 "{} taken out that {} also of {}",
                 counted(*files, "file"),
                 if *files == 1 { "is" } else { "are" },
-                of.display()
+                path_text(of)
             ));
         }
         if self.copies_taken_out > 0 {

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::kind::{TELLING, has_picture_ending, kind};
 use crate::error::{Error, Result};
+use crate::files::path_text;
 
 /// A file that is not read, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,7 +24,7 @@ pub struct UnreadFile {
 
 impl fmt::Display for UnreadFile {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.path.display(), self.reason)
+        write!(formatter, "{}: {}", path_text(&self.path), self.reason)
     }
 }
 

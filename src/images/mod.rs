@@ -25,7 +25,7 @@ use image::{Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::invalid;
+use crate::files::{invalid, path_text};
 use crate::host::tensor;
 use decode::decode;
 
@@ -237,9 +237,9 @@ impl Images {
 
     /// What an image is, in words: its file, and whether it is mirrored.
     pub fn name(&self, index: usize) -> String {
-        let file = self.files[index].display();
+        let file = path_text(&self.files[index]);
         match self.mirrored[index] {
-            false => file.to_string(),
+            false => file,
             true => format!("the mirror image of {file}"),
         }
     }

@@ -10,16 +10,16 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::store::burn_pack::{self, AtomicFile};
+use burn::store::burn_pack;
 use burn::store::{
     ApplyError, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot,
-    PyTorchToBurnAdapter, SafetensorsStore, SafetensorsStoreError,
+    PyTorchToBurnAdapter,
 };
 use burn::tensor::{DType, Shape, Tensor};
 
 use super::LoadNote;
 use crate::error::{Error, Result};
-use crate::files::{invalid, shortened};
+use crate::files::{invalid, replace, shortened};
 use crate::parameters::non_finite_parameter;
 
 /// The file that holds a network's configuration.
@@ -47,33 +47,14 @@ pub(super) fn save<M: Module>(module: &M, config: &str, folder: &Path) -> Result
         return Err(invalid(&index, message));
     }
     save_weights(module, &folder.join(WEIGHTS))?;
-    save_text(config, &folder.join(CONFIG))
-}
-
-fn save_weights<M: Module>(module: &M, path: &Path) -> Result<()> {
-    let mut store = SafetensorsStore::from_file(path)
-        .clear_metadata()
-        .metadata("format", "pt")
-        .with_to_adapter(BurnToPyTorchAdapter)
-        .overwrite(true);
-    module.save_into(&mut store).map_err(|error| {
-        Error::io("writing", path)(match error {
-            SafetensorsStoreError::Io(source) => source,
-            other => std::io::Error::other(other.to_string()),
-        })
+    replace(&folder.join(CONFIG), |file| {
+        file.write_all(config.as_bytes())
     })
 }
 
-fn save_text(text: &str, path: &Path) -> Result<()> {
-    let other = |error: burn_pack::Error| std::io::Error::other(error.to_string());
-    let write = || {
-        let (scratch, mut file) = AtomicFile::create(path).map_err(other)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        drop(file);
-        scratch.commit().map_err(other)
-    };
-    write().map_err(Error::io("writing", path))
+fn save_weights<M: Module>(module: &M, path: &Path) -> Result<()> {
+    let tensors = module.collect(None, Some(Box::new(BurnToPyTorchAdapter)), false);
+    replace(path, |file| safe::write(tensors, file))
 }
 
 /// Fills a network with the weights of a folder, and says what is worth knowing of them. No values are read before all

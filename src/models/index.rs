@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::files::{invalid, read_configuration};
+use crate::files::{invalid, path_text, read_configuration};
 use crate::json::python_object;
 
 /// What a pipeline's `model_index.json` says of its parts.
@@ -47,7 +47,7 @@ impl PipelineIndex {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
-        Self::from_json(&text, &path.display().to_string())
+        Self::from_json(&text, &path_text(path))
     }
 
     /// Reads the text of a `model_index.json`; `file` names it in errors.

@@ -8,7 +8,7 @@ use super::LoadNote;
 use super::folder::CONFIG;
 use super::index::PipelineIndex;
 use crate::error::{Error, Result};
-use crate::files::{invalid, read_configuration};
+use crate::files::{invalid, path_text, read_configuration};
 
 const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler_config.json";
@@ -240,7 +240,7 @@ fn downloaded(path: &Path, name: &str, cache: Option<&Path>) -> Result<PathBuf> 
     let place = place.map_or(String::new(), |place| {
         format!(
             ", and as a model of the hub it is not in {}",
-            place.display()
+            path_text(place)
         )
     });
     let message = format!(
@@ -305,10 +305,7 @@ fn first_file(
 }
 
 fn no_scheduler(root: &Path, places: &[PathBuf]) -> Error {
-    let places: Vec<_> = places
-        .iter()
-        .map(|place| place.display().to_string())
-        .collect();
+    let places: Vec<_> = places.iter().map(|place| path_text(place)).collect();
     Error::InvalidFile {
         path: root.into(),
         message: format!(

@@ -7,6 +7,7 @@
 //! is no other file: the pickle is parsed and never run. Configurations are read strictly: a setting that would
 //! change the computation and is not implemented is refused by name, never ignored.
 
+mod export;
 mod folder;
 mod index;
 mod layers;
@@ -15,6 +16,7 @@ mod note;
 pub(crate) mod ops;
 mod unet2d;
 
+pub use export::{LeftOut, save_pipeline};
 pub use index::{PipelineIndex, PipelinePart};
 pub use location::ModelFolder;
 pub use note::LoadNote;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::files::path_text;
+
 /// Something that was decided while a model was found and read, for a program to tell its user.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -47,19 +49,19 @@ impl fmt::Display for LoadNote {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LoadNote::Snapshot { folder } => {
-                write!(formatter, "the model is the snapshot {}", folder.display())
+                write!(formatter, "the model is the snapshot {}", path_text(folder))
             }
             LoadNote::AverageBeside { taken, average } => write!(
                 formatter,
                 "the network is {}; the moving average of its weights is beside it: to unlearn that one, give {}",
-                taken.display(),
-                average.display()
+                path_text(taken),
+                path_text(average)
             ),
             LoadNote::SchedulerElsewhere { file } => {
-                write!(formatter, "the scheduler is {}", file.display())
+                write!(formatter, "the scheduler is {}", path_text(file))
             }
             LoadNote::Weights { read, passed_over } => {
-                write!(formatter, "the weights are those of {}", read.display())?;
+                write!(formatter, "the weights are those of {}", path_text(read))?;
                 match passed_over.as_slice() {
                     [] => Ok(()),
                     others => write!(formatter, ", not those of {}", others.join(", ")),

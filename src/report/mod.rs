@@ -33,14 +33,16 @@ pub use grid::ImageGrid;
 pub use plot::{Panel, Plot, Series};
 pub use statistics::{binomial_interval, percentile_rank, quantile};
 
+use std::io::Write;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::files::replace;
 
 /// Writes a file, and the folders it lies in where they are missing.
 fn write_file(path: &Path, contents: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io("creating folder", folder))?;
     }
-    std::fs::write(path, contents).map_err(Error::io("writing", path))
+    replace(path, |file| file.write_all(contents))
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::denoiser::PredictionType;
 use crate::error::Result;
-use crate::files::read_configuration;
+use crate::files::{path_text, read_configuration};
 use crate::schedule::BetaSchedule;
 
 /// Which of the training steps a sampler visits (diffusers' `timestep_spacing`).
@@ -108,7 +108,7 @@ impl SchedulerConfig {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
-        Self::from_json(&text, &path.display().to_string())
+        Self::from_json(&text, &path_text(path))
     }
 
     /// Reads the text of a diffusers `scheduler_config.json`; `file` names it in errors.

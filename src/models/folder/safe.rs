@@ -1,16 +1,17 @@
 //! Weights in a safetensors file.
 //!
 //! Read with ordinary reads, tensor by tensor. burn's reader maps the file into memory: should the file become shorter
-//! meanwhile, the process is killed. And it parses the header again for each tensor.
+//! meanwhile, the process is killed. And it parses the header again for each tensor. Written in the same way: burn's writer makes a
+//! temporary file that its owner alone may read.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use burn::store::burn_pack::{Error as PackError, Tensor as PackTensor};
 use burn::tensor::{BoolStore, Bytes, DType};
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::StoredTensors;
 use crate::error::{Error, Result};
@@ -96,6 +97,65 @@ fn read_values(
         .and_then(|_| file.read_exact(&mut values))
         .map_err(|error| failed(&error))?;
     Ok(Bytes::from_bytes_vec(values))
+}
+
+/// Writes tensors as PyTorch's safetensors does: those of the longest type first, then by name.
+pub(super) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io::Result<()> {
+    let mut tensors: Vec<(Dtype, PackTensor)> = tensors
+        .into_iter()
+        .map(|tensor| match stored_type(tensor.dtype) {
+            Some(dtype) => Ok((dtype, tensor)),
+            None => Err(io::Error::other(format!(
+                "`{}` is of type {:?}, which safetensors files do not have",
+                tensor.name, tensor.dtype
+            ))),
+        })
+        .collect::<io::Result<_>>()?;
+    tensors.sort_by(|(left_type, left), (right_type, right)| {
+        right_type
+            .cmp(left_type)
+            .then_with(|| left.name.cmp(&right.name))
+    });
+    let header = header(&tensors).map_err(io::Error::other)?;
+    let mut writer = BufWriter::new(file);
+    writer.write_all(&(header.len() as u64).to_le_bytes())?;
+    writer.write_all(&header)?;
+    for (_, tensor) in tensors {
+        writer.write_all(&tensor.into_bytes().map_err(io::Error::other)?)?;
+    }
+    writer.flush()
+}
+
+/// Names, types, shapes and places, filled up with spaces so that the values are aligned.
+fn header(
+    tensors: &[(Dtype, PackTensor)],
+) -> std::result::Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut end = 0;
+    let infos = tensors.iter().map(|(dtype, tensor)| {
+        let start = end;
+        end += tensor.byte_len();
+        let info = TensorInfo {
+            dtype: *dtype,
+            shape: tensor.shape.to_vec(),
+            data_offsets: (start, end),
+        };
+        (tensor.name.clone(), info)
+    });
+    let format = [("format".to_owned(), "pt".to_owned())].into();
+    let metadata = Metadata::new(Some(format), infos.collect())?;
+    let mut header = serde_json::to_vec(&metadata)?;
+    header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
+    Ok(header)
+}
+
+fn stored_type(dtype: DType) -> Option<Dtype> {
+    Some(match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 | DType::Flex32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        _ => return None,
+    })
 }
 
 fn burn_type(dtype: Dtype) -> Option<DType> {

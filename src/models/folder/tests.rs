@@ -639,3 +639,38 @@ fn a_folder_that_cannot_be_written_is_an_io_error() {
         Err(Error::Io { .. })
     ));
 }
+
+/// As burn's own writer, byte by byte, whose file its owner alone may read.
+#[test]
+fn weights_are_written_as_burn_writes_them_for_whom_the_umask_says() {
+    use burn::store::{BurnToPyTorchAdapter, SafetensorsStore};
+    let folder = tempfile::tempdir().unwrap();
+    let network = tiny().init(&Device::flex()).unwrap();
+    network.save(folder.path()).unwrap();
+    let burns = folder.path().join("burn.safetensors");
+    let mut store = SafetensorsStore::from_file(&burns)
+        .clear_metadata()
+        .metadata("format", "pt")
+        .with_to_adapter(BurnToPyTorchAdapter);
+    network.save_into(&mut store).unwrap();
+    assert!(weights(folder.path()) == std::fs::read(&burns).unwrap());
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |name: &str| {
+            let metadata = std::fs::metadata(folder.path().join(name)).unwrap();
+            metadata.permissions().mode() & 0o777
+        };
+        std::fs::write(folder.path().join("ordinary"), "").unwrap();
+        assert_eq!(mode(WEIGHTS), mode("ordinary"));
+        assert_eq!(mode(CONFIG), mode("ordinary"));
+        // Saved again over read-only files.
+        for name in [WEIGHTS, CONFIG] {
+            let read_only = std::fs::Permissions::from_mode(0o400);
+            std::fs::set_permissions(folder.path().join(name), read_only).unwrap();
+        }
+        network.save(folder.path()).unwrap();
+        assert_eq!(mode(WEIGHTS), mode("ordinary"));
+        assert_eq!(mode(CONFIG), mode("ordinary"));
+    }
+}

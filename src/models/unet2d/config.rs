@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::UNet2d;
 use crate::error::{Error, Result};
-use crate::files::{read_configuration, shortened};
+use crate::files::{path_text, read_configuration, shortened};
 
 /// Stands for the file in errors about a configuration that came from none.
 const NO_FILE: &str = "UNet2dConfig";
@@ -164,7 +164,7 @@ impl UNet2dConfig {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
-        Self::from_json(&text, &path.display().to_string())
+        Self::from_json(&text, &path_text(path))
     }
 
     /// Reads the text of a diffusers `config.json`; `file` names it in errors.

@@ -1,0 +1,601 @@
+//! A diffusers pipeline whose network has been replaced: everything else that the pipeline needs goes along.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::folder::{CONFIG, WEIGHTS};
+use super::index::PipelineIndex;
+use super::location::ModelFolder;
+use super::unet2d::UNet2d;
+use crate::error::{Error, Result};
+use crate::files::{entries, invalid, open, path_text, read_configuration, replace};
+use crate::json::python_object;
+
+const INDEX: &str = "model_index.json";
+const CARD: &str = "readme.md";
+const NETWORK: &str = "unet";
+const SCHEDULER: &str = "scheduler";
+const SCHEDULER_CONFIG: &str = "scheduler_config.json";
+/// Longest file that is copied without being named by the pipeline's index: code, configurations and texts are shorter.
+const LONGEST_SUPPORT: u64 = 16 << 20;
+/// Files that go along without being named, by how they end.
+const SUPPORT: [&str; 6] = ["py", "json", "txt", "md", "yaml", "yml"];
+/// And by how they begin.
+const LEGAL: [&str; 4] = ["license", "licence", "notice", "copying"];
+/// Files of weights, by how they end.
+const WEIGHT_FILES: [&str; 8] = [
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "msgpack",
+    "onnx",
+    "h5",
+];
+
+/// What of a model's folder was not taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Where it is in the folder of the model that came.
+    pub path: PathBuf,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} ({})", path_text(&self.path), self.reason)
+    }
+}
+
+/// Writes a network as the model that came is arranged, with what that has beside its network: the scheduler, the other parts that
+/// `model_index.json` names, code and texts at the root, licence and model card. Contents are copied, not modes; links are followed.
+///
+/// - An index that is not there is written, with the scheduler's own class.
+/// - Other weights of the network, other folders and large files stay behind, and are given back with the reason. What the index names
+///   goes along as it is, be it a second network.
+/// - The model card, or a new one, gets a section *Unlearning* with this crate's version and `note`, a sentence that goes on from
+///   *it forgets some of its training data:*.
+///
+/// `folder` should be a new one: files in it that are not written stay.
+///
+/// # Errors
+/// [`Error::Io`] with the path; [`Error::InvalidFile`] for an index that is none.
+pub fn save_pipeline(
+    network: &UNet2d,
+    origin: &ModelFolder,
+    folder: impl AsRef<Path>,
+    note: &str,
+) -> Result<Vec<LeftOut>> {
+    let folder = folder.as_ref();
+    let root = match origin.index_file().and_then(Path::parent) {
+        Some(root) => root,
+        None => origin.pipeline(),
+    };
+    let mut export = Export {
+        root,
+        network: origin.network(),
+        is_flat: is_same(origin.network(), root),
+        parents: Vec::new(),
+        left_out: Vec::new(),
+    };
+    let [network_folder, scheduler_folder] = match export.is_flat {
+        true => [folder.to_path_buf(), folder.to_path_buf()],
+        false => [folder.join(NETWORK), folder.join(SCHEDULER)],
+    };
+    let index = origin.index()?;
+    export.root(index.as_ref(), folder)?;
+    if !export.is_flat {
+        export.beside_network(&network_folder)?;
+    }
+    // Last, so that nothing that was copied is in the place of the new network.
+    network.save(network_folder)?;
+    create(&scheduler_folder)?;
+    let scheduler = origin.scheduler_file();
+    copy_file(scheduler, &scheduler_folder.join(SCHEDULER_CONFIG))?;
+    if index.is_none() {
+        let text = format!("{:#}\n", new_index(scheduler)?);
+        write(&folder.join(INDEX), text.as_bytes())?;
+    }
+    export.card(folder, note)?;
+    Ok(export.left_out)
+}
+
+/// Whether two paths lead to the same folder.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    one == other || (real(one).is_some() && real(one) == real(other))
+}
+
+/// The index of a network and a scheduler alone.
+fn new_index(scheduler: &Path) -> Result<Value> {
+    let config = python_object(&read_configuration(scheduler)?)
+        .map_err(|error| invalid(scheduler, format!("not a scheduler's file: {error}")))?;
+    let class = config.get("_class_name").and_then(Value::as_str);
+    let class = class.unwrap_or("DDPMScheduler");
+    // `DDPMPipeline` calls the scheduler as it is, without scaling its input; `DDIMPipeline` reads any as DDIM.
+    let pipeline = match class {
+        "DDPMScheduler" | "DDPMParallelScheduler" => "DDPMPipeline",
+        _ => "DDIMPipeline",
+    };
+    Ok(serde_json::json!({
+        "_class_name": pipeline,
+        "scheduler": ["diffusers", class],
+        "unet": ["diffusers", "UNet2DModel"],
+    }))
+}
+
+/// What is copied, and what was not.
+struct Export<'a> {
+    /// The pipeline's folder, with the index if there is one, and that of its network.
+    root: &'a Path,
+    network: &'a Path,
+    /// Whether the network is at the pipeline's root.
+    is_flat: bool,
+    /// The folders on the way to the one that is copied, as they are without links.
+    parents: Vec<PathBuf>,
+    left_out: Vec<LeftOut>,
+}
+
+impl Export<'_> {
+    fn leave_out(&mut self, path: &Path, reason: &'static str) {
+        let path = path.strip_prefix(self.root).unwrap_or(path);
+        self.left_out.push(LeftOut {
+            path: path.into(),
+            reason,
+        });
+    }
+
+    /// What is at the root of the model's folder, and the parts that the index names.
+    fn root(&mut self, index: Option<&PipelineIndex>, to: &Path) -> Result<()> {
+        let (root, network) = (self.root, self.network);
+        let is_flat = self.is_flat;
+        let mut parts = parts(index);
+        create(to)?;
+        for path in entries(root)? {
+            let name = path.file_name().unwrap_or_default();
+            let target = to.join(name);
+            let lower = name.to_string_lossy().to_lowercase();
+            match self.kind(&path)? {
+                None => {}
+                Some(Kind::Folder) if parts.remove(lower_or(name, &lower)) => {
+                    self.folder(&path, &target, |_| true)?;
+                }
+                Some(Kind::Folder) if !is_flat && is_same(&path, network) => {}
+                Some(Kind::Folder) if !lower.starts_with('.') && has_code(&path)? => {
+                    self.folder(&path, &target, is_code)?;
+                }
+                Some(Kind::Folder) if lower.starts_with(NETWORK) => {
+                    self.leave_out(&path, "weights as they were before");
+                }
+                Some(Kind::Folder) => self.leave_out(&path, "not a part of the pipeline"),
+                Some(Kind::File(_)) if lower == CARD => {}
+                Some(Kind::File(_)) if is_flat && [CONFIG, WEIGHTS].contains(&lower.as_str()) => {}
+                Some(Kind::File(bytes)) => self.support(&path, &lower, bytes, &target)?,
+            }
+        }
+        for name in parts.iter().filter(|&&part| part != SCHEDULER) {
+            self.leave_out(&root.join(name), "named by model_index.json and not there");
+        }
+        Ok(())
+    }
+
+    /// What is in the network's own folder beside its configuration and its weights.
+    fn beside_network(&mut self, to: &Path) -> Result<()> {
+        create(to)?;
+        for path in entries(self.network)? {
+            let name = path.file_name().unwrap_or_default();
+            let lower = name.to_string_lossy().to_lowercase();
+            match self.kind(&path)? {
+                None => {}
+                Some(Kind::Folder) => self.leave_out(&path, "not a part of the pipeline"),
+                Some(Kind::File(_)) if [CONFIG, WEIGHTS].contains(&lower.as_str()) => {}
+                Some(Kind::File(bytes)) => self.support(&path, &lower, bytes, &to.join(name))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a small file of code, configuration or text; others stay behind.
+    fn support(&mut self, path: &Path, lower: &str, bytes: u64, target: &Path) -> Result<()> {
+        let ends = |endings: &[&str]| {
+            let (_, ending) = lower.rsplit_once('.').unwrap_or_default();
+            endings.contains(&ending)
+        };
+        let is_support = lower == ".gitattributes"
+            || (!lower.starts_with('.') && ends(&SUPPORT))
+            || LEGAL.iter().any(|beginning| lower.starts_with(beginning));
+        if ends(&WEIGHT_FILES) || lower.ends_with(".index.json") {
+            self.leave_out(path, "weights as they were before");
+        } else if !is_support {
+            self.leave_out(path, "not a part of the pipeline");
+        } else if bytes > LONGEST_SUPPORT {
+            self.leave_out(
+                path,
+                "longer than 16 MiB, and not named by model_index.json",
+            );
+        } else {
+            copy_file(path, target)?;
+        }
+        Ok(())
+    }
+
+    /// Copies the files of a folder that are wanted, and of those in it.
+    fn folder(&mut self, from: &Path, to: &Path, is_wanted: fn(&Path) -> bool) -> Result<()> {
+        let real = from.canonicalize().map_err(Error::io("reading", from))?;
+        if self.parents.contains(&real) {
+            self.leave_out(from, "a link to a folder that it is in");
+            return Ok(());
+        }
+        self.parents.push(real);
+        create(to)?;
+        for path in entries(from)? {
+            let target = to.join(path.file_name().unwrap_or_default());
+            match self.kind(&path)? {
+                None => {}
+                Some(Kind::Folder) => self.folder(&path, &target, is_wanted)?,
+                Some(Kind::File(_)) if is_wanted(&path) => copy_file(&path, &target)?,
+                Some(Kind::File(_)) => self.leave_out(&path, "not a part of the pipeline"),
+            }
+        }
+        self.parents.pop();
+        Ok(())
+    }
+
+    /// What is at a path, or at the end of a link. `None` is left out.
+    fn kind(&mut self, path: &Path) -> Result<Option<Kind>> {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => Ok(Some(Kind::Folder)),
+            Ok(metadata) if metadata.is_file() => Ok(Some(Kind::File(metadata.len()))),
+            Ok(_) => {
+                self.leave_out(path, "no ordinary file");
+                Ok(None)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound || is_link(path) => {
+                self.leave_out(path, "a link that leads nowhere");
+                Ok(None)
+            }
+            Err(error) => Err(Error::io("reading", path)(error)),
+        }
+    }
+
+    /// The model card, with a section on what was done.
+    fn card(&mut self, folder: &Path, note: &str) -> Result<()> {
+        let mut paths = entries(self.root)?.into_iter();
+        let found = paths.find(|path| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().to_lowercase() == CARD
+        });
+        let (mut card, mut name) = (Vec::new(), "README.md".into());
+        if let Some(path) = found.filter(|path| path.is_file()) {
+            let (mut file, bytes) = open(&path)?;
+            if bytes > LONGEST_SUPPORT {
+                self.leave_out(&path, "longer than 16 MiB");
+            } else {
+                io::Read::read_to_end(&mut file, &mut card).map_err(Error::io("reading", &path))?;
+                name = path.file_name().unwrap_or_default().to_owned();
+            }
+        }
+        if !card.is_empty() {
+            card.extend(if card.ends_with(b"\n") { "\n" } else { "\n\n" }.bytes());
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        card.extend(
+            format!(
+                "## Unlearning\n\nThe weights of this model were changed with siss {version} so that it forgets some of its training \
+                 data: {note}\n\nWhat else this page says is of the model as it was before.\n"
+            )
+            .bytes(),
+        );
+        write(&folder.join(name), &card)
+    }
+}
+
+/// What is copied in different ways.
+enum Kind {
+    Folder,
+    /// With its length in bytes.
+    File(u64),
+}
+
+/// The names of the folders that a pipeline is made of, the network's aside.
+fn parts(index: Option<&PipelineIndex>) -> BTreeSet<&str> {
+    let named = index.into_iter().flat_map(|index| index.parts.keys());
+    let mut parts: BTreeSet<_> = named.map(String::as_str).collect();
+    parts.insert(SCHEDULER);
+    parts.remove(NETWORK);
+    parts
+}
+
+/// The name itself, where it is text.
+fn lower_or<'a>(name: &'a std::ffi::OsStr, lower: &'a str) -> &'a str {
+    name.to_str().unwrap_or(lower)
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
+}
+
+fn is_code(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "py")
+}
+
+fn has_code(folder: &Path) -> Result<bool> {
+    Ok(entries(folder)?.iter().any(|path| is_code(path)))
+}
+
+fn create(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io("creating", folder))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |file| file.write_all(bytes))
+}
+
+/// Copies what is in a file, and no more.
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let (mut file, _) = open(from)?;
+    replace(to, |copy| io::copy(&mut file, copy).map(|_| ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{DownBlockType, UNet2dConfig, UpBlockType};
+    use burn::tensor::Device;
+
+    fn network() -> UNet2d {
+        let config = UNet2dConfig {
+            block_out_channels: vec![4],
+            down_block_types: vec![DownBlockType::Resnet],
+            up_block_types: vec![UpBlockType::Resnet],
+            layers_per_block: 1,
+            norm_num_groups: 2,
+            attention_head_dim: None,
+            sample_size: Some([4, 4]),
+            ..UNet2dConfig::default()
+        };
+        config.init(&Device::flex()).unwrap()
+    }
+
+    fn put(folder: &Path, name: &str, text: &str) {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Files below a folder, with `/` between.
+    fn listed(folder: &Path) -> Vec<String> {
+        fn collect(folder: &Path, root: &Path, found: &mut Vec<String>) {
+            for path in entries(folder).unwrap() {
+                if path.is_dir() {
+                    collect(&path, root, found);
+                } else {
+                    let name = path.strip_prefix(root).unwrap().display().to_string();
+                    found.push(name.replace('\\', "/"));
+                }
+            }
+        }
+        let mut found = Vec::new();
+        collect(folder, folder, &mut found);
+        found.sort();
+        found
+    }
+
+    const SCHEDULER_TEXT: &str =
+        r#"{"_class_name": "DDIMScheduler", "lower_order_final": -Infinity}"#;
+
+    /// A model's folder with what is there, saved anew.
+    fn saved(model: &[(&str, &str)]) -> (tempfile::TempDir, Vec<String>, Vec<String>) {
+        let place = tempfile::tempdir().unwrap();
+        let (origin, to) = (place.path().join("model"), place.path().join("new"));
+        for (name, text) in model {
+            put(&origin, name, text);
+        }
+        let origin = ModelFolder::find(&origin).unwrap();
+        let left = save_pipeline(&network(), &origin, &to, "by a test.").unwrap();
+        let left = left
+            .iter()
+            .map(|left| left.path.display().to_string())
+            .collect();
+        let files = listed(&to);
+        (place, files, left)
+    }
+
+    #[test]
+    fn what_the_index_names_goes_along_and_the_rest_is_named() {
+        let index = r#"{"_class_name": ["pipeline", "Mine"], "unet": ["my_unet", "MyUnet"], "scheduler": ["diffusers", "DDIMScheduler"],
+            "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [null, null], "image_encoder": ["transformers", "CLIP"],
+            "../outside": ["diffusers", "X"], "scale": 2.0}"#;
+        let (place, files, left) = saved(&[
+            ("model_index.json", index),
+            ("unet/config.json", "{}"),
+            ("unet/diffusion_pytorch_model.safetensors", "old"),
+            ("unet/diffusion_pytorch_model.bin", "old"),
+            ("unet/diffusion_pytorch_model.safetensors.index.json", "{}"),
+            ("unet/my_unet.py", "code"),
+            ("unet/checkpoint-5/model.safetensors", "old"),
+            ("scheduler/scheduler_config.json", SCHEDULER_TEXT),
+            ("vae/config.json", "{}"),
+            (
+                "vae/deep/er/diffusion_pytorch_model.safetensors",
+                "weights of another part",
+            ),
+            ("pipeline.py", "code"),
+            ("blocks/__init__.py", ""),
+            ("blocks/data.bin", "x"),
+            ("README.md", "# Card"),
+            ("License.txt", "mine"),
+            ("NOTICE", "mine"),
+            ("labels.json", "{}"),
+            (".gitattributes", "*.bin"),
+            (".git/HEAD", "ref"),
+            (
+                "checkpoint-500/unet/diffusion_pytorch_model.safetensors",
+                "old",
+            ),
+            ("optimizer.bin", "state"),
+            ("events.out.tfevents", "log"),
+            ("../outside/secret", "not of this folder"),
+        ]);
+        let expected = [
+            ".gitattributes",
+            "License.txt",
+            "NOTICE",
+            "README.md",
+            "blocks/__init__.py",
+            "labels.json",
+            "model_index.json",
+            "pipeline.py",
+            "scheduler/scheduler_config.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "unet/my_unet.py",
+            "vae/config.json",
+            "vae/deep/er/diffusion_pytorch_model.safetensors",
+        ];
+        assert_eq!(files, expected);
+        let expected = [
+            ".git",
+            "../outside",
+            "blocks/data.bin",
+            "checkpoint-500",
+            "events.out.tfevents",
+            "image_encoder",
+            "optimizer.bin",
+            "unet/checkpoint-5",
+            "unet/diffusion_pytorch_model.bin",
+            "unet/diffusion_pytorch_model.safetensors.index.json",
+        ];
+        let mut left = left;
+        left.sort();
+        assert_eq!(left, expected);
+        let new = place.path().join("new");
+        assert_eq!(fs::read_to_string(new.join(INDEX)).unwrap(), index);
+        let card = fs::read_to_string(new.join("README.md")).unwrap();
+        assert!(card.starts_with("# Card\n\n## Unlearning\n"), "{card}");
+        assert!(card.contains("by a test."), "{card}");
+        UNet2d::load(&new, &Device::flex()).unwrap();
+    }
+
+    #[test]
+    fn a_flat_folder_stays_flat_and_gets_an_index_and_a_card() {
+        let (place, files, left) = saved(&[
+            ("config.json", "{}"),
+            ("diffusion_pytorch_model.fp16.bin", "old"),
+            ("scheduler_config.json", SCHEDULER_TEXT),
+            ("unet_ema/config.json", "{}"),
+        ]);
+        let expected = [
+            "README.md",
+            "config.json",
+            "diffusion_pytorch_model.safetensors",
+            "model_index.json",
+            "scheduler_config.json",
+        ];
+        assert_eq!(files, expected);
+        assert_eq!(left, ["diffusion_pytorch_model.fp16.bin", "unet_ema"]);
+        let new = place.path().join("new");
+        let text = fs::read_to_string(new.join(INDEX)).unwrap();
+        let index: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(index["_class_name"], "DDIMPipeline");
+        assert_eq!(index["scheduler"][1], "DDIMScheduler");
+        let card = fs::read_to_string(new.join("README.md")).unwrap();
+        assert!(card.starts_with("## Unlearning\n"), "{card}");
+    }
+
+    /// The network of the moving average takes the other's place.
+    #[test]
+    fn another_folder_than_unet_becomes_unet() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["unet", "unet_ema"] {
+            put(place.path(), &format!("model/{name}/config.json"), "{}");
+            put(place.path(), &format!("model/{name}/{WEIGHTS}"), "old");
+        }
+        let scheduler = "model/scheduler/scheduler_config.json";
+        put(place.path(), scheduler, SCHEDULER_TEXT);
+        let (model, new) = (place.path().join("model"), place.path().join("new"));
+        let origin = ModelFolder::find(model.join("unet_ema")).unwrap();
+        let left = save_pipeline(&network(), &origin, &new, "").unwrap();
+        let left: Vec<_> = left.iter().map(ToString::to_string).collect();
+        assert_eq!(left, ["unet (weights as they were before)"]);
+        UNet2d::load(new.join("unet"), &Device::flex()).unwrap();
+        assert!(!new.join("unet_ema").exists());
+    }
+
+    #[test]
+    fn a_new_index_has_the_schedulers_class() {
+        let place = tempfile::tempdir().unwrap();
+        for (class, pipeline) in [
+            ("DDPMScheduler", "DDPMPipeline"),
+            ("PNDMScheduler", "DDIMPipeline"),
+        ] {
+            let text = format!(r#"{{"lambda": -Infinity, "_class_name": "{class}"}}"#);
+            put(place.path(), "scheduler_config.json", &text);
+            let index = new_index(&place.path().join("scheduler_config.json")).unwrap();
+            assert_eq!(index["_class_name"], pipeline);
+            assert_eq!(index["scheduler"][1], class);
+        }
+        put(place.path(), "scheduler_config.json", "[]");
+        assert!(new_index(&place.path().join("scheduler_config.json")).is_err());
+    }
+
+    /// As the cache of the hub has them: every file a link. Those that lead nowhere, or round in a circle, are named.
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_or_named() {
+        use std::os::unix::fs::symlink;
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        for (blob, text) in [
+            ("blobs/a", r#"{"vae": ["diffusers", "X"]}"#),
+            ("blobs/b", SCHEDULER_TEXT),
+            ("blobs/c", "{}"),
+            ("elsewhere/vae/config.json", "{}"),
+        ] {
+            put(place.path(), blob, text);
+        }
+        fs::create_dir_all(at("model/unet")).unwrap();
+        fs::create_dir_all(at("model/scheduler")).unwrap();
+        for (target, link) in [
+            ("blobs/a", "model/model_index.json"),
+            ("blobs/b", "model/scheduler/scheduler_config.json"),
+            ("blobs/c", "model/unet/config.json"),
+            ("blobs/c", "model/LICENSE"),
+            ("elsewhere/vae", "model/vae"),
+            ("elsewhere", "elsewhere/vae/round"),
+            ("nowhere", "model/NOTICE"),
+            ("nowhere", "elsewhere/vae/weights.bin"),
+        ] {
+            symlink(at(target), at(link)).unwrap();
+        }
+        let origin = ModelFolder::find(at("model")).unwrap();
+        let left = save_pipeline(&network(), &origin, at("new"), "").unwrap();
+        let left: Vec<_> = left.iter().map(ToString::to_string).collect();
+        let expected = [
+            "NOTICE (a link that leads nowhere)",
+            "vae/round/vae (a link to a folder that it is in)",
+            "vae/weights.bin (a link that leads nowhere)",
+        ];
+        assert_eq!(left, expected);
+        let expected = [
+            "LICENSE",
+            "README.md",
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+        ];
+        assert_eq!(listed(&at("new")), expected);
+        for path in listed(&at("new")) {
+            assert!(!is_link(&at("new").join(path)));
+        }
+    }
+}
