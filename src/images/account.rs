@@ -1,9 +1,9 @@
 //! What became of the files of a folder.
 
-use crate::files::path_text;
 use serde::{Serialize, Serializer};
 
 use super::{Format, ImageFiles, TakenOut, Transparency, UnreadFile};
+use crate::files::path_text;
 
 /// What became of the files of a folder: what was read and how, and what was not.
 #[derive(Debug, Clone, PartialEq, Serialize)]
