@@ -208,11 +208,10 @@ impl Examiner {
             let shape = [few.min(count - first), channels, height, width];
             let device = generated.device();
             let done = |done| progress(first + done);
-            save(
-                first,
-                self.probe
-                    .sample(model, first as u64, shape, &device, done)?,
-            )?;
+            let drawn = self
+                .probe
+                .sample(model, first as u64, shape, &device, done)?;
+            save(first, self.as_pictures(&drawn))?;
         }
         Ok(())
     }
