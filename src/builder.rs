@@ -170,7 +170,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
-    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 20 %, which shrink as
+    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 30 %, which shrink as
     /// the levels are reached.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);

@@ -17,7 +17,7 @@ use crate::loss::{
 /// | method | objective | sampler | clipper | source |
 /// |---|---|---|---|---|
 /// | `Siss` | [`Siss`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
-/// | `SissToLevel` | [`Siss`], steered ([`Steering`](crate::Steering)) | mixture, `λ` = ½ | [`FractionOfRetain`] 20 % | this crate |
+/// | `SissToLevel` | [`Siss`], steered ([`Steering`](crate::Steering)) | mixture, `λ` = ½ | [`FractionOfRetain`] 30 % | this crate |
 /// | `SissNoIs` | [`SissNoIs`] | – | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
 /// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | the code of arXiv 2503.01034 |
 /// | `NaiveDeletion` | [`NaiveDeletion`] | – | [`FractionOfRetain`], with nothing to scale | arXiv 2503.01034 |
@@ -111,7 +111,7 @@ impl Method {
         })
     }
 
-    /// The method's clipper where its forget gradient is steered: the 10 % rule takes 20 %, which shrink as the levels are reached.
+    /// The method's clipper where its forget gradient is steered: the 10 % rule takes 30 %, which shrink as the levels are reached.
     pub(crate) fn steered_clipper(self) -> Box<dyn GradientClipper> {
         match self {
             Method::NegGrad | Method::EraseDiff | Method::ReTrack => self.clipper(),

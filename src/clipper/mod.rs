@@ -203,7 +203,7 @@ impl FractionOfRetain {
     /// What a steered run takes: with steering the fraction shrinks as levels are reached, and what some timesteps no longer need the
     /// others can use.
     pub(crate) const STEERED: FractionOfRetain = FractionOfRetain {
-        fraction: 0.2,
+        fraction: 0.3,
         max_scale: None,
         retain_norm: None,
     };
