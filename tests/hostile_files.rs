@@ -879,7 +879,7 @@ fn pictures() -> Vec<Case> {
         }),
         images(
             "a GIF of 65,535 x 65,535 pixels",
-            "65535x65535",
+            "UnreadFiles",
             "a.gif",
             || {
                 let mut bytes = b"GIF89a\xff\xff\xff\xff\x80\0\0RGBrgb".to_vec();
