@@ -526,8 +526,8 @@ fn what_differs_is_named_with_both_values() {
         ),
         (
             "clipper",
-            builder(SMALL).clipper(FractionOfRetain::default()),
-            "clipper was FractionOfRetain",
+            builder(SMALL).clipper(FractionOfRetain::new(0.2).unwrap()),
+            "clipper was FractionOfRetain, fraction 0.1 and is FractionOfRetain, fraction 0.2",
         ),
         (
             "optimizer",
