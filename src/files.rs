@@ -5,8 +5,6 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -127,11 +125,14 @@ fn is_hidden(character: char) -> bool {
 ///
 /// # Errors
 /// [`Error::Io`] with the path.
+#[cfg(any(feature = "models", feature = "report", test))]
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}-{number}.tmp", process::id()));
+    name.push(format!(".{}-{number}.tmp", std::process::id()));
     let scratch = path.with_file_name(name);
     // What a killed process of the same number left.
     let _ = fs::remove_file(&scratch);
@@ -150,6 +151,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
 }
 
 /// The folder that a file is in.
+#[cfg(any(feature = "models", feature = "report", test))]
 fn folder_of(path: &Path) -> &Path {
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
     parent.unwrap_or(Path::new("."))

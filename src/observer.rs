@@ -359,7 +359,7 @@ impl Diagnosis {
                 report,
                 Symptom::OneSidedSteps,
                 format!("{} of {} steps had rows on one side only", self.one_sided, self.steps),
-                "FractionOfRetain forgets nothing in such a step: use larger batches (micro_batch_size bounds the memory), or RescaleToNorm or ConstantScale",
+                "use larger batches (micro_batch_size bounds the memory): a step of one side has no other gradient to be weighed against, and FractionOfRetain goes by the average of those before",
             );
         }
     }

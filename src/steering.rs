@@ -16,7 +16,7 @@ pub trait SteeringRule: Send + Debug {
     /// The factor of each row's weight, between −1 and 1: 1 forgets as without a level, −1 learns as fast.
     ///
     /// A row's loss is that under one noise. `mean_ratios` is what the point's loss over its level has been in the mean of the steps
-    /// before, near the row's timestep; 0 where the point has not been met there.
+    /// before, near the row's timestep; the row's own where the point has not been met there.
     ///
     /// # Shapes
     /// - `losses`, `levels` (positive), both means over elements, `mean_ratios`, and the result: `[rows]`
@@ -135,11 +135,13 @@ impl Steering {
         let levels = vector(levels, &losses.device());
         let known = |(id, timestep): (u64, f64)| {
             let place = self.place(id, timestep);
-            place.map_or(0.0, |(point, at)| self.mean_ratios[point][at].max(0.0))
+            place.map_or(-1.0, |(point, at)| self.mean_ratios[point][at])
         };
-        let mean_ratios = vector(rows().map(known), &losses.device());
         let shape = losses.dims();
         let ratios = losses.clone() / levels.clone();
+        let mean_ratios = vector(rows().map(known), &losses.device());
+        let is_unknown = mean_ratios.clone().lower_elem(0.0);
+        let mean_ratios = mean_ratios.mask_where(is_unknown, to_f32(ratios.clone()));
         let factors = self.rule.factors(losses, levels, mean_ratios);
         let remedy = "a steering rule must give one factor for every loss";
         check_shape("the factors of steering", &shape, &factors.dims(), remedy)?;
@@ -268,17 +270,18 @@ mod tests {
         let levels = || CounterfactualLoss::from_levels(vec![0.0, 100.0], vec![vec![1.0; 2]; 2]);
         let mut steering = Steering::by(levels().unwrap(), HardStop);
         let factors = |steering: &Steering| -> Vec<f32> {
-            let losses = Tensor::<1>::from_data([0.1, 9.0, 0.1, 9.0], &Device::flex());
+            let losses = Tensor::<1>::from_data([0.1, 0.1, 0.1, 9.0], &Device::flex());
             let ids = [0, 0, 1, 1].into_iter();
             let steered = steering.steer(ids, &[10.0, 90.0, 10.0, 90.0], losses);
             steered.unwrap().factors.into_data().try_to_vec().unwrap()
         };
-        assert_eq!(factors(&steering), [1.0; 4]);
+        // Where a point has not been met its rows speak for it.
+        assert_eq!(factors(&steering), [1.0, 1.0, 1.0, 0.0]);
         // Point 0 is above its level where it is clean, and once, by chance, far below.
         for ratio in [3.0, 3.0, 0.1, f32::NAN] {
             steering.remember(&[1], &[1, 0], &[90.0, 20.0], &[ratio]);
         }
-        assert_eq!(factors(&steering), [0.0, 1.0, 1.0, 1.0]);
+        assert_eq!(factors(&steering), [0.0, 1.0, 1.0, 0.0]);
         let mut again = Steering::by(levels().unwrap(), HardStop);
         again.restore(&steering.state()).unwrap();
         assert_eq!(factors(&again), factors(&steering));
