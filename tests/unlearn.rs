@@ -469,7 +469,7 @@ fn bad_folders_are_refused_by_name() {
 /// One folder of training data, and a file, a subfolder, a link or a copy of it to forget: that is taken out of the rest.
 #[test]
 fn what_is_forgotten_is_taken_out_of_what_is_kept() {
-    let options = "--steps 1 --batch 4 --samples 1 --target none";
+    let options = "--steps 1 --batch 4 --samples 1 --target none --overwrite";
     let base = Path::new(digits::ASSETS).join("base");
     let place = workplace(30);
     let at = |name: &str| place.path().join(name);

@@ -395,8 +395,8 @@ fn options_are_refused_by_name_before_anything_is_read() {
         (&["--clipper", "fraction:-0.1"], "--clipper fraction:-0.1: "),
         (&["--clipper", "fraction:NaN"], "--clipper fraction:NaN: "),
         (
-            &["--clipper", "fraction:0.1:0x"],
-            "--clipper fraction:0.1:0x: ",
+            &["--clipper", "fraction:0.1:0"],
+            "--clipper fraction:0.1:0: ",
         ),
         (&["--clipper", "rescale:-5"], "--clipper rescale:-5: "),
         (&["--clipper", "constant:inf"], "--clipper constant:inf: "),

@@ -45,7 +45,7 @@ pub struct Options {
     #[arg(long, default_value_t = 0.5)]
     pub forget_prob: f64,
 
-    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, fraction:F:GROWTHx, rescale:N, clip:N,
+    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, rescale:N, clip:N,
     /// constant:S, blend:S, erase-diff:R or projected [default: the method's own; rescale:5 for SISS, No IS and Bernoulli with
     /// --protocol paper].
     #[arg(long)]

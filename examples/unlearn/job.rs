@@ -333,7 +333,7 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
     });
     let levels = match options.target {
         Target::Retrained => Some(CounterfactualLoss::from_levels(
-            vec![0.0, 1.0],
+            vec![0.0, 999.0],
             vec![vec![1.0; 2]],
         )?),
         Target::None => None,

@@ -147,7 +147,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     if known > 0 {
         advice.push(format!(
             "{} of {} to forget still {} a loss lower than {:.0} % of the control images': take more steps, a higher learning rate, \
-             or more forgetting (--clipper fraction:0.3:4x); summary.json has each",
+             or more forgetting (--clipper fraction:0.5); summary.json has each",
             known,
             images(summary.images.len()),
             if known == 1 { "has" } else { "have" },
@@ -159,7 +159,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     if excess > OVERDONE {
         advice.push(format!(
             "the forgotten images' loss is up to {excess:.0} times that of the control images: probably more than is needed, and itself a \
-             trace of them; a target (--target retrained), fewer steps or less forgetting (--clipper fraction:0.05:4x) may do"
+             trace of them; a target (--target retrained), fewer steps or less forgetting (--clipper fraction:0.05) may do"
         ));
     }
     let rise = |(key, loss): (&String, &f64)| loss / before.control_loss[key];
@@ -167,7 +167,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     if rise > HARMED {
         advice.push(format!(
             "the control images' loss rose by up to {:.0} %, so the model draws worse: take a lower learning rate, less forgetting \
-             (--clipper fraction:0.05:4x) or more retained images",
+             (--clipper fraction:0.05) or more retained images",
             100.0 * (rise - 1.0)
         ));
     }

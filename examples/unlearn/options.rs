@@ -80,7 +80,7 @@ pub struct Options {
     #[serde(skip)]
     pub learning_rate: Option<f64>,
 
-    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, fraction:F:GROWTHx, rescale:N, clip:N,
+    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, rescale:N, clip:N,
     /// constant:S, blend:S, erase-diff:R or projected [default: the method's own].
     #[arg(long)]
     pub clipper: Option<ClipperSpec>,

@@ -462,8 +462,8 @@ mod tests {
         ];
         assert_eq!(files, expected);
         let expected = [
-            ".git",
             "../outside",
+            ".git",
             "blocks/data.bin",
             "checkpoint-500",
             "events.out.tfevents",
