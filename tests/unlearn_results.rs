@@ -79,11 +79,13 @@ fn scheduler(model: &Path, class: &str) {
     fs::write(model.join("scheduler/scheduler_config.json"), text).unwrap();
 }
 
+type Action = Box<dyn Fn() + Sync>;
+
 /// Keeps what it is told, and does something when a phase begins.
 #[derive(Default)]
 struct Told {
     events: Mutex<Vec<String>>,
-    at: Option<(&'static str, Box<dyn Fn() + Sync>)>,
+    at: Option<(&'static str, Action)>,
 }
 
 impl Progress for Told {

@@ -84,12 +84,12 @@ fn lies_in(inner: &Path, outer: &Path) -> siss::Result<bool> {
 /// A path without links and dots, which need not be there.
 fn resolved(path: &Path) -> siss::Result<PathBuf> {
     let path = std::path::absolute(path).map_err(failed("finding", path))?;
-    for known in path.ancestors().filter(|known| known.exists()) {
-        let rest = path.strip_prefix(known).unwrap_or(Path::new(""));
-        let known = known.canonicalize().map_err(failed("finding", known))?;
-        return Ok(known.join(rest));
-    }
-    Ok(path)
+    let Some(known) = path.ancestors().find(|known| known.exists()) else {
+        return Ok(path);
+    };
+    let rest = path.strip_prefix(known).unwrap_or(Path::new(""));
+    let known = known.canonicalize().map_err(failed("finding", known))?;
+    Ok(known.join(rest))
 }
 
 /// Parts of a pipeline that change nothing about pixels.

@@ -305,7 +305,7 @@ fn first_file(
 }
 
 fn no_scheduler(root: &Path, places: &[PathBuf]) -> Error {
-    let places: Vec<_> = places.iter().map(|place| path_text(place)).collect();
+    let places: Vec<_> = places.iter().map(path_text).collect();
     Error::InvalidFile {
         path: root.into(),
         message: format!(
