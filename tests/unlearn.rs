@@ -213,7 +213,7 @@ fn a_folder_is_being_forgotten_and_the_other_is_not() {
         .collect();
     assert_eq!(steps.len(), 24);
     let written: serde_json::Value = serde_json::from_slice(&file("summary.json")).unwrap();
-    assert_eq!(written["config"]["clipper"], "fraction:0.3");
+    assert_eq!(written["config"]["clipper"], "fraction:0.5");
     assert_eq!(written["model"]["prediction_type"], "epsilon");
     assert_eq!(written["after"]["samples"], 2);
 
