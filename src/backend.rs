@@ -19,15 +19,6 @@ pub use burn_wgpu::{RuntimeOptions, WgpuDevice, WgpuSetup, graphics, init_device
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
 
-/// Whether the networks of `models` run on the CPU by the crate's own operations or by burn's, for the whole process.
-///
-/// They run by the crate's from the start. Turn these off to compare speeds, or to rule them out as the cause of
-/// a difference: outputs and gradients agree within rounding.
-#[cfg(all(feature = "flex-kernels", feature = "models"))]
-pub fn use_flex_kernels(enabled: bool) {
-    crate::kernel::flex::enable(enabled);
-}
-
 /// A device by name, for configuration files and command lines: `flex`, `wgpu`, `cuda:0`.
 ///
 /// A program says which device it means; the crate never picks one by what happens to be compiled in.

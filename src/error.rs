@@ -1,32 +1,16 @@
 //! The one error type of the crate.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use crate::checkpoint::{PassedOver, SettingDifference};
+use serde_json::Value;
+
+use crate::data::side::Side;
 use crate::files::path_text;
-use crate::scheduler::TimeRange;
+use crate::process::time::TimeRange;
 
 /// Shorthand for a result with the crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// Which of the two sides of a batch something belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Side {
-    /// The points whose quality must stay.
-    Retain,
-    /// The points that must be forgotten.
-    Forget,
-}
-
-impl std::fmt::Display for Side {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
-            Side::Retain => "retain",
-            Side::Forget => "forget",
-        })
-    }
-}
 
 /// Everything that can go wrong, with the value that was wrong and what to do about it.
 ///
@@ -426,4 +410,43 @@ pub(crate) fn check_stateless(name: &str, state: &[f64]) -> Result<()> {
         what: format!("{name} has no place for the state {state:?}"),
         remedy: "resume with the clipper and the objective of the run that was saved",
     })
+}
+
+/// A checkpoint that is not whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedOver {
+    /// Its folder.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.path.file_name().unwrap_or_default();
+        write!(formatter, "{}: {}", path_text(name), self.reason)
+    }
+}
+
+/// A setting that is not what it was when the checkpoint was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SettingDifference {
+    /// Its name: a field of [`TrainerConfig`], a part of the trainer, a parameter of the model, or one of the program's own.
+    pub setting: String,
+    /// The value in the checkpoint, `None` if it has none.
+    pub saved: Option<Value>,
+    /// The value now.
+    pub now: Option<Value>,
+}
+
+impl fmt::Display for SettingDifference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |value: &Option<Value>| match value {
+            None => "absent".to_owned(),
+            Some(Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+        };
+        let (saved, now) = (text(&self.saved), text(&self.now));
+        write!(formatter, "{} was {saved} and is {now}", self.setting)
+    }
 }

@@ -5,6 +5,10 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use crate::error::{Error, Result};
 
+/// A parameter of fewer numbers is laid beside others before it is looked at: on a GPU a launch for each of many small
+/// ones takes longer than the arithmetic.
+pub(crate) const SMALL: usize = 1 << 12;
+
 /// Values of any shape as a tensor.
 pub(crate) fn tensor<const D: usize>(
     values: Vec<f32>,

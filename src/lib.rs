@@ -109,100 +109,71 @@
 )]
 
 pub mod backend;
-mod batch;
-mod builder;
-mod checkpoint;
-mod clipper;
-mod counterfactual;
-mod data_check;
-mod denoiser;
-mod distances;
-mod draws;
-mod duplicates;
-mod ema;
+pub mod checkpoint;
+pub mod clipper;
+pub mod data;
+pub mod denoiser;
+pub mod draws;
 mod error;
-mod files;
-mod fn_denoiser;
-mod gradients;
+pub mod evaluate;
+pub mod files;
 mod host;
 #[cfg(feature = "images")]
 pub mod images;
-mod json;
-mod json_log;
 pub mod kernel;
-mod learning_rate;
-pub mod loss;
-mod method;
-mod mixture;
-mod model_check;
-mod observer;
-mod pairing;
-mod parameters;
-mod points;
-mod preflight;
-mod refusals;
-mod results;
-pub mod sampling;
-pub mod schedule;
-mod scheduler;
-mod self_check;
-mod steering;
-mod step_report;
-mod trainable;
-mod trainer;
-
 #[cfg(feature = "models")]
 pub mod models;
+pub mod objective;
+pub mod observer;
+mod parameters;
+pub mod process;
 #[cfg(feature = "report")]
 pub mod report;
+pub mod sampling;
+pub mod steering;
+pub mod trainer;
 
 pub use burn;
 pub use rand;
 
-pub use batch::{PairSampler, UnlearningBatch};
-pub use builder::{SissTrainerBuilder, TrainerConfig};
-pub use checkpoint::{
-    Checkpoint, Checkpoints, PassedOver, Resumed, SettingDifference, model_fingerprint,
-};
+pub use checkpoint::{Checkpoint, Checkpoints, Resumed, model_fingerprint};
 pub use clipper::{
     Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
     GradientClipper, GradientNorms, Projected, RescaleToNorm,
 };
-pub use counterfactual::{
-    CounterfactualConfig, CounterfactualData, CounterfactualLoss, Groups, IdealForm,
+pub use data::{
+    DataCheck, DataFinding, NearDuplicate, PairSampler, Pairing, Pairs, PointLoader, Points, Side,
+    UnlearningBatch, near_duplicates,
 };
-pub use data_check::{DataCheck, DataFinding};
-pub use denoiser::{Condition, Denoiser, PredictionType};
-pub use draws::{DrawSource, Draws, ExtraDraws, Stream, TimestepSampling, keyed_rng, normal_noise};
-pub use duplicates::{NearDuplicate, near_duplicates};
-pub use error::{Error, Result, Side};
-pub use files::path_text;
-pub use fn_denoiser::FnDenoiser;
-pub use json_log::{JsonLog, cut_log};
-pub use loss::{
-    Bernoulli, EraseDiff, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, ReTrack, Siss,
-    SissLoss, SissNoIs,
+pub use denoiser::{Condition, Denoiser, FnDenoiser};
+pub use draws::{
+    CoinFlip, DrawSource, Draws, ExtraDraws, FixedAllocation, MixtureSampler, Stream,
+    TimestepSampling, keyed_rng, normal_noise,
 };
-pub use method::Method;
-pub use mixture::{
-    CoinFlip, FixedAllocation, ImportanceWeights, MixturePoints, MixtureSampler,
-    importance_weights, mixture_points,
-};
-pub use model_check::{
+pub use error::{Error, PassedOver, Result, SettingDifference};
+pub use evaluate::{
     KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
 };
-pub use observer::{Diagnosis, Finding, JsonLines, Observer, Symptom};
-pub use pairing::{Pairing, Pairs};
-pub use points::{PointLoader, Points};
-pub use results::ResultFolder;
-pub use scheduler::{
-    DdpmScheduler, FlowMatching, Scales, Scheduler, SchedulerConfig, SchedulerExt, TimeRange,
-    TimestepSpacing, VarianceType,
+pub use files::{ResultFolder, path_text};
+pub use objective::{
+    Bernoulli, EraseDiff, ImportanceWeights, LossInputs, LossTerm, LossTerms, MixturePoints,
+    NaiveDeletion, NegGrad, ReTrack, Siss, SissLoss, SissNoIs, importance_weights, mixture_points,
 };
-pub use self_check::SelfCheck;
+pub use observer::{
+    Diagnosis, Finding, JsonLines, JsonLog, Observer, StepOutcome, StepReport, Symptom, TermReport,
+    WeightSummary, cut_log,
+};
+pub use process::{
+    DdpmScheduler, FlowMatching, PredictionType, Scales, Scheduler, SchedulerConfig, SchedulerExt,
+    TimeRange, TimestepSpacing, VarianceType,
+};
+pub use steering::counterfactual::{
+    CounterfactualConfig, CounterfactualData, CounterfactualLoss, Groups, IdealForm,
+};
 pub use steering::{HardStop, Proportional, Steering, SteeringRule};
-pub use step_report::{StepOutcome, StepReport, TermReport, WeightSummary};
-pub use trainer::{SissTrainer, StepGradients};
+pub use trainer::{
+    Method, SelfCheck, SissTrainer, SissTrainerBuilder, StepGradients, TrainerConfig,
+};
 
 /// The examples of the guide and the README are tests.
 #[cfg(all(doctest, feature = "models"))]

@@ -8,8 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
 use crate::error::{Error, Result};
-use crate::gradients::SMALL;
-use crate::host::{read_f32, to_f32};
+use crate::host::{SMALL, read_f32, to_f32};
 
 /// A parameter of a model, without its values.
 #[derive(Debug, Clone, PartialEq, Eq)]

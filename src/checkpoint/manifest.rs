@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files::path_text;
+use crate::files::{path_text, sha256};
 
 /// Written last: a folder without it is no checkpoint.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -45,7 +45,7 @@ impl FileRecord {
         }
         Ok(Self {
             bytes,
-            sha256: hexadecimal(digest.finalize()),
+            sha256: format!("{:x}", digest.finalize()),
         })
     }
 }
@@ -182,16 +182,6 @@ fn size_of(path: &Path) -> std::result::Result<u64, String> {
         true => Ok(metadata.len()),
         false => Err(format!("{} is no file", name())),
     }
-}
-
-/// SHA-256 as 64 digits.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    hexadecimal(Sha256::digest(bytes))
-}
-
-pub(crate) fn hexadecimal(digest: impl AsRef<[u8]>) -> String {
-    let bytes = digest.as_ref().iter();
-    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

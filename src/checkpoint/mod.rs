@@ -5,22 +5,19 @@ mod state;
 mod store;
 mod tensors;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
 
+use self::manifest::Manifest;
 use crate::denoiser::Denoiser;
-use crate::error::{Error, Result};
+use crate::error::{Error, PassedOver, Result};
 use crate::files::path_text;
 use crate::trainer::SissTrainer;
-use manifest::Manifest;
+use crate::trainer::settings::{Settings, to_json};
 use store::{Candidate, Store};
 
-pub(crate) use manifest::hexadecimal;
-pub use state::SettingDifference;
-pub(crate) use state::Settings;
 pub use tensors::model_fingerprint;
 
 /// The checkpoints of one run, in a folder of their own.
@@ -105,22 +102,6 @@ pub struct Resumed {
     pub passed_over: Vec<PassedOver>,
 }
 
-/// A checkpoint that is not whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PassedOver {
-    /// Its folder.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-impl fmt::Display for PassedOver {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.path.file_name().unwrap_or_default();
-        write!(formatter, "{}: {}", path_text(name), self.reason)
-    }
-}
-
 impl Checkpoints {
     /// The checkpoints in `folder`, which is made if it is not there. Keeps the last three unless told otherwise.
     ///
@@ -149,7 +130,7 @@ impl Checkpoints {
     /// # Errors
     /// [`Error::InvalidSetting`] if JSON cannot say it.
     pub fn setting(mut self, name: &str, value: &impl Serialize) -> Result<Self> {
-        let value = state::to_json(name, value)?;
+        let value = to_json(name, value)?;
         self.settings.add(format!("program.{name}"), value);
         Ok(self)
     }
@@ -216,7 +197,7 @@ impl Checkpoints {
         for observer in &mut trainer.observers {
             observer.persist()?;
         }
-        let program = state::to_json("the program's state", state)?;
+        let program = to_json("the program's state", state)?;
         let files = state::save(trainer, self.settings.clone(), program)?;
         let path = self.store.write(trainer.step, files)?;
         self.passed_over.retain(|bad| bad.path != path);

@@ -14,7 +14,6 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_pack::{Bytes, Reader, Writer};
 use sha2::{Digest, Sha256};
 
-use super::manifest::hexadecimal;
 use crate::error::{Error, Result};
 use crate::parameters::parameters;
 
@@ -65,7 +64,7 @@ pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
         digest.update(format!("{name} {dtype:?} {shape:?} {}\n", bytes.len()));
         digest.update(&bytes[..]);
     }
-    Ok(hexadecimal(digest.finalize()))
+    Ok(format!("{:x}", digest.finalize()))
 }
 
 /// Writes the optimiser's state for the parameters of a model. That of one parameter at a time is brought to the host.

@@ -6,8 +6,9 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, Side, check_positive, check_probability, check_stateless};
-use crate::json::number_or_null;
+use crate::data::Side;
+use crate::error::{Result, check_positive, check_probability, check_stateless};
+use crate::files::json::number_or_null;
 
 pub use spec::ClipperSpec;
 

@@ -5,6 +5,7 @@
 //! draws what the run would have drawn.
 
 mod ahead;
+mod mixture;
 mod timesteps;
 
 use std::ops::Range;
@@ -16,10 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_device, check_probability, check_range, check_shape};
 use crate::host::{read_f32, tensor, to_f32};
-use crate::mixture::MixtureSampler;
-use crate::scheduler::TimeRange;
+use crate::process::TimeRange;
 
 pub(crate) use ahead::{Block, DrawnAhead};
+pub use mixture::{CoinFlip, FixedAllocation, MixtureSampler};
 pub use timesteps::TimestepSampling;
 
 /// What a random stream is used for. The streams of one (seed, step, row) are independent.
@@ -409,7 +410,7 @@ impl DrawSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mixture::{CoinFlip, FixedAllocation};
+    use crate::draws::{CoinFlip, FixedAllocation};
 
     /// Timesteps, noise, mixture and thinning of step 3 under seed 7.
     const VALUE_STABILITY: ([f64; 4], [f32; 8], [bool; 4], f64) = (
@@ -455,7 +456,7 @@ mod tests {
                 };
                 let draws = Draws::new(timesteps, noise, vec![true, false], 0.5).unwrap();
                 let uniform = draws.thinning_uniform();
-                for row in crate::loss::survivors(&[0.3, 0.1], 1.0, uniform).positions {
+                for row in crate::objective::survivors(&[0.3, 0.1], 1.0, uniform).positions {
                     kept[row] += 1;
                 }
             }

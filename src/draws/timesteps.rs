@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Stream, keyed_rng};
 use crate::error::{Error, Result, check_range};
-use crate::scheduler::TimeRange;
+use crate::process::TimeRange;
 
 /// How the timesteps of a batch are drawn.
 ///

@@ -24,10 +24,10 @@ use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
 
+use self::decode::decode;
 use crate::error::{Error, Result};
 use crate::files::{invalid, path_text};
 use crate::host::tensor;
-use decode::decode;
 
 pub use account::Account;
 pub use files::{ImageFiles, TakenOut, UnreadFile};

@@ -6,8 +6,7 @@ use ::burn::backend::{
 };
 use ::burn::tensor::{DType, Tensor};
 
-use super::WeightedSquaredError;
-use crate::mixture::MixturePoints;
+use super::{Mixture, WeightedSquaredError};
 
 /// The macro names burn's fusion in `burn::backend`, which has it only where fusion is on. It may be: any crate of a
 /// program can switch it on. `Cube` is then a fusion over `CubeBackend`, and both are given the kernels.
@@ -112,14 +111,10 @@ pub(super) fn mixture_draw<const D: usize>(
     forget: Tensor<D>,
     noise: Tensor<D>,
     rows: Tensor<2>,
-) -> MixturePoints<D> {
+) -> Mixture<D> {
     let [retain, forget, noise] = [retain, forget, noise].map(Tensor::into_dispatch);
     let (noisy, retain_noise, forget_noise, log_ratio) =
         <Dispatch as MixtureKernel>::mixture_draw(retain, forget, noise, rows.into_dispatch());
-    MixturePoints {
-        noisy: Tensor::from_dispatch(noisy),
-        retain_noise: Tensor::from_dispatch(retain_noise),
-        forget_noise: Tensor::from_dispatch(forget_noise),
-        log_ratio: Tensor::from_dispatch(log_ratio),
-    }
+    let points = [noisy, retain_noise, forget_noise].map(Tensor::from_dispatch);
+    (points, Tensor::from_dispatch(log_ratio))
 }

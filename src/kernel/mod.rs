@@ -10,13 +10,17 @@ pub(crate) mod flex;
     all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
 ))]
 mod fused;
+#[cfg(feature = "flex-kernels")]
+pub(crate) mod simd;
 
 use burn::tensor::Tensor;
 
 use crate::error::{Result, check_device, check_shape};
 use crate::host::{as_column, squared_norms, to_f32};
-use crate::mixture::MixturePoints;
-use crate::scheduler::Scales;
+use crate::process::Scales;
+
+/// Of the mixture draw: noisy point, noise that explains it from the retained point and from the forgotten one; log-ratio.
+type Mixture<const D: usize> = ([Tensor<D>; 3], Tensor<1>);
 
 /// What the kernel computes for a group of rows.
 #[derive(Debug, Clone)]
@@ -106,7 +110,7 @@ pub(crate) fn mixture_draw<const D: usize>(
     [retain, forget, noise]: [&Tensor<D>; 3],
     scales: &Scales,
     from_forget: &[f64],
-) -> Option<MixturePoints<D>> {
+) -> Option<Mixture<D>> {
     #[cfg(any(
         feature = "flex-kernels",
         all(feature = "fused", any(feature = "wgpu", feature = "cuda"))

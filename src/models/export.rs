@@ -13,8 +13,8 @@ use super::index::PipelineIndex;
 use super::location::ModelFolder;
 use super::unet2d::UNet2d;
 use crate::error::{Error, Result};
+use crate::files::json::python_object;
 use crate::files::{entries, invalid, open, path_text, read_configuration, replace};
-use crate::json::python_object;
 
 const INDEX: &str = "model_index.json";
 const CARD: &str = "readme.md";

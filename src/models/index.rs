@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::Result;
+use crate::files::json::python_object;
 use crate::files::{invalid, path_text, read_configuration};
-use crate::json::python_object;
 
 /// What a pipeline's `model_index.json` says of its parts.
 ///

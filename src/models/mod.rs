@@ -8,6 +8,8 @@
 //! change the computation and is not implemented is refused by name, never ignored.
 
 mod export;
+#[cfg(feature = "flex-kernels")]
+pub(crate) mod flex;
 mod folder;
 mod index;
 mod layers;
@@ -17,6 +19,9 @@ pub(crate) mod ops;
 mod unet2d;
 
 pub use export::{LeftOut, save_pipeline};
+#[cfg(feature = "flex-kernels")]
+#[doc(hidden)]
+pub use flex::use_flex_kernels;
 pub use index::{PipelineIndex, PipelinePart};
 pub use location::ModelFolder;
 pub use note::LoadNote;

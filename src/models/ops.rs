@@ -1,7 +1,7 @@
 //! The operations that take the time of a network, in one place: faster kernels go under these.
 
 #[cfg(feature = "flex-kernels")]
-use crate::kernel::flex;
+use super::flex;
 #[cfg(feature = "flex-kernels")]
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;

@@ -4,10 +4,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Sampler;
-use super::process::{ReverseProcess, Settings};
-use crate::denoiser::PredictionType;
+use super::reverse::{ReverseProcess, Settings};
 use crate::error::{Error, Result, check_probability};
-use crate::scheduler::{DdpmScheduler, SchedulerConfig, TimestepSpacing};
+use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig, TimestepSpacing};
 
 /// Settings of [`DdimSampler`].
 ///

@@ -4,10 +4,11 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Sampler;
-use super::process::{ReverseProcess, Settings};
-use crate::denoiser::PredictionType;
+use super::reverse::{ReverseProcess, Settings};
 use crate::error::{Error, Result};
-use crate::scheduler::{DdpmScheduler, SchedulerConfig, TimestepSpacing, VarianceType};
+use crate::process::{
+    DdpmScheduler, PredictionType, SchedulerConfig, TimestepSpacing, VarianceType,
+};
 
 /// The least variance of a step, as diffusers has it.
 const LEAST_VARIANCE: f64 = 1e-20;

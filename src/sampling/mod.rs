@@ -2,7 +2,7 @@
 
 mod ddim;
 mod ddpm;
-mod process;
+mod reverse;
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_shape};
 use crate::host::vector;
-use crate::scheduler::{DdpmScheduler, SchedulerExt};
+use crate::process::{DdpmScheduler, SchedulerExt};
 
 pub use ddim::{DdimConfig, DdimSampler};
 pub use ddpm::{DdpmConfig, DdpmSampler};

@@ -3,8 +3,7 @@ use std::sync::{Arc, Mutex};
 use burn::module::Module;
 
 use super::*;
-use crate::denoiser::PredictionType;
-use crate::scheduler::{Scheduler, SchedulerConfig, TimestepSpacing, VarianceType};
+use crate::process::{PredictionType, Scheduler, SchedulerConfig, TimestepSpacing, VarianceType};
 
 const KINDS: [PredictionType; 4] = [
     PredictionType::Epsilon,

@@ -5,9 +5,9 @@ use burn::backend::{Flex, TensorMetadata};
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::operations::{numbers, tensor};
-use super::simd::{Vectorised, dispatch, instructions};
+use super::{numbers, tensor};
 use crate::kernel::fused::LossKernel;
+use crate::kernel::simd::{Vectorised, dispatch, instructions};
 
 /// Elements of a row that one thread takes at a time: the partition is the same for any number of threads.
 pub(super) const BLOCK: usize = 1 << 14;

@@ -6,9 +6,9 @@ use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::loss::{BLOCK, GROUP, MANY};
-use super::operations::{numbers, tensor};
-use super::simd::{Vectorised, dispatch, instructions};
+use super::{numbers, tensor};
 use crate::kernel::fused::{MixtureKernel, ROW_NUMBERS};
+use crate::kernel::simd::{Vectorised, dispatch, instructions};
 
 impl MixtureKernel for Flex {
     fn mixture_draw(

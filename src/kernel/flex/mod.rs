@@ -1,161 +1,21 @@
-//! Operations on the CPU that are faster than Flex's own, each with its backward pass.
-//!
-//! Each function here answers `None` where it does not apply: on another device, for another type of
-//! number, for a shape that it leaves to burn. Results depend on the processor's instructions, not on
-//! the number of threads.
+//! The loss and the mixture draw on the CPU, in one pass each. Results depend on the processor's
+//! instructions, not on the number of threads.
 
-#![cfg_attr(
-    not(feature = "models"),
-    allow(dead_code, reason = "the layers of `models` call all but the loss")
-)]
-
-mod attention;
-mod attention_gradient;
-mod convolution;
 mod loss;
 mod mixture;
-mod norm;
-mod operations;
-mod planes;
-mod simd;
-mod tile;
-mod weight_gradient;
 
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{Shape, TensorData};
 
-use burn::backend::Dispatch;
-use burn::tensor::ops::ConvOptions;
-use burn::tensor::{DType, Device, Tensor};
-
-use self::attention::AttentionShape;
-use self::convolution::ConvolutionShape;
-use self::norm::GroupNormShape;
-use self::operations::FastOperations;
-
-/// Whether the operations here are used at all.
-static ENABLED: AtomicBool = AtomicBool::new(true);
-
-/// Turns the operations on or off for the whole process.
-pub(crate) fn enable(enabled: bool) {
-    ENABLED.store(enabled, Ordering::Relaxed);
+/// The numbers of a tensor that is contiguous and `f32`.
+pub(crate) fn numbers(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().unwrap_or_default()
 }
 
-/// Whether a tensor is of the kind that the operations take.
-fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
-    #[cfg(test)]
-    if tests::PLAIN.get() {
-        return false;
-    }
-    let enabled = ENABLED.load(Ordering::Relaxed);
-    enabled && tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
-}
-
-/// Group normalisation, followed by `SiLU` where `activated`.
-///
-/// # Shapes
-/// - `input` and the result: `[rows, channels, height, width]`
-/// - `gain` and `offset`: `[channels]`
-pub(crate) fn group_norm(
-    input: &Tensor<4>,
-    gain: &Tensor<1>,
-    offset: &Tensor<1>,
-    groups: usize,
-    epsilon: f64,
-    activated: bool,
-) -> Option<Tensor<4>> {
-    let [_, channels, height, width] = input.dims();
-    let fits = gain.dims() == [channels] && offset.dims() == [channels];
-    let divides = groups > 0 && channels.is_multiple_of(groups);
-    let numbers = takes(input) && takes(gain) && takes(offset);
-    if !(fits && divides && numbers) || input.shape().num_elements() == 0 {
-        return None;
-    }
-    let shape = GroupNormShape {
-        groups,
-        members: channels / groups,
-        pixels: height * width,
-        epsilon,
-        activated,
-    };
-    let [gain, offset] = [gain, offset].map(|tensor| tensor.clone().into_dispatch());
-    let input = input.clone().into_dispatch();
-    let output = <Dispatch as FastOperations>::normalise_groups(input, gain, offset, shape);
-    Some(Tensor::from_dispatch(output))
-}
-
-/// Convolution in two dimensions, of one group.
-///
-/// # Shapes
-/// - `input`: `[rows, inputs, height, width]`
-/// - `weight`: `[outputs, inputs, kernel height, kernel width]`
-/// - `bias`: `[outputs]`
-pub(crate) fn convolve(
-    input: &Tensor<4>,
-    weight: &Tensor<4>,
-    bias: Option<&Tensor<1>>,
-    options: &ConvOptions<2>,
-) -> Option<Tensor<4>> {
-    let [rows, inputs, height, width] = input.dims();
-    let [outputs, kernel_inputs, kernel_height, kernel_width] = weight.dims();
-    let shape = ConvolutionShape {
-        input: [inputs, height, width],
-        outputs,
-        kernel: [kernel_height, kernel_width],
-        stride: options.stride,
-        dilation: options.dilation,
-        leading: options.padding_begin(),
-        trailing: options.padding_end(),
-    };
-    let bias_fits = bias.is_none_or(|bias| takes(bias) && bias.dims() == [outputs]);
-    let one_group = options.groups == 1 && inputs == kernel_inputs && rows > 0;
-    if !(takes(input) && takes(weight) && bias_fits && one_group && shape.fits()) {
-        return None;
-    }
-    if let Some([y, x]) = shape.only_tap() {
-        let weight = weight.clone().narrow(2, y, 1).narrow(3, x, 1);
-        return convolve(
-            input,
-            &weight,
-            bias,
-            &ConvOptions::new([1, 1], [0, 0], [1, 1], 1),
-        );
-    }
-    let bias = bias.cloned();
-    let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], (&Device::flex(), DType::F32)));
-    let [input, weight] = [input, weight].map(|tensor| tensor.clone().into_dispatch());
-    let bias = bias.into_dispatch();
-    let output = <Dispatch as FastOperations>::convolve(input, weight, bias, shape);
-    Some(Tensor::from_dispatch(output))
-}
-
-/// Scaled dot-product attention over channel-major features, `heads` heads side by side.
-///
-/// # Shapes
-/// - `query` and the result: `[rows, channels, positions]`
-/// - `key` and `value`: `[rows, channels, sources]`
-pub(crate) fn attend(
-    query: &Tensor<3>,
-    key: &Tensor<3>,
-    value: &Tensor<3>,
-    heads: usize,
-) -> Option<Tensor<3>> {
-    let [rows, channels, positions] = query.dims();
-    let [_, _, sources] = key.dims();
-    let fits = key.dims() == [rows, channels, sources] && value.dims() == key.dims();
-    let divides = heads > 0 && channels.is_multiple_of(heads);
-    let numbers = takes(query) && takes(key) && takes(value);
-    if !(fits && divides && numbers) || rows * channels * positions * sources == 0 {
-        return None;
-    }
-    let shape = AttentionShape {
-        size: channels / heads,
-        positions,
-        sources,
-    };
-    let [query, key, value] = [query, key, value].map(|tensor| tensor.clone().into_dispatch());
-    let output = <Dispatch as FastOperations>::attend(query, key, value, shape);
-    Some(Tensor::from_dispatch(output))
+/// A tensor of `f32` numbers.
+pub(crate) fn tensor(numbers: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new::<f32, Shape>(numbers, shape.into()))
 }

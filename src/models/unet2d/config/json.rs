@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use super::{NO_FILE, UNet2dConfig};
 use crate::error::{Error, Result};
 use crate::files::invalid;
-use crate::json::python_object;
-use crate::refusals::Refusals;
+use crate::files::json::python_object;
+use crate::files::refusals::Refusals;
 
 /// The version of diffusers whose layout is written.
 const DIFFUSERS_VERSION: &str = "0.42.1";

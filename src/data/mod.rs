@@ -1,0 +1,19 @@
+//! The data of a run: retained and forgotten points, batches of them, and what is checked of them.
+
+mod batch;
+pub(crate) mod check;
+pub(crate) mod distances;
+pub(crate) mod duplicates;
+pub(crate) mod finite;
+pub(crate) mod pairing;
+mod pairs;
+pub(crate) mod points;
+pub(crate) mod side;
+
+pub use batch::UnlearningBatch;
+pub use check::{DataCheck, DataFinding};
+pub use duplicates::{NearDuplicate, near_duplicates};
+pub use pairing::{Pairing, Pairs};
+pub use pairs::PairSampler;
+pub use points::{PointLoader, Points};
+pub use side::Side;

@@ -1,0 +1,75 @@
+//! The user's model: a burn module behind one method, of any rank and with any condition.
+
+mod condition;
+mod function;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use crate::error::Result;
+
+pub use condition::Condition;
+pub use function::FnDenoiser;
+
+/// A denoising network of rank `D` (audio 3, images 4, video 5).
+///
+/// # Example
+/// ```
+/// use burn::module::Module;
+/// use burn::nn::{Linear, LinearConfig};
+/// use burn::tensor::{Device, Tensor};
+/// use siss::Denoiser;
+///
+/// #[derive(Module, Debug)]
+/// struct Model {
+///     linear: Linear,
+/// }
+///
+/// impl Denoiser<2> for Model {
+///     type Condition = ();
+///     fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+///         self.linear.forward(Tensor::cat(vec![noisy, timesteps.unsqueeze_dim(1)], 1))
+///     }
+/// }
+///
+/// let device = Device::flex();
+/// let model = Model { linear: LinearConfig::new(4, 3).init(&device) };
+/// let prediction = model.predict(Tensor::zeros([5, 3], &device), Tensor::zeros([5], &device), &());
+/// assert_eq!(prediction.dims(), [5, 3]);
+/// ```
+pub trait Denoiser<const D: usize>: Module {
+    /// What the prediction is conditioned on: `()` for nothing, a tensor, a tuple, a type of your own.
+    type Condition: Condition;
+
+    /// The model's output for a batch of noisy points.
+    ///
+    /// Must not mix rows: a row's output may depend on its own input alone.
+    ///
+    /// # Shapes
+    /// - `noisy` and the result: `[rows, …]`
+    /// - all inputs are f32
+    /// - `timesteps`: `[rows]`, as the scheduler counts them (`0, …, T − 1`, or continuous time)
+    /// - `condition`: `rows` rows
+    fn predict(
+        &self,
+        noisy: Tensor<D>,
+        timesteps: Tensor<1>,
+        condition: &Self::Condition,
+    ) -> Tensor<D>;
+
+    /// Whether the model takes inputs of this shape, `[rows, …]`: the place to refuse a wrong number of channels with an
+    /// error instead of a panic in [`predict`](Denoiser::predict). Accepts everything unless implemented.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or another that says what the model takes.
+    fn check_input(&self, shape: [usize; D]) -> Result<()> {
+        let _ = shape;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+}

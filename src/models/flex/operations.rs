@@ -1,0 +1,327 @@
+//! The operations as burn sees them: on Flex tensors, and with their backward passes.
+
+use super::attention::{self, AttentionShape};
+use super::attention_gradient;
+use super::convolution::{self, ConvolutionShape};
+use super::norm::{self, GroupNormShape, Statistics};
+use super::weight_gradient::{bias_gradient, weight_gradient};
+use crate::kernel::flex::{numbers, tensor};
+use crate::kernel::simd::instructions;
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
+
+/// Operations that Flex has of its own here. Every tensor is `f32`.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait FastOperations: Backend {
+    /// Group normalisation, with or without `SiLU`.
+    fn normalise_groups(
+        input: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        offset: FloatTensor<Self>,
+        shape: GroupNormShape,
+    ) -> FloatTensor<Self>;
+
+    /// Convolution in two dimensions.
+    fn convolve(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        shape: ConvolutionShape,
+    ) -> FloatTensor<Self>;
+
+    /// Attention, heads one after another.
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> FloatTensor<Self>;
+}
+
+impl FastOperations for Flex {
+    fn normalise_groups(
+        input: FlexTensor,
+        gain: FlexTensor,
+        offset: FlexTensor,
+        shape: GroupNormShape,
+    ) -> FlexTensor {
+        normalise(
+            &input.to_contiguous(),
+            &gain.to_contiguous(),
+            &offset.to_contiguous(),
+            shape,
+        )
+        .0
+    }
+
+    fn convolve(
+        input: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        shape: ConvolutionShape,
+    ) -> FlexTensor {
+        convolve(
+            &input.to_contiguous(),
+            &weight.to_contiguous(),
+            &bias.to_contiguous(),
+            &shape,
+        )
+    }
+
+    fn attend(
+        query: FlexTensor,
+        key: FlexTensor,
+        value: FlexTensor,
+        shape: AttentionShape,
+    ) -> FlexTensor {
+        attend(
+            &query.to_contiguous(),
+            &key.to_contiguous(),
+            &value.to_contiguous(),
+            &shape,
+        )
+        .0
+    }
+}
+
+fn normalise(
+    input: &FlexTensor,
+    gain: &FlexTensor,
+    offset: &FlexTensor,
+    shape: GroupNormShape,
+) -> (FlexTensor, Vec<Statistics>) {
+    let (output, statistics) = norm::forward(
+        instructions(),
+        shape,
+        numbers(input),
+        numbers(gain),
+        numbers(offset),
+    );
+    (tensor(output, input.shape()), statistics)
+}
+
+fn convolve(
+    input: &FlexTensor,
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    shape: &ConvolutionShape,
+) -> FlexTensor {
+    let (x, w, b) = (numbers(input), numbers(weight), numbers(bias));
+    let output = convolution::forward(instructions(), shape, x, w, b);
+    let [height, width] = shape.output();
+    tensor(output, [input.shape()[0], shape.outputs, height, width])
+}
+
+fn attend(
+    query: &FlexTensor,
+    key: &FlexTensor,
+    value: &FlexTensor,
+    shape: &AttentionShape,
+) -> (FlexTensor, Vec<f32>) {
+    let inputs = attention::Inputs {
+        query: numbers(query),
+        key: numbers(key),
+        value: numbers(value),
+    };
+    let (output, logs) = attention::forward(instructions(), shape, inputs);
+    (tensor(output, query.shape()), logs)
+}
+
+/// Inputs are kept as checkpoints and not in an operation's state: under gradient checkpointing those of cheap operations,
+/// group normalisation among them, are computed again in the backward pass.
+impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
+    fn normalise_groups(
+        input: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        offset: FloatTensor<Self>,
+        shape: GroupNormShape,
+    ) -> FloatTensor<Self> {
+        let inputs = [input, gain, offset];
+        let [x, scale, shift] = contiguous::<C>(&inputs);
+        let (output, statistics) = normalise(&x, &scale, &shift, shape);
+        let again = NormaliseAgain {
+            inputs: inputs.each_ref().map(|input| input.id()),
+            shape,
+        };
+        let prepared = NormaliseGroups
+            .prepare::<C>(inputs.each_ref().map(|input| input.node()))
+            .memory_bound()
+            .retro_forward(again)
+            .parents(&inputs);
+        match prepared.stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, statistics, shape), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+
+    fn convolve(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        shape: ConvolutionShape,
+    ) -> FloatTensor<Self> {
+        let inputs = [input, weight, bias];
+        let [x, w, b] = contiguous::<C>(&inputs);
+        let output = convolve(&x, &w, &b, &shape);
+        let nodes = inputs.each_ref().map(|input| input.node());
+        match Convolve.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let [input, weight, _] = &inputs;
+                let kept = [input, weight].map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, shape), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> FloatTensor<Self> {
+        let inputs = [query, key, value];
+        let [q, k, v] = contiguous::<C>(&inputs);
+        let (output, logs) = attend(&q, &k, &v, &shape);
+        let nodes = inputs.each_ref().map(|input| input.node());
+        match Attend.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, output.clone(), logs, shape), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+}
+
+fn contiguous<C: CheckpointStrategy>(
+    tensors: &[FloatTensor<Autodiff<Flex, C>>; 3],
+) -> [FlexTensor; 3] {
+    tensors
+        .each_ref()
+        .map(|tensor| tensor.primitive().to_contiguous())
+}
+
+/// An input of an operation in its backward pass, kept or computed again.
+fn retrieve(checkpointer: &mut Checkpointer, node: NodeId) -> FlexTensor {
+    let kept: FlexTensor = checkpointer.retrieve_node_output(node);
+    kept.to_contiguous()
+}
+
+/// The forward pass of a group normalisation, once more.
+#[derive(Debug)]
+struct NormaliseAgain {
+    inputs: [NodeId; 3],
+    shape: GroupNormShape,
+}
+
+impl RetroForward for NormaliseAgain {
+    fn forward(&self, states: &mut BackwardStates, node: NodeId) {
+        let [input, gain, offset] = self
+            .inputs
+            .map(|input| states.get_state::<FlexTensor>(&input).to_contiguous());
+        let (output, _) = normalise(&input, &gain, &offset, self.shape);
+        states.save(node, output);
+    }
+}
+
+#[derive(Debug)]
+struct NormaliseGroups;
+
+impl Backward<Flex, 3> for NormaliseGroups {
+    type State = ([NodeId; 3], Vec<Statistics>, GroupNormShape);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, statistics, shape) = ops.state;
+        let [input, gain, offset] = inputs.map(|input| retrieve(kept, input));
+        let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let found = norm::backward(
+            instructions(),
+            shape,
+            numbers(&input),
+            numbers(&gain),
+            numbers(&offset),
+            &statistics,
+            numbers(&gradient),
+        );
+        let channels = [found.gain.len()];
+        let gradients = [
+            tensor(found.input, input.shape()),
+            tensor(found.gain, channels),
+            tensor(found.offset, channels),
+        ];
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Convolve;
+
+impl Backward<Flex, 3> for Convolve {
+    type State = ([NodeId; 2], ConvolutionShape);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, shape) = ops.state;
+        let [input, weight] = inputs.map(|input| retrieve(kept, input));
+        let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let g = numbers(&gradient);
+        let [for_input, for_weight, for_bias] = ops.parents;
+        if let Some(parent) = for_input {
+            let found = convolution::input_gradient(instructions(), &shape, numbers(&weight), g);
+            grads.register::<Flex>(parent.id, tensor(found, input.shape()));
+        }
+        if let Some(parent) = for_weight {
+            let found = weight_gradient(instructions(), &shape, numbers(&input), g);
+            grads.register::<Flex>(parent.id, tensor(found, weight.shape()));
+        }
+        if let Some(parent) = for_bias {
+            let found = bias_gradient(instructions(), &shape, g);
+            grads.register::<Flex>(parent.id, tensor(found, [shape.outputs]));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Attend;
+
+impl Backward<Flex, 3> for Attend {
+    type State = ([NodeId; 3], FlexTensor, Vec<f32>, AttentionShape);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, output, logs, shape) = ops.state;
+        let [query, key, value] = inputs.map(|input| retrieve(kept, input));
+        let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let inputs = attention::Inputs {
+            query: numbers(&query),
+            key: numbers(&key),
+            value: numbers(&value),
+        };
+        let outputs = attention_gradient::Outputs {
+            output: numbers(&output),
+            logs: &logs,
+            gradient: numbers(&gradient),
+        };
+        let found = attention_gradient::backward(instructions(), &shape, inputs, outputs);
+        let inputs = [query, key, value];
+        for ((parent, found), input) in ops.parents.into_iter().zip(found).zip(inputs) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, tensor(found, input.shape()));
+            }
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Which files of a folder hold a network's weights, and what is in them. Plain files, variants as `fp16`, and files in parts
+//! with an index.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{StoredTensors, WEIGHTS, mismatch, pickled_tensors, safe};
+use crate::error::{Error, Result};
+use crate::files::json::python_object;
+use crate::files::{invalid, read_configuration, shortened};
+use crate::models::LoadNote;
+use crate::models::location::{listed, names};
+
+/// How all names begin.
+const STEM: &str = "diffusion_pytorch_model";
+/// Most parts of a file. Each is open while the weights are read.
+const MOST_PARTS: usize = 256;
+/// Names that stand before others where there are several variants: those of more digits.
+const VARIANTS: [&str; 3] = ["fp32", "fp16", "bf16"];
+/// What other formats of weights are called, and what to do with them.
+const OTHER_FORMATS: [(&str, &str); 9] = [
+    (".msgpack", "Flax: load it in Python with `from_flax=True`"),
+    (".onnx", "ONNX, from which no weights are taken"),
+    (".gguf", "GGUF, which is quantised"),
+    (".h5", "TensorFlow"),
+    (
+        ".ckpt",
+        "a checkpoint of another layout: convert it to diffusers' in Python",
+    ),
+    (".pt", "PyTorch"),
+    (".pth", "PyTorch"),
+    (".safetensors", "safetensors by another name"),
+    (".bin", "PyTorch by another name"),
+];
+
+/// What a network's weights were read from.
+pub(super) struct Weights {
+    /// The file, or the index of its parts.
+    pub(super) path: PathBuf,
+    pub(super) tensors: StoredTensors,
+    /// What there is to say of the choice.
+    pub(super) note: Option<LoadNote>,
+}
+
+/// Finds and opens a folder's weights.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::InvalidFile`], [`Error::WeightMismatch`].
+pub(super) fn read(folder: &Path) -> Result<Weights> {
+    let names = names(folder)?;
+    let mut candidates: Vec<_> = names
+        .iter()
+        .filter_map(|name| Candidate::of(name))
+        .collect();
+    candidates.sort_by_key(Candidate::rank);
+    let Some((chosen, others)) = candidates.split_first() else {
+        return Err(none(folder, &names));
+    };
+    let path = folder.join(chosen.name);
+    let tensors = match chosen.is_index {
+        true => parts(&path, chosen.format)?,
+        false => chosen.format.tensors(&path)?,
+    };
+    let is_plain = chosen.variant.is_none() && !chosen.is_index;
+    let note = (!is_plain || !others.is_empty()).then(|| LoadNote::Weights {
+        read: path.clone(),
+        passed_over: others.iter().map(|other| other.name.into()).collect(),
+    });
+    Ok(Weights {
+        path,
+        tensors,
+        note,
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Format {
+    Safe,
+    Pickled,
+}
+
+impl Format {
+    fn extension(self) -> &'static str {
+        match self {
+            Format::Safe => "safetensors",
+            Format::Pickled => "bin",
+        }
+    }
+
+    fn tensors(self, path: &Path) -> Result<StoredTensors> {
+        match self {
+            Format::Safe => safe::tensors(path),
+            Format::Pickled => pickled_tensors(path),
+        }
+    }
+}
+
+/// A file that holds all weights, or the index of some that do together.
+#[derive(Debug)]
+struct Candidate<'a> {
+    name: &'a str,
+    format: Format,
+    variant: Option<&'a str>,
+    is_index: bool,
+}
+
+impl<'a> Candidate<'a> {
+    /// `diffusion_pytorch_model[.variant].safetensors`, or `diffusion_pytorch_model.safetensors.index[.variant].json`, whose
+    /// variant stood before `index` in the past. The same with `bin`.
+    fn of(name: &'a str) -> Option<Self> {
+        let rest = name.strip_prefix(STEM)?.strip_prefix('.')?;
+        let mut format = None;
+        let mut variant = None;
+        let (mut ends_in_json, mut says_index) = (false, false);
+        for part in rest.split('.') {
+            match part {
+                "safetensors" if format.is_none() => format = Some(Format::Safe),
+                "bin" if format.is_none() => format = Some(Format::Pickled),
+                "index" => says_index = true,
+                "json" => ends_in_json = true,
+                // One of several parts, which the index names.
+                other if other.contains("-of-") => return None,
+                other if variant.is_none() && !other.is_empty() => variant = Some(other),
+                _ => return None,
+            }
+        }
+        let last = rest.rsplit('.').next()?;
+        let ends_right = match says_index {
+            true => last == "json",
+            false => last == format?.extension(),
+        };
+        (ends_right && says_index == ends_in_json).then_some(Self {
+            name,
+            format: format?,
+            variant,
+            is_index: says_index,
+        })
+    }
+
+    /// The plain file first. Pickles are not read by every build.
+    fn rank(&self) -> (bool, bool, Format, usize, bool, &'a str) {
+        let is_unread = self.format == Format::Pickled && !cfg!(feature = "pytorch");
+        let variant = self.variant.unwrap_or_default();
+        let place = VARIANTS.iter().position(|known| *known == variant);
+        (
+            is_unread,
+            self.variant.is_some(),
+            self.format,
+            place.unwrap_or(VARIANTS.len()),
+            self.is_index,
+            self.name,
+        )
+    }
+}
+
+/// Says what lies there instead.
+fn none(folder: &Path, names: &[String]) -> Error {
+    let kind = |name: &String| {
+        let lower = name.to_lowercase();
+        let mut formats = OTHER_FORMATS.iter();
+        formats.find(|(ending, _)| lower.ends_with(ending))
+    };
+    let parts: Vec<_> = names.iter().filter(|name| name.contains("-of-")).collect();
+    let first = names.iter().find_map(|name| Some((name, kind(name)?.1)));
+    let found = match (parts.first(), first) {
+        (Some(part), _) => format!(
+            "{} of several parts lies there, {part}, but no index of them: download the .index.json beside them",
+            if parts.len() == 1 { "one" } else { "some" }
+        ),
+        (None, Some((name, what))) => {
+            format!("{name} lies there ({what}); save the model from Python with `save_pretrained`")
+        }
+        (None, None) => {
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Error::io("reading", folder.join(WEIGHTS))(missing);
+        }
+    };
+    invalid(
+        folder,
+        format!("it has no {WEIGHTS}, nor a variant or parts of it; {found}"),
+    )
+}
+
+/// The tensors of all parts that an index names.
+fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
+    let text = read_configuration(index)?;
+    let map = weight_map(&text, index, format)?;
+    let files: BTreeSet<&str> = map.values().map(String::as_str).collect();
+    if files.len() > MOST_PARTS {
+        let message = format!(
+            "it names {} files; at most {MOST_PARTS} are read",
+            files.len()
+        );
+        return Err(invalid(index, message));
+    }
+    let folder = index.parent().unwrap_or(Path::new(""));
+    let missing = files.iter().filter(|file| !folder.join(file).exists());
+    let missing: Vec<_> = missing.map(|file| file.to_string()).collect();
+    if !missing.is_empty() {
+        let message = format!(
+            "it names parts that are not there: {}; download them again",
+            listed(&missing)
+        );
+        return Err(invalid(index, message));
+    }
+    let mut read = Vec::with_capacity(files.len());
+    for file in files {
+        let path = folder.join(file);
+        let tensors = format.tensors(&path)?;
+        let mut of_part = map.iter().filter(|(_, place)| *place == file);
+        if let Some((name, _)) = of_part.find(|(name, _)| !tensors.contains_key(*name)) {
+            let detail = ": the index says that it is there";
+            return Err(mismatch(&path, "missing", name, detail));
+        }
+        read.push((file, path, tensors));
+    }
+    let mut all = StoredTensors::new();
+    for (file, path, tensors) in read {
+        for (name, tensor) in tensors {
+            match map.get(&name) {
+                Some(place) if place == file => drop(all.insert(name, tensor)),
+                Some(place) => {
+                    let detail = format!(": the index has it in {place}, where it is too");
+                    return Err(mismatch(&path, "duplicate", name, detail));
+                }
+                None => {
+                    let detail = ": the index does not name it";
+                    return Err(mismatch(&path, "unexpected", name, detail));
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Which file holds each tensor. All of them are files of the same folder.
+fn weight_map(text: &str, index: &Path, format: Format) -> Result<BTreeMap<String, String>> {
+    let refuse = |message: String| Err(invalid(index, message));
+    let object = match python_object(text) {
+        Ok(object) => object,
+        Err(error) => return refuse(format!("not the index of weights in parts: {error}")),
+    };
+    let Some(Value::Object(map)) = object.get("weight_map") else {
+        return refuse("not the index of weights in parts: it has no `weight_map`".into());
+    };
+    let mut places = BTreeMap::new();
+    for (name, place) in map {
+        let Some(place) = place.as_str() else {
+            return refuse(format!(
+                "it places `{name}` in {place}, which is no file name"
+            ));
+        };
+        if !is_file_name(place) || !place.ends_with(format.extension()) {
+            let extension = format.extension();
+            return refuse(format!(
+                "each part must be the name of a .{extension} file in the same folder; `{}` is in `{place}`",
+                shortened(name.clone())
+            ));
+        }
+        places.insert(name.clone(), place.into());
+    }
+    if places.is_empty() {
+        return refuse("its `weight_map` names no tensor".into());
+    }
+    Ok(places)
+}
+
+/// Whether it leads to nowhere but a file of this name, on any system.
+fn is_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let is_one = matches!(components.next(), Some(Component::Normal(_)));
+    is_one && components.next().is_none() && !name.contains(['/', '\\', ':', '\0'])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! What an optimiser step did, in numbers.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clipper::{Coefficients, GradientNorms};
+use crate::files::json::number_or_null;
+use crate::objective::LossTerm;
+
+/// Whether a step changed the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOutcome {
+    /// The optimiser was applied.
+    Applied,
+    /// A loss, a norm or a gradient was NaN or infinite: model and optimiser are as before.
+    SkippedNonFinite,
+}
+
+impl StepOutcome {
+    pub(crate) fn of(is_applied: bool) -> Self {
+        if is_applied {
+            StepOutcome::Applied
+        } else {
+            StepOutcome::SkippedNonFinite
+        }
+    }
+}
+
+/// What happened in one optimiser step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// Whether the model was changed.
+    pub outcome: StepOutcome,
+    /// Rows of the batch.
+    pub batch_size: usize,
+    /// The retain term, where the objective has one.
+    pub retain: Option<TermReport>,
+    /// The forget term, where the objective has one.
+    pub forget: Option<TermReport>,
+    /// Norms of the two gradients and their inner product.
+    pub norms: GradientNorms,
+    /// The factors of the combination; `coefficients.forget` is the forget scale.
+    pub coefficients: Coefficients,
+    /// Norm of the combined gradient before the global clip.
+    #[serde(deserialize_with = "number_or_null")]
+    pub combined_norm: f64,
+    /// Factor of the global clip, at most 1.
+    pub clip_factor: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// The trained parameters to which neither side gave a gradient, by their places in the model: looked for in step 0, and
+    /// empty in the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_gradient: Vec<String>,
+}
+
+/// One side of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TermReport {
+    /// Rows that went through the model, after thinning.
+    pub rows: usize,
+    /// `(1/B) Σ |w| ‖ŷ − target‖²`, summed over elements: the objective's term without its sign.
+    #[serde(deserialize_with = "number_or_null")]
+    pub loss: f64,
+    /// Mean squared error an element, rows weighted by `|w|`; NaN without a row.
+    #[serde(deserialize_with = "number_or_null")]
+    pub mean_squared_error: f64,
+    /// The weights before thinning.
+    pub weights: WeightSummary,
+    /// Mean factor of steering, rows weighted by `|w|`: 1 forgets freely, 0 rests at the level, below 0 comes back to it.
+    /// `None` without steering.
+    #[serde(default)]
+    pub steering: Option<f64>,
+}
+
+/// The weights of a term before thinning, without their sign.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WeightSummary {
+    /// Mean of `|w|`.
+    #[serde(deserialize_with = "number_or_null")]
+    pub mean: f64,
+    /// Largest `|w|`.
+    #[serde(deserialize_with = "number_or_null")]
+    pub max: f64,
+    /// `(Σ|w|)² / Σw²`: how many equally weighted rows they are worth.
+    #[serde(deserialize_with = "number_or_null")]
+    pub effective_rows: f64,
+    /// Share of rows whose weight is within 1 % of its bound, or of 0; `None` for weights without a bound.
+    pub degenerate_share: Option<f64>,
+    /// Whether the rows are unlearnt: their weights are negative.
+    pub ascends: bool,
+}
+
+impl WeightSummary {
+    pub(crate) fn of<const D: usize>(term: &Option<LossTerm<D>>) -> Option<Self> {
+        let term = term.as_ref()?;
+        let sizes = || term.weights.iter().map(|weight| weight.abs());
+        let count = term.weights.len().max(1) as f64;
+        let (sum, squares): (f64, f64) =
+            sizes().fold((0.0, 0.0), |(sum, squares), w| (sum + w, squares + w * w));
+        let at_an_end = |bound: f64| {
+            let ends = sizes().filter(|w| *w >= 0.99 * bound || *w <= 0.01 * bound);
+            ends.count() as f64 / count
+        };
+        Some(Self {
+            mean: sum / count,
+            max: sizes().fold(0.0, f64::max),
+            effective_rows: if squares > 0.0 {
+                sum * sum / squares
+            } else {
+                0.0
+            },
+            degenerate_share: term.weight_bound.map(at_an_end),
+            ascends: term.weights.iter().any(|&weight| weight < 0.0),
+        })
+    }
+}
+
+impl TermReport {
+    /// The report of a thinned term. `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows,
+    /// `factors` those of steering, if there is any.
+    pub(crate) fn of<const D: usize>(
+        term: &Option<LossTerm<D>>,
+        weights: Option<WeightSummary>,
+        losses: &[f32],
+        factors: &[f32],
+    ) -> Option<Self> {
+        let (term, weights) = (term.as_ref()?, weights?);
+        let [batch_size, elements @ ..] = &term.noisy.dims()[..] else {
+            return None;
+        };
+        let elements: usize = elements.iter().product();
+        let sizes = term.weights.iter().map(|weight| weight.abs());
+        let total: f64 = sizes.clone().sum();
+        let weighted = |values: &[f32]| -> f64 {
+            let products = sizes.clone().zip(values);
+            products.map(|(size, &value)| size * f64::from(value)).sum()
+        };
+        let sum = weighted(losses);
+        let is_steered = !factors.is_empty() && total > 0.0;
+        Some(Self {
+            rows: term.rows.len(),
+            loss: sum / *batch_size as f64,
+            mean_squared_error: sum / (total * elements as f64),
+            steering: is_steered.then(|| weighted(factors) / total),
+            weights,
+        })
+    }
+}
+
+impl StepReport {
+    /// Rows run a sample: 1 for a training step, 2 for two forwards a sample.
+    pub fn rows_per_sample(&self) -> f64 {
+        let rows = |term: &Option<TermReport>| term.as_ref().map_or(0, |term| term.rows);
+        (rows(&self.retain) + rows(&self.forget)) as f64 / self.batch_size as f64
+    }
+
+    /// The first number of a skipped step that is not finite, in words.
+    pub(crate) fn not_finite(&self) -> String {
+        let loss = |term: &Option<TermReport>| term.as_ref().map_or(0.0, |term| term.loss);
+        let numbers = [
+            ("the retain loss", loss(&self.retain)),
+            ("the forget loss", loss(&self.forget)),
+            ("the retain gradient's norm", self.norms.retain),
+            ("the forget gradient's norm", self.norms.forget),
+            (
+                "the inner product of the gradients",
+                self.norms.inner_product,
+            ),
+        ];
+        match numbers.iter().find(|(_, value)| !value.is_finite()) {
+            Some((name, value)) => format!("{name} is {value}"),
+            None => "the clipper's scales are not finite".into(),
+        }
+    }
+}
+
+impl fmt::Display for StepReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "step {}", self.step)?;
+        for (name, term, norm) in [
+            ("retain", &self.retain, self.norms.retain),
+            ("forget", &self.forget, self.norms.forget),
+        ] {
+            if let Some(term) = term {
+                write!(
+                    formatter,
+                    "  {name} mse {:.4} |g| {norm:.3} rows {}",
+                    term.mean_squared_error, term.rows
+                )?;
+            }
+        }
+        if self.forget.is_some() {
+            write!(formatter, "  forget scale {:.4}", self.coefficients.forget)?;
+        }
+        if let Some(steering) = self.forget.as_ref().and_then(|term| term.steering) {
+            write!(formatter, "  steering {steering:+.3}")?;
+        }
+        if self.outcome == StepOutcome::SkippedNonFinite {
+            write!(formatter, "  SKIPPED: {}", self.not_finite())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Tensor};
+
+    /// Two of the batch's four rows, of five elements.
+    #[test]
+    fn rows_count_by_the_size_of_their_weights() {
+        let zeros = Tensor::<2>::zeros([4, 5], &Device::flex());
+        let term = LossTerm::new(zeros.clone(), vec![0.0; 4], zeros, vec![-1.0, -2.0]);
+        let term = Some(term.with_weight_bound(3.0));
+        let weights = WeightSummary::of(&term).unwrap();
+        assert_eq!((weights.mean, weights.max), (1.5, 2.0));
+        assert!((weights.effective_rows - 9.0 / 5.0).abs() < 1e-12);
+        assert_eq!(weights.degenerate_share, Some(0.0));
+        assert!(weights.ascends);
+
+        let report = TermReport::of(&term, Some(weights), &[9.0, 18.0], &[1.0, -1.0]).unwrap();
+        assert_eq!(report.rows, 2);
+        // 1 · 9 + 2 · 18 over the batch, and over the weights' sum and the elements.
+        assert_eq!((report.loss, report.mean_squared_error), (11.25, 3.0));
+        let steering = report.steering.unwrap();
+        assert!((steering + 1.0 / 3.0).abs() < 1e-12, "{steering}");
+    }
+}

@@ -1,0 +1,298 @@
+//! Forgetting that stops: each forget row's weight depends on how far its loss is from a level.
+
+pub mod counterfactual;
+
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+
+use self::counterfactual::CounterfactualLoss;
+use crate::error::{Error, Result, check_shape};
+use crate::host::{to_f32, vector};
+
+/// What becomes of a forget row's weight, given the row's loss and the level that it should have.
+pub trait SteeringRule: Send + Debug {
+    /// Name for reports and messages.
+    fn name(&self) -> &'static str;
+
+    /// The factor of each row's weight, between −1 and 1: 1 forgets as without a level, −1 learns as fast.
+    ///
+    /// A row's loss is that under one noise. `mean_ratios` is what the point's loss over its level has been in the mean of the steps
+    /// before, near the row's timestep; the row's own where the point has not been met there.
+    ///
+    /// # Shapes
+    /// - `losses`, `levels` (positive), both means over elements, `mean_ratios`, and the result: `[rows]`
+    fn factors(&self, losses: Tensor<1>, levels: Tensor<1>, mean_ratios: Tensor<1>) -> Tensor<1>;
+
+    /// Name and settings, which must be the same when a run is resumed. What `Debug` writes unless implemented.
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `clip((b − L)/b, −1, 1)`: forgets below the level, learns above it, and does nothing at it. On a term that ascends it is
+/// the gradient of `½ (b − L)²/b`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Proportional;
+
+impl SteeringRule for Proportional {
+    fn name(&self) -> &'static str {
+        "Proportional"
+    }
+
+    fn factors(&self, losses: Tensor<1>, levels: Tensor<1>, _: Tensor<1>) -> Tensor<1> {
+        ((levels.clone() - losses) / levels).clamp(-1.0, 1.0)
+    }
+}
+
+/// 1 while the point's mean loss is below the level and 0 from there on: forgets at full weight until the level is reached,
+/// and never learns.
+///
+/// The mean is what counts: would each row be asked by itself, those whose noise happens to give a low loss would drive the
+/// point up for ever. It lags by some ten rows of the point near a timestep, and what overshoots meanwhile stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HardStop;
+
+impl SteeringRule for HardStop {
+    fn name(&self) -> &'static str {
+        "HardStop"
+    }
+
+    fn factors(&self, _: Tensor<1>, _: Tensor<1>, mean_ratios: Tensor<1>) -> Tensor<1> {
+        to_f32(mean_ratios.lower_elem(1.0).float())
+    }
+}
+
+/// A level for each forgotten point and timestep, and what to do about it. For
+/// [`SissTrainerBuilder::steering`](crate::SissTrainerBuilder::steering).
+///
+/// The loss of a forget row is known between its forward and its backward pass, so steering costs no further run of the model.
+/// It works with every objective that has a forget term. A term that leads forgotten points to another target (EraseDiff,
+/// ReTrack) is weakened and switched off, never turned round.
+///
+/// With [`Proportional`] the forget gradient vanishes at the level. The clippers that bring it to a norm take part in that: see
+/// [`GradientNorms::steering`](crate::GradientNorms::steering).
+#[derive(Debug)]
+pub struct Steering {
+    levels: CounterfactualLoss,
+    rule: Box<dyn SteeringRule>,
+    /// The running mean of loss over level by point and timestep of the grid; negative where there is none yet.
+    mean_ratios: Vec<Vec<f64>>,
+}
+
+/// What steering makes of some rows, on the device.
+#[derive(Debug)]
+pub(crate) struct Steered {
+    /// The factor of each row's weight.
+    pub(crate) factors: Tensor<1>,
+    /// The loss of each row over its level.
+    pub(crate) ratios: Tensor<1>,
+}
+
+/// What a row adds to the running mean of its point's ratio.
+const MEAN_RATE: f64 = 0.1;
+
+impl Steering {
+    /// Steers to the levels by [`Proportional`].
+    pub fn to(levels: CounterfactualLoss) -> Self {
+        Self::by(levels, Proportional)
+    }
+
+    /// Steers by a rule of choice.
+    pub fn by(levels: CounterfactualLoss, rule: impl SteeringRule + 'static) -> Self {
+        Self {
+            mean_ratios: levels.initial_ratios(),
+            levels,
+            rule: Box::new(rule),
+        }
+    }
+
+    /// The levels.
+    pub fn levels(&self) -> &CounterfactualLoss {
+        &self.levels
+    }
+
+    /// Forgotten points that have levels.
+    pub(crate) fn num_points(&self) -> usize {
+        self.levels.levels().len()
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> &dyn SteeringRule {
+        self.rule.as_ref()
+    }
+
+    /// The factors of rows with these points, timesteps and losses (means over elements, on the device).
+    pub(crate) fn steer(
+        &self,
+        forget_ids: impl Iterator<Item = u64> + Clone,
+        timesteps: &[f64],
+        losses: Tensor<1>,
+    ) -> Result<Steered> {
+        let rows = || forget_ids.clone().zip(timesteps.iter().copied());
+        let levels: Result<Vec<f64>> = rows().map(|(id, t)| self.levels.level(id, t)).collect();
+        // A level that rounds to 0 would be divided by.
+        let smallest = f64::from(f32::MIN_POSITIVE);
+        let levels = levels?.into_iter().map(|level| level.max(smallest));
+        let levels = vector(levels, &losses.device());
+        let known = |(id, timestep): (u64, f64)| {
+            let place = self.place(id, timestep);
+            place.map_or(-1.0, |(point, at)| self.mean_ratios[point][at])
+        };
+        let shape = losses.dims();
+        let ratios = losses.clone() / levels.clone();
+        let mean_ratios = vector(rows().map(known), &losses.device());
+        let is_unknown = mean_ratios.clone().lower_elem(0.0);
+        let mean_ratios = mean_ratios.mask_where(is_unknown, to_f32(ratios.clone()));
+        let factors = self.rule.factors(losses, levels, mean_ratios);
+        let remedy = "a steering rule must give one factor for every loss";
+        check_shape("the factors of steering", &shape, &factors.dims(), remedy)?;
+        Ok(Steered {
+            factors: to_f32(factors),
+            ratios: to_f32(ratios),
+        })
+    }
+
+    /// Takes the ratios of a step's rows into the running means. `ids` and `timesteps` are those of the whole batch.
+    pub(crate) fn remember(
+        &mut self,
+        rows: &[usize],
+        ids: &[u64],
+        timesteps: &[f64],
+        ratios: &[f32],
+    ) {
+        for (&row, &ratio) in rows.iter().zip(ratios) {
+            let ratio = f64::from(ratio);
+            let place = self.place(ids[row], timesteps[row]);
+            let Some((point, at)) = place.filter(|_| ratio.is_finite()) else {
+                continue;
+            };
+            let mean = &mut self.mean_ratios[point][at];
+            *mean = if *mean < 0.0 {
+                ratio
+            } else {
+                *mean + MEAN_RATE * (ratio - *mean)
+            };
+        }
+    }
+
+    /// The point's number, and that of the grid's timestep which is nearest.
+    fn place(&self, id: u64, timestep: f64) -> Option<(usize, usize)> {
+        let point = usize::try_from(id).ok()?;
+        let grid = self.levels.timesteps();
+        let above = grid.partition_point(|&t| t < timestep).min(grid.len() - 1);
+        let below = above.saturating_sub(1);
+        let is_nearer_below = timestep - grid[below] < grid[above] - timestep;
+        let at = if is_nearer_below { below } else { above };
+        (point < self.mean_ratios.len()).then_some((point, at))
+    }
+
+    /// The running means, for a checkpoint: point after point.
+    pub(crate) fn state(&self) -> Vec<f64> {
+        self.mean_ratios.concat()
+    }
+
+    /// Takes back what [`state`](Steering::state) gave.
+    pub(crate) fn restore(&mut self, state: &[f64]) -> Result<()> {
+        let grid = self.levels.timesteps().len();
+        let expected = grid * self.mean_ratios.len();
+        if state.len() != expected {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "the state of steering has {} numbers instead of {expected}",
+                    state.len()
+                ),
+                remedy: "resume with the levels that the checkpoint was made with",
+            });
+        }
+        self.mean_ratios = state.chunks(grid).map(<[f64]>::to_vec).collect();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn factors(rule: &dyn SteeringRule, losses: &[f32]) -> Vec<f32> {
+        let device = Device::flex();
+        let losses = Tensor::<1>::from_data(losses, &device);
+        let levels = losses.zeros_like() + 0.5;
+        let mean_ratios = losses.clone() / levels.clone();
+        rule.factors(losses, levels, mean_ratios)
+            .into_data()
+            .try_to_vec()
+            .unwrap()
+    }
+
+    #[test]
+    fn rules_follow_their_definition() {
+        let losses = [0.0, 0.25, 0.5, 0.75, 1.0, 9.0];
+        assert_eq!(
+            factors(&Proportional, &losses),
+            [1.0, 0.5, 0.0, -0.5, -1.0, -1.0]
+        );
+        assert_eq!(factors(&HardStop, &losses), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn each_row_has_the_level_of_its_point_and_timestep() {
+        let levels = vec![vec![0.1, 0.2], vec![1.0, 2.0]];
+        let levels = CounterfactualLoss::from_levels(vec![0.0, 100.0], levels).unwrap();
+        let steering = Steering::to(levels);
+        let losses = Tensor::<1>::from_data([0.1, 0.1, 0.1], &Device::flex());
+        let ids = [0, 0, 1].into_iter();
+        let steered = steering.steer(ids, &[0.0, 100.0, 0.0], losses).unwrap();
+        let factors: Vec<f32> = steered.factors.into_data().try_to_vec().unwrap();
+        for (got, expected) in factors.iter().zip([0.0, 0.5, 0.9]) {
+            assert!((got - expected).abs() < 1e-6, "{factors:?}");
+        }
+        let losses = Tensor::<1>::from_data([0.1], &Device::flex());
+        let error = steering.steer([2].into_iter(), &[0.0], losses).unwrap_err();
+        assert!(error.to_string().contains("id 2"), "{error}");
+    }
+
+    /// At a loss of 0 the rule would divide 0 by 0.
+    #[test]
+    fn a_level_that_rounds_to_zero_is_not_divided_by() {
+        let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![1e-60; 2]]).unwrap();
+        let losses = Tensor::<1>::from_data([0.0, 0.1], &Device::flex());
+        let ids = [0, 0].into_iter();
+        let steered = Steering::to(levels).steer(ids, &[0.0; 2], losses).unwrap();
+        assert_eq!(
+            steered.factors.into_data().try_to_vec::<f32>().unwrap(),
+            [1.0, -1.0]
+        );
+    }
+
+    /// The mean is that of the point near the timestep, and outlives a checkpoint.
+    #[test]
+    fn hard_stop_asks_the_mean_of_the_point_near_the_timestep() {
+        let levels = || CounterfactualLoss::from_levels(vec![0.0, 100.0], vec![vec![1.0; 2]; 2]);
+        let mut steering = Steering::by(levels().unwrap(), HardStop);
+        let factors = |steering: &Steering| -> Vec<f32> {
+            let losses = Tensor::<1>::from_data([0.1, 0.1, 0.1, 9.0], &Device::flex());
+            let ids = [0, 0, 1, 1].into_iter();
+            let steered = steering.steer(ids, &[10.0, 90.0, 10.0, 90.0], losses);
+            steered.unwrap().factors.into_data().try_to_vec().unwrap()
+        };
+        // Where a point has not been met its rows speak for it.
+        assert_eq!(factors(&steering), [1.0, 1.0, 1.0, 0.0]);
+        // Point 0 is above its level where it is clean, and once, by chance, far below.
+        for ratio in [3.0, 3.0, 0.1, f32::NAN] {
+            steering.remember(&[1], &[1, 0], &[90.0, 20.0], &[ratio]);
+        }
+        assert_eq!(factors(&steering), [0.0, 1.0, 1.0, 0.0]);
+        let mut again = Steering::by(levels().unwrap(), HardStop);
+        again.restore(&steering.state()).unwrap();
+        assert_eq!(factors(&again), factors(&steering));
+        assert!(
+            again
+                .restore(&[1.0])
+                .unwrap_err()
+                .to_string()
+                .contains("1 numbers instead of 4")
+        );
+    }
+}

@@ -1,0 +1,426 @@
+//! Setting up a trainer: defaults, and the refusal of settings that contradict each other.
+
+use std::fmt;
+
+use burn::module::ParamGroup;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
+use burn::optim::{AdamWConfig, ModuleOptimizer};
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::SissTrainer;
+use super::config::TrainerConfig;
+use super::ema::{MovingAverage, check_decay};
+use super::frozen::{checkpoint_gradients, freeze_outside};
+use super::learning_rate::LearningRate;
+use super::method::Method;
+use super::optimizer::OpaqueOptimizer;
+use super::settings::Settings;
+use crate::backend;
+use crate::clipper::GradientClipper;
+use crate::data::Side;
+use crate::denoiser::{Condition, Denoiser};
+use crate::draws::{DrawnAhead, FixedAllocation, MixtureSampler, TimestepSampling};
+use crate::error::{Error, Result, check_positive, check_range};
+use crate::objective::SissLoss;
+use crate::observer::Observer;
+use crate::process::{PredictionType, Scheduler};
+use crate::steering::Steering;
+
+/// Collects a trainer's settings. Made by [`SissTrainer::builder`].
+///
+/// Unset, they are: SISS with `λ = ½` in fixed allocation, [`FractionOfRetain`](crate::FractionOfRetain) 10 %,
+/// AdamW (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6, the paper's) at 5e-5, and those of [`TrainerConfig`].
+pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
+    model: M,
+    scheduler: Box<dyn Scheduler>,
+    method: Method,
+    loss: Option<Box<dyn SissLoss<D>>>,
+    sampler: Option<Box<dyn MixtureSampler>>,
+    clipper: Option<Box<dyn GradientClipper>>,
+    optimizer: Option<ModuleOptimizer>,
+    learning_rate: ModuleLrScheduler,
+    steering: Option<Steering>,
+    observers: Vec<Box<dyn Observer>>,
+    retained: Option<Tensor<D>>,
+    trainable: Option<ParamGroup>,
+    config: TrainerConfig,
+}
+
+impl<M: Denoiser<D>, const D: usize> fmt::Debug for SissTrainerBuilder<M, D> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SissTrainerBuilder")
+            .field("method", &self.method)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
+    pub(crate) fn new(model: M, scheduler: Box<dyn Scheduler>) -> Self {
+        Self {
+            model,
+            scheduler,
+            method: Method::default(),
+            loss: None,
+            sampler: None,
+            clipper: None,
+            optimizer: None,
+            learning_rate: 5e-5.into(),
+            steering: None,
+            observers: Vec::new(),
+            retained: None,
+            trainable: None,
+            config: TrainerConfig::default(),
+        }
+    }
+
+    /// Objective and clipper of a published method; [`loss`](Self::loss) and [`clipper`](Self::clipper) override it.
+    pub fn method(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// The whole retain set, `[n, …]`, for a method that looks for points in it ([`Method::ReTrack`]). Shared, not copied.
+    pub fn retained_points(mut self, retained: Tensor<D>) -> Self {
+        self.retained = Some(retained);
+        self
+    }
+
+    /// The objective.
+    pub fn loss(mut self, loss: impl SissLoss<D> + 'static) -> Self {
+        self.loss = Some(Box::new(loss));
+        self
+    }
+
+    /// How rows are allocated to the two sides of the mixture, and `λ`.
+    pub fn sampler(mut self, sampler: impl MixtureSampler + 'static) -> Self {
+        self.sampler = Some(Box::new(sampler));
+        self
+    }
+
+    /// How the two gradients are weighed.
+    pub fn clipper(mut self, clipper: impl GradientClipper + 'static) -> Self {
+        self.clipper = Some(Box::new(clipper));
+        self
+    }
+
+    /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
+    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 30 %, which shrink as
+    /// the levels are reached.
+    pub fn steering(mut self, steering: Steering) -> Self {
+        self.steering = Some(steering);
+        self
+    }
+
+    /// Any burn optimiser: `AdamWConfig::new().init()`, `SgdConfig::new().init()`, … Leave its own gradient
+    /// clipping off: burn clips each tensor by itself, [`max_grad_norm`](Self::max_grad_norm) the whole gradient.
+    pub fn optimizer(mut self, optimizer: ModuleOptimizer) -> Self {
+        self.optimizer = Some(optimizer);
+        self
+    }
+
+    /// A number for the same learning rate in every step, or any of burn's schedulers (`….init()?`), also with
+    /// rates of their own for groups of parameters.
+    pub fn learning_rate(mut self, learning_rate: impl Into<ModuleLrScheduler>) -> Self {
+        self.learning_rate = learning_rate.into();
+        self
+    }
+
+    /// Called after each step, in the order they were added.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.push(Box::new(observer));
+        self
+    }
+
+    /// Replaces all plain settings.
+    pub fn config(mut self, config: TrainerConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Key of all draws of the run.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.config.seed = seed;
+        self
+    }
+
+    /// What the model predicts.
+    pub fn prediction_type(mut self, prediction_type: PredictionType) -> Self {
+        self.config.prediction_type = prediction_type;
+        self
+    }
+
+    /// How timesteps are drawn.
+    pub fn timestep_sampling(mut self, timestep_sampling: TimestepSampling) -> Self {
+        self.config.timestep_sampling = timestep_sampling;
+        self
+    }
+
+    /// Forgets at the timesteps from `low` up to, but not including, `high` alone, while the retained points are learnt at all that are
+    /// drawn: a [`Window`](TimestepSampling::Window) would leave the others to themselves.
+    pub fn forget_within(mut self, low: f64, high: f64) -> Self {
+        self.config.forget_within = Some([low, high]);
+        self
+    }
+
+    /// `τ`: rows that weigh less are thinned without bias, see [`survivors`](crate::objective::survivors). 0 is exact.
+    ///
+    /// It applies to every objective: at `τ = 2` one whose weights are all 1 runs half its rows, each with weight 2. A `τ`
+    /// above `1/λ` and `1/(1−λ)` only adds variance.
+    pub fn thin_below(mut self, thin_below: f64) -> Self {
+        self.config.thin_below = thin_below;
+        self
+    }
+
+    /// Rows run through the model at a time. Changes memory and nothing else.
+    pub fn micro_batch_size(mut self, micro_batch_size: usize) -> Self {
+        self.config.micro_batch_size = Some(micro_batch_size);
+        self
+    }
+
+    /// Global clip of the combined gradient, `None` for no clip.
+    pub fn max_grad_norm(mut self, max_grad_norm: Option<f64>) -> Self {
+        self.config.max_grad_norm = max_grad_norm;
+        self
+    }
+
+    /// Keeps a moving average of the weights beside the weights themselves, see [`SissTrainer::ema_model`].
+    ///
+    /// `decay` is the largest: at the `k`-th step it is at most `(1 + k) / (10 + k)`, so that a short run is not an average over the model before.
+    pub fn ema(mut self, decay: f64) -> Self {
+        self.config.ema_decay = Some(decay);
+        self
+    }
+
+    /// Computes cheap operations again in the backward pass instead of storing their results: less memory for more time.
+    /// burn stores convolutions and matrix products all the same.
+    pub fn gradient_checkpointing(mut self, enabled: bool) -> Self {
+        self.config.gradient_checkpointing = enabled;
+        self
+    }
+
+    /// A step that is not finite changes nothing; this many in a row are an error
+    /// ([`Error::TooManySkippedSteps`]), for the run will not recover by itself.
+    pub fn max_skipped_steps(mut self, steps: u64) -> Self {
+        self.config.max_skipped_steps = steps;
+        self
+    }
+
+    /// Trains the parameters of a group alone. Paths are the names of the model's fields joined by dots, and a group
+    /// matches them by a piece, by a regular expression or by the whole:
+    ///
+    /// ```
+    /// use burn::module::ParamGroup;
+    ///
+    /// let attention = ParamGroup::from_predicate("attentions");
+    /// let decoder = ParamGroup::from_regex(r"^up_blocks\.\d+\.")?;
+    /// # Ok::<(), burn::module::ParamGroupError>(())
+    /// ```
+    pub fn train_only(mut self, group: ParamGroup) -> Self {
+        self.trainable = Some(group);
+        self
+    }
+
+    /// Checks the settings and switches the model to training.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
+    /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
+    /// [`Error::InvalidSetting`] a group without a trainable parameter, or a method without its retained points.
+    pub fn build(self) -> Result<SissTrainer<M, D>> {
+        check_config(&self.config)?;
+        let time_range = self.scheduler.time_range();
+        self.config.timestep_sampling.check(time_range)?;
+        if let Some([low, high]) = self.config.forget_within {
+            TimestepSampling::Window { low, high }.check(time_range)?;
+        }
+        let sampler = match self.sampler {
+            Some(sampler) => sampler,
+            None => Box::new(FixedAllocation::new(0.5)?),
+        };
+        let loss = match self.loss {
+            Some(loss) => loss,
+            None => self.method.loss(self.retained.as_ref())?,
+        };
+        let clipper = self.clipper.unwrap_or_else(|| match &self.steering {
+            Some(_) => self.method.steered_clipper(),
+            None => self.method.clipper(),
+        });
+        check_clipper(loss.as_ref(), clipper.as_ref())?;
+        if loss.ignores_condition() && !M::Condition::IS_EMPTY {
+            return Err(Error::InvalidSetting {
+                what: format!(
+                    "{} explains forgotten points by retained ones of any class or prompt, and the model has a condition",
+                    loss.name()
+                ),
+                remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
+            });
+        }
+        if loss.uses_mixture() {
+            check_mixture(sampler.as_ref(), loss.as_ref(), clipper.as_ref())?;
+        }
+        if let Some(steering) = &self.steering {
+            check_steering(steering, loss.as_ref(), self.config.prediction_type)?;
+            let sampling = self.config.timestep_sampling;
+            steering
+                .levels()
+                .check_process(self.scheduler.as_ref(), sampling)?;
+        }
+        if self.method == Method::SissToLevel && self.steering.is_none() {
+            return Err(Error::InvalidSetting {
+                what: "siss-to-level has no level to steer to".into(),
+                remedy: "give one by `SissTrainerBuilder::steering`, fitted by `CounterfactualLoss::fit`",
+            });
+        }
+        let (mut model, mut frozen) = (self.model.train(), Vec::new());
+        if let Some(group) = &self.trainable {
+            (model, frozen) = freeze_outside(model, group)?;
+        }
+        if self.config.gradient_checkpointing {
+            model = checkpoint_gradients(model);
+        }
+        // The CPU's cores have the step itself to do.
+        let is_elsewhere = |device: &Device| !backend::is_flex(device);
+        let drawn_ahead = model.devices().first().is_some_and(is_elsewhere);
+        let drawn_ahead = drawn_ahead.then(DrawnAhead::default);
+        let ema = self.config.ema_decay;
+        let mut settings = Settings::default();
+        settings.add_config(&self.config)?;
+        settings.add_process(self.scheduler.as_ref());
+        settings.add("sampler", sampler.settings());
+        settings.add("objective", loss.settings());
+        settings.add("clipper", clipper.settings());
+        settings.add_steering(self.steering.as_ref())?;
+        Ok(SissTrainer {
+            settings,
+            ema: ema.map(|decay| MovingAverage::new(&model, decay)),
+            model,
+            frozen,
+            optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
+            learning_rate: LearningRate::new(self.learning_rate)?,
+            scheduler: self.scheduler,
+            sampler,
+            loss,
+            clipper,
+            steering: self.steering,
+            observers: self.observers,
+            config: self.config,
+            step: 0,
+            skipped_in_a_row: 0,
+            model_is_checked: false,
+            drawn_ahead,
+        })
+    }
+}
+
+/// AdamW as the paper runs it; every number set, for burn's own defaults differ from PyTorch's.
+fn default_optimizer() -> ModuleOptimizer {
+    AdamWConfig::new()
+        .with_beta_1(0.95)
+        .with_beta_2(0.999)
+        .with_epsilon(1e-8)
+        .with_weight_decay(1e-6)
+        .init()
+}
+
+fn check_config(config: &TrainerConfig) -> Result<()> {
+    let thin_below = config.thin_below;
+    check_range(
+        "thin_below",
+        thin_below,
+        thin_below >= 0.0,
+        "a finite number from 0 up",
+    )?;
+    if let Some(limit) = config.max_grad_norm {
+        check_positive("max_grad_norm", limit)?;
+    }
+    if let Some(decay) = config.ema_decay {
+        check_decay(decay)?;
+    }
+    if let Some(rows) = config.micro_batch_size {
+        check_range("micro_batch_size", rows as f64, rows >= 1, "at least 1")?;
+    }
+    let skipped = config.max_skipped_steps;
+    check_range(
+        "max_skipped_steps",
+        skipped as f64,
+        skipped >= 1,
+        "at least 1",
+    )?;
+    Ok(())
+}
+
+fn check_steering<const D: usize>(
+    steering: &Steering,
+    loss: &dyn SissLoss<D>,
+    prediction_type: PredictionType,
+) -> Result<()> {
+    if !loss.has_term(Side::Forget) {
+        return Err(Error::InvalidSetting {
+            what: format!("{} has no forget term to steer", loss.name()),
+            remedy: "leave steering out, or take an objective that forgets",
+        });
+    }
+    match steering.levels().prediction_type() {
+        Some(other) if other != prediction_type => Err(Error::InvalidSetting {
+            what: format!(
+                "the levels were predicted for a model that predicts {other:?}, the trainer is told {prediction_type:?}"
+            ),
+            remedy: "set the same prediction type in `CounterfactualConfig` and in the builder",
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// At the ends of `λ` one side of a mixture is never drawn from.
+fn check_mixture<const D: usize>(
+    sampler: &dyn MixtureSampler,
+    loss: &dyn SissLoss<D>,
+    clipper: &dyn GradientClipper,
+) -> Result<()> {
+    let forget_prob = sampler.forget_prob();
+    let name = loss.name();
+    if forget_prob == 0.0 {
+        return Err(Error::InvalidSetting {
+            what: format!(
+                "λ is 0, so {name} never draws from a forgotten point and forgets next to nothing"
+            ),
+            remedy: "take a λ above 0, as ½; or, to train on retained points alone, NaiveDeletion",
+        });
+    }
+    if forget_prob == 1.0 && clipper.needs(Side::Retain) {
+        return Err(Error::InvalidSetting {
+            what: format!(
+                "λ is 1, so {name} never draws from a retained point and has next to no retain gradient, on which {} depends",
+                clipper.name()
+            ),
+            remedy: "take a λ below 1, as ½, or RescaleToNorm, ClipToNorm or ConstantScale",
+        });
+    }
+    Ok(())
+}
+
+fn check_clipper<const D: usize>(
+    loss: &dyn SissLoss<D>,
+    clipper: &dyn GradientClipper,
+) -> Result<()> {
+    for (side, remedy) in [
+        (Side::Retain, "RescaleToNorm, ClipToNorm or ConstantScale"),
+        (
+            Side::Forget,
+            "FractionOfRetain, or another that works without",
+        ),
+    ] {
+        if clipper.needs(side) && !loss.has_term(side) {
+            return Err(Error::IncompatibleClipper {
+                clipper: clipper.name().into(),
+                loss: loss.name().into(),
+                missing: side,
+                remedy,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Combinations of objective and clipper by name, most of them published.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::clipper::{Blend, ConstantScale, EraseDiffRule, FractionOfRetain, GradientClipper};
+use crate::error::{Error, Result};
+use crate::objective::{
+    Bernoulli, EraseDiff, NaiveDeletion, NegGrad, ReTrack, Siss, SissLoss, SissNoIs,
+};
+
+/// A method by name, for configuration files and command lines. Each part can still be replaced in the builder.
+///
+/// | method | objective | sampler | clipper | source |
+/// |---|---|---|---|---|
+/// | `Siss` | [`Siss`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
+/// | `SissToLevel` | [`Siss`], steered ([`Steering`](crate::Steering)) | mixture, `λ` = ½ | [`FractionOfRetain`] 30 % | this crate |
+/// | `SissNoIs` | [`SissNoIs`] | – | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
+/// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | the code of arXiv 2503.01034 |
+/// | `NaiveDeletion` | [`NaiveDeletion`] | – | [`FractionOfRetain`], with nothing to scale | arXiv 2503.01034 |
+/// | `NegGrad` | [`NegGrad`] | – | [`ConstantScale`] 1 | arXiv 2503.01034 |
+/// | `EraseDiff` | [`EraseDiff`] | – | [`EraseDiffRule`] `η` = 1e-3 | arXiv 2401.05779, as run in 2503.01034 |
+/// | `ReTrack` | [`ReTrack`], 10 neighbours | – | [`Blend`] 0.005 | arXiv 2509.13007 (0.02 for CIFAR-10, 0.5 for Stable Diffusion) |
+///
+/// The mixture is drawn by [`FixedAllocation`](crate::FixedAllocation) unless another sampler is set; the objectives
+/// marked – look at no mixture.
+///
+/// # Example
+/// ```
+/// let method: siss::Method = "siss-no-is".parse()?;
+/// assert_eq!(method, siss::Method::SissNoIs);
+/// # Ok::<(), siss::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Method {
+    /// Importance sampled from the mixture.
+    #[default]
+    Siss,
+    /// The same, steered to the loss that a retrained model would have. Needs levels to steer to
+    /// ([`SissTrainerBuilder::steering`](crate::SissTrainerBuilder::steering)).
+    SissToLevel,
+    /// Two separate noisy points.
+    SissNoIs,
+    /// Each row for one side.
+    Bernoulli,
+    /// Retained points alone.
+    NaiveDeletion,
+    /// Ascent on forgotten points alone.
+    NegGrad,
+    /// Forgotten points learn uniform noise.
+    EraseDiff,
+    /// Forgotten points learn what their neighbours make of them.
+    ReTrack,
+}
+
+impl Method {
+    /// Every method.
+    pub const ALL: [Method; 8] = [
+        Method::Siss,
+        Method::SissToLevel,
+        Method::SissNoIs,
+        Method::Bernoulli,
+        Method::NaiveDeletion,
+        Method::NegGrad,
+        Method::EraseDiff,
+        Method::ReTrack,
+    ];
+
+    /// The name used in configuration files and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Siss => "siss",
+            Method::SissToLevel => "siss-to-level",
+            Method::SissNoIs => "siss-no-is",
+            Method::Bernoulli => "bernoulli",
+            Method::NaiveDeletion => "naive-deletion",
+            Method::NegGrad => "neg-grad",
+            Method::EraseDiff => "erase-diff",
+            Method::ReTrack => "re-track",
+        }
+    }
+
+    /// The method's objective. ReTrack searches for neighbours among `retained`, the whole retain set; the others do not
+    /// look at it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
+    pub fn loss<const D: usize>(
+        self,
+        retained: Option<&Tensor<D>>,
+    ) -> Result<Box<dyn SissLoss<D>>> {
+        Ok(match self {
+            Method::Siss | Method::SissToLevel => Box::new(Siss),
+            Method::SissNoIs => Box::new(SissNoIs),
+            Method::Bernoulli => Box::new(Bernoulli),
+            Method::NaiveDeletion => Box::new(NaiveDeletion),
+            Method::NegGrad => Box::new(NegGrad),
+            Method::EraseDiff => Box::new(EraseDiff),
+            Method::ReTrack => {
+                let retained = retained.ok_or_else(|| Error::InvalidSetting {
+                    what: "re-track has no retained points to search for neighbours".into(),
+                    remedy: "give the retain set by `SissTrainerBuilder::retained_points`",
+                })?;
+                Box::new(ReTrack::new(retained.clone())?)
+            }
+        })
+    }
+
+    /// The method's clipper where its forget gradient is steered: the 10 % rule takes 30 %, which shrink as the levels are reached.
+    pub(crate) fn steered_clipper(self) -> Box<dyn GradientClipper> {
+        match self {
+            Method::NegGrad | Method::EraseDiff | Method::ReTrack => self.clipper(),
+            _ => Box::new(FractionOfRetain::STEERED),
+        }
+    }
+
+    /// The method's clipper with its published setting.
+    pub fn clipper(self) -> Box<dyn GradientClipper> {
+        match self {
+            Method::Siss | Method::SissNoIs | Method::Bernoulli | Method::NaiveDeletion => {
+                Box::new(FractionOfRetain::default())
+            }
+            Method::SissToLevel => Box::new(FractionOfRetain::STEERED),
+            Method::NegGrad => Box::new(ConstantScale::UNSCALED),
+            Method::EraseDiff => Box::new(EraseDiffRule::PUBLISHED),
+            Method::ReTrack => Box::new(Blend::PUBLISHED),
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Method::ALL.into_iter().find(|method| method.name() == text);
+        found.ok_or_else(|| Error::InvalidSetting {
+            what: format!("there is no method `{text}`"),
+            remedy: "use siss, siss-to-level, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Side;
+    use burn::tensor::Device;
+
+    #[test]
+    fn names_parse_back_and_unknown_ones_are_refused() {
+        for method in Method::ALL {
+            assert_eq!(method.to_string().parse::<Method>().unwrap(), method);
+            let json = serde_json::to_string(&method).unwrap();
+            assert_eq!(json, format!("\"{method}\""));
+        }
+        assert!(
+            "ascent"
+                .parse::<Method>()
+                .unwrap_err()
+                .to_string()
+                .contains("ascent")
+        );
+    }
+
+    #[test]
+    fn re_track_asks_for_the_retained_points() {
+        let error = Method::ReTrack.loss::<4>(None).unwrap_err();
+        assert!(error.to_string().contains("retained_points"), "{error}");
+    }
+
+    #[test]
+    fn every_methods_clipper_fits_its_objective() {
+        for method in Method::ALL {
+            let retained = Tensor::<4>::zeros([20, 1, 2, 2], &Device::flex());
+            let (loss, clipper) = (method.loss(Some(&retained)).unwrap(), method.clipper());
+            for side in [Side::Retain, Side::Forget] {
+                assert!(loss.has_term(side) || !clipper.needs(side), "{method}");
+            }
+        }
+    }
+}
