@@ -6,10 +6,13 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
+use siss::DdpmScheduler;
 use siss::backend::DeviceSpec;
+use siss::draws::{Stream, normal_noise};
 use siss::kernel::weighted_squared_error;
-use siss::loss::survivors;
-use siss::{DdpmScheduler, SchedulerExt, Stream, importance_weights, mixture_points, normal_noise};
+use siss::objective::survivors;
+use siss::objective::{importance_weights, mixture_points};
+use siss::process::SchedulerExt;
 
 const SHAPES: [(&str, [usize; 4]); 3] = [
     ("digits", [64, 1, 28, 28]),

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
+use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2d;
-use siss::{DdpmScheduler, Method, SissTrainer, Stream, UnlearningBatch, normal_noise};
+use siss::{DdpmScheduler, Method, SissTrainer, UnlearningBatch};
 
 const ROWS: usize = 16;
 

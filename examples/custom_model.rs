@@ -18,14 +18,15 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::Parser;
+use siss::checkpoint::model_fingerprint;
+use siss::draws::{Stream, TimestepSampling, keyed_rng, normal_noise};
+use siss::files::path_text;
+use siss::observer::{Diagnosis, JsonLog, cut_log};
+use siss::process::SchedulerExt;
 use siss::rand::RngExt;
 use siss::report::{Panel, Plot, Series};
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
-use siss::{
-    Checkpoints, DdpmScheduler, Denoiser, Diagnosis, JsonLog, PairSampler, Scheduler, SchedulerExt,
-    SissTrainer, StepReport, Stream, TimestepSampling, cut_log, keyed_rng, model_fingerprint,
-    normal_noise, path_text,
-};
+use siss::{Checkpoints, DdpmScheduler, Denoiser, PairSampler, Scheduler, SissTrainer, StepReport};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -22,10 +22,10 @@ use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
 use siss::models::{ModelFolder, UNet2d};
+use siss::process::SchedulerConfig;
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
-use siss::{
-    CounterfactualLoss, DdpmScheduler, Method, PairSampler, SchedulerConfig, SissTrainer, Steering,
-};
+use siss::steering::CounterfactualLoss;
+use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
 
 use crate::clock::Clock;
 use crate::common::lines;

@@ -296,7 +296,7 @@ pub enum Error {
         differences: Vec<SettingDifference>,
     },
 
-    /// A data set could not give its points: the place for what a [`PointLoader`](crate::PointLoader) fails with.
+    /// A data set could not give its points: the place for what a [`PointLoader`](crate::data::PointLoader) fails with.
     #[error("the data could not be loaded: {0}")]
     Data(String),
 

@@ -126,6 +126,7 @@ pub mod models;
 pub mod objective;
 pub mod observer;
 mod parameters;
+pub mod prelude;
 pub mod process;
 #[cfg(feature = "report")]
 pub mod report;
@@ -136,44 +137,27 @@ pub mod trainer;
 pub use burn;
 pub use rand;
 
-pub use checkpoint::{Checkpoint, Checkpoints, Resumed, model_fingerprint};
-pub use clipper::{
-    Blend, ClipToNorm, ClipperSpec, Coefficients, ConstantScale, EraseDiffRule, FractionOfRetain,
-    GradientClipper, GradientNorms, Projected, RescaleToNorm,
-};
-pub use data::{
-    DataCheck, DataFinding, NearDuplicate, PairSampler, Pairing, Pairs, PointLoader, Points, Side,
-    UnlearningBatch, near_duplicates,
-};
+#[doc(inline)]
+pub use checkpoint::Checkpoints;
+#[doc(inline)]
+pub use clipper::GradientClipper;
+#[doc(inline)]
+pub use data::{PairSampler, Side, UnlearningBatch};
+#[doc(inline)]
 pub use denoiser::{Condition, Denoiser, FnDenoiser};
-pub use draws::{
-    CoinFlip, DrawSource, Draws, ExtraDraws, FixedAllocation, MixtureSampler, Stream,
-    TimestepSampling, keyed_rng, normal_noise,
-};
-pub use error::{Error, PassedOver, Result, SettingDifference};
-pub use evaluate::{
-    KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
-};
-pub use files::{ResultFolder, path_text};
-pub use objective::{
-    Bernoulli, EraseDiff, ImportanceWeights, LossInputs, LossTerm, LossTerms, MixturePoints,
-    NaiveDeletion, NegGrad, ReTrack, Siss, SissLoss, SissNoIs, importance_weights, mixture_points,
-};
-pub use observer::{
-    Diagnosis, Finding, JsonLines, JsonLog, Observer, StepOutcome, StepReport, Symptom, TermReport,
-    WeightSummary, cut_log,
-};
-pub use process::{
-    DdpmScheduler, FlowMatching, PredictionType, Scales, Scheduler, SchedulerConfig, SchedulerExt,
-    TimeRange, TimestepSpacing, VarianceType,
-};
-pub use steering::counterfactual::{
-    CounterfactualConfig, CounterfactualData, CounterfactualLoss, Groups, IdealForm,
-};
-pub use steering::{HardStop, Proportional, Steering, SteeringRule};
-pub use trainer::{
-    Method, SelfCheck, SissTrainer, SissTrainerBuilder, StepGradients, TrainerConfig,
-};
+#[doc(inline)]
+pub use draws::MixtureSampler;
+pub use error::{Error, Result};
+#[doc(inline)]
+pub use objective::SissLoss;
+#[doc(inline)]
+pub use observer::{Observer, StepReport};
+#[doc(inline)]
+pub use process::{DdpmScheduler, FlowMatching, PredictionType, Scheduler};
+#[doc(inline)]
+pub use steering::Steering;
+#[doc(inline)]
+pub use trainer::{Method, SissTrainer, TrainerConfig};
 
 /// The examples of the guide and the README are tests.
 #[cfg(all(doctest, feature = "models"))]

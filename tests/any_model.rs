@@ -10,6 +10,11 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor};
 use common::*;
+use siss::clipper::FractionOfRetain;
+use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
+use siss::objective::{LossInputs, ReTrack, Siss};
+use siss::observer::StepOutcome;
+use siss::process::{SchedulerConfig, SchedulerExt, TimeRange};
 use siss::*;
 
 const SEED: u64 = 5;

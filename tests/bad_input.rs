@@ -8,10 +8,17 @@ use burn::module::{Module, ModuleMapper, Param, ParamGroup};
 use burn::tensor::{Device, Tensor};
 use common::{Mlp, device};
 use siss::backend::DeviceSpec;
+use siss::clipper::{ClipToNorm, ClipperSpec, ConstantScale, FractionOfRetain, RescaleToNorm};
+use siss::data::{DataCheck, near_duplicates};
+use siss::draws::{CoinFlip, Draws, FixedAllocation, TimestepSampling};
 use siss::models::{UNet2d, UNet2dConfig};
+use siss::objective::{LossInputs, ReTrack};
+use siss::process::BetaSchedule;
+use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::report::{ImageGrid, binomial_interval, quantile};
 use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
-use siss::schedule::BetaSchedule;
+use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
+use siss::trainer::SissTrainerBuilder;
 use siss::*;
 
 /// A network of one channel and two stages.

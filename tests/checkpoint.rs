@@ -18,12 +18,17 @@ use burn::optim::AdamWConfig;
 use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::tensor::{Device, Tensor};
+use siss::checkpoint::model_fingerprint;
+use siss::clipper::{Coefficients, FractionOfRetain, GradientNorms};
+use siss::draws::{Stream, keyed_rng, normal_noise};
+use siss::objective::{LossInputs, LossTerms, Siss};
+use siss::observer::JsonLog;
 use siss::rand::{Rng, RngExt};
+use siss::steering::{HardStop, SteeringRule};
+use siss::trainer::SissTrainerBuilder;
 use siss::{
-    Checkpoints, Coefficients, DdpmScheduler, Denoiser, Error, FlowMatching, FractionOfRetain,
-    GradientClipper, GradientNorms, HardStop, JsonLog, LossInputs, LossTerms, Method, Observer,
-    PairSampler, Side, Siss, SissLoss, SissTrainer, SissTrainerBuilder, Steering, SteeringRule,
-    StepReport, Stream, keyed_rng, model_fingerprint, normal_noise,
+    Checkpoints, DdpmScheduler, Denoiser, Error, FlowMatching, GradientClipper, Method, Observer,
+    PairSampler, Side, SissLoss, SissTrainer, Steering, StepReport,
 };
 
 mod common;
@@ -558,7 +563,7 @@ fn what_differs_is_named_with_both_values() {
             "mixture",
             builder(SMALL)
                 .loss(Siss)
-                .sampler(siss::CoinFlip::new(0.25).unwrap()),
+                .sampler(siss::draws::CoinFlip::new(0.25).unwrap()),
             "sampler was FixedAllocation",
         ),
     ];

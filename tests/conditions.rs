@@ -11,6 +11,9 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use common::*;
+use siss::data::{DataCheck, DataFinding, near_duplicates};
+use siss::draws::{Stream, normal_noise};
+use siss::observer::Diagnosis;
 use siss::*;
 
 fn digits() -> Tensor<4> {

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use common::*;
+use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2d;
+use siss::observer::{JsonLines, StepOutcome};
 use siss::*;
 
 const STEPS: u64 = 4;

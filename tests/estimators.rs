@@ -9,6 +9,11 @@ use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor};
 use common::*;
 use rand::RngExt;
+use siss::clipper::ConstantScale;
+use siss::draws::{CoinFlip, DrawSource, FixedAllocation, Stream, TimestepSampling, keyed_rng};
+use siss::objective::{Bernoulli, LossInputs, LossTerm, Siss, SissNoIs};
+use siss::process::TimeRange;
+use siss::steering::CounterfactualLoss;
 use siss::*;
 
 fn process() -> DdpmScheduler {

@@ -11,6 +11,12 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::SgdConfig;
 use burn::tensor::{FloatDType, Tensor, TensorData};
 use common::*;
+use siss::clipper::ClipperSpec;
+use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
+use siss::objective::{LossInputs, Siss, importance_weights};
+use siss::observer::{Diagnosis, StepOutcome, Symptom};
+use siss::process::{SchedulerConfig, SchedulerExt};
+use siss::steering::HardStop;
 use siss::*;
 
 /// Rows of a batch, and of a micro-batch.

@@ -13,10 +13,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flate2::{Compression, write::GzEncoder, write::ZlibEncoder};
+use siss::DdpmScheduler;
 use siss::burn::tensor::Device;
+use siss::draws::{Stream, keyed_rng};
 use siss::models::{UNet2d, UNet2dConfig};
+use siss::process::SchedulerConfig;
 use siss::rand::RngExt;
-use siss::{CounterfactualLoss, DdpmScheduler, SchedulerConfig, Stream, keyed_rng};
+use siss::steering::CounterfactualLoss;
 use zip::CompressionMethod;
 use zip::write::SimpleFileOptions;
 

@@ -4,8 +4,11 @@ mod common;
 
 use burn::tensor::{Tensor, TensorData};
 use common::*;
+use siss::DdpmScheduler;
+use siss::draws::{Stream, normal_noise};
 use siss::kernel::weighted_squared_error;
-use siss::{DdpmScheduler, SchedulerExt, Stream, mixture_points, normal_noise};
+use siss::objective::mixture_points;
+use siss::process::SchedulerExt;
 
 /// Losses and seeds against the host, each row's to 1e-6 of its own.
 fn check(prediction: Tensor<4>, target: Tensor<4>, weights: &[f32], what: &str) {

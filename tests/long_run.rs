@@ -6,6 +6,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::*;
+use siss::draws::{Stream, normal_noise};
+use siss::observer::{Diagnosis, JsonLines, StepOutcome};
 use siss::*;
 
 /// Resident memory of this process in bytes.

@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard};
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use siss::{
-    Checkpoints, DataCheck, DdpmScheduler, Denoiser, PairSampler, Pairing, SissTrainer, Stream,
-    model_fingerprint, normal_noise,
-};
+use siss::checkpoint::model_fingerprint;
+use siss::data::{DataCheck, Pairing};
+use siss::draws::{Stream, normal_noise};
+use siss::{Checkpoints, DdpmScheduler, Denoiser, PairSampler, SissTrainer};
 
 /// The system's allocator, with the bytes that are in use and the most that were.
 struct Counting;

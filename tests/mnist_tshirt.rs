@@ -20,8 +20,9 @@ mod pictures;
 use clap::Parser;
 use common::probe::ByTimestep;
 use common::progress::Progress;
+use siss::StepReport;
 use siss::models::UNet2d;
-use siss::{StepOutcome, StepReport};
+use siss::observer::StepOutcome;
 
 struct Quiet;
 

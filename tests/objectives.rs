@@ -4,6 +4,11 @@ mod common;
 
 use burn::tensor::{Device, Tensor};
 use common::*;
+use siss::clipper::ConstantScale;
+use siss::draws::{Draws, Stream, normal_noise};
+use siss::objective::{LossInputs, LossTerm, LossTerms};
+use siss::observer::StepOutcome;
+use siss::process::SchedulerConfig;
 use siss::*;
 
 const KINDS: [PredictionType; 4] = [

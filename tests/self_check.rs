@@ -3,8 +3,9 @@
 mod common;
 
 use burn::tensor::Device;
+use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2dConfig;
-use siss::{DdpmScheduler, Method, SissTrainer, Stream, UnlearningBatch, normal_noise};
+use siss::{DdpmScheduler, Method, SissTrainer, UnlearningBatch};
 
 /// Maps of 12×12 to 3×3, attention, and a step between them.
 const CONFIG: &str = r#"{

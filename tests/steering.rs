@@ -2,11 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use siss::{
-    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, Denoiser,
-    FixedAllocation, HardStop, PairSampler, Scheduler, SissTrainer, SissTrainerBuilder, Steering,
-    StepReport, Stream, TimestepSampling, normal_noise,
-};
+use siss::draws::{FixedAllocation, Stream, TimestepSampling, normal_noise};
+use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, HardStop};
+use siss::trainer::SissTrainerBuilder;
+use siss::{DdpmScheduler, Denoiser, PairSampler, Scheduler, SissTrainer, Steering, StepReport};
 
 /// The one timestep of these runs.
 const TIMESTEP: f64 = 250.0;
@@ -238,7 +237,7 @@ fn the_ends_of_lambda_are_refused_where_a_side_would_be_missing() {
         error.contains("λ is 1") && error.contains("RescaleToNorm"),
         "{error}"
     );
-    let rescaled = built(1.0).clipper(siss::RescaleToNorm::new(1.0).unwrap());
+    let rescaled = built(1.0).clipper(siss::clipper::RescaleToNorm::new(1.0).unwrap());
     assert!(rescaled.build().is_ok());
     // What looks at no mixture is not concerned.
     assert!(built(0.0).method(siss::Method::SissNoIs).build().is_ok());

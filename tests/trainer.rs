@@ -10,6 +10,13 @@ use burn::optim::SgdConfig;
 use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::tensor::Tensor;
 use common::*;
+use siss::clipper::{ConstantScale, RescaleToNorm};
+use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
+use siss::objective::{LossInputs, LossTerm, NegGrad, Siss, SissNoIs};
+use siss::observer::{JsonLines, StepOutcome};
+use siss::process::SchedulerExt;
+use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, HardStop};
+use siss::trainer::SissTrainerBuilder;
 use siss::*;
 
 fn scheduler() -> DdpmScheduler {

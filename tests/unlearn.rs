@@ -31,7 +31,8 @@ use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage};
 use siss::burn::tensor::Device;
 use siss::images::{Format, ImageFiles, Images, Transparency};
 use siss::models::{ModelFolder, UNet2d, UNet2dConfig};
-use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, StepOutcome, StepReport};
+use siss::observer::StepOutcome;
+use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, StepReport};
 use tempfile::TempDir;
 
 struct Quiet;

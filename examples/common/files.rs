@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serializer;
-use siss::{Error, Result, path_text};
+use siss::files::path_text;
+use siss::{Error, Result};
 
 /// An I/O error with what was being done and where.
 pub fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

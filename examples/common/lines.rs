@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use siss::path_text;
+use siss::files::path_text;
 
 use crate::common::files;
 

@@ -1,6 +1,6 @@
 //! What is asked of the options that the examples share, with the option's name in the message.
 
-use siss::ClipperSpec;
+use siss::clipper::ClipperSpec;
 
 type Checked = std::result::Result<(), String>;
 

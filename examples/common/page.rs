@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use siss::path_text;
+use siss::files::path_text;
 
 use crate::common::files;
 

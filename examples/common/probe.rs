@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use siss::burn::tensor::{Device, Tensor};
+use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2d;
+use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
-use siss::{
-    DdpmScheduler, Denoiser, PredictionType, Result, SchedulerConfig, SchedulerExt, Stream,
-    normal_noise,
-};
+use siss::{DdpmScheduler, Denoiser, PredictionType, Result};
 
 /// Samples, noises and copies are the same for every model and every run.
 pub const EVALUATION_SEED: u64 = 20_250_301;

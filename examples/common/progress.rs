@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use indicatif::style::TemplateError;
 use indicatif::{ProgressBar, ProgressStyle};
-use siss::{StepReport, TermReport};
+use siss::StepReport;
+use siss::observer::TermReport;
 
 /// Is told how a job goes.
 pub trait Progress: Sync {

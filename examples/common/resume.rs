@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use siss::{
-    Checkpoints, Denoiser, PairSampler, ResultFolder, SissTrainer, model_fingerprint, path_text,
-};
+use siss::checkpoint::model_fingerprint;
+use siss::files::{ResultFolder, path_text};
+use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer};
 
 use crate::common::files::failed;
 

@@ -10,11 +10,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
+use siss::files::path_text;
 use siss::models::UNet2d;
-use siss::{
-    Checkpoints, Diagnosis, Finding, Observer, PairSampler, SissTrainer, StepReport, cut_log,
-    path_text,
-};
+use siss::observer::{Diagnosis, Finding, cut_log};
+use siss::{Checkpoints, Observer, PairSampler, SissTrainer, StepReport};
 
 use crate::common::files::{self, failed};
 use crate::common::progress::Progress;

@@ -4,10 +4,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
-use siss::{
-    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, Error, Method,
-    Result, SchedulerConfig,
-};
+use siss::process::SchedulerConfig;
+use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
+use siss::{DdpmScheduler, Error, Method, Result};
 
 use crate::common::progress::Progress;
 

@@ -33,7 +33,8 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use siss::backend::DeviceSpec;
 use siss::models::UNet2d;
-use siss::{Diagnosis, Method, Observer};
+use siss::observer::Diagnosis;
+use siss::{Method, Observer};
 
 use crate::common::lines;
 use crate::common::options::at_least_one;

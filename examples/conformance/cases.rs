@@ -9,14 +9,16 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
+use siss::clipper::{ConstantScale, FractionOfRetain, RescaleToNorm};
+use siss::draws::Draws;
 use siss::kernel::weighted_squared_error;
 use siss::models::UNet2d;
-use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
-use siss::{
-    ConstantScale, DdpmScheduler, Denoiser, Draws, EraseDiff, FractionOfRetain, GradientClipper,
-    LossInputs, LossTerm, NaiveDeletion, NegGrad, ReTrack, RescaleToNorm, SchedulerConfig, Siss,
-    SissLoss, SissNoIs, SissTrainer, UnlearningBatch,
+use siss::objective::{
+    EraseDiff, LossInputs, LossTerm, NaiveDeletion, NegGrad, ReTrack, Siss, SissNoIs,
 };
+use siss::process::SchedulerConfig;
+use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
+use siss::{DdpmScheduler, Denoiser, GradientClipper, SissLoss, SissTrainer, UnlearningBatch};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -95,7 +97,7 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 fn reading(path: &Path, error: &std::io::Error) -> String {
-    format!("reading {}: {error}", siss::path_text(path))
+    format!("reading {}: {error}", siss::files::path_text(path))
 }
 
 /// Runs one case on a device.
@@ -522,7 +524,7 @@ impl Case {
         let text = serde_json::Value::Object(json).to_string();
         Ok(SchedulerConfig::from_json(
             &text,
-            &siss::path_text(&self.path),
+            &siss::files::path_text(&self.path),
         )?)
     }
 

@@ -19,12 +19,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
+use siss::DdpmScheduler;
 use siss::burn::tensor::{Device, Tensor};
 use siss::models::{ModelFolder, UNet2d};
-use siss::{
-    CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, IdealForm,
-    SchedulerConfig,
-};
+use siss::process::SchedulerConfig;
+use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, IdealForm};
 
 use crate::common::lines;
 use crate::common::options::at_least_one;

@@ -7,11 +7,14 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
+use siss::data::DataCheck;
+use siss::draws::{CoinFlip, FixedAllocation};
+use siss::files::ResultFolder;
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
-use siss::{
-    CoinFlip, CounterfactualLoss, DataCheck, DdpmScheduler, Finding, FixedAllocation, Method,
-    PairSampler, ResultFolder, SchedulerConfig, SissTrainer, Steering,
-};
+use siss::observer::Finding;
+use siss::process::SchedulerConfig;
+use siss::steering::CounterfactualLoss;
+use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
 
 use crate::common::files;
 use crate::common::probe::{ByTimestep, Probe};

@@ -40,7 +40,7 @@ fn forget_the_tshirt(options: Options) -> Result<(), Box<dyn Error>> {
     }
     println!(
         "\npictures, curves, numbers and the model are in {}",
-        siss::path_text(out)
+        siss::files::path_text(out)
     );
     Ok(())
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
+use siss::Method;
 use siss::backend::DeviceSpec;
-use siss::{ClipperSpec, Method, TimestepSampling};
+use siss::clipper::ClipperSpec;
+use siss::draws::TimestepSampling;
 
 use crate::common::files::{as_optional_text, as_text as as_path_text};
 use crate::common::options::{at_least_one, clipper, learning_rate, number};

@@ -17,9 +17,10 @@ use std::process::{Command, ExitCode};
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use siss::backend::{DeviceSpec, use_flex_kernels};
+use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
 use siss::burn::tensor::Device;
+use siss::models::use_flex_kernels;
 use siss::{Method, PairSampler, SissTrainer};
 
 use crate::clock::Clock;

@@ -4,8 +4,9 @@ use rand::RngExt;
 use siss::burn::module::{Module, ModuleVisitor, Param};
 use siss::burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use siss::burn::tensor::{Distribution, Tensor};
+use siss::process::SchedulerExt;
 use siss::rand;
-use siss::{DdpmScheduler, Denoiser, SchedulerExt};
+use siss::{DdpmScheduler, Denoiser};
 
 use crate::workload::Network;
 

@@ -7,8 +7,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 use siss::burn::module::{Module, ModuleMapper, Param};
 use siss::burn::tensor::{Device, FloatDType, Tensor};
+use siss::draws::{Stream, normal_noise};
 use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
-use siss::{DdpmScheduler, Denoiser, PairSampler, Stream, normal_noise};
+use siss::{DdpmScheduler, Denoiser, PairSampler};
 
 use crate::data;
 

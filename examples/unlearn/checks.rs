@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use siss::burn::tensor::Tensor;
+use siss::data::{DataCheck, DataFinding, NearDuplicate, near_duplicates};
+use siss::evaluate::{ModelCheck, ModelFinding};
+use siss::files::path_text;
 use siss::images::Images;
 use siss::models::{ModelFolder, UNet2d};
-use siss::{
-    DataCheck, DataFinding, DdpmScheduler, ModelCheck, ModelFinding, NearDuplicate, PairSampler,
-    SchedulerConfig, near_duplicates, path_text,
-};
+use siss::process::SchedulerConfig;
+use siss::{DdpmScheduler, PairSampler};
 
 use crate::common::files::failed;
 use crate::common::progress::Progress;

@@ -4,10 +4,11 @@ use std::error::Error;
 use std::path::Path;
 
 use serde::Serialize;
+use siss::draws::{Stream, keyed_rng};
+use siss::files::path_text;
 use siss::images::{Account, Format, ImageFiles, ImageReader, Images};
 use siss::models::UNet2dConfig;
 use siss::rand::seq::SliceRandom;
-use siss::{Stream, keyed_rng, path_text};
 
 use crate::common::probe::EVALUATION_SEED;
 use crate::common::progress::Progress;

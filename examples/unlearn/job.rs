@@ -9,12 +9,14 @@ use siss::burn::module::Module;
 use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
+use siss::evaluate::refuse_relearning;
+use siss::files::ResultFolder;
 use siss::images::Format;
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
-use siss::{
-    CounterfactualLoss, DdpmScheduler, Denoiser, Finding, FnDenoiser, PairSampler, ResultFolder,
-    SchedulerConfig, SissTrainer, Steering, refuse_relearning,
-};
+use siss::observer::Finding;
+use siss::process::SchedulerConfig;
+use siss::steering::CounterfactualLoss;
+use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, SissTrainer, Steering};
 
 use crate::checks;
 use crate::common::files::{self, as_text};

@@ -15,7 +15,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
-use siss::path_text;
+use siss::files::path_text;
 
 use crate::common::progress::Bar;
 use crate::evaluate::Evaluation;

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
+use siss::Method;
 use siss::backend::DeviceSpec;
+use siss::clipper::ClipperSpec;
 use siss::images::{Format, Transparency};
-use siss::{ClipperSpec, Method};
 
 use crate::common::files::{as_optional_text, as_text};
 use crate::common::options::{at_least_one, clipper, learning_rate};

@@ -3,8 +3,8 @@
 use std::fs;
 
 use siss::backend::DeviceSpec;
+use siss::files::path_text;
 use siss::images::Account;
-use siss::path_text;
 
 use crate::common::target::Target;
 use crate::data::Data;

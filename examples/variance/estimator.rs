@@ -4,11 +4,10 @@ use serde::{Deserialize, Serialize};
 use siss::burn::module::{Module, ModuleVisitor, Param};
 use siss::burn::optim::GradientsParams;
 use siss::burn::tensor::Tensor;
+use siss::draws::{CoinFlip, DrawSource, ExtraDraws, FixedAllocation, TimestepSampling};
 use siss::models::UNet2d;
-use siss::{
-    CoinFlip, DdpmScheduler, DrawSource, ExtraDraws, FixedAllocation, Method, MixtureSampler,
-    PairSampler, Scheduler, SissTrainer, StepGradients, TimestepSampling,
-};
+use siss::trainer::StepGradients;
+use siss::{DdpmScheduler, Method, MixtureSampler, PairSampler, Scheduler, SissTrainer};
 
 use crate::moments::{Moments, Spread};
 use crate::{Arguments, Result};

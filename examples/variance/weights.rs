@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 use siss::burn::tensor::Tensor;
-use siss::loss::survivors;
+use siss::draws::{Stream, normal_noise};
+use siss::objective::survivors;
+use siss::objective::{importance_weights, mixture_points};
+use siss::process::SchedulerExt;
 use siss::report::{Panel, Plot, Series};
-use siss::{
-    DdpmScheduler, PairSampler, Scheduler, SchedulerExt, Stream, importance_weights,
-    mixture_points, normal_noise,
-};
+use siss::{DdpmScheduler, PairSampler, Scheduler};
 
 use crate::Result;
 

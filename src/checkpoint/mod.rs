@@ -12,12 +12,13 @@ use serde_json::Value;
 
 use self::manifest::Manifest;
 use crate::denoiser::Denoiser;
-use crate::error::{Error, PassedOver, Result};
+use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::trainer::SissTrainer;
 use crate::trainer::settings::{Settings, to_json};
 use store::{Candidate, Store};
 
+pub use crate::error::{PassedOver, SettingDifference};
 pub use tensors::model_fingerprint;
 
 /// The checkpoints of one run, in a folder of their own.

@@ -594,8 +594,14 @@ mod tests {
     fn trained(mut model: Two, optimizer: &mut ModuleOptimizer, steps: u64) -> Two {
         let device = Device::flex();
         for step in 0..steps {
-            let x: Tensor<2> =
-                crate::draws::normal_noise([4, 3], 1, step, 0, crate::Stream::Noise, &device);
+            let x: Tensor<2> = crate::draws::normal_noise(
+                [4, 3],
+                1,
+                step,
+                0,
+                crate::draws::Stream::Noise,
+                &device,
+            );
             let loss = (model.first.forward(x.clone()) * model.second.forward(x)).sum();
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(0.01, model, gradients);

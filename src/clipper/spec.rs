@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 ///
 /// # Example
 /// ```
-/// let clipper = "fraction:0.1".parse::<siss::ClipperSpec>()?.build()?;
+/// let clipper = "fraction:0.1".parse::<siss::clipper::ClipperSpec>()?.build()?;
 /// assert_eq!(clipper.name(), "FractionOfRetain");
 /// # Ok::<(), siss::Error>(())
 /// ```

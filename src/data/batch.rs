@@ -1,7 +1,6 @@
 //! What a step is given: retained and forgotten points side by side.
 
 use burn::tensor::{Device, Tensor};
-use sha2::Digest;
 
 use super::finite::check_finite;
 use super::side::Side;

@@ -17,12 +17,12 @@ use crate::host::read_f32;
 /// | field | default | purpose | range |
 /// |---|---|---|---|
 /// | `range` | −1 to 1 | the values that the model was trained on; `None` where they have no bounds, as latents | ascending, finite |
-/// | `near` | 0.25 | share of the typical distance within which two points are near duplicates, see [`near_duplicates`](crate::near_duplicates) | above 0 to 1 |
+/// | `near` | 0.25 | share of the typical distance within which two points are near duplicates, see [`near_duplicates`](crate::data::near_duplicates) | above 0 to 1 |
 ///
 /// # Example
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
-/// use siss::DataCheck;
+/// use siss::data::DataCheck;
 ///
 /// let device = Device::flex();
 /// // Pixels from 0 to 255, where the model has seen −1 to 1.
@@ -128,13 +128,13 @@ const SLACK: f64 = 0.05;
 impl DataCheck {
     /// Looks through both sides. Findings are legal data; what is illegal is an error.
     ///
-    /// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::PointLoader).
+    /// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::data::PointLoader).
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`; `forget`: `[k, …]`, on the same device
     ///
     /// # Errors
-    /// Those of [`near_duplicates`](crate::near_duplicates); [`Error::InvalidSetting`] for a range that is none.
+    /// Those of [`near_duplicates`](crate::data::near_duplicates); [`Error::InvalidSetting`] for a range that is none.
     pub fn run<const D: usize>(
         &self,
         retain: &dyn Points<D>,

@@ -36,7 +36,7 @@ pub struct NearDuplicate {
 ///
 /// Elements are compared one by one: a copy that was shifted, mirrored, cropped or turned is another point and is not found.
 ///
-/// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::PointLoader): it is gone through
+/// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::data::PointLoader): it is gone through
 /// once, in chunks, beside 32 single points. Time is that of `k + 32` comparisons with the whole of it; memory that of a few chunks.
 ///
 /// # Shapes
@@ -55,7 +55,7 @@ pub struct NearDuplicate {
 /// let device = Device::flex();
 /// let retain = Tensor::<2>::random([50, 20], Distribution::Default, &device);
 /// let copy = retain.clone().narrow(0, 7, 1) + 0.01;
-/// let found = siss::near_duplicates(&retain, &copy, 0.25)?;
+/// let found = siss::data::near_duplicates(&retain, &copy, 0.25)?;
 /// assert_eq!((found.len(), found[0].forget, found[0].retain), (1, 0, 7));
 /// # Ok::<(), siss::Error>(())
 /// ```

@@ -30,7 +30,7 @@ impl Pairs {
 ///
 /// # Example
 /// ```
-/// use siss::Pairing;
+/// use siss::data::Pairing;
 ///
 /// let pairing = Pairing::new(1_000_000_000, 3, 0)?;
 /// let pairs = pairing.pairs(12, 4)?;

@@ -29,7 +29,7 @@ impl<const D: usize> PairSampler<D> {
     /// A sampler over two data sets held as tensors; batches come on their device.
     ///
     /// Reads both sets once, in chunks, to compare their contents. Points that are almost the same are legal here:
-    /// [`DataCheck`](crate::DataCheck) finds them.
+    /// [`DataCheck`](crate::data::DataCheck) finds them.
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`, the data without the forgotten points; `forget`: `[k, …]`

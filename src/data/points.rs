@@ -40,7 +40,7 @@ impl<const D: usize> Points<D> for Tensor<D> {
 /// A set on the CPU that is looked through on another device:
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
-/// use siss::{PointLoader, near_duplicates};
+/// use siss::data::{PointLoader, near_duplicates};
 ///
 /// let device = Device::flex(); // or a GPU
 /// let set = Tensor::<2>::random([1000, 20], Distribution::Default, &Device::flex());

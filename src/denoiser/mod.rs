@@ -67,9 +67,3 @@ pub trait Denoiser<const D: usize>: Module {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::Device;
-}

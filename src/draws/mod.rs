@@ -114,7 +114,7 @@ pub struct ExtraDraws {
 /// # Example
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use siss::Draws;
+/// use siss::draws::Draws;
 ///
 /// let noise = Tensor::<4>::zeros([2, 1, 8, 8], &Device::flex());
 /// let draws = Draws::new(vec![10.0, 500.0], noise, vec![false, true], 0.5)?;
@@ -510,7 +510,7 @@ mod tests {
         let lowdiscrepancy = TimestepSampling::LowDiscrepancy.timesteps(RANGE, 4, 7, 3);
         assert_eq!(lowdiscrepancy, [438.0, 688.0, 938.0, 188.0]);
         let device = Device::flex();
-        let pairs = crate::Pairing::new(1000, 1, 7).unwrap().pairs(0, 5);
+        let pairs = crate::data::Pairing::new(1000, 1, 7).unwrap().pairs(0, 5);
         assert_eq!(pairs.unwrap().retain, PAIRS);
         let noise: Tensor<2> = normal_noise([1, 3], 7, 0, 2, Stream::Sampling, &device);
         assert_eq!(noise.into_data().try_to_vec::<f32>().unwrap(), SAMPLING);

@@ -38,7 +38,8 @@ use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 /// # use burn::module::Module;
 /// # use burn::nn::{Linear, LinearConfig};
 /// # use burn::tensor::{Device, Distribution, Tensor};
-/// # use siss::{DdpmScheduler, Denoiser, ModelCheck, ModelFinding};
+/// # use siss::{DdpmScheduler, Denoiser};
+/// # use siss::evaluate::{ModelCheck, ModelFinding};
 /// # #[derive(Module, Debug)]
 /// # struct Model { linear: Linear }
 /// # impl Denoiser<2> for Model {

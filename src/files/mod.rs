@@ -98,8 +98,8 @@ pub(crate) fn cut(mut text: String, longest: usize) -> String {
 /// # Example
 /// ```
 /// # use std::path::Path;
-/// assert_eq!(siss::path_text(Path::new("faces/été.png")), "faces/été.png");
-/// assert_eq!(siss::path_text(Path::new("two\nlines")), r"two\nlines");
+/// assert_eq!(siss::files::path_text(Path::new("faces/été.png")), "faces/été.png");
+/// assert_eq!(siss::files::path_text(Path::new("two\nlines")), r"two\nlines");
 /// ```
 pub fn path_text(path: impl AsRef<Path>) -> String {
     let mut text = String::new();

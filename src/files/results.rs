@@ -28,7 +28,7 @@ const LOCK: &str = "lock";
 /// ```
 /// # let scratch = tempfile::tempdir()?;
 /// # let folder = scratch.path().join("out");
-/// let results = siss::ResultFolder::open(&folder, &["model.bpk", "summary.json"])?;
+/// let results = siss::files::ResultFolder::open(&folder, &["model.bpk", "summary.json"])?;
 /// std::fs::write(results.path().join("model.bpk"), "weights")?;
 /// std::fs::write(results.path().join("summary.json"), "{}")?;
 /// assert!(!folder.join("model.bpk").exists());

@@ -95,7 +95,7 @@ pub fn weighted_squared_error<const D: usize>(
     Ok(in_operations(prediction, target, weights, scale))
 }
 
-/// The points of [`mixture_points`](crate::mixture_points) in one pass, or `None` where there is none for these tensors.
+/// The points of [`mixture_points`](crate::objective::mixture_points) in one pass, or `None` where there is none for these tensors.
 #[cfg_attr(
     not(any(
         feature = "flex-kernels",

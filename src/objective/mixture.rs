@@ -4,8 +4,6 @@
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
-use rand::seq::SliceRandom;
-use rand::{Rng, RngExt};
 
 use crate::error::{Result, check_device, check_shape};
 use crate::host::{column, sum_elements};
@@ -36,9 +34,9 @@ pub struct ImportanceWeights {
 ///
 /// # Example
 /// ```
-/// let weights = siss::importance_weights(0.0, 0.25);
+/// let weights = siss::objective::importance_weights(0.0, 0.25);
 /// assert_eq!((weights.retain, weights.forget), (1.0, 1.0));
-/// let weights = siss::importance_weights(-1e9, 0.5);
+/// let weights = siss::objective::importance_weights(-1e9, 0.5);
 /// assert_eq!((weights.retain, weights.forget), (2.0, 0.0));
 /// ```
 pub fn importance_weights(log_ratio: f64, forget_prob: f64) -> ImportanceWeights {
@@ -169,7 +167,7 @@ pub(crate) fn in_operations<const D: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::draws::{Stream, keyed_rng, normal_noise};
+    use crate::draws::{Stream, normal_noise};
     use burn::tensor::Device;
     use proptest::prelude::*;
 

@@ -15,13 +15,13 @@ use std::fmt::Debug;
 
 use burn::tensor::{Device, Tensor};
 
+pub use self::siss::Siss;
 pub use bernoulli::Bernoulli;
 pub use erase_diff::EraseDiff;
 pub use mixture::{ImportanceWeights, MixturePoints, importance_weights, mixture_points};
 pub use naive_deletion::NaiveDeletion;
 pub use neg_grad::NegGrad;
 pub use retrack::{NeighbourTarget, ReTrack};
-pub use siss::Siss;
 pub use siss_no_is::SissNoIs;
 pub use thinning::{Survivors, survivors};
 

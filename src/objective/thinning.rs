@@ -26,7 +26,7 @@ pub struct Survivors {
 ///
 /// # Example
 /// ```
-/// let kept = siss::loss::survivors(&[2.0, -0.25, 0.0, -0.25], 1.0, 0.6);
+/// let kept = siss::objective::survivors(&[2.0, -0.25, 0.0, -0.25], 1.0, 0.6);
 /// assert_eq!((kept.positions, kept.weights), (vec![0, 3], vec![2.0, -1.0]));
 /// ```
 pub fn survivors(weights: &[f64], thin_below: f64, uniform: f64) -> Survivors {

@@ -68,7 +68,7 @@ impl fmt::Display for Finding {
 /// # Example
 /// ```
 /// use std::sync::{Arc, Mutex};
-/// let diagnosis = siss::Diagnosis::default().with_log("metrics.jsonl");
+/// let diagnosis = siss::observer::Diagnosis::default().with_log("metrics.jsonl");
 /// let diagnosis = Arc::new(Mutex::new(diagnosis));
 /// // SissTrainer::builder(model, scheduler).observer(diagnosis.clone()), and after each step:
 /// for finding in diagnosis.lock().unwrap().news() {
@@ -134,7 +134,7 @@ impl Diagnosis {
         }
     }
 
-    /// The log of the run, as [`JsonLog`](crate::JsonLog) writes it: from it a resumed run knows what was seen before.
+    /// The log of the run, as [`JsonLog`](crate::observer::JsonLog) writes it: from it a resumed run knows what was seen before.
     pub fn with_log(mut self, path: impl Into<PathBuf>) -> Self {
         self.log = Some(path.into());
         self
@@ -590,7 +590,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
         let mut whole = Diagnosis::new(5);
-        let mut log = crate::JsonLog::open(&path).unwrap();
+        let mut log = crate::observer::JsonLog::open(&path).unwrap();
         for report in &reports {
             whole.observe(report).unwrap();
             log.observe(report).unwrap();

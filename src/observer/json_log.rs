@@ -17,7 +17,7 @@ use crate::files::invalid;
 ///
 /// # Example
 /// ```no_run
-/// let log = siss::JsonLog::open("metrics.jsonl")?;
+/// let log = siss::observer::JsonLog::open("metrics.jsonl")?;
 /// // SissTrainer::builder(model, scheduler).observer(log)
 /// # Ok::<(), siss::Error>(())
 /// ```
@@ -127,11 +127,11 @@ fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
     Ok((text, length))
 }
 
-/// Writes each step's report as a line of JSON. [`JsonLog`](crate::JsonLog) is one in a file that a resumed run goes on with.
+/// Writes each step's report as a line of JSON. [`JsonLog`](crate::observer::JsonLog) is one in a file that a resumed run goes on with.
 ///
 /// # Example
 /// ```
-/// let lines = siss::JsonLines::new(Vec::new());
+/// let lines = siss::observer::JsonLines::new(Vec::new());
 /// // SissTrainer::builder(model, scheduler).observer(lines)
 /// ```
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use crate::error::{Error, Result, check_range};
 ///
 /// # Example
 /// ```
-/// use siss::schedule::{BetaSchedule, alpha_bars};
+/// use siss::process::{BetaSchedule, alpha_bars};
 ///
 /// let betas = BetaSchedule::linear().betas(1000)?;
 /// assert_eq!(betas[0], 1e-4);

@@ -10,7 +10,8 @@ use crate::error::Result;
 ///
 /// # Example
 /// ```
-/// use siss::{DdpmScheduler, Scheduler, SchedulerExt};
+/// use siss::{DdpmScheduler, Scheduler};
+/// use siss::process::SchedulerExt;
 ///
 /// let scheduler = DdpmScheduler::linear(1000)?;
 /// let scales = scheduler.scales(&[0.0, 999.0])?;

@@ -2,7 +2,7 @@
 //! noise each holds.
 
 pub(crate) mod beta;
-mod config;
+pub(crate) mod config;
 mod ddpm;
 mod flow;
 mod prediction;
@@ -16,7 +16,7 @@ use crate::error::{Error, Result, check_range, check_shape};
 use crate::host::column;
 
 pub use beta::BetaSchedule;
-pub use config::{SchedulerConfig, TimestepSpacing, VarianceType};
+pub use config::SchedulerConfig;
 pub use ddpm::DdpmScheduler;
 pub use flow::FlowMatching;
 pub use prediction::PredictionType;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::Sampler;
 use super::reverse::{ReverseProcess, Settings};
 use crate::error::{Error, Result, check_probability};
-use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig, TimestepSpacing};
+use crate::process::config::TimestepSpacing;
+use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig};
 
 /// Settings of [`DdimSampler`].
 ///

@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::Sampler;
 use super::reverse::{ReverseProcess, Settings};
 use crate::error::{Error, Result};
-use crate::process::{
-    DdpmScheduler, PredictionType, SchedulerConfig, TimestepSpacing, VarianceType,
-};
+use crate::process::config::{TimestepSpacing, VarianceType};
+use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig};
 
 /// The least variance of a step, as diffusers has it.
 const LEAST_VARIANCE: f64 = 1e-20;

@@ -14,6 +14,7 @@ use crate::error::{Error, Result, check_shape};
 use crate::host::vector;
 use crate::process::{DdpmScheduler, SchedulerExt};
 
+pub use crate::process::config::{TimestepSpacing, VarianceType};
 pub use ddim::{DdimConfig, DdimSampler};
 pub use ddpm::{DdpmConfig, DdpmSampler};
 

@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Result, check_positive, check_range, check_shape};
-use crate::process::{DdpmScheduler, PredictionType, SchedulerExt, TimestepSpacing};
+use crate::process::config::TimestepSpacing;
+use crate::process::{DdpmScheduler, PredictionType, SchedulerExt};
 
 /// The settings that every sampler has.
 #[derive(Debug, Clone)]

@@ -3,7 +3,8 @@ use std::sync::{Arc, Mutex};
 use burn::module::Module;
 
 use super::*;
-use crate::process::{PredictionType, Scheduler, SchedulerConfig, TimestepSpacing, VarianceType};
+use crate::process::config::{TimestepSpacing, VarianceType};
+use crate::process::{PredictionType, Scheduler, SchedulerConfig};
 
 const KINDS: [PredictionType; 4] = [
     PredictionType::Epsilon,

@@ -1,14 +1,17 @@
 //! Forgetting that stops: each forget row's weight depends on how far its loss is from a level.
 
-pub mod counterfactual;
+pub(crate) mod counterfactual;
 
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 
-use self::counterfactual::CounterfactualLoss;
 use crate::error::{Error, Result, check_shape};
 use crate::host::{to_f32, vector};
+
+pub use self::counterfactual::{
+    CounterfactualConfig, CounterfactualData, CounterfactualLoss, Groups, IdealForm,
+};
 
 /// What becomes of a forget row's weight, given the row's loss and the level that it should have.
 pub trait SteeringRule: Send + Debug {
@@ -64,14 +67,14 @@ impl SteeringRule for HardStop {
 }
 
 /// A level for each forgotten point and timestep, and what to do about it. For
-/// [`SissTrainerBuilder::steering`](crate::SissTrainerBuilder::steering).
+/// [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).
 ///
 /// The loss of a forget row is known between its forward and its backward pass, so steering costs no further run of the model.
 /// It works with every objective that has a forget term. A term that leads forgotten points to another target (EraseDiff,
 /// ReTrack) is weakened and switched off, never turned round.
 ///
 /// With [`Proportional`] the forget gradient vanishes at the level. The clippers that bring it to a norm take part in that: see
-/// [`GradientNorms::steering`](crate::GradientNorms::steering).
+/// [`GradientNorms::steering`](crate::clipper::GradientNorms::steering).
 #[derive(Debug)]
 pub struct Steering {
     levels: CounterfactualLoss,

@@ -6,7 +6,6 @@ use burn::module::ParamGroup;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::SissTrainer;
 use super::config::TrainerConfig;
@@ -29,7 +28,7 @@ use crate::steering::Steering;
 
 /// Collects a trainer's settings. Made by [`SissTrainer::builder`].
 ///
-/// Unset, they are: SISS with `λ = ½` in fixed allocation, [`FractionOfRetain`](crate::FractionOfRetain) 10 %,
+/// Unset, they are: SISS with `λ = ½` in fixed allocation, [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 %,
 /// AdamW (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6, the paper's) at 5e-5, and those of [`TrainerConfig`].
 pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     model: M,
@@ -107,7 +106,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
-    /// ([`CounterfactualLoss`](crate::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 30 %, which shrink as
+    /// ([`CounterfactualLoss`](crate::steering::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 30 %, which shrink as
     /// the levels are reached.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);

@@ -25,7 +25,7 @@ use crate::objective::{
 /// | `EraseDiff` | [`EraseDiff`] | – | [`EraseDiffRule`] `η` = 1e-3 | arXiv 2401.05779, as run in 2503.01034 |
 /// | `ReTrack` | [`ReTrack`], 10 neighbours | – | [`Blend`] 0.005 | arXiv 2509.13007 (0.02 for CIFAR-10, 0.5 for Stable Diffusion) |
 ///
-/// The mixture is drawn by [`FixedAllocation`](crate::FixedAllocation) unless another sampler is set; the objectives
+/// The mixture is drawn by [`FixedAllocation`](crate::draws::FixedAllocation) unless another sampler is set; the objectives
 /// marked – look at no mixture.
 ///
 /// # Example
@@ -42,7 +42,7 @@ pub enum Method {
     #[default]
     Siss,
     /// The same, steered to the loss that a retrained model would have. Needs levels to steer to
-    /// ([`SissTrainerBuilder::steering`](crate::SissTrainerBuilder::steering)).
+    /// ([`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering)).
     SissToLevel,
     /// Two separate noisy points.
     SissNoIs,

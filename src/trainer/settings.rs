@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::Module;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

@@ -5,10 +5,10 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
-use siss::{
-    CounterfactualLoss, Denoiser, Method, SissTrainerBuilder, Steering, Stream, UnlearningBatch,
-    normal_noise,
-};
+use siss::draws::{Stream, normal_noise};
+use siss::steering::CounterfactualLoss;
+use siss::trainer::SissTrainerBuilder;
+use siss::{Denoiser, Method, Steering, UnlearningBatch};
 
 /// The device under test: `SISS_TEST_DEVICE`, or the CPU.
 pub fn device() -> Device {

@@ -15,7 +15,9 @@ use safetensors::SafeTensors;
 use siss::burn::tensor::Device;
 use siss::images::{Format, ImageFiles, Images, Transparency};
 use siss::models::{PipelineIndex, UNet2d, UNet2dConfig};
-use siss::{CounterfactualLoss, DdpmScheduler, Result, SchedulerConfig};
+use siss::process::SchedulerConfig;
+use siss::steering::CounterfactualLoss;
+use siss::{DdpmScheduler, Result};
 
 /// A network of two stages and a few thousand parameters, with attention.
 pub const CONFIG: &str = r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,

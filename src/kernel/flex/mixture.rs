@@ -53,7 +53,7 @@ struct Row {
     from_forget: f32,
 }
 
-/// Noisy points and explanations as in [`mixture_points`](crate::mixture_points), and the log-ratio of each row.
+/// Noisy points and explanations as in [`mixture_points`](crate::objective::mixture_points), and the log-ratio of each row.
 fn mixture_draw(arch: Arch, inputs: [&[f32]; 3], rows: &[f32]) -> ([Vec<f32>; 3], Vec<f32>) {
     let count = rows.len() / ROW_NUMBERS;
     let elements = inputs[0].len() / count;

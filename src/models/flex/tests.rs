@@ -8,7 +8,7 @@ use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 
-use crate::kernel::simd::testing::{at_every_level, host, on_threads, random, tracked};
+use crate::kernel::simd::testing::{FORCED, at_every_level, host, on_threads, random, tracked};
 
 thread_local! {
     /// Whether the operations refuse all tensors on this thread.

@@ -39,7 +39,7 @@ const MOST_NAMED: usize = 8;
 ///
 /// # Example
 /// ```no_run
-/// use siss::SchedulerConfig;
+/// use siss::process::SchedulerConfig;
 /// use siss::models::{ModelFolder, UNet2d};
 ///
 /// let folder = ModelFolder::find("google/ddpm-cat-256")?;
@@ -115,7 +115,7 @@ impl ModelFolder {
         &self.network
     }
 
-    /// The scheduler's file, for [`SchedulerConfig::from_file`](crate::SchedulerConfig::from_file).
+    /// The scheduler's file, for [`SchedulerConfig::from_file`](crate::process::SchedulerConfig::from_file).
     pub fn scheduler_file(&self) -> &Path {
         &self.scheduler
     }

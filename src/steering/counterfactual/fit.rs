@@ -65,7 +65,7 @@ impl Default for CounterfactualConfig {
 /// What the prediction is made from.
 #[derive(Debug, Clone, Copy)]
 pub struct CounterfactualData<'a, const D: usize, C = ()> {
-    /// The data without the forgotten points, `[n, …]`: a tensor, or a [`PointLoader`](crate::PointLoader) for data that do not fit
+    /// The data without the forgotten points, `[n, …]`: a tensor, or a [`PointLoader`](crate::data::PointLoader) for data that do not fit
     /// the memory.
     pub retained: &'a dyn Points<D>,
     /// Points of the same kind that the model has never seen, `[c, …]`. For want of such points, retained ones: each is left

@@ -45,7 +45,8 @@ pub use groups::Groups;
 /// # use burn::module::Module;
 /// # use burn::nn::{Linear, LinearConfig};
 /// # use burn::tensor::{Device, Distribution, Tensor};
-/// # use siss::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, DdpmScheduler, Denoiser};
+/// # use siss::{DdpmScheduler, Denoiser};
+/// # use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
 /// # #[derive(Module, Debug)]
 /// # struct Model { linear: Linear }
 /// # impl Denoiser<2> for Model {
