@@ -1,15 +1,13 @@
 //! What the estimators estimate: SISS is unbiased for every λ and τ, and lands on the optimum of the data without
 //! the forgotten points.
 
-mod common;
-
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor};
-use common::*;
 use rand::RngExt;
 use siss::*;
+use siss_support::small::*;
 
 fn process() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()

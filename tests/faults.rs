@@ -1,8 +1,6 @@
 //! Numbers that are not finite: wherever they come from, a step changes nothing and says so, and a run does not go on for
 //! ever. Each test prints how many cases it went through.
 
-mod common;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -10,8 +8,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::SgdConfig;
 use burn::tensor::{FloatDType, Tensor, TensorData};
-use common::*;
 use siss::*;
+use siss_support::small::*;
 
 /// Rows of a batch, and of a micro-batch.
 const ROWS: usize = 6;

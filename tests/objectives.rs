@@ -1,10 +1,8 @@
 //! Every objective with every prediction type and process.
 
-mod common;
-
 use burn::tensor::{Device, Tensor};
-use common::*;
 use siss::*;
+use siss_support::small::*;
 
 const KINDS: [PredictionType; 4] = [
     PredictionType::Epsilon,

@@ -1,7 +1,5 @@
 //! The trainer's promises: micro-batches, reproducibility, refusals, steps that change nothing.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, ParamGroup};
@@ -9,8 +7,8 @@ use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, Linea
 use burn::optim::SgdConfig;
 use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::tensor::Tensor;
-use common::*;
 use siss::*;
+use siss_support::small::*;
 
 fn scheduler() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()

@@ -9,7 +9,7 @@ use siss::{
     Result, SchedulerConfig,
 };
 
-use crate::common::progress::Progress;
+use crate::progress::Progress;
 
 /// Where forgetting stops.
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

@@ -16,9 +16,9 @@ use siss::{
     path_text,
 };
 
-use crate::common::files::{self, failed};
-use crate::common::progress::Progress;
-use crate::common::resume::Checkpointing;
+use crate::files::{self, failed};
+use crate::progress::Progress;
+use crate::resume::Checkpointing;
 
 /// Pairs whose gradients are compared with the CPU's, and how far they may be off.
 const CHECKED_PAIRS: usize = 4;

@@ -9,7 +9,7 @@ use siss::{
     Checkpoints, Denoiser, PairSampler, ResultFolder, SissTrainer, model_fingerprint, path_text,
 };
 
-use crate::common::files::failed;
+use crate::files::failed;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
