@@ -3,15 +3,6 @@
 //! Every few steps a method's model generates the same 1,024 images. A check ends at the first T-shirt, and begins where the
 //! last one ended, so that only the last check generates all of them. The clock runs during the steps alone.
 
-#[path = "step_cost/clock.rs"]
-mod clock;
-#[path = "common/mod.rs"]
-#[allow(dead_code, reason = "the other examples use more of it")]
-mod common;
-#[path = "mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod data;
-
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,12 +17,11 @@ use siss::process::SchedulerConfig;
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 use siss::steering::CounterfactualLoss;
 use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
-
-use crate::clock::Clock;
-use crate::common::lines;
-use crate::common::options::at_least_one;
-use crate::common::probe::{EVALUATION_SEED, distances};
-use crate::common::progress::{Bar, Progress};
+use siss_support::clock::Clock;
+use siss_support::options::at_least_one;
+use siss_support::probe::{EVALUATION_SEED, distances};
+use siss_support::progress::{Bar, Progress};
+use siss_support::{digits, lines, page, target};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -159,7 +149,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     progress.finish();
     let table = table(&runs);
     println!("{table}");
-    common::page::write(&arguments.page, "time to forget", &table)
+    page::write(&arguments.page, "time to forget", &table)
 }
 
 /// The checkpoint, the data and the sampler.
@@ -175,12 +165,12 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     fn load(arguments: &'a Arguments) -> Result<Self> {
-        let (assets, device) = (Path::new(data::ASSETS), Device::flex());
+        let (assets, device) = (Path::new(digits::ASSETS), Device::flex());
         let folder = assets.join("base");
         let config = SchedulerConfig::from_file(ModelFolder::find(&folder)?.scheduler_file())?;
         let scheduler = DdpmScheduler::from_config(&config)?;
-        let digits = data::load_digits(assets, &device)?;
-        let tshirt = data::load_tshirt(assets, &device)?;
+        let digits = digits::load_digits(assets, &device)?;
+        let tshirt = digits::load_tshirt(assets, &device)?;
         Ok(Self {
             arguments,
             model: UNet2d::load(folder, &device)?,
@@ -247,7 +237,7 @@ impl<'a> Trial<'a> {
 
     fn levels(&self, progress: &Bar) -> Result<CounterfactualLoss> {
         let (retained, forgotten) = (self.pairs.retain(), &self.tshirt);
-        Ok(common::target::predict(
+        Ok(target::predict(
             &self.model,
             &self.config,
             retained,

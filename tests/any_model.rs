@@ -1,21 +1,19 @@
 //! The crate is tied to no rank, no condition, no forward process and no kind of prediction: models of other sorts memorise
 //! a point and unlearn it.
 
-mod common;
-
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv3d, Conv3dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig3d};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor};
-use common::*;
 use siss::clipper::FractionOfRetain;
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, ReTrack, Siss};
 use siss::observer::StepOutcome;
 use siss::process::{SchedulerConfig, SchedulerExt, TimeRange};
 use siss::*;
+use siss_support::small::*;
 
 const SEED: u64 = 5;
 const BATCH: usize = 32;

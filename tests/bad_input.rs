@@ -1,12 +1,9 @@
 //! Bad input over the public interface: each case is a typed error, none panics, each message names the value.
 
-mod common;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::module::{Module, ModuleMapper, Param, ParamGroup};
 use burn::tensor::{Device, Tensor};
-use common::{Mlp, device};
 use siss::backend::DeviceSpec;
 use siss::clipper::{ClipToNorm, ClipperSpec, ConstantScale, FractionOfRetain, RescaleToNorm};
 use siss::data::{DataCheck, near_duplicates};
@@ -20,6 +17,7 @@ use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
 use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
+use siss_support::small::{self, Mlp, device};
 
 /// A network of one channel and two stages.
 fn tiny_unet() -> Result<UNet2d> {
@@ -509,7 +507,7 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
         }),
         case("a level for another point", "id 7", || {
             let levels = CounterfactualLoss::from_levels(vec![0.0, 999.0], vec![vec![1.0; 2]])?;
-            let batch = common::batch(2, 0.5, 1, &device()).with_forget_ids(vec![7, 7])?;
+            let batch = small::batch(2, 0.5, 1, &device()).with_forget_ids(vec![7, 7])?;
             built(|builder| builder.steering(Steering::to(levels.clone())))?.step(batch)
         }),
     ];

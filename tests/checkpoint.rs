@@ -30,9 +30,7 @@ use siss::{
     Checkpoints, DdpmScheduler, Denoiser, Error, FlowMatching, GradientClipper, Method, Observer,
     PairSampler, Side, SissLoss, SissTrainer, Steering, StepReport,
 };
-
-mod common;
-use common::seeded;
+use siss_support::small::{self, seeded};
 
 /// Three layers: wide enough that a checkpoint has hundreds of blocks.
 #[derive(Module, Debug)]
@@ -556,7 +554,7 @@ fn what_differs_is_named_with_both_values() {
         ),
         (
             "steered",
-            builder(SMALL).steering(common::level(1.0)),
+            builder(SMALL).steering(small::level(1.0)),
             "steering.levels was absent",
         ),
         (
@@ -893,7 +891,7 @@ fn a_rate_that_differs_later_and_another_steering_rule_are_seen() {
             .init()
             .unwrap()
     };
-    let levels = || common::level(1.0).levels().clone();
+    let levels = || small::level(1.0).levels().clone();
     let built = |steps, steering| {
         let builder = builder(SMALL).learning_rate(falling(steps));
         builder.steering(steering).build().unwrap()

@@ -1,23 +1,20 @@
 //! What fools an unlearner is refused or flagged before, or right after, the first step.
 
-mod common;
-#[path = "../examples/mnist_tshirt/data.rs"]
-mod data;
-
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use common::*;
 use siss::data::{DataCheck, DataFinding, near_duplicates};
 use siss::draws::{Stream, normal_noise};
 use siss::observer::Diagnosis;
 use siss::*;
+use siss_support::digits;
+use siss_support::small::*;
 
 fn digits() -> Tensor<4> {
-    data::load_digits(Path::new(data::ASSETS), &Device::flex())
+    digits::load_digits(Path::new(digits::ASSETS), &Device::flex())
         .unwrap()
         .retain
 }
@@ -59,13 +56,13 @@ fn copies_of_a_retained_image_are_found() {
 /// Of digits that no model saw none is a copy, and the T-shirt is nothing like a digit.
 #[test]
 fn images_that_are_no_copies_are_not_flagged() {
-    let digits = data::load_digits(Path::new(data::ASSETS), &Device::flex()).unwrap();
+    let digits = digits::load_digits(Path::new(digits::ASSETS), &Device::flex()).unwrap();
     let forget = digits.heldout.narrow(0, 0, 300);
     let flagged = near_duplicates(&digits.retain, &forget, 0.25).unwrap();
     let points: std::collections::BTreeSet<_> = flagged.iter().map(|pair| pair.forget).collect();
     println!("{} of 300 digits flagged: {flagged:?}", points.len());
     assert!(points.is_empty());
-    let tshirt = data::load_tshirt(Path::new(data::ASSETS), &Device::flex()).unwrap();
+    let tshirt = digits::load_tshirt(Path::new(digits::ASSETS), &Device::flex()).unwrap();
     assert_eq!(
         DataCheck::default().run(&digits.retain, &tshirt).unwrap(),
         []

@@ -1,11 +1,9 @@
 //! Every case under `tests/conformance` agrees with PyTorch and diffusers.
 
-#[path = "../examples/conformance/cases.rs"]
-mod cases;
-
 use std::path::PathBuf;
 
 use siss::backend::DeviceSpec;
+use siss_support::conformance;
 
 /// `SISS_TEST_DEVICE` chooses another device than the CPU, as in `wgpu`.
 fn device() -> burn::tensor::Device {
@@ -19,9 +17,9 @@ fn all_cases_agree() {
     let device = device();
     let mut passed = 0;
     let mut failures = Vec::new();
-    for path in cases::find(&[folder]).unwrap() {
+    for path in conformance::find(&[folder]).unwrap() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let outcome = cases::run(&path, &device);
+        let outcome = conformance::run(&path, &device);
         let line = outcome.line(&name);
         println!("{line}");
         assert!(!outcome.skipped(), "{name} is carried and must run");

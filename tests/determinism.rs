@@ -1,18 +1,16 @@
 //! The same seed gives the same bytes on the CPU, whatever the number of threads.
 
-mod common;
-
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use common::*;
 use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2d;
 use siss::observer::{JsonLines, StepOutcome};
 use siss::*;
+use siss_support::small::*;
 
 const STEPS: u64 = 4;
 

@@ -1,13 +1,10 @@
 //! What the estimators estimate: SISS is unbiased for every λ and τ, and lands on the optimum of the data without
 //! the forgotten points.
 
-mod common;
-
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor};
-use common::*;
 use rand::RngExt;
 use siss::clipper::ConstantScale;
 use siss::draws::{CoinFlip, DrawSource, FixedAllocation, Stream, TimestepSampling, keyed_rng};
@@ -15,6 +12,7 @@ use siss::objective::{Bernoulli, LossInputs, LossTerm, Siss, SissNoIs};
 use siss::process::TimeRange;
 use siss::steering::CounterfactualLoss;
 use siss::*;
+use siss_support::small::*;
 
 fn process() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()

@@ -1,8 +1,5 @@
 //! The files of the main example load, and broken ones are refused.
 
-#[path = "../examples/mnist_tshirt/data.rs"]
-mod data;
-
 use std::io::Write;
 use std::path::Path;
 
@@ -10,6 +7,7 @@ use flate2::{Compression, write::GzEncoder};
 use image::{DynamicImage, RgbImage};
 use siss::Error;
 use siss::burn::tensor::{Device, Tensor};
+use siss_support::digits;
 
 fn values(images: Tensor<4>) -> Vec<f32> {
     images.try_into_vec_as::<f32>().unwrap()
@@ -21,7 +19,7 @@ fn mean(values: &[f32]) -> f64 {
 
 #[test]
 fn the_digits_are_complete_in_range_and_alike_in_both_parts() {
-    let digits = data::load_digits(Path::new(data::ASSETS), &Device::flex()).unwrap();
+    let digits = digits::load_digits(Path::new(digits::ASSETS), &Device::flex()).unwrap();
     assert_eq!(digits.retain.dims(), [9_000, 1, 28, 28]);
     assert_eq!(digits.heldout.dims(), [1_000, 1, 28, 28]);
     let (retain, heldout) = (values(digits.retain), values(digits.heldout));
@@ -37,7 +35,7 @@ fn the_digits_are_complete_in_range_and_alike_in_both_parts() {
 
 #[test]
 fn no_digit_is_there_twice() {
-    let digits = data::load_digits(Path::new(data::ASSETS), &Device::flex()).unwrap();
+    let digits = digits::load_digits(Path::new(digits::ASSETS), &Device::flex()).unwrap();
     let (retain, heldout) = (values(digits.retain), values(digits.heldout));
     let images = retain.chunks_exact(784).chain(heldout.chunks_exact(784));
     let bits = images.map(|image| {
@@ -52,7 +50,7 @@ fn no_digit_is_there_twice() {
 /// The literals are of image 1 of Fashion-MNIST's training file.
 #[test]
 fn the_tshirt_is_the_one_of_the_paper() {
-    let tshirt = data::load_tshirt(Path::new(data::ASSETS), &Device::flex()).unwrap();
+    let tshirt = digits::load_tshirt(Path::new(digits::ASSETS), &Device::flex()).unwrap();
     assert_eq!(tshirt.dims(), [1, 1, 28, 28]);
     let tshirt = values(tshirt);
     assert!((mean(&tshirt) - -0.153_681_5).abs() < 1e-6);
@@ -92,7 +90,7 @@ fn sound_idx_files_are_read_as_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("digits.gz");
     std::fs::write(&path, gzip(&idx([0x803, 2, 28, 28], 1_568))).unwrap();
-    let pixels = data::read_idx_images(&path).unwrap();
+    let pixels = digits::read_idx_images(&path).unwrap();
     assert!(pixels.len() == 1_568 && pixels[5] == 5 && pixels[300] == 44);
 }
 
@@ -108,7 +106,7 @@ fn idx_files_with_other_headers_or_lengths_are_refused() {
         ([0x803, u32::MAX, 28, 28], 0, "at most 100000"),
     ];
     for (header, pixels, reason) in cases {
-        let error = refusal(&gzip(&idx(header, pixels)), data::read_idx_images);
+        let error = refusal(&gzip(&idx(header, pixels)), digits::read_idx_images);
         let expected = matches!(error, Error::InvalidFile { .. });
         assert!(expected && error.to_string().contains(reason), "{error}");
     }
@@ -130,7 +128,7 @@ fn damaged_gzip_is_refused() {
         &followed,
     ];
     for (index, file) in files.into_iter().enumerate() {
-        let error = refusal(file, data::read_idx_images);
+        let error = refusal(file, digits::read_idx_images);
         assert!(matches!(error, Error::Io { .. }), "file {index}: {error}");
     }
 }
@@ -141,7 +139,7 @@ fn a_file_with_another_number_of_digits_is_refused() {
     std::fs::create_dir(folder.path().join("data")).unwrap();
     let path = folder.path().join("data/digits10k-images-idx3-ubyte.gz");
     std::fs::write(path, gzip(&idx([0x803, 2, 28, 28], 1_568))).unwrap();
-    let error = data::load_digits(folder.path(), &Device::flex()).unwrap_err();
+    let error = digits::load_digits(folder.path(), &Device::flex()).unwrap_err();
     assert!(error.to_string().contains("2 digits, not 10000"), "{error}");
 }
 
@@ -164,14 +162,14 @@ fn pngs_of_another_kind_are_refused() {
         b"GIF89a".to_vec(),
     ];
     for (index, file) in files.iter().enumerate() {
-        let error = refusal(file, data::read_grey_png);
+        let error = refusal(file, digits::read_grey_png);
         assert!(
             matches!(error, Error::InvalidFile { .. }),
             "file {index}: {error}"
         );
     }
     assert!(matches!(
-        data::read_grey_png(Path::new("no-such-file.png")),
+        digits::read_grey_png(Path::new("no-such-file.png")),
         Err(Error::Io { .. })
     ));
 }

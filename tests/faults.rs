@@ -1,8 +1,6 @@
 //! Numbers that are not finite: wherever they come from, a step changes nothing and says so, and a run does not go on for
 //! ever. Each test prints how many cases it went through.
 
-mod common;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +8,6 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::SgdConfig;
 use burn::tensor::{FloatDType, Tensor, TensorData};
-use common::*;
 use siss::clipper::ClipperSpec;
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, Siss, importance_weights};
@@ -18,6 +15,7 @@ use siss::observer::{Diagnosis, StepOutcome, Symptom};
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::steering::HardStop;
 use siss::*;
+use siss_support::small::*;
 
 /// Rows of a batch, and of a micro-batch.
 const ROWS: usize = 6;

@@ -2,8 +2,6 @@
 //! changed at random: no panic, no hang.
 #![cfg(target_os = "linux")]
 
-mod readers;
-
 use std::fs::{self, File};
 use std::io::{BufReader, Cursor, Write};
 use std::os::unix::fs::symlink;
@@ -20,10 +18,10 @@ use siss::models::{UNet2d, UNet2dConfig};
 use siss::process::SchedulerConfig;
 use siss::rand::RngExt;
 use siss::steering::CounterfactualLoss;
+use siss_support::readers::checkpoint;
+use siss_support::{digits, readers};
 use zip::CompressionMethod;
 use zip::write::SimpleFileOptions;
-
-use readers::{checkpoint, data};
 
 const SECONDS: u64 = 5;
 const MEBIBYTES: u64 = 512;
@@ -81,10 +79,10 @@ fn attempt(reader: Reader, folder: &Path) -> Result<(), String> {
                 .map(|_| ())
                 .map_err(|error| format!("Json: {error}"))
         }
-        Reader::Idx => data::read_idx_images(&folder.join("images.gz"))
+        Reader::Idx => digits::read_idx_images(&folder.join("images.gz"))
             .map(|_| ())
             .map_err(kind),
-        Reader::GreyPng => data::read_grey_png(&folder.join("tshirt.png"))
+        Reader::GreyPng => digits::read_grey_png(&folder.join("tshirt.png"))
             .map(|_| ())
             .map_err(kind),
         Reader::Images => readers::pictures(folder).map_err(kind),

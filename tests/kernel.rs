@@ -1,14 +1,12 @@
 //! The loss kernel and the mixture draw against the same sums on the host in f64, on any device.
 
-mod common;
-
 use burn::tensor::{Tensor, TensorData};
-use common::*;
 use siss::DdpmScheduler;
 use siss::draws::{Stream, normal_noise};
 use siss::kernel::weighted_squared_error;
 use siss::objective::mixture_points;
 use siss::process::SchedulerExt;
+use siss_support::small::{self, *};
 
 /// Losses and seeds against the host, each row's to 1e-6 of its own.
 fn check(prediction: Tensor<4>, target: Tensor<4>, weights: &[f32], what: &str) {
@@ -32,7 +30,7 @@ fn check(prediction: Tensor<4>, target: Tensor<4>, weights: &[f32], what: &str) 
             .collect();
         let seed = &seed[row * elements..][..elements];
         assert!(
-            norm(&common::difference(seed, &expected)) <= 1e-6 * norm(&expected),
+            norm(&small::difference(seed, &expected)) <= 1e-6 * norm(&expected),
             "{what}, row {row}"
         );
     }

@@ -1,14 +1,12 @@
 //! A long run does not grow and does not slow down. `SISS_SOAK=1` takes 10,000 steps instead of 2,000.
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::*;
 use siss::draws::{Stream, normal_noise};
 use siss::observer::{Diagnosis, JsonLines, StepOutcome};
 use siss::*;
+use siss_support::small::*;
 
 /// Resident memory of this process in bytes.
 fn resident() -> f64 {

@@ -1,28 +1,12 @@
 //! The main job in short: the example's own code with a tiny budget.
 
-#[path = "../examples/common/mod.rs"]
-#[allow(dead_code, reason = "the examples use more of it")]
-mod common;
-#[path = "../examples/mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the example uses more of it")]
-mod data;
-#[path = "../examples/mnist_tshirt/evaluate.rs"]
-#[allow(dead_code, reason = "the example uses more of it")]
-mod evaluate;
-#[path = "../examples/mnist_tshirt/job.rs"]
-mod job;
-#[path = "../examples/mnist_tshirt/options.rs"]
-#[allow(dead_code, reason = "the example uses more of it")]
-mod options;
-#[path = "../examples/mnist_tshirt/pictures.rs"]
-mod pictures;
-
 use clap::Parser;
-use common::probe::ByTimestep;
-use common::progress::Progress;
 use siss::StepReport;
 use siss::models::UNet2d;
 use siss::observer::StepOutcome;
+use siss_support::probe::ByTimestep;
+use siss_support::progress::Progress;
+use siss_support::tshirt::{job, options};
 
 struct Quiet;
 

@@ -1,15 +1,13 @@
 //! Every objective with every prediction type and process.
 
-mod common;
-
 use burn::tensor::{Device, Tensor};
-use common::*;
 use siss::clipper::ConstantScale;
 use siss::draws::{Draws, Stream, normal_noise};
 use siss::objective::{LossInputs, LossTerm, LossTerms};
 use siss::observer::StepOutcome;
 use siss::process::SchedulerConfig;
 use siss::*;
+use siss_support::small::*;
 
 const KINDS: [PredictionType; 4] = [
     PredictionType::Epsilon,

@@ -1,11 +1,10 @@
 //! The gradients of a convolutional network on the device under test are those of the CPU.
 
-mod common;
-
 use burn::tensor::Device;
 use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2dConfig;
 use siss::{DdpmScheduler, Method, SissTrainer, UnlearningBatch};
+use siss_support::small;
 
 /// Maps of 12×12 to 3×3, attention, and a step between them.
 const CONFIG: &str = r#"{
@@ -17,7 +16,7 @@ const CONFIG: &str = r#"{
 
 #[test]
 fn a_networks_gradients_are_those_of_the_cpu() {
-    let device = common::device();
+    let device = small::device();
     let config = UNet2dConfig::from_json(CONFIG, "config.json").unwrap();
     let model = config.init(&device).unwrap();
     let points = |seed| normal_noise([4, 1, 12, 12], seed, 0, 0, Stream::Evaluation, &device);

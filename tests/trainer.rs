@@ -1,7 +1,5 @@
 //! The trainer's promises: micro-batches, reproducibility, refusals, steps that change nothing.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, ParamGroup};
@@ -9,7 +7,6 @@ use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, Linea
 use burn::optim::SgdConfig;
 use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::tensor::Tensor;
-use common::*;
 use siss::clipper::{ConstantScale, RescaleToNorm};
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, LossTerm, NegGrad, Siss, SissNoIs};
@@ -18,6 +15,7 @@ use siss::process::SchedulerExt;
 use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, HardStop};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
+use siss_support::small::*;
 
 fn scheduler() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()

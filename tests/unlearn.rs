@@ -1,38 +1,18 @@
 //! Unlearning from folders of images: the example's own code with a tiny budget, its images, and what it refuses.
 
-#[path = "../examples/unlearn/checks.rs"]
-mod checks;
-#[path = "../examples/common/mod.rs"]
-#[allow(dead_code, reason = "the examples use more of it")]
-mod common;
-#[path = "../examples/unlearn/data.rs"]
-mod data;
-#[path = "../examples/mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod digits;
-#[path = "../examples/unlearn/evaluate.rs"]
-mod evaluate;
-#[path = "../examples/unlearn/job.rs"]
-mod job;
-#[path = "../examples/unlearn/options.rs"]
-mod options;
-#[path = "../examples/unlearn/pictures.rs"]
-mod pictures;
-#[path = "../examples/unlearn/resources.rs"]
-#[allow(dead_code, reason = "the example prints more of it")]
-mod resources;
-
 use std::fs;
 use std::path::Path;
 
 use clap::Parser;
-use common::progress::Progress;
 use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage};
 use siss::burn::tensor::Device;
 use siss::images::{Format, ImageFiles, Images, Transparency};
 use siss::models::{ModelFolder, UNet2d, UNet2dConfig};
 use siss::observer::StepOutcome;
 use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, StepReport};
+use siss_support::digits;
+use siss_support::progress::Progress;
+use siss_support::unlearn::{checks, data, job, options};
 use tempfile::TempDir;
 
 struct Quiet;

@@ -1,25 +1,6 @@
 //! What `unlearn` leaves: results that appear together, an origin's folder in full, any file name, notes in time; and what it refuses
 //! before it begins. On a network of a few thousand numbers.
 
-#[path = "../examples/unlearn/checks.rs"]
-mod checks;
-#[path = "../examples/common/mod.rs"]
-#[allow(dead_code, reason = "the examples use more of it")]
-mod common;
-#[path = "../examples/unlearn/data.rs"]
-mod data;
-#[path = "../examples/unlearn/evaluate.rs"]
-mod evaluate;
-#[path = "../examples/unlearn/job.rs"]
-mod job;
-#[path = "../examples/unlearn/options.rs"]
-mod options;
-#[path = "../examples/unlearn/pictures.rs"]
-mod pictures;
-#[path = "../examples/unlearn/resources.rs"]
-#[allow(dead_code, reason = "the example prints more of it")]
-mod resources;
-
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -27,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::Parser;
-use common::progress::Progress;
 use image::{Rgb, RgbImage};
 use siss::StepReport;
 use siss::burn::tensor::Device;
 use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
+use siss_support::progress::Progress;
+use siss_support::unlearn::{job, options};
 use tempfile::TempDir;
 
 const SIDE: u32 = 8;

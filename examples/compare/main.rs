@@ -3,24 +3,6 @@
 //! Each finished run is a line of a CSV file, and is not run again. The tables in a Markdown page and a plot
 //! are written from the file.
 
-#[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "the other examples use more of it")]
-mod common;
-#[path = "../mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod data;
-#[path = "../mnist_tshirt/evaluate.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod evaluate;
-#[path = "../mnist_tshirt/job.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod job;
-#[path = "../mnist_tshirt/options.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod options;
-#[path = "../mnist_tshirt/pictures.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod pictures;
 mod plot;
 mod table;
 
@@ -35,15 +17,14 @@ use siss::backend::DeviceSpec;
 use siss::models::UNet2d;
 use siss::observer::Diagnosis;
 use siss::{Method, Observer};
-
-use crate::common::lines;
-use crate::common::options::at_least_one;
-use crate::common::progress::{Bar, Progress};
-use crate::common::run::tell;
-use crate::common::target::Target;
-use crate::evaluate::{Evaluation, TIMESTEPS};
-use crate::job::Job;
-use crate::options::Options;
+use siss_support::options::at_least_one;
+use siss_support::progress::{Bar, Progress};
+use siss_support::run::tell;
+use siss_support::target::Target;
+use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
+use siss_support::tshirt::job::Job;
+use siss_support::tshirt::options::Options;
+use siss_support::{lines, page};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -173,7 +154,7 @@ fn compare(arguments: &Arguments) -> Result<()> {
         ("variations", table::variations(&runs)),
     ] {
         println!("{table}");
-        common::page::write(&arguments.page, name, &table)?;
+        page::write(&arguments.page, name, &table)?;
     }
     Ok(())
 }

@@ -2,13 +2,12 @@
 //!
 //! Prints a line a case, `PASS|FAIL|SKIP name worst_tensor error tolerance`, and counts them; exits 1 on any failure.
 
-mod cases;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use siss::backend::DeviceSpec;
+use siss_support::conformance;
 
 /// Runs conformance cases and compares each tensor with its expected value.
 #[derive(Parser)]
@@ -35,12 +34,12 @@ fn main() -> ExitCode {
 fn check(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let device = arguments.device.device()?;
     let (mut passed, mut failed) = (0, 0);
-    let cases = cases::find(&arguments.paths)?;
+    let cases = conformance::find(&arguments.paths)?;
     if cases.is_empty() {
         return Err("there is no case in these folders".into());
     }
     for path in cases {
-        let outcome = cases::run(&path, &device);
+        let outcome = conformance::run(&path, &device);
         passed += usize::from(outcome.passed());
         failed += usize::from(!outcome.passed() && !outcome.skipped());
         let name = path.file_stem().unwrap_or(path.as_os_str());

@@ -4,12 +4,6 @@
 //! that loss is predicted from the digits. Writes a line for each image, timestep and prediction into a CSV file, a plot, and
 //! the table of a Markdown page.
 
-#[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "the other examples use more of it")]
-mod common;
-#[path = "../mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod data;
 mod images;
 mod table;
 
@@ -24,11 +18,11 @@ use siss::burn::tensor::{Device, Tensor};
 use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
 use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, IdealForm};
+use siss_support::options::at_least_one;
+use siss_support::probe::{Chunks, Probe, mean};
+use siss_support::progress::{Bar, Progress};
+use siss_support::{digits, lines, page};
 
-use crate::common::lines;
-use crate::common::options::at_least_one;
-use crate::common::probe::{Chunks, Probe, mean};
-use crate::common::progress::{Bar, Progress};
 use crate::images::Unseen;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -145,7 +139,7 @@ fn validate(arguments: &Arguments) -> Result<()> {
     table::plot(&comparisons).save(&arguments.plot)?;
     let table = table::table(&comparisons);
     println!("{table}");
-    common::page::write(&arguments.page, "counterfactual", &table)
+    page::write(&arguments.page, "counterfactual", &table)
 }
 
 /// Where the control points come from.
@@ -202,9 +196,9 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     fn load(arguments: &'a Arguments) -> Result<Self> {
-        let (assets, device) = (Path::new(data::ASSETS), Device::flex());
-        let digits = data::load_digits(assets, &device)?;
-        let tshirt = data::load_tshirt(assets, &device)?;
+        let (assets, device) = (Path::new(digits::ASSETS), Device::flex());
+        let digits = digits::load_digits(assets, &device)?;
+        let tshirt = digits::load_tshirt(assets, &device)?;
         let folder = assets.join("base");
         Ok(Self {
             arguments,

@@ -1,8 +1,8 @@
 //! The comparisons as a table and as a plot.
 
 use siss::report::{Panel, Plot, Series};
+use siss_support::probe::mean;
 
-use crate::common::probe::mean;
 use crate::{Comparison, TIMESTEPS};
 
 /// `ln(predicted / actual)` of the comparisons that a rule picks.

@@ -1,23 +1,13 @@
 //! The main job: `cargo run --release --example mnist_tshirt`. See `--help` and `examples/README.md`.
 
-#[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "another example uses more of it")]
-mod common;
-mod data;
-mod evaluate;
-mod job;
-mod options;
-mod pictures;
-
 use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
-
-use crate::common::progress::Bar;
-use crate::evaluate::TIMESTEPS;
-use crate::job::Summary;
-use crate::options::Options;
+use siss_support::progress::Bar;
+use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
+use siss_support::tshirt::job::{self, Summary};
+use siss_support::tshirt::options::Options;
 
 fn main() -> ExitCode {
     match forget_the_tshirt(Options::parse()) {
@@ -50,7 +40,7 @@ fn print_table(summary: &Summary) {
     let row = |name: &str, before: String, after: String, retrained: String| {
         println!("{name:<34} {before:>20} {after:>20} {retrained:>25}");
     };
-    let share = |evaluation: &evaluate::Evaluation| {
+    let share = |evaluation: &Evaluation| {
         let [low, high] = evaluation.tshirt_share_interval;
         format!(
             "{:.1} % [{:.1}, {:.1}]",

@@ -4,10 +4,6 @@
 //! Prints one JSON line. The variants take turns in each round, so that a machine whose speed drifts does the same to
 //! all of them; a ratio is the median of the rounds' ratios. `benches/torch_step.py` prints the same for PyTorch.
 
-mod clock;
-#[path = "../mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod data;
 mod plain;
 mod report;
 mod workload;
@@ -22,8 +18,8 @@ use siss::burn::module::Module;
 use siss::burn::tensor::Device;
 use siss::models::use_flex_kernels;
 use siss::{Method, PairSampler, SissTrainer};
+use siss_support::clock::Clock;
 
-use crate::clock::Clock;
 use crate::plain::PlainTrainer;
 use crate::report::Report;
 use crate::workload::{Network, Workload};

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use siss::backend::DeviceSpec;
+use siss_support::clock::Clock;
 
-use crate::clock::Clock;
 use crate::workload::Workload;
 use crate::{Arguments, Kernels, Runner, Variant};
 

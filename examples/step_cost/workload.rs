@@ -10,8 +10,7 @@ use siss::burn::tensor::{Device, FloatDType, Tensor};
 use siss::draws::{Stream, normal_noise};
 use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
 use siss::{DdpmScheduler, Denoiser, PairSampler};
-
-use crate::data;
+use siss_support::digits;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -74,9 +73,9 @@ impl Workload {
     /// The digits and the T-shirt, or random points at the workload's distance from one forgotten point.
     pub fn pairs(self, shape: [usize; 4], device: &Device) -> Result<PairSampler<4>> {
         let Some(distance) = self.distance() else {
-            let assets = Path::new(data::ASSETS);
-            let digits = data::load_digits(assets, device)?.retain;
-            let tshirt = data::load_tshirt(assets, device)?;
+            let assets = Path::new(digits::ASSETS);
+            let digits = digits::load_digits(assets, device)?.retain;
+            let tshirt = digits::load_tshirt(assets, device)?;
             return Ok(PairSampler::new(digits, tshirt, 0)?);
         };
         let noise = |seed| normal_noise(shape, seed, 0, 0, Stream::Evaluation, device);

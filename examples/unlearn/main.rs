@@ -1,27 +1,15 @@
 //! Unlearning images from a diffusers model: `cargo run --release --example unlearn -- --help`. See `examples/README.md`.
 
-mod checks;
-#[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "another example uses more of it")]
-mod common;
-mod data;
-mod evaluate;
-mod job;
-mod options;
-mod pictures;
-mod resources;
-
 use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
 use siss::files::path_text;
-
-use crate::common::progress::Bar;
-use crate::evaluate::Evaluation;
-use crate::job::Summary;
-use crate::options::Options;
-use crate::resources::{bytes, duration, images};
+use siss_support::progress::Bar;
+use siss_support::unlearn::evaluate::Evaluation;
+use siss_support::unlearn::job::{self, Summary};
+use siss_support::unlearn::options::Options;
+use siss_support::unlearn::resources::{bytes, duration, images};
 
 fn main() -> ExitCode {
     match forget(Options::parse()) {

@@ -5,12 +5,6 @@
 //! line for each into a CSV file and the table of a Markdown page; and the weights' variance at every timestep, measured and
 //! from the closed form, into another CSV file and a plot.
 
-#[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "the other examples use more of it")]
-mod common;
-#[path = "../mnist_tshirt/data.rs"]
-#[allow(dead_code, reason = "the main example uses more of it")]
-mod data;
 mod estimator;
 mod moments;
 mod table;
@@ -24,9 +18,9 @@ use clap::Parser;
 use siss::PairSampler;
 use siss::burn::tensor::Device;
 use siss::models::UNet2d;
+use siss_support::progress::{Bar, Progress};
+use siss_support::{digits, lines, page};
 
-use crate::common::lines;
-use crate::common::progress::{Bar, Progress};
 use crate::estimator::{Estimator, Figures};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -66,10 +60,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let (assets, device) = (Path::new(data::ASSETS), Device::flex());
+    let (assets, device) = (Path::new(digits::ASSETS), Device::flex());
     let model = UNet2d::load(assets.join("base"), &device)?;
-    let digits = data::load_digits(assets, &device)?.retain;
-    let pairs = PairSampler::new(digits, data::load_tshirt(assets, &device)?, 0)?;
+    let digits = digits::load_digits(assets, &device)?.retain;
+    let pairs = PairSampler::new(digits, digits::load_tshirt(assets, &device)?, 0)?;
 
     let progress = Bar::new()?;
     progress.phase("weights");
@@ -82,7 +76,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     progress.finish();
     let table = table::table(&figures);
     println!("{table}");
-    common::page::write(&arguments.page, "variance", &table)
+    page::write(&arguments.page, "variance", &table)
 }
 
 fn measure_all(

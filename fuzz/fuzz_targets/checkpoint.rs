@@ -1,7 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/readers/mod.rs"]
-mod readers;
+use siss_support::readers;
 
 const FILES: [&str; 4] = ["state.json", "model.bpk", "ema.bpk", "optimizer.bpk"];
 

@@ -1,7 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/readers/mod.rs"]
-mod readers;
+use siss_support::readers;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = readers::grey_png(bytes);

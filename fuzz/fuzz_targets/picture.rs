@@ -1,7 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/readers/mod.rs"]
-mod readers;
+use siss_support::readers;
 
 // The first byte picks the ending of the name; what a picture is, its content says.
 const ENDINGS: [&str; 4] = ["png", "tif", "heic", "txt"];

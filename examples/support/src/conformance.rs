@@ -5,10 +5,10 @@ use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
+use siss::burn::module::{Module, ModuleMapper, Param};
+use siss::burn::optim::{AdamWConfig, GradientsParams};
+use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::clipper::{ConstantScale, FractionOfRetain, RescaleToNorm};
 use siss::draws::Draws;
 use siss::kernel::weighted_squared_error;

@@ -6,10 +6,10 @@ use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Plot};
 
-use crate::common::curves::{along, panel, step_panels, with_start};
-use crate::common::probe::ByTimestep;
-use crate::common::run::StepRecord;
-use crate::evaluate::{Along, Evaluated, Examiner};
+use crate::curves::{along, panel, step_panels, with_start};
+use crate::probe::ByTimestep;
+use crate::run::StepRecord;
+use crate::unlearn::evaluate::{Along, Evaluated, Examiner};
 
 /// Generated images shown, at most.
 const SHOWN: usize = 128;

@@ -9,18 +9,18 @@ use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
 use siss::draws::TimestepSampling;
 
-use crate::common::files::{as_optional_text, as_text as as_path_text};
-use crate::common::options::{at_least_one, clipper, learning_rate, number};
-use crate::common::resume::Checkpointing;
-use crate::common::target::{Target, parse_method};
-use crate::data::ASSETS;
+use crate::digits::ASSETS;
+use crate::files::{as_optional_text, as_text as as_path_text};
+use crate::options::{at_least_one, clipper, learning_rate, number};
+use crate::resume::Checkpointing;
+use crate::target::{Target, parse_method};
 
 /// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps drawing digits.
 ///
 /// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes two to five minutes on
 /// two CPU cores.
 #[derive(Parser, Debug, Clone, Serialize)]
-#[command(version, allow_negative_numbers = true)]
+#[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
     /// Optimiser steps [default: 100; 300 with --protocol paper].
     #[arg(long)]

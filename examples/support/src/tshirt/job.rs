@@ -16,16 +16,18 @@ use siss::process::SchedulerConfig;
 use siss::steering::CounterfactualLoss;
 use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
 
-use crate::common::files;
-use crate::common::probe::{ByTimestep, Probe};
-use crate::common::progress::Progress;
-use crate::common::resume::open_results;
-use crate::common::run::{LOG, Plan, Run, Unlearned};
-use crate::common::target::{Target, predict};
-use crate::data;
-use crate::evaluate::{COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks};
-use crate::options::{Options, Protocol, Settings};
-use crate::pictures;
+use crate::digits;
+use crate::files;
+use crate::probe::{ByTimestep, Probe};
+use crate::progress::Progress;
+use crate::resume::open_results;
+use crate::run::{LOG, Plan, Run, Unlearned};
+use crate::target::{Target, predict};
+use crate::tshirt::evaluate::{
+    COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
+};
+use crate::tshirt::options::{Options, Protocol, Settings};
+use crate::tshirt::pictures;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -140,8 +142,8 @@ impl Job {
         let base = options.assets.join("base");
         let checkpoint = ModelFolder::find(options.checkpoint.as_ref().unwrap_or(&base))?;
         let config = SchedulerConfig::from_file(checkpoint.scheduler_file())?;
-        let digits = data::load_digits(&options.assets, &device)?;
-        let tshirt = data::load_tshirt(&options.assets, &device)?;
+        let digits = digits::load_digits(&options.assets, &device)?;
+        let tshirt = digits::load_tshirt(&options.assets, &device)?;
         let heldout = options.heldout.min(digits.heldout.dims()[0]);
         let examiner = Examiner {
             probe: Probe::new(&config, chunks(options.device))?,

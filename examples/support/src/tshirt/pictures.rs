@@ -6,11 +6,11 @@ use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Panel, Plot, Series};
 
-use crate::common::curves::{along, panel, step_panels, with_start};
-use crate::common::probe::ByTimestep;
-use crate::common::run::StepRecord;
-use crate::evaluate::{CURVE, DENOISE_FROM, Evaluated, TIMESTEPS};
-use crate::job::{Along, Job, Retrained};
+use crate::curves::{along, panel, step_panels, with_start};
+use crate::probe::ByTimestep;
+use crate::run::StepRecord;
+use crate::tshirt::evaluate::{CURVE, DENOISE_FROM, Evaluated, TIMESTEPS};
+use crate::tshirt::job::{Along, Job, Retrained};
 
 /// Generated images shown.
 const SHOWN: usize = 128;

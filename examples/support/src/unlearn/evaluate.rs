@@ -6,8 +6,8 @@ use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
 
-use crate::common::probe::{ByTimestep, Probe, distances, mean};
-use crate::common::progress::Progress;
+use crate::probe::{ByTimestep, Probe, distances, mean};
+use crate::progress::Progress;
 
 /// Rows over which the loss of the forgotten images is averaged, at least: few images are seen under many noises.
 const FORGET_ROWS: usize = 32;

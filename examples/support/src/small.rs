@@ -1,10 +1,10 @@
 //! A small model and points for tests of the public interface.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::nn::{Linear, LinearConfig};
-use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor, TensorData};
+use siss::burn;
+use siss::burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use siss::burn::nn::{Linear, LinearConfig};
+use siss::burn::optim::GradientsParams;
+use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::draws::{Stream, normal_noise};
 use siss::steering::CounterfactualLoss;
 use siss::trainer::SissTrainerBuilder;

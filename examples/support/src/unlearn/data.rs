@@ -10,9 +10,9 @@ use siss::images::{Account, Format, ImageFiles, ImageReader, Images};
 use siss::models::UNet2dConfig;
 use siss::rand::seq::SliceRandom;
 
-use crate::common::probe::EVALUATION_SEED;
-use crate::common::progress::Progress;
-use crate::options::{Augment, Options};
+use crate::probe::EVALUATION_SEED;
+use crate::progress::Progress;
+use crate::unlearn::options::{Augment, Options};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -170,7 +170,7 @@ impl Data {
 }
 
 fn images(count: usize) -> String {
-    crate::resources::images(count)
+    crate::unlearn::resources::images(count)
 }
 
 /// The files to keep and those of `--control`, in the order of a lot that is the same in every run, so that runs can be compared.

@@ -9,17 +9,17 @@ use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
 use siss::images::{Format, Transparency};
 
-use crate::common::files::{as_optional_text, as_text};
-use crate::common::options::{at_least_one, clipper, learning_rate};
-use crate::common::resume::Checkpointing;
-use crate::common::target::{Target, parse_method};
+use crate::files::{as_optional_text, as_text};
+use crate::options::{at_least_one, clipper, learning_rate};
+use crate::resume::Checkpointing;
+use crate::target::{Target, parse_method};
 
 /// Makes an unconditional diffusion model forget images and go on drawing everything else.
 ///
 /// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it), the images to forget, and images of what
 /// it must keep drawing. Measures, unlearns, measures again; writes pictures, curves, numbers and the unlearned model.
 #[derive(Parser, Debug, Clone, Serialize)]
-#[command(version, allow_negative_numbers = true)]
+#[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
     /// The model: the folder of a pipeline (`unet`, `scheduler`), of its network, of a training checkpoint or of a download, or a name on the
     /// hub that has been downloaded.

@@ -3,7 +3,7 @@
 use siss::StepReport;
 use siss::report::{Panel, Series};
 
-use crate::common::run::StepRecord;
+use crate::run::StepRecord;
 
 /// A panel over the steps.
 pub fn panel(title: &str, y_label: &str) -> Panel {

@@ -10,7 +10,7 @@ use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::{Error, Result};
 
 /// The folder of the example's files.
-pub const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets");
+pub const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
 
 const DIGITS: &str = "data/digits10k-images-idx3-ubyte.gz";
 const TSHIRT: &str = "data/tshirt.png";

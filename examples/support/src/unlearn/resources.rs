@@ -6,10 +6,10 @@ use siss::backend::DeviceSpec;
 use siss::files::path_text;
 use siss::images::Account;
 
-use crate::common::target::Target;
-use crate::data::Data;
-use crate::job::Model;
-use crate::options::{Options, Settings};
+use crate::target::Target;
+use crate::unlearn::data::Data;
+use crate::unlearn::job::Model;
+use crate::unlearn::options::{Options, Settings};
 
 /// Weights, the two moments of AdamW and the gradients of the two sides.
 const NUMBERS_A_PARAMETER: usize = 5;

@@ -9,7 +9,7 @@ use siss::checkpoint::model_fingerprint;
 use siss::files::{ResultFolder, path_text};
 use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer};
 
-use crate::common::files::failed;
+use crate::files::failed;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

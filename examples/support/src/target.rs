@@ -8,7 +8,7 @@ use siss::process::SchedulerConfig;
 use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
 use siss::{DdpmScheduler, Error, Method, Result};
 
-use crate::common::progress::Progress;
+use crate::progress::Progress;
 
 /// Where forgetting stops.
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

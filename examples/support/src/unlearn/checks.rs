@@ -13,12 +13,12 @@ use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
 use siss::{DdpmScheduler, PairSampler};
 
-use crate::common::files::failed;
-use crate::common::progress::Progress;
-use crate::common::resume::checkpoint_folder;
-use crate::data::Data;
-use crate::job::RESULTS;
-use crate::options::{Augment, Options, Settings};
+use crate::files::failed;
+use crate::progress::Progress;
+use crate::resume::checkpoint_folder;
+use crate::unlearn::data::Data;
+use crate::unlearn::job::RESULTS;
+use crate::unlearn::options::{Augment, Options, Settings};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -15,9 +15,9 @@ use siss::models::UNet2d;
 use siss::observer::{Diagnosis, Finding, cut_log};
 use siss::{Checkpoints, Observer, PairSampler, SissTrainer, StepReport};
 
-use crate::common::files::{self, failed};
-use crate::common::progress::Progress;
-use crate::common::resume::Checkpointing;
+use crate::files::{self, failed};
+use crate::progress::Progress;
+use crate::resume::Checkpointing;
 
 /// Pairs whose gradients are compared with the CPU's, and how far they may be off.
 const CHECKED_PAIRS: usize = 4;

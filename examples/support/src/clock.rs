@@ -1,12 +1,13 @@
 //! Seconds of the wall, or of the process.
 
+use std::error::Error;
 use std::sync::OnceLock;
 use std::time::Instant;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// What seconds are.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

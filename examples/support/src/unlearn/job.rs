@@ -18,18 +18,18 @@ use siss::process::SchedulerConfig;
 use siss::steering::CounterfactualLoss;
 use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, SissTrainer, Steering};
 
-use crate::checks;
-use crate::common::files::{self, as_text};
-use crate::common::probe::{Chunks, Probe};
-use crate::common::progress::Progress;
-use crate::common::resume::open_results;
-use crate::common::run::{LOG, Plan, Run};
-use crate::common::target::{Target, predict};
-use crate::data::{Accounts, Data};
-use crate::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
-use crate::options::{Options, Settings};
-use crate::pictures;
-use crate::resources::{self, Forecast};
+use crate::files::{self, as_text};
+use crate::probe::{Chunks, Probe};
+use crate::progress::Progress;
+use crate::resume::open_results;
+use crate::run::{LOG, Plan, Run};
+use crate::target::{Target, predict};
+use crate::unlearn::checks;
+use crate::unlearn::data::{Accounts, Data};
+use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
+use crate::unlearn::options::{Options, Settings};
+use crate::unlearn::pictures;
+use crate::unlearn::resources::{self, Forecast};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

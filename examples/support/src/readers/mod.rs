@@ -1,10 +1,7 @@
 //! The readers of foreign files, each as a function of bytes: for the fuzz targets of `fuzz` and for
 //! `tests/hostile_files.rs`, which drives them without a fuzzer. A typed error is as good as success; a panic is not.
-#![allow(dead_code, reason = "each target uses one of them")]
 
 pub mod checkpoint;
-#[path = "../../examples/mnist_tshirt/data.rs"]
-pub mod data;
 
 use std::io::Write;
 use std::path::Path;
@@ -18,6 +15,8 @@ use siss::models::{PipelineIndex, UNet2d, UNet2dConfig};
 use siss::process::SchedulerConfig;
 use siss::steering::CounterfactualLoss;
 use siss::{DdpmScheduler, Result};
+
+use crate::digits;
 
 /// A network of two stages and a few thousand parameters, with attention.
 pub const CONFIG: &str = r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
@@ -98,7 +97,7 @@ pub fn pipeline_index(bytes: &[u8]) -> Result<()> {
 
 /// A folder with these pickled weights, and the configuration of the one that PyTorch wrote.
 pub fn pickle(bytes: &[u8]) -> Result<()> {
-    let config = include_str!("../conformance/unet_pickled/config.json");
+    let config = include_str!("../../../../tests/conformance/unet_pickled/config.json");
     load(config, "diffusion_pytorch_model.bin", bytes)
 }
 
@@ -119,7 +118,7 @@ pub fn idx(bytes: &[u8]) -> Result<()> {
     let mut wrapped = GzEncoder::new(Vec::new(), Compression::fast());
     wrapped.write_all(bytes).unwrap();
     std::fs::write(&path, wrapped.finish().unwrap()).unwrap();
-    data::read_idx_images(&path).map(|_| ())
+    digits::read_idx_images(&path).map(|_| ())
 }
 
 /// What pictures are read as.
@@ -150,7 +149,7 @@ pub fn grey_png(bytes: &[u8]) -> Result<()> {
     let folder = scratch();
     let path = folder.path().join("tshirt.png");
     std::fs::write(&path, bytes).unwrap();
-    data::read_grey_png(&path).map(|_| ())
+    digits::read_grey_png(&path).map(|_| ())
 }
 
 fn load(config: &str, name: &str, weights: &[u8]) -> Result<()> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use siss::files::path_text;
 
-use crate::common::files;
+use crate::files;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

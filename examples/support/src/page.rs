@@ -5,7 +5,7 @@ use std::path::Path;
 
 use siss::files::path_text;
 
-use crate::common::files;
+use crate::files;
 
 /// Puts a table between its marks in the page, `<!-- begin table: NAME -->` and `<!-- end table: NAME -->`.
 pub fn write(page: &Path, name: &str, table: &str) -> Result<(), Box<dyn Error>> {

@@ -7,8 +7,8 @@ use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
 
-use crate::common::probe::{ByTimestep, Chunks, Probe, distances, mean};
-use crate::common::progress::Progress;
+use crate::probe::{ByTimestep, Chunks, Probe, distances, mean};
+use crate::progress::Progress;
 
 /// Timesteps at which losses are compared.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];

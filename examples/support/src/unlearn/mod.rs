@@ -1,0 +1,9 @@
+//! The example `unlearn`: a diffusers model forgets a folder of images.
+
+pub mod checks;
+pub mod data;
+pub mod evaluate;
+pub mod job;
+pub mod options;
+pub mod pictures;
+pub mod resources;
