@@ -26,7 +26,10 @@ use siss::observer::JsonLog;
 use siss::rand::{Rng, RngExt};
 use siss::steering::{HardStop, SteeringRule};
 use siss::trainer::SissTrainerBuilder;
-use siss::{Checkpoints, DdpmScheduler, Denoiser, Error, FlowMatching, GradientClipper, Method, Observer, PairSampler, Side, SissLoss, SissTrainer, Steering, StepReport};
+use siss::{
+    Checkpoints, DdpmScheduler, Denoiser, Error, FlowMatching, GradientClipper, Method, Observer,
+    PairSampler, Side, SissLoss, SissTrainer, Steering, StepReport,
+};
 use siss_support::small::{self, seeded};
 
 /// Three layers: wide enough that a checkpoint has hundreds of blocks.

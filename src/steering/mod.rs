@@ -125,11 +125,13 @@ impl Steering {
         self.rule.as_ref()
     }
 
-    /// The factors of rows with these points, timesteps and losses (means over elements, on the device).
+    /// The factors of rows with these points, timesteps, weights and losses (means over elements, on the
+    /// device). A row that descends to another target is never turned into an ascent from it.
     pub(crate) fn steer(
         &self,
         forget_ids: impl Iterator<Item = u64> + Clone,
         timesteps: &[f64],
+        weights: &[f64],
         losses: Tensor<1>,
     ) -> Result<Steered> {
         let rows = || forget_ids.clone().zip(timesteps.iter().copied());
@@ -150,8 +152,10 @@ impl Steering {
         let factors = self.rule.factors(losses, levels, mean_ratios);
         let remedy = "a steering rule must give one factor for every loss";
         check_shape("the factors of steering", &shape, &factors.dims(), remedy)?;
+        let lowest = |&weight: &f64| if weight > 0.0 { 0.0 } else { -1.0 };
+        let lowest = vector(weights.iter().map(lowest), &factors.device());
         Ok(Steered {
-            factors: to_f32(factors),
+            factors: to_f32(factors).max_pair(lowest),
             ratios: to_f32(ratios),
         })
     }

@@ -90,10 +90,10 @@ impl Method {
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
-    pub fn loss<const D: usize>(
+    pub fn loss<const D: usize, C>(
         self,
         retained: Option<&Tensor<D>>,
-    ) -> Result<Box<dyn SissLoss<D>>> {
+    ) -> Result<Box<dyn SissLoss<D, C>>> {
         Ok(match self {
             Method::Siss | Method::SissToLevel => Box::new(Siss),
             Method::SissNoIs => Box::new(SissNoIs),

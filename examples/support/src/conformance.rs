@@ -13,7 +13,9 @@ use siss::clipper::{ConstantScale, FractionOfRetain, RescaleToNorm};
 use siss::draws::Draws;
 use siss::kernel::weighted_squared_error;
 use siss::models::UNet2d;
-use siss::objective::{EraseDiff, LossInputs, LossTerm, NaiveDeletion, NegGrad, ReTrack, Siss, SissNoIs};
+use siss::objective::{
+    EraseDiff, LossInputs, LossTerm, NaiveDeletion, NegGrad, ReTrack, Siss, SissNoIs,
+};
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
 use siss::{DdpmScheduler, Denoiser, GradientClipper, SissLoss, SissTrainer, UnlearningBatch};
