@@ -452,9 +452,9 @@ mod tests {
     fn ten_neighbours_are_taken_unless_told_otherwise_and_the_settings_say_so() {
         let retain = Tensor::<3>::zeros([12, 2, 3], &Device::flex());
         let loss = ReTrack::new(retain).unwrap();
-        assert_eq!(loss.settings(), "ReTrack, 10 neighbours");
+        assert_eq!(SissLoss::<3>::settings(&loss), "ReTrack, 10 neighbours");
         let loss = loss.with_neighbour_count(3).unwrap();
-        assert_eq!(loss.settings(), "ReTrack, 3 neighbours");
+        assert_eq!(SissLoss::<3>::settings(&loss), "ReTrack, 3 neighbours");
     }
 
     /// The nearest retained points are of another group.
@@ -464,8 +464,8 @@ mod tests {
         let groups = vec![4, 9, 4, 9, 9, 9];
         let loss = ReTrack::new(retain.clone()).unwrap();
         let mut loss = loss.with_groups(groups, vec![4, 9, 4, 4]).unwrap();
-        assert_eq!(loss.settings(), "ReTrack, 2 neighbours");
-        assert!(!loss.ignores_condition());
+        assert_eq!(SissLoss::<3>::settings(&loss), "ReTrack, 2 neighbours");
+        assert!(!SissLoss::<3>::ignores_condition(&loss));
         assert!(loss.clone().with_neighbour_count(3).is_err());
         let found = loss
             .neighbours
@@ -485,7 +485,7 @@ mod tests {
             }
         }
         let new = || ReTrack::new(retain.clone()).unwrap();
-        assert!(new().ignores_condition());
+        assert!(SissLoss::<3>::ignores_condition(&new()));
         let error = new().with_groups(vec![4; 6], vec![4, 5]).unwrap_err();
         assert!(
             error
