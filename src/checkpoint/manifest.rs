@@ -241,11 +241,11 @@ mod tests {
     #[test]
     fn another_format_is_named() {
         let mut other = manifest();
-        other.format = 2;
+        other.format = FORMAT + 1;
         other.sha256 = String::new();
         other.sha256 = sha256(other.text().as_bytes());
         let error = Manifest::parse(other.text().as_bytes()).unwrap_err();
-        assert!(error.contains("format 2"), "{error}");
+        assert!(error.contains("format 3"), "{error}");
     }
 
     #[test]

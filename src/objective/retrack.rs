@@ -382,7 +382,8 @@ mod tests {
 
     #[test]
     fn an_id_that_stands_for_two_points_is_refused() {
-        let (case, retain) = case();
+        let (mut case, retain) = case();
+        case.batch.forget_ids = vec![0; 4];
         let error = ReTrack::new(retain)
             .unwrap()
             .terms(&case.inputs(PredictionType::Epsilon))

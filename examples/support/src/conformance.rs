@@ -46,10 +46,12 @@ impl Comparison {
 }
 
 impl Outcome {
+    /// Whether all tensors agree.
     pub fn passed(&self) -> bool {
         matches!(self, Outcome::Compared(worst) if worst.passes())
     }
 
+    /// Whether the case was left out.
     pub fn skipped(&self) -> bool {
         matches!(self, Outcome::Skipped(_))
     }
