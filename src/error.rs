@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::data::side::Side;
-use crate::files::path_text;
+use crate::files::path::path_text;
 use crate::process::time::TimeRange;
 
 /// Shorthand for a result with the crate's [`Error`].
@@ -233,7 +233,7 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
         /// Each file, and why it is not read.
-        files: Vec<crate::images::UnreadFile>,
+        files: Vec<crate::images::unread::UnreadFile>,
     },
 
     /// Weights in a file do not fit the model: a tensor is missing, extra, of another shape, or no model can run with it.

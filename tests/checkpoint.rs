@@ -535,7 +535,7 @@ fn what_differs_is_named_with_both_values() {
         (
             "optimizer",
             builder(SMALL).optimizer(adam),
-            "optimizer, three steps of it was",
+            "optimizer (its first three steps) was",
         ),
         (
             "process",

@@ -12,6 +12,7 @@ mod decode;
 mod files;
 mod kind;
 mod tiff;
+pub(crate) mod unread;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -30,7 +31,8 @@ use crate::files::{invalid, path_text};
 use crate::host::tensor;
 
 pub use account::Account;
-pub use files::{ImageFiles, TakenOut, UnreadFile};
+pub use files::{ImageFiles, TakenOut};
+pub use unread::UnreadFile;
 
 /// What becomes of the transparent parts of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::folder::{CONFIG, WEIGHTS};
+use super::folder::WEIGHTS;
 use super::index::PipelineIndex;
+use super::location::CONFIG;
 use super::location::ModelFolder;
 use super::unet2d::UNet2d;
 use crate::error::{Error, Result};

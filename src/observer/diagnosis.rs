@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::report::{StepOutcome, StepReport, TermReport};
+use crate::files::json::exact;
 
 /// A way in which unlearning is known to go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,6 +67,7 @@ pub(crate) struct Diagnosis {
     retain: Trend,
     forget: Trend,
     /// Steering of the latest steps.
+    #[serde(with = "exact")]
     steering: VecDeque<f64>,
     dominating: usize,
     vanishing: usize,
@@ -306,7 +308,10 @@ fn run_length(before: usize, goes_on: bool) -> usize {
 struct Trend {
     window: usize,
     steps: usize,
-    start: f64,
+    /// Mean of the first window; none before the first step.
+    #[serde(with = "exact")]
+    start: Vec<f64>,
+    #[serde(with = "exact")]
     latest: VecDeque<f64>,
 }
 
@@ -315,7 +320,7 @@ impl Trend {
         Self {
             window,
             steps: 0,
-            start: 0.0,
+            start: Vec::new(),
             latest: VecDeque::with_capacity(window),
         }
     }
@@ -333,9 +338,10 @@ impl Trend {
         self.latest.push_back(loss);
         let mean = self.latest.iter().sum::<f64>() / self.latest.len() as f64;
         if self.steps <= self.window {
-            self.start = mean;
+            self.start = vec![mean];
         }
-        (self.steps >= 2 * self.window && self.start > 0.0).then(|| mean / self.start)
+        let start = self.start.first().copied().unwrap_or_default();
+        (self.steps >= 2 * self.window && start > 0.0).then(|| mean / start)
     }
 }
 

@@ -10,6 +10,7 @@ use super::optimizer::OpaqueOptimizer;
 use super::settings::Settings;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
+use crate::files::json::exact;
 use crate::observer::Diagnosis;
 use crate::steering::Steering;
 
@@ -22,11 +23,13 @@ pub(crate) struct TrainerState {
     skipped_in_a_row: u64,
     /// Steps that the moving average has followed.
     pub(crate) ema_updates: Option<u64>,
-    /// As bits, which JSON carries exactly.
-    clipper: Vec<u64>,
-    objective: Vec<u64>,
+    #[serde(with = "exact")]
+    clipper: Vec<f64>,
+    #[serde(with = "exact")]
+    objective: Vec<f64>,
     /// Empty without steering.
-    steering: Vec<u64>,
+    #[serde(with = "exact")]
+    steering: Vec<f64>,
     diagnosis: Diagnosis,
 }
 
@@ -37,9 +40,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             step: self.step,
             skipped_in_a_row: self.skipped_in_a_row,
             ema_updates: self.ema.as_ref().map(MovingAverage::updates),
-            clipper: bits(&self.clipper.state()),
-            objective: bits(&self.loss.state()),
-            steering: bits(&steering.map_or_else(Vec::new, Steering::state)),
+            clipper: self.clipper.state(),
+            objective: self.loss.state(),
+            steering: steering.map_or_else(Vec::new, Steering::state),
             diagnosis: self.diagnosis.clone(),
         }
     }
@@ -73,10 +76,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
 
     /// Objective, clipper and steering: parts that others wrote.
     fn restore_parts(&mut self, state: &TrainerState) -> Result<()> {
-        self.clipper.restore(&numbers(&state.clipper))?;
-        self.loss.restore(&numbers(&state.objective))?;
+        self.clipper.restore(&state.clipper)?;
+        self.loss.restore(&state.objective)?;
         match &mut self.steering {
-            Some(steering) => steering.restore(&numbers(&state.steering)),
+            Some(steering) => steering.restore(&state.steering),
             None => Ok(()),
         }
     }
@@ -111,25 +114,5 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
 
     pub(crate) fn teacher(&self) -> Option<&M> {
         self.teacher.as_ref()
-    }
-}
-
-fn bits(numbers: &[f64]) -> Vec<u64> {
-    numbers.iter().map(|number| number.to_bits()).collect()
-}
-
-fn numbers(bits: &[u64]) -> Vec<f64> {
-    bits.iter().map(|&bits| f64::from_bits(bits)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_come_back_to_the_bit() {
-        let values = [0.1, -0.0, f64::NAN, f64::INFINITY, 5e-324];
-        let back = numbers(&bits(&values));
-        assert_eq!(bits(&back), bits(&values));
     }
 }

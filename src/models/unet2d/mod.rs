@@ -84,7 +84,7 @@ impl UNet2d {
     /// unexpected, in two parts, misshapen, of a type that is no float, or not finite.
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let location::Network { folder, notes, .. } = location::network(folder.as_ref())?;
-        let config = UNet2dConfig::from_file(folder.join(folder::CONFIG))?;
+        let config = UNet2dConfig::from_file(folder.join(location::CONFIG))?;
         let (mut unet, read) = folder::load_weights(config.init(device)?, &folder)?;
         unet.notes = notes;
         unet.notes.extend(read);
