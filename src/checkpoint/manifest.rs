@@ -16,7 +16,7 @@ use crate::files::{path_text, sha256};
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// Of the files and of what is in them.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// A manifest has a handful of short lines; more is none.
 const LARGEST_MANIFEST: u64 = 1 << 20;
