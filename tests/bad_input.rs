@@ -14,7 +14,7 @@ use siss::process::BetaSchedule;
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::report::{ImageGrid, binomial_interval, quantile};
 use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
-use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
 use siss_support::small::{self, Mlp, device};
@@ -478,9 +478,6 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
         case("no parameter to train", "none of the model's 4", || {
             built(|builder| builder.train_only(ParamGroup::from_predicate("decoder")))
         }),
-        case("no level to steer to", "no level", || {
-            built(|builder| builder.method(Method::SissToLevel))
-        }),
         case("no retained points to search", "re-track", || {
             built(|builder| builder.method(Method::ReTrack))
         }),
@@ -492,9 +489,9 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
             })
         }),
         case("a level for another point", "id 7", || {
-            let levels = CounterfactualLoss::from_levels(vec![0.0, 999.0], vec![vec![1.0; 2]])?;
+            let levels = Levels::new(vec![0.0, 999.0], vec![vec![1.0; 2]])?;
             let batch = small::batch(2, 0.5, 1, &device()).with_forget_ids(vec![7, 7])?;
-            built(|builder| builder.steering(Steering::to(levels.clone())))?.step(batch)
+            built(|builder| builder.steering(Steering::new(levels.clone())))?.step(batch)
         }),
     ];
     for (says, sampling) in [
@@ -557,15 +554,9 @@ impl ModuleMapper for ToNan {
 fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
     let ones = |rows: usize| zeros([rows, 3]) + 1.0;
     let fit = move |retained: Tensor<2>, controls: Tensor<2>, config: CounterfactualConfig| {
-        let data = CounterfactualData {
-            retained: &retained,
-            controls: &controls,
-            control_condition: &(),
-            forgotten: &ones(1),
-            forgotten_condition: &(),
-            groups: None,
-        };
-        CounterfactualLoss::fit(&Mlp::new(1, &device()), &linear(), data, &config, |_| {})
+        let forgotten = ones(1);
+        let data = CounterfactualData::new(&retained, &controls, &forgotten);
+        Counterfactual::fit(&Mlp::new(1, &device()), &linear(), data, config)
     };
     let config = CounterfactualConfig::default;
     vec![
@@ -612,46 +603,31 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
             draws(vec![1.0], 0.5)?.with_numbers(Stream::Uniform, zeros([2, 3]))
         }),
         case("a level at one timestep", "is 1;", || {
-            CounterfactualLoss::from_levels(vec![1.0], vec![])
+            Levels::new(vec![1.0], vec![])
         }),
         case("timesteps that fall", "is 1;", || {
-            CounterfactualLoss::from_levels(vec![2.0, 1.0], vec![])
+            Levels::new(vec![2.0, 1.0], vec![])
         }),
         case("a level of 0", "a level is 0", || {
-            CounterfactualLoss::from_levels(vec![1.0, 2.0], vec![vec![0.0; 2]])
+            Levels::new(vec![1.0, 2.0], vec![vec![0.0; 2]])
         }),
         case("a level too few", "[1]", || {
-            CounterfactualLoss::from_levels(vec![1.0, 2.0], vec![vec![1.0]])
+            Levels::new(vec![1.0, 2.0], vec![vec![1.0]])
         }),
         case("no data to predict from", "is empty", move || {
             fit(zeros([0, 3]), ones(2), config())
         }),
         case("control points of another size", "[5]", move || {
-            let data = CounterfactualData {
-                retained: &ones(3),
-                controls: &zeros([2, 5]),
-                control_condition: &(),
-                forgotten: &ones(1),
-                forgotten_condition: &(),
-                groups: None,
-            };
-            let model = Mlp::new(1, &device());
-            CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})
+            fit(ones(3), zeros([2, 5]), config())
         }),
         case(
             "a model that is not finite, before its data are blamed",
             "parameter `",
             move || {
-                let data = CounterfactualData {
-                    retained: &zeros([3, 3]),
-                    controls: &ones(2),
-                    control_condition: &(),
-                    forgotten: &ones(1),
-                    forgotten_condition: &(),
-                    groups: None,
-                };
+                let (retained, controls, forgotten) = (zeros([3, 3]), ones(2), ones(1));
+                let data = CounterfactualData::new(&retained, &controls, &forgotten);
                 let model = Mlp::new(3, &device()).map(&mut ToNan);
-                CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})
+                Counterfactual::fit(&model, &linear(), data, config())
             },
         ),
         case(

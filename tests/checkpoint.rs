@@ -896,19 +896,19 @@ fn a_rate_that_differs_later_and_another_steering_rule_are_seen() {
         let builder = builder(SMALL).learning_rate(falling(steps));
         builder.steering(steering).build().unwrap()
     };
-    let mut trainer = built(500, Steering::to(levels()));
+    let mut trainer = built(500, Steering::new(levels()));
     let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
     take_step(&mut trainer);
     checkpoints.save(&mut trainer, &()).unwrap();
     drop(checkpoints);
     for (mut other, expected) in [
-        (built(50, Steering::to(levels())), "learning_rate was"),
+        (built(50, Steering::new(levels())), "learning_rate was"),
         (
-            built(500, Steering::by(levels(), HardStop)),
+            built(500, Steering::new(levels()).with_rule(HardStop)),
             "steering.rule was Proportional and is HardStop",
         ),
         (
-            built(500, Steering::by(levels(), Factor(0.5))),
+            built(500, Steering::new(levels()).with_rule(Factor(0.5))),
             "steering.rule was Proportional and is Factor(0.5)",
         ),
     ] {

@@ -43,7 +43,7 @@ fn settings() -> Vec<Setting> {
                 thin_below: [1.0, 0.0, 2.0][index % 3],
                 micro_batch: [None, Some(5), Some(2)][(index / 2) % 3],
                 ema: index % 2 == 0,
-                steered: method == Method::SissToLevel || forgets && index % 4 == 1,
+                steered: forgets && index % 5 == 4,
                 kind: kinds[(index / 3) % 4],
                 is_unet: index >= 15,
             }

@@ -15,6 +15,7 @@ use siss::observer::{StepOutcome, Symptom};
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::steering::HardStop;
 use siss::*;
+use siss_support::recipe::Recipe;
 use siss_support::small::*;
 
 /// Rows of a batch, and of a micro-batch.
@@ -99,15 +100,15 @@ fn bits<M: Module>(model: &M) -> Vec<u64> {
 }
 
 /// A trainer with a state in everything that can have one: optimiser, average, clipper.
-fn trainer(method: Method, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
+fn trainer(recipe: Recipe, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
     let mut builder = SissTrainer::builder(Faulty::new(), scheduler())
-        .method(method)
+        .method(recipe.method())
         .retained_points(retained.clone())
         .micro_batch_size(MICRO_BATCH)
         .thin_below(0.0)
         .learning_rate(1e-2)
         .ema(0.9);
-    if method == Method::SissToLevel {
+    if recipe.is_steered() {
         builder = builder.steering(level(1e3));
     }
     builder.build().unwrap()
@@ -119,7 +120,7 @@ fn trainer(method: Method, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
 fn a_fault_in_any_micro_batch_changes_nothing() {
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         let (mut hurt, mut whole) = (
             trainer(method, points.retain()),
             trainer(method, points.retain()),
@@ -176,12 +177,12 @@ fn a_fault_in_any_micro_batch_changes_nothing() {
 fn a_point_that_is_not_finite_is_named_wherever_it_is() {
     let clean = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for row in [0, ROWS / 2, ROWS - 1] {
                 for side in [Side::Retain, Side::Forget] {
-                    if method == Method::NaiveDeletion && side == Side::Forget
-                        || method == Method::NegGrad && side == Side::Retain
+                    if method == Method::NaiveDeletion.into() && side == Side::Forget
+                        || method == Method::NegGrad.into() && side == Side::Retain
                     {
                         continue; // The point is not looked at.
                     }
@@ -208,7 +209,7 @@ fn a_point_that_is_not_finite_is_named_wherever_it_is() {
                             ..
                         }) => assert_eq!((found, at), (side, row), "{case}"),
                         // Each row is looked at on one side only.
-                        Ok(report) if method == Method::Bernoulli => {
+                        Ok(report) if method == Method::Bernoulli.into() => {
                             assert_eq!(report.outcome, StepOutcome::Applied, "{case}");
                             let parameters = parameters(trainer.model());
                             assert!(parameters.iter().all(|p| p.is_finite()), "{case}");
@@ -381,7 +382,7 @@ fn a_forget_gradient_of_zero_is_a_retain_step() {
     let mut cases = 0;
     for spec in specs {
         let clipper: ClipperSpec = spec.parse().unwrap();
-        let hard_stop = Steering::by(level(1e-30).levels().clone(), HardStop);
+        let hard_stop = level(1e-30).with_rule(HardStop);
         let mut trainer = SissTrainer::builder(Faulty::new(), scheduler())
             .steering(hard_stop)
             .clipper(clipper.build().unwrap())
@@ -408,7 +409,7 @@ fn a_forget_gradient_of_zero_is_a_retain_step() {
 fn all_samples_on_one_side_are_a_step() {
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         for from_forget in [false, true] {
             for lambda in [0.0, 0.1, 0.5, 0.9, 1.0] {
                 let (mut trainer, case) = (
@@ -462,7 +463,7 @@ fn without_signal_a_step_is_finite() {
     assert_eq!(ddpm.scales(&[999.0]).unwrap().signal, [0.0]);
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         for kind in [
             PredictionType::Epsilon,
             PredictionType::Sample,

@@ -45,7 +45,6 @@ fn memory_and_time_stay_over_thousands_of_steps() {
     let pairs = PairSampler::new(points(500, 1), points(5, 2) + 0.5, 3).unwrap();
     let mut trainer =
         SissTrainer::builder(Mlp::new(3, &device), DdpmScheduler::linear(1000).unwrap())
-            .method(Method::SissToLevel)
             .steering(level(1.0))
             .micro_batch_size(4)
             .ema(0.99)

@@ -12,9 +12,10 @@ use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, LossTerm, NegGrad, Siss, SissNoIs};
 use siss::observer::{JsonLog, StepOutcome};
 use siss::process::SchedulerExt;
-use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, HardStop};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, HardStop, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
+use siss_support::recipe::Recipe;
 use siss_support::small::*;
 
 fn scheduler() -> DdpmScheduler {
@@ -289,10 +290,10 @@ fn a_step_that_is_not_finite_changes_nothing_and_says_so() {
 #[test]
 fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
     let device = device();
-    for method in Method::ALL {
+    for recipe in Recipe::all() {
         for bad in [f32::NAN, f32::INFINITY] {
             let retained = Tensor::<2>::ones([12, 3], &device);
-            let mut trainer = with_method(builder(1), method, &retained).build().unwrap();
+            let mut trainer = with_method(builder(1), recipe, &retained).build().unwrap();
             let before = parameters(trainer.model());
             let dirty = || Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
             let batch = UnlearningBatch::new(dirty(), dirty()).unwrap();
@@ -300,7 +301,7 @@ fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
             let error = trainer.step(batch).unwrap_err();
             assert!(
                 matches!(error, Error::NonFiniteData { row: 1, .. }),
-                "{method}: {error}"
+                "{recipe}: {error}"
             );
             assert_eq!(parameters(trainer.model()), before);
             assert_eq!(trainer.next_step(), 0);
@@ -487,7 +488,6 @@ fn settings_out_of_range_are_refused_with_their_value() {
         "{message}"
     );
     assert!(refused(builder(1).method(Method::ReTrack)).contains("retained_points"));
-    assert!(refused(builder(1).method(Method::SissToLevel)).contains("steering"));
 }
 
 /// The other parameters stay bit for bit, and a model that was trained in part can be trained whole again.
@@ -786,10 +786,7 @@ fn a_level_out_of_reach_changes_nothing_and_one_far_below_turns_round() {
     assert_eq!(plain, free);
     let negated: Vec<f64> = plain.iter().map(|value| -value).collect();
     assert!(norm(&difference(&negated, &turned)) < 1e-6 * norm(&plain));
-    let (stopped, rest) = gradient(
-        Some(Steering::by(level(1e-30).levels().clone(), HardStop)),
-        16,
-    );
+    let (stopped, rest) = gradient(Some(level(1e-30).with_rule(HardStop)), 16);
     assert_eq!((norm(&stopped), rest), (0.0, Some(0.0)));
     // Micro-batches change nothing here either.
     let (whole, factor) = gradient(Some(level(0.8)), 16);
@@ -807,10 +804,10 @@ fn each_row_is_steered_by_the_loss_and_the_level_of_its_own_point() {
     let points = points.with_forget_ids(ids.clone()).unwrap();
     let level = |id: u64| 0.5 + 0.2 * id as f64;
     let levels = (0..16).map(|id| vec![level(id); 2]).collect();
-    let levels = CounterfactualLoss::from_levels(vec![0.0, 999.0], levels).unwrap();
+    let levels = Levels::new(vec![0.0, 999.0], levels).unwrap();
     for method in [Method::EraseDiff, Method::ReTrack] {
         let builder = with_method(builder(1), method, points.retain()).micro_batch_size(5);
-        let steering = Steering::to(levels.clone());
+        let steering = Steering::new(levels.clone());
         let mut trainer = builder.steering(steering).build().unwrap();
         let draws = trainer.draw(&points).unwrap();
         let (timesteps, noise) = match method {
@@ -934,22 +931,18 @@ fn steering_that_cannot_mean_anything_is_refused() {
     assert!(refused(nothing).contains("naive deletion has no forget term"));
 
     let points = || normal_noise([20, 3], 5, 0, 0, Stream::Evaluation, &device);
-    let data = CounterfactualData {
-        retained: &points(),
-        controls: &(points() * 0.5),
-        control_condition: &(),
-        forgotten: &(points().narrow(0, 0, 2) + 3.0),
-        forgotten_condition: &(),
-        groups: None,
-    };
+    let (retained, controls) = (points(), points() * 0.5);
+    let forgotten = points().narrow(0, 0, 2) + 3.0;
+    let data = CounterfactualData::new(&retained, &controls, &forgotten);
     let (model, config) = (Mlp::new(1, &device), CounterfactualConfig::default());
-    let levels = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();
+    let fit = Counterfactual::fit(&model, &scheduler(), data, config).unwrap();
+    let levels = fit.levels;
     let other = builder(1)
         .prediction_type(PredictionType::Velocity)
-        .steering(Steering::to(levels.clone()));
+        .steering(Steering::new(levels.clone()));
     assert!(refused(other).contains("predicts Epsilon, the trainer is told Velocity"));
 
-    let mut trainer = builder(1).steering(Steering::to(levels)).build().unwrap();
+    let mut trainer = builder(1).steering(Steering::new(levels)).build().unwrap();
     let unnamed = UnlearningBatch::new(points(), points() + 3.0).unwrap();
     let error = trainer.step(unnamed).unwrap_err().to_string();
     assert!(error.contains("which of 2 points"), "{error}");

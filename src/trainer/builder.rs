@@ -106,9 +106,11 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
-    /// ([`CounterfactualLoss`](crate::steering::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 30 %, which shrink as
-    /// the levels are reached.
+    /// Forgetting that stops at a level for each point and timestep, such as the loss that a retrained model would have
+    /// ([`Counterfactual`](crate::steering::Counterfactual)): for every method with a forget term.
+    ///
+    /// Unless another clipper is set, a method whose clipper is [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 % takes
+    /// 30 %, a share that shrinks as the levels are reached.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
         self
@@ -274,12 +276,6 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             steering
                 .levels()
                 .check_process(self.scheduler.as_ref(), sampling)?;
-        }
-        if self.method == Method::SissToLevel && self.steering.is_none() {
-            return Err(Error::InvalidSetting {
-                what: "siss-to-level has no level to steer to".into(),
-                remedy: "give one by `SissTrainerBuilder::steering`, fitted by `CounterfactualLoss::fit`",
-            });
         }
         let teacher = loss.uses_teacher().then(|| {
             let teacher = self.teacher.unwrap_or_else(|| self.model.clone());

@@ -6,9 +6,11 @@ use siss::burn::nn::{Linear, LinearConfig};
 use siss::burn::optim::GradientsParams;
 use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::draws::{Stream, normal_noise};
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss::trainer::SissTrainerBuilder;
-use siss::{Denoiser, Method, Steering, UnlearningBatch};
+use siss::{Denoiser, Steering, UnlearningBatch};
+
+use crate::recipe::Recipe;
 
 /// The device under test: `SISS_TEST_DEVICE`, or the CPU.
 pub fn device() -> Device {
@@ -146,11 +148,14 @@ pub fn scalars(values: &[f64], device: &Device) -> Tensor<2> {
 /// A method with the data that it asks for: retained points to search, and levels too high to matter.
 pub fn with_method(
     builder: SissTrainerBuilder<Mlp, 2>,
-    method: Method,
+    recipe: impl Into<Recipe>,
     retained: &Tensor<2>,
 ) -> SissTrainerBuilder<Mlp, 2> {
-    let builder = builder.method(method).retained_points(retained.clone());
-    if method == Method::SissToLevel {
+    let recipe = recipe.into();
+    let builder = builder
+        .method(recipe.method())
+        .retained_points(retained.clone());
+    if recipe.is_steered() {
         builder.steering(level(1e30))
     } else {
         builder
@@ -160,7 +165,7 @@ pub fn with_method(
 /// The same level for each of the first 64 points at every timestep.
 pub fn level(level: f64) -> Steering {
     let levels = vec![vec![level; 2]; 64];
-    Steering::to(CounterfactualLoss::from_levels(vec![0.0, 999.0], levels).unwrap())
+    Steering::new(Levels::new(vec![0.0, 999.0], levels).unwrap())
 }
 
 /// The model with one of its parameters shifted.

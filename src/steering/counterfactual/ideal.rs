@@ -8,7 +8,7 @@ use crate::data::Points;
 use crate::data::distances::squared_distances;
 use crate::data::points::load;
 use crate::error::{Result, check_shape};
-use crate::host::{read_f32, select_rows, squared_norms};
+use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 
 /// The posterior mean of the clean point, given a noisy one, over a data set.
 pub(super) trait Posterior {
@@ -44,6 +44,12 @@ impl<const D: usize> Points<2> for Flat<'_, D> {
         check_shape("the loaded points", &shape, &points.dims(), remedy)?;
         Ok(points.reshape([count, elements]))
     }
+}
+
+/// All elements of a point in one dimension.
+pub(super) fn flat<const D: usize>(points: &Tensor<D>) -> Tensor<2> {
+    let elements: usize = points.dims()[1..].iter().product();
+    to_f32(points.clone().inner()).reshape([points.dims()[0], elements])
 }
 
 /// Points whose ideal reconstruction is asked for, and the data set, all flattened.
@@ -185,6 +191,15 @@ pub(super) fn chunks<'a>(
         let rows = first..count.min(first + size);
         Ok((first, load(retained, rows, device)?))
     })
+}
+
+/// All points of a set on the host.
+pub(super) fn on_host(points: &dyn Points<2>, device: &Device) -> Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(points.dims().iter().product());
+    for chunk in chunks(points, device) {
+        values.extend(read_f32(chunk?.1, "the retained points")?);
+    }
+    Ok(values)
 }
 
 /// A chunk's share of a softmax.

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use burn::tensor::Tensor;
 
-use super::fit::{CounterfactualConfig, CounterfactualData};
+use super::config::CounterfactualConfig;
+use super::data::CounterfactualData;
 use super::form::Forms;
 use super::ideal::Posterior;
 use crate::denoiser::{Condition, Denoiser};
