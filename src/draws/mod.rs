@@ -198,7 +198,7 @@ impl<const D: usize> Draws<D> {
     /// - `timesteps`: `[batch]`; `noise`: `[batch, …]`, standard normal
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if they do not fit the retain side's; [`Error::InvalidSetting`] on another device.
+    /// [`Error::ShapeMismatch`] if they do not fit the retain side's; [`Error::DeviceMismatch`] on another device.
     pub fn with_forget_draws(mut self, timesteps: Vec<f64>, noise: Tensor<D>) -> Result<Self> {
         let remedy = "draw one of each for every row of the noise";
         let (shape, rows) = (self.noise.dims(), timesteps.len());
@@ -215,7 +215,7 @@ impl<const D: usize> Draws<D> {
     /// - `uniform`: `[batch, …]`, in `[0, 1)`
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if it has another shape than the noise; [`Error::InvalidSetting`] on another device.
+    /// [`Error::ShapeMismatch`] if it has another shape than the noise; [`Error::DeviceMismatch`] on another device.
     pub fn with_uniform(mut self, uniform: Tensor<D>) -> Result<Self> {
         let (shape, remedy) = (self.noise.dims(), "draw one number for every element");
         check_shape("the uniform target", &shape, &uniform.dims(), remedy)?;
@@ -262,10 +262,11 @@ impl<const D: usize> Draws<D> {
     /// Timesteps `[batch]` and standard normal noise `[batch, …]` of a forget term that has its own.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if none were drawn.
+    /// [`Error::MissingPart`] if none were drawn.
     pub fn forget_draws(&self) -> Result<(&[f64], &Tensor<D>)> {
-        let (timesteps, noise) = self.forget.as_ref().ok_or_else(|| Error::InvalidSetting {
-            what: "the draws hold no timesteps and noise for the forget term".into(),
+        let (timesteps, noise) = self.forget.as_ref().ok_or_else(|| Error::MissingPart {
+            owner: "the set of draws".into(),
+            missing: "timesteps and noise for the forget term",
             remedy: "add them by `Draws::with_forget_draws`, or ask `DrawSource` for them",
         })?;
         Ok((timesteps, noise))
@@ -274,10 +275,11 @@ impl<const D: usize> Draws<D> {
     /// Uniform numbers in `[0, 1)`, `[batch, …]`.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if none were drawn.
+    /// [`Error::MissingPart`] if none were drawn.
     pub fn uniform(&self) -> Result<&Tensor<D>> {
-        self.uniform.as_ref().ok_or_else(|| Error::InvalidSetting {
-            what: "the draws hold no uniform numbers".into(),
+        self.uniform.as_ref().ok_or_else(|| Error::MissingPart {
+            owner: "the set of draws".into(),
+            missing: "uniform numbers",
             remedy: "add them by `Draws::with_uniform`, or ask `DrawSource` for them",
         })
     }

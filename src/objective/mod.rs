@@ -27,7 +27,7 @@ pub use thinning::{Survivors, survivors};
 
 use crate::data::Side;
 use crate::draws::{Draws, ExtraDraws};
-use crate::error::{Result, check_device, check_range, check_shape, check_stateless};
+use crate::error::{Result, check_device, check_range, check_shape, check_state};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
 /// Everything an objective may look at. No condition: an objective says which rows, the trainer finds their conditions.
@@ -54,7 +54,7 @@ impl<'a, const D: usize> LossInputs<'a, D> {
     /// Brings together a batch, its draws and the process.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::InvalidSetting`](crate::Error::InvalidSetting) if points
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if points
     /// and draws differ in shape or device; [`Error::TimestepOutOfRange`](crate::Error::TimestepOutOfRange) or
     /// [`Error::NoNoise`](crate::Error::NoNoise) if the draws' timesteps do not fit the scheduler.
     pub fn new(
@@ -298,9 +298,9 @@ pub trait SissLoss<const D: usize>: Send + Debug {
     /// Takes back what [`state`](SissLoss::state) gave, to the bit.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a state that is not this objective's.
+    /// [`Error::StateMismatch`](crate::Error::StateMismatch) for a state that is not this objective's.
     fn restore(&mut self, state: &[f64]) -> Result<()> {
-        check_stateless(self.name(), state)
+        check_state(self.name(), state, 0)
     }
 }
 

@@ -125,7 +125,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// One optimiser step on a batch, whatever the size of a micro-batch.
     ///
     /// # Errors
-    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) for a batch with NaN or infinities, [`Error::InvalidSetting`](crate::Error::InvalidSetting) for one on another
+    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) for a batch with NaN or infinities, [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for one on another
     /// device, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the model's output has another shape than its input, and what the model's
     /// [`check_input`](Denoiser::check_input) refuses. In the first step [`Error::NoTrainableParameters`](crate::Error::NoTrainableParameters),
     /// [`Error::StochasticModel`](crate::Error::StochasticModel), [`Error::BatchDependentModel`](crate::Error::BatchDependentModel) for a model that cannot be trained so;
@@ -373,10 +373,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         }
         let points = self.steering.as_ref().map_or(0, Steering::num_points);
         if points > 1 && !batch.has_forget_ids {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "the batch does not say which of {points} points its rows are to be steered for"
-                ),
+            return Err(Error::MissingPart {
+                owner: "the batch".into(),
+                missing: "ids to say which of several points its rows are to be steered for",
                 remedy: "give the ids of the forgotten points by `UnlearningBatch::with_forget_ids`",
             });
         }

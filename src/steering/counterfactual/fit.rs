@@ -9,7 +9,8 @@ use super::ideal::{Flat, Ideal, chunks};
 use super::linear::LinearDenoisers;
 use super::probe::{LossMoments, PROBES, Probe, Progress, same_patches};
 use super::{CounterfactualLoss, check_timesteps};
-use crate::data::finite::{check_finite, check_finite_values};
+use crate::data::common::refuse_common_points;
+use crate::data::finite::check_finite;
 use crate::data::points::check_not_empty;
 use crate::data::{Points, Side};
 use crate::denoiser::{Condition, Denoiser};
@@ -92,8 +93,9 @@ impl CounterfactualLoss {
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
     /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
     /// [`Error::NonFiniteParameter`] for a model with NaN or infinities;
-    /// [`Error::InvalidSetting`] for a model with a condition and no [`Groups`], if the model's loss on the control points is no
-    /// positive number, or if model and data are on different devices; those of the retained set.
+    /// [`Error::MissingPart`] for a model with a condition and no [`Groups`]; [`Error::UnexplainedPoint`];
+    /// [`Error::InvalidSetting`] if the model's loss on the control points is not a positive number;
+    /// [`Error::DeviceMismatch`]; those of the retained set.
     pub fn fit<const D: usize, M: Denoiser<D>>(
         model: &M,
         scheduler: &dyn Scheduler,
@@ -210,21 +212,21 @@ fn ideals<'a, const D: usize, C>(
     data: &CounterfactualData<'_, D, C>,
 ) -> Result<[Ideal<'a>; 2]> {
     let mut forgotten = Ideal::new(retained, flat(data.forgotten))?;
-    if let Some((forget, retain)) = forgotten.first_duplicate()? {
-        return Err(Error::ForgottenPointRetained { forget, retain });
-    }
     let mut controls = Ideal::new(retained, flat(data.controls))?.without_duplicates();
     if let Some(groups) = &data.groups {
         forgotten = forgotten.within_groups(groups.retained, groups.forgotten);
         controls = controls.within_groups(groups.retained, groups.controls);
     }
-    for (what, ideal) in [("forgotten", &forgotten), ("control", &controls)] {
+    let keys = data.groups.as_ref();
+    for (what, ideal, keys) in [
+        ("forgotten", &forgotten, keys.map(|keys| keys.forgotten)),
+        ("control", &controls, keys.map(|keys| keys.controls)),
+    ] {
         if let Some(point) = ideal.first_unexplained()? {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "{what} point {point} has no retained point that may explain it but itself"
-                ),
-                remedy: "give more retained points, of its group where there are groups",
+            return Err(Error::UnexplainedPoint {
+                what,
+                point,
+                group: keys.map(|keys| keys[point]),
             });
         }
     }
@@ -375,46 +377,20 @@ fn check_data<const D: usize, C: Condition>(data: &CounterfactualData<'_, D, C>)
         check_device("points", &data.controls.device(), &points.device())?;
         check_finite(points, side)?;
     }
-    check_finite_points(data.retained, &data.controls.device())?;
+    refuse_common_points(data.retained, data.forgotten)?;
     let counts = [shape[0], data.controls.dims()[0], data.forgotten.dims()[0]];
-    for (what, condition, rows) in [
-        ("the control condition", data.control_condition, counts[1]),
-        (
-            "the condition of the forgotten points",
-            data.forgotten_condition,
-            counts[2],
-        ),
-    ] {
-        let found = condition.check_rows(rows).err().unwrap_or(rows);
-        check_shape(
-            what,
-            &[rows],
-            &[found],
-            "give one condition for every point",
-        )?;
-    }
+    let (controls, forgotten) = (data.control_condition, data.forgotten_condition);
+    controls.check_rows("the control condition", counts[1])?;
+    forgotten.check_rows("the condition of the forgotten points", counts[2])?;
     match &data.groups {
         Some(groups) => groups.check(counts),
         None if C::IS_EMPTY => Ok(()),
-        None => Err(Error::InvalidSetting {
-            what:
-                "the model has a condition, and it is not said which points may explain each other"
-                    .into(),
+        None => Err(Error::MissingPart {
+            owner: "the data for a model with a condition".into(),
+            missing: "groups to say which points may explain each other",
             remedy: "give `CounterfactualData::groups`: a key for each point, as its class",
         }),
     }
-}
-
-/// # Errors
-/// [`Error::NonFiniteData`], and those of the set.
-fn check_finite_points<const D: usize>(points: &dyn Points<D>, device: &Device) -> Result<()> {
-    for chunk in chunks(&Flat(points), device) {
-        let (first, chunk) = chunk?;
-        let rows = chunk.dims()[0];
-        let values = read_f32(chunk, "the retained points")?;
-        check_finite_values(&values, first, rows, Side::Retain)?;
-    }
-    Ok(())
 }
 
 /// How much better than the ideal denoiser the model is.
@@ -954,7 +930,7 @@ mod tests {
             ..groups
         };
         let error = fit(Some(unknown)).unwrap_err().to_string();
-        assert!(error.contains("forgotten point 3 is of group 5"), "{error}");
+        assert!(error.contains("forgotten point 3 of group 5"), "{error}");
         let short = Groups {
             controls: &controls[1..],
             ..groups

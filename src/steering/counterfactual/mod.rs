@@ -209,16 +209,15 @@ impl CounterfactualLoss {
     /// before the run where that is higher. Linear in the logarithm between the timesteps of the grid, constant beyond its ends.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for an id without a prediction.
+    /// [`Error::UnknownPoint`] for an id without a prediction.
     pub fn level(&self, forget_id: u64, timestep: f64) -> Result<f64> {
         let found = usize::try_from(forget_id)
             .ok()
             .and_then(|id| self.levels.get(id));
-        let levels = found.ok_or_else(|| Error::InvalidSetting {
-            what: format!(
-                "the forgotten point of id {forget_id} has no level, only ids below {} have",
-                self.levels.len()
-            ),
+        let levels = found.ok_or_else(|| Error::UnknownPoint {
+            id: forget_id,
+            missing: "level",
+            known: self.levels.len(),
             remedy: "fit the prediction to every forgotten point, in the order of their ids",
         })?;
         let above = self.timesteps.partition_point(|&t| t < timestep);
