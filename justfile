@@ -10,8 +10,8 @@ test:
 
 # Formatting, clippy, licences, spelling.
 lint:
-    cargo fmt --check
-    cargo clippy --release --all-targets -- -D warnings
+    cargo fmt --all --check
+    cargo clippy --workspace --release --all-targets -- -D warnings
     cargo deny check
     typos
 

@@ -525,9 +525,10 @@ fn the_weights_of_flow_matching_are_ratios_of_gaussian_densities() {
             from_forget.clone(),
             FORGET_PROB,
         );
-        let (draws, ids, process) = (draws.unwrap(), vec![0; rows], FlowMatching::default());
+        let (draws, process) = (draws.unwrap(), FlowMatching::default());
         let kind = PredictionType::FlowVelocity;
-        let inputs = LossInputs::new(&retain, &forget, &ids, &draws, &process, kind).unwrap();
+        let batch = UnlearningBatch::new(retain.clone(), forget.clone()).unwrap();
+        let inputs = LossInputs::new(&batch, &draws, &process, kind).unwrap();
         let terms = Siss.terms(&inputs).unwrap();
         let (kept, forgotten) = (terms.retain.unwrap(), terms.forget.unwrap());
 

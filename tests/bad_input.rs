@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use siss::backend::DeviceSpec;
 use siss::clipper::{ClipToNorm, ClipperSpec, ConstantScale, FractionOfRetain, RescaleToNorm};
 use siss::data::{DataCheck, near_duplicates};
-use siss::draws::{CoinFlip, Draws, FixedAllocation, TimestepSampling};
+use siss::draws::{CoinFlip, Draws, FixedAllocation, Stream, TimestepSampling};
 use siss::models::{UNet2d, UNet2dConfig};
 use siss::objective::{LossInputs, ReTrack};
 use siss::process::BetaSchedule;
@@ -298,27 +298,13 @@ fn batches_and_draws<'a>() -> Vec<Case<'a>> {
         }),
         case("draws for another batch", "[3, 3]", || {
             let (points, draws, process) = (zeros([2, 3]), draws(vec![1.0; 3], 0.5)?, linear());
-            LossInputs::new(
-                &points,
-                &points,
-                &[0; 2],
-                &draws,
-                &process,
-                PredictionType::Epsilon,
-            )
-            .map(|_| ())
+            let batch = UnlearningBatch::new(points.clone(), points)?;
+            LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).map(|_| ())
         }),
         case("draws past the end", "timestep 5000", || {
             let (points, draws, process) = (zeros([1, 3]), draws(vec![5000.0], 0.5)?, linear());
-            LossInputs::new(
-                &points,
-                &points,
-                &[0],
-                &draws,
-                &process,
-                PredictionType::Epsilon,
-            )
-            .map(|_| ())
+            let batch = UnlearningBatch::new(points.clone(), points)?;
+            LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).map(|_| ())
         }),
     ]
 }
@@ -603,22 +589,27 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
         case("neighbours of one point too few", "[1]", || {
             ReTrack::from_neighbours(zeros([2, 3]), vec![zeros([2, 3])])
         }),
-        case("draws without uniform numbers", "with_uniform", || {
-            draws(vec![1.0], 0.5)?.uniform().cloned()
+        case("draws without uniform numbers", "with_numbers", || {
+            let draws = draws(vec![1.0], 0.5)?;
+            draws.numbers_of(Stream::Uniform).cloned()
         }),
         case(
             "draws without those of the forget term",
-            "with_forget_draws",
-            || draws(vec![1.0], 0.5)?.forget_draws().map(|_| ()),
+            "with_timesteps",
+            || {
+                let draws = draws(vec![1.0], 0.5)?;
+                let timesteps = draws.timesteps_of(Stream::ForgetTimesteps);
+                timesteps.map(|_| ())
+            },
         ),
         case("forget noise of another shape", "[1, 4]", || {
-            draws(vec![1.0], 0.5)?.with_forget_draws(vec![1.0], zeros([1, 4]))
+            draws(vec![1.0], 0.5)?.with_numbers(Stream::ForgetNoise, zeros([1, 4]))
         }),
         case("too many forget timesteps", "[2]", || {
-            draws(vec![1.0], 0.5)?.with_forget_draws(vec![1.0; 2], zeros([1, 3]))
+            draws(vec![1.0], 0.5)?.with_timesteps(Stream::ForgetTimesteps, vec![1.0; 2])
         }),
         case("uniform numbers of another shape", "[2, 3]", || {
-            draws(vec![1.0], 0.5)?.with_uniform(zeros([2, 3]))
+            draws(vec![1.0], 0.5)?.with_numbers(Stream::Uniform, zeros([2, 3]))
         }),
         case("a level at one timestep", "is 1;", || {
             CounterfactualLoss::from_levels(vec![1.0], vec![])
@@ -810,9 +801,9 @@ fn errors_can_be_told_apart_without_reading_their_text() {
         })
     ));
     assert!(matches!(
-        draws(vec![1.0], 0.5).unwrap().uniform(),
+        draws(vec![1.0], 0.5).unwrap().numbers_of(Stream::Uniform),
         Err(Error::MissingPart {
-            missing: "uniform numbers",
+            missing: "numbers",
             ..
         })
     ));

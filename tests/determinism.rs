@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2d;
-use siss::observer::{JsonLines, StepOutcome};
+use siss::observer::{JsonLog, StepOutcome};
 use siss::*;
 use siss_support::small::*;
 
@@ -74,7 +74,7 @@ fn run<M: Denoiser<D, Condition = ()>, const D: usize>(
     batch: &UnlearningBatch<D>,
     setting: Setting,
 ) -> Vec<u8> {
-    let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
+    let lines = Arc::new(Mutex::new(JsonLog::new(Vec::new())));
     let mut builder = SissTrainer::builder(model, DdpmScheduler::linear(1000).unwrap())
         .method(setting.method)
         .retained_points(batch.retain().clone())

@@ -59,7 +59,7 @@ fn mean_gradients_with(
                 [ROWS, 3],
                 process().time_range(),
                 sampler,
-                extra,
+                &extra,
                 &device,
             )
             .unwrap();
@@ -176,20 +176,10 @@ fn gradients_agree_with_finite_differences() {
         let draws = trainer.draw(&batch).unwrap();
         let gradients = trainer.gradients(&batch, &draws).unwrap();
         let scheduler = process();
-        let inputs = LossInputs::new(
-            batch.retain(),
-            batch.forget(),
-            batch.forget_ids(),
-            &draws,
-            &scheduler,
-            PredictionType::Epsilon,
-        )
-        .unwrap();
-        let terms = method
-            .loss(Some(batch.retain()))
-            .unwrap()
-            .terms(&inputs)
-            .unwrap();
+        let kind = PredictionType::Epsilon;
+        let inputs = LossInputs::new(&batch, &draws, &scheduler, kind).unwrap();
+        let mut loss = method.loss(Some(batch.retain())).unwrap();
+        let terms = loss.terms(&inputs).unwrap();
         for (term, gradient) in [
             (terms.retain, &gradients.retain),
             (terms.forget, &gradients.forget),

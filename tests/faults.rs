@@ -11,7 +11,7 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 use siss::clipper::ClipperSpec;
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, Siss, importance_weights};
-use siss::observer::{Diagnosis, StepOutcome, Symptom};
+use siss::observer::{StepOutcome, Symptom};
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::steering::HardStop;
 use siss::*;
@@ -316,10 +316,8 @@ fn parameters_that_the_optimiser_would_spoil_are_not_taken() {
 fn too_many_skipped_steps_in_a_row_are_an_error_that_says_what_to_try() {
     assert_eq!(TrainerConfig::default().max_skipped_steps, 10);
     let points = batch(ROWS, 0.4, 3, &device());
-    let lines = Arc::new(Mutex::new(Diagnosis::default()));
     let mut trainer = SissTrainer::builder(Faulty::new(), scheduler())
         .max_skipped_steps(3)
-        .observer(lines.clone())
         .build()
         .unwrap();
     trainer.step(points.clone()).unwrap();
@@ -353,7 +351,7 @@ fn too_many_skipped_steps_in_a_row_are_an_error_that_says_what_to_try() {
         (trainer.next_step(), bits(trainer.model())),
         (4, before.clone())
     );
-    let symptom = lines.lock().unwrap().findings()[0].symptom;
+    let symptom = trainer.findings()[0].symptom;
     assert_eq!(symptom, Symptom::SkippedSteps);
     // A fourth is the same error; a step that succeeds starts the count again.
     let error = step(&mut trainer, nan).unwrap_err();
@@ -425,13 +423,16 @@ fn all_samples_on_one_side_are_a_step() {
                     lambda,
                 )
                 .unwrap();
-                if let Ok((timesteps, noise)) = drawn.forget_draws() {
+                if let Ok(timesteps) = drawn.timesteps_of(Stream::ForgetTimesteps) {
+                    let timesteps = timesteps.to_vec();
                     draws = draws
-                        .with_forget_draws(timesteps.to_vec(), noise.clone())
+                        .with_timesteps(Stream::ForgetTimesteps, timesteps)
                         .unwrap();
                 }
-                if let Ok(uniform) = drawn.uniform() {
-                    draws = draws.with_uniform(uniform.clone()).unwrap();
+                for stream in [Stream::ForgetNoise, Stream::Uniform] {
+                    if let Ok(numbers) = drawn.numbers_of(stream) {
+                        draws = draws.with_numbers(stream, numbers.clone()).unwrap();
+                    }
                 }
                 let report = trainer.step_with(&points, &draws).unwrap();
                 // No sampler draws from a side of probability 0: there a likelihood ratio may be beyond f32.
@@ -580,15 +581,8 @@ fn weights_of_points_in_half_precision_are_those_of_f64() {
                     lambda,
                 )
                 .unwrap();
-                let inputs = LossInputs::new(
-                    batch.retain(),
-                    batch.forget(),
-                    batch.forget_ids(),
-                    &draws,
-                    &process,
-                    PredictionType::Epsilon,
-                )
-                .unwrap();
+                let inputs =
+                    LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).unwrap();
                 let terms = Siss.terms(&inputs).unwrap();
                 let scales = process.scales(&timesteps).unwrap();
                 let (x, a, noise) = (host(retain), host(forget), host(noise));

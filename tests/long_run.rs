@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use siss::draws::{Stream, normal_noise};
-use siss::observer::{Diagnosis, JsonLines, StepOutcome};
+use siss::observer::{JsonLog, StepOutcome};
 use siss::*;
 use siss_support::small::*;
 
@@ -49,8 +49,7 @@ fn memory_and_time_stay_over_thousands_of_steps() {
             .steering(level(1.0))
             .micro_batch_size(4)
             .ema(0.99)
-            .observer(JsonLines::new(std::io::sink()))
-            .observer(Diagnosis::default())
+            .observer(JsonLog::new(std::io::sink()))
             .build()
             .unwrap();
     let mut memory = Vec::with_capacity(steps);

@@ -36,9 +36,11 @@ fn draws(timesteps: &[f64], device: &Device) -> Draws<2> {
     let reversed = timesteps.iter().rev().copied().collect();
     Draws::new(timesteps.to_vec(), noise(1), from_forget, 0.5)
         .unwrap()
-        .with_forget_draws(reversed, noise(2))
+        .with_timesteps(Stream::ForgetTimesteps, reversed)
         .unwrap()
-        .with_uniform(noise(3).abs() * 0.3)
+        .with_numbers(Stream::ForgetNoise, noise(2))
+        .unwrap()
+        .with_numbers(Stream::Uniform, noise(3).abs() * 0.3)
         .unwrap()
 }
 
@@ -60,8 +62,7 @@ fn terms(
     device: &Device,
 ) -> LossTerms<2> {
     let (batch, draws) = (points(device), draws(timesteps, device));
-    let (retain, forget, ids) = (batch.retain(), batch.forget(), batch.forget_ids());
-    let inputs = LossInputs::new(retain, forget, ids, &draws, scheduler, kind).unwrap();
+    let inputs = LossInputs::new(&batch, &draws, scheduler, kind).unwrap();
     loss(method, &batch).terms(&inputs).unwrap()
 }
 
@@ -138,18 +139,6 @@ fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
     }
     // Two processes, four kinds, six methods of two terms and two of one.
     assert_eq!(compared, 2 * 4 * 14);
-}
-
-#[test]
-fn a_row_without_an_id_is_refused() {
-    let device = device();
-    let (batch, draws, process) = (points(&device), draws(&[300.0; ROWS], &device), ddpm());
-    let (retain, forget, ids) = (batch.retain(), batch.forget(), &batch.forget_ids()[1..]);
-    let kind = PredictionType::Epsilon;
-    let error = LossInputs::new(retain, forget, ids, &draws, &process, kind)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("ids of the forgotten points"), "{error}");
 }
 
 /// A step of every objective with every prediction type under every process changes the model.

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use siss::clipper::{ConstantScale, RescaleToNorm};
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, LossTerm, NegGrad, Siss, SissNoIs};
-use siss::observer::{JsonLines, StepOutcome};
+use siss::observer::{JsonLog, StepOutcome};
 use siss::process::SchedulerExt;
 use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, HardStop};
 use siss::trainer::SissTrainerBuilder;
@@ -58,15 +58,7 @@ fn gradients_are_those_of_the_weighted_loss() {
     let gradients = trainer.gradients(&batch, &draws).unwrap();
 
     let process = scheduler();
-    let inputs = LossInputs::new(
-        batch.retain(),
-        batch.forget(),
-        batch.forget_ids(),
-        &draws,
-        &process,
-        PredictionType::Epsilon,
-    )
-    .unwrap();
+    let inputs = LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).unwrap();
     let terms = Siss.terms(&inputs).unwrap();
     for (term, got, report) in [
         (
@@ -620,7 +612,8 @@ fn a_window_and_a_fixed_timestep_hold_for_both_terms() {
             .build()
             .unwrap();
         let draws = trainer.draw(&points).unwrap();
-        for timesteps in [draws.timesteps(), draws.forget_draws().unwrap().0] {
+        let own = draws.timesteps_of(Stream::ForgetTimesteps).unwrap();
+        for timesteps in [draws.timesteps(), own] {
             let (least, most) = timesteps
                 .iter()
                 .fold((f64::MAX, f64::MIN), |(least, most), &t| {
@@ -659,7 +652,7 @@ impl Observer for Fails {
 
 #[test]
 fn observers_see_every_step_and_their_failure_loses_nothing() {
-    let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
+    let lines = Arc::new(Mutex::new(JsonLog::new(Vec::new())));
     let mut trainer = builder(1)
         .observer(Fails)
         .observer(lines.clone())
@@ -710,15 +703,7 @@ fn each_row_meets_its_own_condition_on_both_sides() {
         trainer.draw(&points).unwrap()
     };
     let process = scheduler();
-    let inputs = LossInputs::new(
-        points.retain(),
-        points.forget(),
-        points.forget_ids(),
-        &draws,
-        &process,
-        PredictionType::Epsilon,
-    )
-    .unwrap();
+    let inputs = LossInputs::new(&points, &draws, &process, PredictionType::Epsilon).unwrap();
     let terms = Siss.terms(&inputs).unwrap();
     let condition = |term: Option<LossTerm<2>>| (term.unwrap().target, ());
     let batch = UnlearningBatch::with_conditions(
@@ -760,10 +745,7 @@ fn a_steered_gradient_is_that_of_the_squared_distance_to_the_level() {
     assert!(factors.abs() < 0.9, "{factors}");
 
     let process = scheduler();
-    let (retain, forget) = (points.retain(), points.forget());
-    let ids = points.forget_ids();
-    let kind = PredictionType::Epsilon;
-    let inputs = LossInputs::new(retain, forget, ids, &draws, &process, kind).unwrap();
+    let inputs = LossInputs::new(&points, &draws, &process, PredictionType::Epsilon).unwrap();
     let term = SissNoIs.terms(&inputs).unwrap().forget.unwrap();
     // Σ_i ½ (b − L_i)²/b · elements / B, whose gradient is −Σ_i (b − L_i)/b ∇‖ŷ − target‖² / B.
     let distance = |model: &Mlp| -> f64 {
@@ -841,7 +823,10 @@ fn each_row_is_steered_by_the_loss_and_the_level_of_its_own_point() {
         let mut trainer = builder.steering(steering).build().unwrap();
         let draws = trainer.draw(&points).unwrap();
         let (timesteps, noise) = match method {
-            Method::ReTrack => draws.forget_draws().unwrap(),
+            Method::ReTrack => (
+                draws.timesteps_of(Stream::ForgetTimesteps).unwrap(),
+                draws.numbers_of(Stream::ForgetNoise).unwrap(),
+            ),
             _ => (draws.timesteps(), draws.noise()),
         };
         let noisy = scheduler()

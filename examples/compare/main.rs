@@ -13,10 +13,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
+use siss::Method;
 use siss::backend::DeviceSpec;
 use siss::models::UNet2d;
-use siss::observer::Diagnosis;
-use siss::{Method, Observer};
 use siss_support::options::at_least_one;
 use siss_support::progress::{Bar, Progress};
 use siss_support::run::tell;
@@ -240,7 +239,6 @@ fn run_one(job: &Job, method: Method, seed: u64, afterwards: usize, progress: &B
     let (mut trainer, pairs) = (job.trainer(method, seed, levels)?, job.pairs(seed));
     let (mut seconds, mut rows) = (0.0, 0.0);
     let steps = job.settings.steps;
-    let mut diagnosis = Diagnosis::default();
     for step in 0..steps {
         let batch = pairs.batch(step as u64, job.settings.batch)?;
         let began = Instant::now();
@@ -248,8 +246,7 @@ fn run_one(job: &Job, method: Method, seed: u64, afterwards: usize, progress: &B
         seconds += began.elapsed().as_secs_f64();
         rows += report.rows_per_sample() / steps as f64;
         progress.step(&report, steps);
-        diagnosis.observe(&report)?;
-        tell(&mut diagnosis, progress);
+        tell(&mut trainer, progress);
     }
     let mut model = trainer.into_model();
     if afterwards > 0 {

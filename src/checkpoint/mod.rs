@@ -209,14 +209,12 @@ impl Checkpoints {
         state: &impl Serialize,
     ) -> Result<PathBuf> {
         self.check_own()?;
-        for observer in &mut trainer.observers {
-            observer.persist()?;
-        }
+        trainer.persist_observers()?;
         let program = to_json("the program's state", state)?;
         let files = state::save(trainer, self.settings.clone(), program)?;
-        let path = self.store.write(trainer.step, files)?;
+        let path = self.store.write(trainer.next_step(), files)?;
         self.passed_over.retain(|bad| bad.path != path);
-        self.prune(trainer.step)?;
+        self.prune(trainer.next_step())?;
         Ok(path)
     }
 
@@ -269,13 +267,13 @@ impl Checkpoints {
         &mut self,
         trainer: &mut SissTrainer<M, D>,
     ) -> Result<Option<Resumed>> {
-        if trainer.step != 0 {
+        if trainer.next_step() != 0 {
             return Err(Error::AlreadyStarted {
-                steps: trainer.step,
+                steps: trainer.next_step(),
             });
         }
         let Some((manifest, found)) = self.find()? else {
-            state::rewind(&mut trainer.observers, 0)?;
+            trainer.rewind_observers(0)?;
             self.is_own = true;
             return Ok(None);
         };

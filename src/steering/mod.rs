@@ -125,11 +125,13 @@ impl Steering {
         self.rule.as_ref()
     }
 
-    /// The factors of rows with these points, timesteps and losses (means over elements, on the device).
+    /// The factors of rows with these points, timesteps, weights and losses (means over elements, on the
+    /// device). A row that descends to another target is never turned into an ascent from it.
     pub(crate) fn steer(
         &self,
         forget_ids: impl Iterator<Item = u64> + Clone,
         timesteps: &[f64],
+        weights: &[f64],
         losses: Tensor<1>,
     ) -> Result<Steered> {
         let rows = || forget_ids.clone().zip(timesteps.iter().copied());
@@ -150,8 +152,10 @@ impl Steering {
         let factors = self.rule.factors(losses, levels, mean_ratios);
         let remedy = "a steering rule must give one factor for every loss";
         check_shape("the factors of steering", &shape, &factors.dims(), remedy)?;
+        let lowest = |&weight: &f64| if weight > 0.0 { 0.0 } else { -1.0 };
+        let lowest = vector(weights.iter().map(lowest), &factors.device());
         Ok(Steered {
-            factors: to_f32(factors),
+            factors: to_f32(factors).max_pair(lowest),
             ratios: to_f32(ratios),
         })
     }
@@ -237,14 +241,30 @@ mod tests {
         let steering = Steering::to(levels);
         let losses = Tensor::<1>::from_data([0.1, 0.1, 0.1], &Device::flex());
         let ids = [0, 0, 1].into_iter();
-        let steered = steering.steer(ids, &[0.0, 100.0, 0.0], losses).unwrap();
+        let steered = steering
+            .steer(ids, &[0.0, 100.0, 0.0], &[-1.0; 3], losses)
+            .unwrap();
         let factors: Vec<f32> = steered.factors.into_data().try_to_vec().unwrap();
         for (got, expected) in factors.iter().zip([0.0, 0.5, 0.9]) {
             assert!((got - expected).abs() < 1e-6, "{factors:?}");
         }
         let losses = Tensor::<1>::from_data([0.1], &Device::flex());
-        let error = steering.steer([2].into_iter(), &[0.0], losses).unwrap_err();
+        let error = steering
+            .steer([2].into_iter(), &[0.0], &[-1.0], losses)
+            .unwrap_err();
         assert!(error.to_string().contains("id 2"), "{error}");
+    }
+
+    /// A term that leads to another target is weakened and switched off, never turned round.
+    #[test]
+    fn a_row_that_descends_is_never_turned_into_an_ascent() {
+        let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![1.0; 2]]).unwrap();
+        let losses = Tensor::<1>::from_data([0.25, 3.0, 3.0], &Device::flex());
+        let ids = [0; 3].into_iter();
+        let steering = Steering::to(levels);
+        let steered = steering.steer(ids, &[0.0; 3], &[1.0, 1.0, -1.0], losses);
+        let factors = steered.unwrap().factors.into_data();
+        assert_eq!(factors.try_to_vec::<f32>().unwrap(), [0.75, 0.0, -1.0]);
     }
 
     /// At a loss of 0 the rule would divide 0 by 0.
@@ -253,7 +273,9 @@ mod tests {
         let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![1e-60; 2]]).unwrap();
         let losses = Tensor::<1>::from_data([0.0, 0.1], &Device::flex());
         let ids = [0, 0].into_iter();
-        let steered = Steering::to(levels).steer(ids, &[0.0; 2], losses).unwrap();
+        let steered = Steering::to(levels)
+            .steer(ids, &[0.0; 2], &[-1.0; 2], losses)
+            .unwrap();
         assert_eq!(
             steered.factors.into_data().try_to_vec::<f32>().unwrap(),
             [1.0, -1.0]
@@ -268,7 +290,7 @@ mod tests {
         let factors = |steering: &Steering| -> Vec<f32> {
             let losses = Tensor::<1>::from_data([0.1, 0.1, 0.1, 9.0], &Device::flex());
             let ids = [0, 0, 1, 1].into_iter();
-            let steered = steering.steer(ids, &[10.0, 90.0, 10.0, 90.0], losses);
+            let steered = steering.steer(ids, &[10.0, 90.0, 10.0, 90.0], &[-1.0; 4], losses);
             steered.unwrap().factors.into_data().try_to_vec().unwrap()
         };
         // Where a point has not been met its rows speak for it.

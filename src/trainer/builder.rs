@@ -5,7 +5,7 @@ use std::fmt;
 use burn::module::{ParamGroup, ParamGroupError};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::SissTrainer;
 use super::config::TrainerConfig;
@@ -15,14 +15,13 @@ use super::learning_rate::LearningRate;
 use super::method::Method;
 use super::optimizer::OpaqueOptimizer;
 use super::settings::Settings;
-use crate::backend;
 use crate::clipper::GradientClipper;
 use crate::data::Side;
 use crate::denoiser::{Condition, Denoiser};
-use crate::draws::{DrawnAhead, FixedAllocation, MixtureSampler, TimestepSampling};
+use crate::draws::{FixedAllocation, MixtureSampler, TimestepSampling};
 use crate::error::{Error, Result, check_positive, check_range};
 use crate::objective::SissLoss;
-use crate::observer::Observer;
+use crate::observer::{Diagnosis, Observer};
 use crate::process::{PredictionType, Scheduler};
 use crate::steering::Steering;
 
@@ -34,9 +33,10 @@ pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     model: M,
     scheduler: Box<dyn Scheduler>,
     method: Method,
-    loss: Option<Box<dyn SissLoss<D>>>,
+    loss: Option<Box<dyn SissLoss<D, M::Condition>>>,
     sampler: Option<Box<dyn MixtureSampler>>,
     clipper: Option<Box<dyn GradientClipper>>,
+    teacher: Option<M>,
     optimizer: Option<ModuleOptimizer>,
     learning_rate: ModuleLrScheduler,
     steering: Option<Steering>,
@@ -65,6 +65,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             loss: None,
             sampler: None,
             clipper: None,
+            teacher: None,
             optimizer: None,
             learning_rate: 5e-5.into(),
             steering: None,
@@ -88,7 +89,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// The objective.
-    pub fn loss(mut self, loss: impl SissLoss<D> + 'static) -> Self {
+    pub fn loss(mut self, loss: impl SissLoss<D, M::Condition> + 'static) -> Self {
         self.loss = Some(Box::new(loss));
         self
     }
@@ -110,6 +111,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// the levels are reached.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
+        self
+    }
+
+    /// The frozen model that an objective asks ([`LossInputs::teacher`](crate::objective::LossInputs::teacher)),
+    /// in place of the model before the run. Ignored by objectives without a teacher.
+    pub fn teacher(mut self, teacher: M) -> Self {
+        self.teacher = Some(teacher);
         self
     }
 
@@ -300,6 +308,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
                 remedy: "give one by `SissTrainerBuilder::steering`, fitted by `CounterfactualLoss::fit`",
             });
         }
+        let teacher = loss.uses_teacher().then(|| {
+            let teacher = self.teacher.unwrap_or_else(|| self.model.clone());
+            teacher.valid()
+        });
         let (mut model, mut frozen) = (self.model.train(), Vec::new());
         if let Some(group) = &self.trainable {
             (model, frozen) = freeze_outside(model, group)?;
@@ -307,10 +319,6 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         if self.config.gradient_checkpointing {
             model = checkpoint_gradients(model);
         }
-        // The CPU's cores have the step itself to do.
-        let is_elsewhere = |device: &Device| !backend::is_flex(device);
-        let drawn_ahead = model.devices().first().is_some_and(is_elsewhere);
-        let drawn_ahead = drawn_ahead.then(DrawnAhead::default);
         let ema = self.config.ema_decay;
         let mut settings = Settings::default();
         settings.add_config(&self.config)?;
@@ -323,6 +331,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             settings,
             ema: ema.map(|decay| MovingAverage::new(&model, decay)),
             model,
+            teacher,
             frozen,
             optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
             learning_rate: LearningRate::new(self.learning_rate)?,
@@ -331,12 +340,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             loss,
             clipper,
             steering: self.steering,
+            diagnosis: Diagnosis::default(),
             observers: self.observers,
             config: self.config,
             step: 0,
             skipped_in_a_row: 0,
             model_is_checked: false,
-            drawn_ahead,
         })
     }
 }
@@ -378,9 +387,9 @@ fn check_config(config: &TrainerConfig) -> Result<()> {
     Ok(())
 }
 
-fn check_steering<const D: usize>(
+fn check_steering<const D: usize, C>(
     steering: &Steering,
-    loss: &dyn SissLoss<D>,
+    loss: &dyn SissLoss<D, C>,
     prediction_type: PredictionType,
 ) -> Result<()> {
     if !loss.has_term(Side::Forget) {
@@ -401,9 +410,9 @@ fn check_steering<const D: usize>(
 }
 
 /// At the ends of `λ` one side of a mixture is never drawn from.
-fn check_mixture<const D: usize>(
+fn check_mixture<const D: usize, C>(
     sampler: &dyn MixtureSampler,
-    loss: &dyn SissLoss<D>,
+    loss: &dyn SissLoss<D, C>,
     clipper: &dyn GradientClipper,
 ) -> Result<()> {
     let forget_prob = sampler.forget_prob();
@@ -428,8 +437,8 @@ fn check_mixture<const D: usize>(
     Ok(())
 }
 
-fn check_clipper<const D: usize>(
-    loss: &dyn SissLoss<D>,
+fn check_clipper<const D: usize, C>(
+    loss: &dyn SissLoss<D, C>,
     clipper: &dyn GradientClipper,
 ) -> Result<()> {
     for (side, remedy) in [

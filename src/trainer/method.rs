@@ -88,10 +88,10 @@ impl Method {
     ///
     /// # Errors
     /// [`Error::MissingPart`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
-    pub fn loss<const D: usize>(
+    pub fn loss<const D: usize, C>(
         self,
         retained: Option<&Tensor<D>>,
-    ) -> Result<Box<dyn SissLoss<D>>> {
+    ) -> Result<Box<dyn SissLoss<D, C>>> {
         Ok(match self {
             Method::Siss | Method::SissToLevel => Box::new(Siss),
             Method::SissNoIs => Box::new(SissNoIs),
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn re_track_asks_for_the_retained_points() {
-        let error = Method::ReTrack.loss::<4>(None).unwrap_err();
+        let error = Method::ReTrack.loss::<4, ()>(None).unwrap_err();
         assert!(error.to_string().contains("retained_points"), "{error}");
     }
 
@@ -184,7 +184,8 @@ mod tests {
     fn every_methods_clipper_fits_its_objective() {
         for method in Method::ALL {
             let retained = Tensor::<4>::zeros([20, 1, 2, 2], &Device::flex());
-            let (loss, clipper) = (method.loss(Some(&retained)).unwrap(), method.clipper());
+            let loss = method.loss::<4, ()>(Some(&retained)).unwrap();
+            let clipper = method.clipper();
             for side in [Side::Retain, Side::Forget] {
                 assert!(loss.has_term(side) || !clipper.needs(side), "{method}");
             }

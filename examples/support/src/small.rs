@@ -27,6 +27,7 @@ pub struct Mlp {
 }
 
 impl Mlp {
+    /// The model of a seed.
     pub fn new(seed: u64, device: &Device) -> Self {
         let weights = |index: u64, shape: [usize; 2]| {
             let noise: Tensor<2> =
@@ -90,6 +91,7 @@ pub fn batch(rows: usize, distance: f64, seed: u64, device: &Device) -> Unlearni
     batch.with_forget_ids(ids).unwrap()
 }
 
+/// The elements of a tensor, one after the other.
 pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
@@ -123,10 +125,12 @@ pub fn flat<M: Module>(model: &M, gradients: &GradientsParams) -> Vec<f64> {
     collect.1
 }
 
+/// The Euclidean norm.
 pub fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
+/// `a − b`, of the same length.
 pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a - b).collect()

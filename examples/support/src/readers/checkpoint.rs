@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 use siss::burn::nn::{Linear, LinearConfig};
 use siss::burn::tensor::{Device, Tensor};
-use siss::{Checkpoints, DdpmScheduler, Denoiser, FnDenoiser, Result, SissTrainer, UnlearningBatch};
+use siss::{
+    Checkpoints, DdpmScheduler, Denoiser, FnDenoiser, Result, SissTrainer, UnlearningBatch,
+};
 
 use super::scratch;
 

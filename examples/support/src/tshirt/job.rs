@@ -1,4 +1,4 @@
-//! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
+//! The job: measure, unlearn, measure again. Run by the example's `main` and by tests.
 
 use std::error::Error;
 use std::path::Path;
