@@ -132,6 +132,7 @@ pub mod process;
 pub mod report;
 pub mod sampling;
 pub mod steering;
+mod text;
 pub mod trainer;
 
 pub use burn;

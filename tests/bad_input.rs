@@ -753,3 +753,70 @@ fn bad_input_is_a_typed_error_that_names_the_value() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(count >= 150);
 }
+
+/// What a program may want to react to has a variant of its own, with the values as fields.
+#[test]
+fn errors_can_be_told_apart_without_reading_their_text() {
+    let levels = Levels::new(vec![1.0, 2.0], vec![vec![0.5; 2]; 3]).unwrap();
+    assert!(matches!(
+        levels.level(3, 1.0),
+        Err(Error::UnknownPoint {
+            id: 3,
+            known: 3,
+            missing: "level",
+            ..
+        })
+    ));
+    let grouped = ReTrack::new(zeros([4, 3])).unwrap();
+    assert!(matches!(
+        grouped.with_groups(vec![1, 1, 2, 2], vec![2, 7]),
+        Err(Error::UnexplainedPoint {
+            point: 1,
+            group: Some(7),
+            ..
+        })
+    ));
+    assert!(matches!(
+        draws(vec![1.0], 0.5).unwrap().numbers_of(Stream::Uniform),
+        Err(Error::MissingPart {
+            missing: "numbers",
+            ..
+        })
+    ));
+    let restored = ConstantScale::new(1.0).unwrap().restore(&[1.0, 2.0]);
+    assert!(matches!(
+        restored,
+        Err(Error::StateMismatch {
+            expected: 0,
+            got: 2,
+            ..
+        })
+    ));
+    for (what, name, parsed) in [
+        ("method", "ascent", "ascent".parse::<Method>().err()),
+        ("clipper", "soft:1", "soft:1".parse::<ClipperSpec>().err()),
+        (
+            "timestep sampling",
+            "even",
+            "even".parse::<TimestepSampling>().err(),
+        ),
+    ] {
+        let Some(Error::UnknownName {
+            what: found,
+            name: text,
+            known,
+        }) = parsed
+        else {
+            panic!("{what} was read from {name}");
+        };
+        assert_eq!((found, text.as_str()), (what, name));
+        assert!(known.len() >= 4);
+    }
+    assert!(matches!(
+        siss::evaluate::refuse_relearning(&[1.0, 2.0], &[1.0, 0.2]),
+        Err(Error::Relearning {
+            before: 2.0,
+            now: 0.2
+        })
+    ));
+}

@@ -495,8 +495,8 @@ fn settings_out_of_range_are_refused_with_their_value() {
 fn chosen_parameters_alone_are_trained() {
     let device = device();
     let points = batch(16, 0.5, 3, &device);
-    let group = ParamGroup::from_regex(r"^second\.").unwrap();
-    let mut trainer = builder(1).train_only(group).ema(0.9).build().unwrap();
+    let second = builder(1).train_only_matching(r"^second\.").unwrap();
+    let mut trainer = second.ema(0.9).build().unwrap();
     let before = parameters(trainer.model());
     for _ in 0..3 {
         let report = trainer.step(points.clone()).unwrap();
@@ -518,6 +518,15 @@ fn chosen_parameters_alone_are_trained() {
         whole.step(points.clone()).unwrap();
         assert_ne!(parameters(whole.model())[..first], before[..first]);
     }
+}
+
+#[test]
+fn a_pattern_that_is_no_regular_expression_is_refused_with_its_text() {
+    let error = builder(1).train_only_matching("second[").unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidPattern { pattern, .. } if pattern == "second["),
+        "{error}"
+    );
 }
 
 /// A parameter that its owner froze stays frozen.

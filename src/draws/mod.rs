@@ -273,7 +273,7 @@ impl<const D: usize> Draws<D> {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] if they have another shape than the noise;
-    /// [`Error::InvalidSetting`] on another device.
+    /// [`Error::DeviceMismatch`] on another device.
     pub fn with_numbers(mut self, stream: Stream, numbers: Tensor<D>) -> Result<Self> {
         let (shape, remedy) = (self.noise.dims(), "draw one number for every element");
         check_shape("the extra numbers", &shape, &numbers.dims(), remedy)?;
@@ -320,21 +320,21 @@ impl<const D: usize> Draws<D> {
     /// The timesteps of a stream that the objective asked for, `[batch]`.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if none were drawn.
+    /// [`Error::MissingPart`] if none were drawn.
     pub fn timesteps_of(&self, stream: Stream) -> Result<&[f64]> {
         let found = self.extra_timesteps.iter().find(|(it, _)| *it == stream);
         let found = found.map(|(_, timesteps)| timesteps.as_slice());
-        found.ok_or_else(|| not_drawn(stream, "timesteps", "with_timesteps"))
+        found.ok_or_else(|| not_drawn(stream, "timesteps", ASK_FOR_TIMESTEPS))
     }
 
     /// The numbers of a stream that the objective asked for, `[batch, …]`.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if none were drawn.
+    /// [`Error::MissingPart`] if none were drawn.
     pub fn numbers_of(&self, stream: Stream) -> Result<&Tensor<D>> {
         let found = self.extra_numbers.iter().find(|(it, _)| *it == stream);
         let found = found.map(|(_, numbers)| numbers);
-        found.ok_or_else(|| not_drawn(stream, "numbers", "with_numbers"))
+        found.ok_or_else(|| not_drawn(stream, "numbers", ASK_FOR_NUMBERS))
     }
 
     /// The mixture's `λ` with which `from_forget` was drawn.
@@ -343,12 +343,16 @@ impl<const D: usize> Draws<D> {
     }
 }
 
-fn not_drawn(stream: Stream, what: &str, setter: &str) -> Error {
-    Error::InvalidSetting {
-        what: format!(
-            "the draws hold no {what} of the stream {stream:?}; `Draws::{setter}` adds them"
-        ),
-        remedy: "ask for them in `SissLoss::extra_draws`, and give that to `DrawSource::draw`",
+const ASK_FOR_TIMESTEPS: &str =
+    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_timesteps`";
+const ASK_FOR_NUMBERS: &str =
+    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_numbers`";
+
+fn not_drawn(stream: Stream, missing: &'static str, remedy: &'static str) -> Error {
+    Error::MissingPart {
+        owner: format!("the stream {stream:?} of the draws"),
+        missing,
+        remedy,
     }
 }
 

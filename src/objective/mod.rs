@@ -29,7 +29,7 @@ use crate::data::side::Sides;
 use crate::data::{Side, UnlearningBatch};
 use crate::denoiser::Condition;
 use crate::draws::{Draws, ExtraDraws};
-use crate::error::{Error, Result, check_device, check_range, check_shape, check_stateless};
+use crate::error::{Error, Result, check_device, check_range, check_shape, check_state};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
 /// Everything an objective may look at.
@@ -73,7 +73,7 @@ impl<'a, const D: usize, C: Condition> LossInputs<'a, D, C> {
     /// Brings together a batch, its draws and the process.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] or [`Error::InvalidSetting`] if points and draws differ in shape or
+    /// [`Error::ShapeMismatch`] or [`Error::DeviceMismatch`] if points and draws differ in shape or
     /// device; [`Error::TimestepOutOfRange`] or [`Error::NoNoise`] if the draws' timesteps do not
     /// fit the scheduler.
     pub fn new(
@@ -118,12 +118,13 @@ impl<'a, const D: usize, C> LossInputs<'a, D, C> {
     /// - `noisy` and the result: `[rows, …]`; `timesteps`: `[rows]`; `condition`: `rows` rows
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] without a teacher: [`uses_teacher`](SissLoss::uses_teacher) asks for
+    /// [`Error::MissingPart`] without a teacher: [`uses_teacher`](SissLoss::uses_teacher) asks for
     /// one. [`Error::ShapeMismatch`] if the teacher's output has another shape than `noisy`.
     pub fn teacher(&self, noisy: Tensor<D>, timesteps: &[f64], condition: &C) -> Result<Tensor<D>> {
         let Some(Teacher(answer)) = self.teacher else {
-            return Err(Error::InvalidSetting {
-                what: "the objective asks a teacher, and there is none".into(),
+            return Err(Error::MissingPart {
+                owner: "the objective".into(),
+                missing: "teacher to ask",
                 remedy: "return true from the objective's `uses_teacher`, or give one by `LossInputs::with_teacher`",
             });
         };
@@ -371,9 +372,9 @@ pub trait SissLoss<const D: usize, C = ()>: Send + Debug {
     /// Takes back what [`state`](SissLoss::state) gave, to the bit.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for a state that is not this objective's.
+    /// [`Error::StateMismatch`] for a state that is not this objective's.
     fn restore(&mut self, state: &[f64]) -> Result<()> {
-        check_stateless(self.name(), state)
+        check_state(self.name(), state, 0)
     }
 }
 

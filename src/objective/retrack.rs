@@ -66,7 +66,8 @@ impl<const D: usize> ReTrack<D> {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch); [`Error::InvalidSetting`](crate::Error::InvalidSetting) where neighbours
-    /// are known already, and for a group of a forgotten point without retained ones. In a step, for a point without a group.
+    /// are known already; [`Error::UnexplainedPoint`](crate::Error::UnexplainedPoint) for a group of a forgotten point without
+    /// retained ones. In a step, [`Error::UnknownPoint`](crate::Error::UnknownPoint) for a point without a group.
     pub fn with_groups(self, retained: Vec<u64>, forgotten: Vec<u64>) -> Result<Self> {
         Ok(Self {
             neighbours: self.neighbours.within_groups(retained, forgotten)?,
@@ -80,7 +81,7 @@ impl<const D: usize> ReTrack<D> {
     ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for tensors on different devices.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for tensors on different devices.
     pub fn from_neighbours(points: Tensor<D>, neighbours: Vec<Tensor<D>>) -> Result<Self> {
         Ok(Self {
             neighbours: Neighbours::given(points, neighbours)?,
@@ -90,8 +91,9 @@ impl<const D: usize> ReTrack<D> {
     /// What the neighbours make of the forgotten points' noisy ones.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for draws without those of the forget term, and for a row
-    /// that has the id of another point; [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained).
+    /// [`Error::MissingPart`](crate::Error::MissingPart) for draws without those of the forget term;
+    /// [`Error::PointChanged`](crate::Error::PointChanged) for a row that has the id of another point;
+    /// [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained).
     pub fn explain<C>(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<NeighbourTarget<D>> {
         let (timesteps, noise) = own_draws(inputs)?;
         let scales = inputs.scheduler.scales(timesteps)?;
@@ -169,13 +171,7 @@ fn posterior<const D: usize, C>(
 fn check_same(differences: &[f32], ids: &[u64]) -> Result<()> {
     match differences.iter().position(|&difference| difference > 0.0) {
         None => Ok(()),
-        Some(row) => Err(Error::InvalidSetting {
-            what: format!(
-                "row {row} has id {} and is another point than that id's first",
-                ids[row]
-            ),
-            remedy: "give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`",
-        }),
+        Some(row) => Err(Error::PointChanged { row, id: ids[row] }),
     }
 }
 
@@ -489,9 +485,7 @@ mod tests {
         assert!(SissLoss::<3>::ignores_condition(&new()));
         let error = new().with_groups(vec![4; 6], vec![4, 5]).unwrap_err();
         assert!(
-            error
-                .to_string()
-                .contains("forgotten point 1 is of group 5"),
+            error.to_string().contains("forgotten point 1 of group 5"),
             "{error}"
         );
         let error = new().with_groups(vec![4; 5], vec![4]).unwrap_err();

@@ -114,7 +114,7 @@ impl DdimSampler {
     /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`; `noise` is used where `eta > 0`
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]; [`Error::InvalidSetting`] for `eta > 0` without noise.
+    /// [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]; [`Error::MissingPart`] for `eta > 0` without noise.
     pub fn step<const D: usize>(
         &self,
         noisy: Tensor<D>,
@@ -172,11 +172,9 @@ impl Sampler for DdimSampler {
         match noise {
             Some(noise) => Ok(mean + noise * deviation),
             None if deviation == 0.0 => Ok(mean),
-            None => Err(Error::InvalidSetting {
-                what: format!(
-                    "eta is {}, and there is no noise for the step",
-                    self.config.eta
-                ),
+            None => Err(Error::MissingPart {
+                owner: format!("the step with eta {}", self.config.eta),
+                missing: "noise",
                 remedy: "give standard normal noise, or set eta to 0",
             }),
         }

@@ -119,7 +119,7 @@ impl DdpmSampler {
     /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`; `noise` is used unless `timestep` is 0
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]; [`Error::InvalidSetting`] for a timestep above 0 without
+    /// [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]; [`Error::MissingPart`] for a timestep above 0 without
     /// noise.
     pub fn step<const D: usize>(
         &self,
@@ -175,8 +175,9 @@ impl Sampler for DdpmSampler {
             VarianceType::FixedLarge => beta,
         };
         let Some(noise) = noise else {
-            return Err(Error::InvalidSetting {
-                what: format!("there is no noise for the step from timestep {timestep}"),
+            return Err(Error::MissingPart {
+                owner: format!("the step from timestep {timestep}"),
+                missing: "noise",
                 remedy: "give standard normal noise: DDPM adds some in every step but the one from timestep 0",
             });
         };

@@ -164,11 +164,10 @@ impl Levels {
         let found = usize::try_from(forget_id)
             .ok()
             .and_then(|id| self.levels.get(id));
-        let levels = found.ok_or_else(|| Error::InvalidSetting {
-            what: format!(
-                "the forgotten point of id {forget_id} has no level, only ids below {} have",
-                self.levels.len()
-            ),
+        let levels = found.ok_or_else(|| Error::UnknownPoint {
+            id: forget_id,
+            missing: "level",
+            known: self.levels.len(),
             remedy: "give levels for every forgotten point, in the order of their ids",
         })?;
         let above = self.timesteps.partition_point(|&t| t < timestep);

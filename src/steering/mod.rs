@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Result, check_shape, check_state};
 use crate::host::{to_f32, vector};
 
 pub use self::counterfactual::{
@@ -217,16 +217,7 @@ impl Steering {
     /// Takes back what [`state`](Steering::state) gave.
     pub(crate) fn restore(&mut self, state: &[f64]) -> Result<()> {
         let grid = self.levels.timesteps().len();
-        let expected = grid * self.mean_ratios.len();
-        if state.len() != expected {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "the state of steering has {} numbers instead of {expected}",
-                    state.len()
-                ),
-                remedy: "resume with the levels that the checkpoint was made with",
-            });
-        }
+        check_state("steering", state, grid * self.mean_ratios.len())?;
         self.mean_ratios = state.chunks(grid).map(<[f64]>::to_vec).collect();
         Ok(())
     }
@@ -332,7 +323,7 @@ mod tests {
                 .restore(&[1.0])
                 .unwrap_err()
                 .to_string()
-                .contains("1 numbers instead of 4")
+                .contains("1 numbers where 4 are needed")
         );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::module::ParamGroup;
+use burn::module::{ParamGroup, ParamGroupError};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
 use burn::tensor::Tensor;
@@ -218,18 +218,45 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// Trains the parameters of a group alone. Paths are the names of the model's fields joined by dots, and a group
-    /// matches them by a piece, by a regular expression or by the whole:
-    ///
-    /// ```
-    /// use burn::module::ParamGroup;
-    ///
-    /// let attention = ParamGroup::from_predicate("attentions");
-    /// let decoder = ParamGroup::from_regex(r"^up_blocks\.\d+\.")?;
-    /// # Ok::<(), burn::module::ParamGroupError>(())
-    /// ```
+    /// matches them by a piece, as `ParamGroup::from_predicate("attentions")`, by the whole, or by id.
+    /// For a regular expression: [`train_only_matching`](Self::train_only_matching).
     pub fn train_only(mut self, group: ParamGroup) -> Self {
         self.trainable = Some(group);
         self
+    }
+
+    /// Trains the parameters alone whose path a regular expression matches, anywhere in it unless anchored.
+    ///
+    /// ```
+    /// # use burn::module::Module;
+    /// # use burn::nn::{Linear, LinearConfig};
+    /// # use burn::tensor::{Device, Tensor};
+    /// # use siss::{DdpmScheduler, Denoiser, SissTrainer};
+    /// # #[derive(Module, Debug)]
+    /// # struct Model { encoder: Linear, decoder: Linear }
+    /// # impl Denoiser<2> for Model {
+    /// #     type Condition = ();
+    /// #     fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+    /// #         self.decoder.forward(self.encoder.forward(noisy))
+    /// #     }
+    /// # }
+    /// fn trainer(model: Model) -> siss::Result<SissTrainer<Model, 2>> {
+    ///     SissTrainer::builder(model, DdpmScheduler::linear(1000)?)
+    ///         .train_only_matching(r"^decoder\.")?
+    ///         .build()
+    /// }
+    /// # let layer = LinearConfig::new(3, 3).init(&Device::flex());
+    /// # assert!(trainer(Model { encoder: layer.clone(), decoder: LinearConfig::new(3, 3).init(&Device::flex()) }).is_ok());
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidPattern`].
+    pub fn train_only_matching(self, pattern: &str) -> Result<Self> {
+        let invalid = |ParamGroupError::InvalidPatternError(reason)| Error::InvalidPattern {
+            pattern: pattern.into(),
+            reason,
+        };
+        Ok(self.train_only(ParamGroup::from_regex(pattern).map_err(invalid)?))
     }
 
     /// Checks the settings and switches the model to training.
@@ -237,7 +264,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// # Errors
     /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
     /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
-    /// [`Error::InvalidSetting`] a group without a trainable parameter, or a method without its retained points.
+    /// [`Error::InvalidSetting`] a group without a trainable parameter; [`Error::MissingPart`] a method without its
+    /// retained points or groups.
     pub fn build(self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
         let time_range = self.scheduler.time_range();
@@ -259,11 +287,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         });
         check_clipper(loss.as_ref(), clipper.as_ref())?;
         if loss.ignores_condition() && !M::Condition::IS_EMPTY {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "{} explains forgotten points by retained ones of any class or prompt, and the model has a condition",
-                    loss.name()
-                ),
+            return Err(Error::MissingPart {
+                owner: loss.name().into(),
+                missing: "groups of points, which a model with a condition needs: a point of another class or prompt explains nothing",
                 remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
             });
         }

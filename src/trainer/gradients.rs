@@ -70,7 +70,7 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     let noisy = select_rows(&term.noisy, rows);
     let target = select_rows(&term.target, rows);
     let on_device = vector(timesteps.iter().copied(), &device);
-    let prediction = model.predict(noisy, on_device, &inputs.condition.select(rows));
+    let prediction = model.predict(noisy, on_device, &inputs.condition.take_rows(rows));
     let remedy = "the model must predict one value for every element of its input";
     check_shape(
         "the model's prediction",

@@ -3,14 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
-
 use crate::clipper::{Blend, ConstantScale, EraseDiffRule, FractionOfRetain, GradientClipper};
 use crate::error::{Error, Result};
 use crate::objective::{
     Bernoulli, EraseDiff, NaiveDeletion, NegGrad, ReTrack, Siss, SissLoss, SissNoIs,
 };
+use crate::text::serde_as_text;
+use burn::tensor::Tensor;
 
 /// A method by name, for configuration files and command lines. Each part can still be replaced in the builder.
 ///
@@ -36,8 +35,7 @@ use crate::objective::{
 /// assert_eq!(method, siss::Method::SissNoIs);
 /// # Ok::<(), siss::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub enum Method {
     /// Importance sampled from the mixture.
@@ -86,7 +84,7 @@ impl Method {
     /// look at it.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
+    /// [`Error::MissingPart`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
     pub fn loss<const D: usize, C>(
         self,
         retained: Option<&Tensor<D>>,
@@ -99,8 +97,9 @@ impl Method {
             Method::NegGrad => Box::new(NegGrad),
             Method::EraseDiff => Box::new(EraseDiff),
             Method::ReTrack => {
-                let retained = retained.ok_or_else(|| Error::InvalidSetting {
-                    what: "re-track has no retained points to search for neighbours".into(),
+                let retained = retained.ok_or_else(|| Error::MissingPart {
+                    owner: self.name().into(),
+                    missing: "retained points to search for neighbours",
                     remedy: "give the retain set by `SissTrainerBuilder::retained_points`",
                 })?;
                 Box::new(ReTrack::new(retained.clone())?)
@@ -140,12 +139,15 @@ impl FromStr for Method {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Method::ALL.into_iter().find(|method| method.name() == text);
-        found.ok_or_else(|| Error::InvalidSetting {
-            what: format!("there is no method `{text}`"),
-            remedy: "use siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track",
+        found.ok_or_else(|| Error::UnknownName {
+            what: "method",
+            name: text.into(),
+            known: Method::ALL.map(Method::name).to_vec(),
         })
     }
 }
+
+serde_as_text!(Method);
 
 #[cfg(test)]
 mod tests {
@@ -160,13 +162,12 @@ mod tests {
             let json = serde_json::to_string(&method).unwrap();
             assert_eq!(json, format!("\"{method}\""));
         }
-        assert!(
-            "ascent"
-                .parse::<Method>()
-                .unwrap_err()
-                .to_string()
-                .contains("ascent")
-        );
+        let error = "ascent".parse::<Method>().unwrap_err();
+        assert!(matches!(&error, Error::UnknownName { name, known, .. }
+                if name == "ascent" && known.len() == Method::ALL.len()));
+        for known in Method::ALL {
+            assert!(error.to_string().contains(known.name()), "{error}");
+        }
     }
 
     #[test]

@@ -141,8 +141,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// One optimiser step on a batch, whatever the size of a micro-batch.
     ///
     /// # Errors
-    /// - The batch: [`Error::NonFiniteData`]; [`Error::InvalidSetting`] on another device than the
-    ///   model or, with steering to several points, without ids; what the model's
+    /// - The batch: [`Error::NonFiniteData`]; [`Error::DeviceMismatch`] on another device than the
+    ///   model; [`Error::MissingPart`] without ids, with steering to several points; what the model's
     ///   [`check_input`](Denoiser::check_input) refuses.
     /// - The model: [`Error::ShapeMismatch`] if its output has another shape than its input; in the
     ///   first step [`Error::NoTrainableParameters`], [`Error::StochasticModel`],
@@ -398,10 +398,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         }
         let points = self.steering.as_ref().map_or(0, Steering::num_points);
         if points > 1 && !batch.has_forget_ids {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "the batch does not say which of {points} points its rows are to be steered for"
-                ),
+            return Err(Error::MissingPart {
+                owner: "the batch".into(),
+                missing: "ids to say which of several points its rows are to be steered for",
                 remedy: "give the ids of the forgotten points by `UnlearningBatch::with_forget_ids`",
             });
         }

@@ -18,7 +18,7 @@ pub(super) fn answer<const D: usize, M: Denoiser<D>>(
     let all: Vec<usize> = (0..shape[0]).collect();
     let parts = all.chunks(rows).map(|rows| {
         let times = vector(rows.iter().map(|&row| timesteps[row]), &device);
-        model.predict(select_rows(&noisy, rows), times, &condition.select(rows))
+        model.predict(select_rows(&noisy, rows), times, &condition.take_rows(rows))
     });
     let answered = to_f32(Tensor::cat(parts.collect(), 0).inner());
     let remedy = "the teacher must predict one value for every element of its input";

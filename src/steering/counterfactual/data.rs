@@ -1,15 +1,14 @@
 //! What a prediction is made from.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::groups::Groups;
-use super::ideal::{Flat, chunks};
-use crate::data::finite::{check_finite, check_finite_values};
+use crate::data::common::refuse_common_points;
+use crate::data::finite::check_finite;
 use crate::data::points::check_not_empty;
 use crate::data::{Points, Side};
 use crate::denoiser::Condition;
 use crate::error::{Error, Result, check_device, check_shape};
-use crate::host::read_f32;
 
 /// What a [`Counterfactual`](crate::steering::Counterfactual) is fitted to: retained, control and forgotten points, for a model
 /// with a condition also their conditions and groups.
@@ -109,10 +108,9 @@ impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
         match &self.groups {
             Some(groups) => groups.check(self.counts()),
             None if C::IS_EMPTY => Ok(()),
-            None => Err(Error::InvalidSetting {
-                what:
-                    "the model has a condition, and it is not said which points may explain each other"
-                        .into(),
+            None => Err(Error::MissingPart {
+                owner: "the data for a model with a condition".into(),
+                missing: "groups to say which points may explain each other",
                 remedy: "give `CounterfactualData::with_groups`: a key for each point, as its class",
             }),
         }
@@ -138,39 +136,13 @@ impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
             check_device("points", &device, &points.device())?;
             check_finite(points, side)?;
         }
-        check_finite_points(self.retained, &device)
+        refuse_common_points(self.retained, self.forgotten)
     }
 
     fn check_conditions(&self) -> Result<()> {
         let [_, controls, forgotten] = self.counts();
-        for (what, condition, rows) in [
-            ("the control condition", self.control_condition, controls),
-            (
-                "the condition of the forgotten points",
-                self.forgotten_condition,
-                forgotten,
-            ),
-        ] {
-            let found = condition.check_rows(rows).err().unwrap_or(rows);
-            check_shape(
-                what,
-                &[rows],
-                &[found],
-                "give one condition for every point",
-            )?;
-        }
-        Ok(())
+        let (control_condition, condition) = (self.control_condition, self.forgotten_condition);
+        control_condition.check_rows("the control condition", controls)?;
+        condition.check_rows("the condition of the forgotten points", forgotten)
     }
-}
-
-/// # Errors
-/// [`Error::NonFiniteData`], and those of the set.
-fn check_finite_points<const D: usize>(points: &dyn Points<D>, device: &Device) -> Result<()> {
-    for chunk in chunks(&Flat(points), device) {
-        let (first, chunk) = chunk?;
-        let rows = chunk.dims()[0];
-        let values = read_f32(chunk, "the retained points")?;
-        check_finite_values(&values, first, rows, Side::Retain)?;
-    }
-    Ok(())
 }

@@ -195,21 +195,21 @@ fn ideals<'a, const D: usize, C>(
     data: &CounterfactualData<'_, D, C>,
 ) -> Result<[Ideal<'a>; 2]> {
     let mut forgotten = Ideal::new(retained, flat(data.forgotten))?;
-    if let Some((forget, retain)) = forgotten.first_duplicate()? {
-        return Err(Error::ForgottenPointRetained { forget, retain });
-    }
     let mut controls = Ideal::new(retained, flat(data.controls))?.without_duplicates();
     if let Some(groups) = &data.groups {
         forgotten = forgotten.within_groups(groups.retained, groups.forgotten);
         controls = controls.within_groups(groups.retained, groups.controls);
     }
-    for (what, ideal) in [("forgotten", &forgotten), ("control", &controls)] {
+    let keys = data.groups.as_ref();
+    for (what, ideal, keys) in [
+        ("forgotten", &forgotten, keys.map(|keys| keys.forgotten)),
+        ("control", &controls, keys.map(|keys| keys.controls)),
+    ] {
         if let Some(point) = ideal.first_unexplained()? {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "{what} point {point} has no retained point that may explain it but itself"
-                ),
-                remedy: "give more retained points, of its group where there are groups",
+            return Err(Error::UnexplainedPoint {
+                what,
+                point,
+                group: keys.map(|keys| keys[point]),
             });
         }
     }

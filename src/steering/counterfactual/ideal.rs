@@ -114,15 +114,6 @@ impl<'a> Ideal<'a> {
         self.points.dims()
     }
 
-    /// The first point that is a retained one, value by value, and which.
-    pub(super) fn first_duplicate(&self) -> Result<Option<(usize, usize)>> {
-        let (nearest, at) = self.squared_distances.clone().min_dim_with_indices(1);
-        let nearest = read_f32(nearest, "distances to retained points")?;
-        let point = nearest.iter().position(|&distance| distance == 0.0);
-        let at: Vec<i64> = at.into_data().iter::<i64>().collect();
-        Ok(point.map(|point| (point, at[point] as usize)))
-    }
-
     /// `‖x̂ − u‖²` of each row, mean over elements.
     pub(super) fn errors(&self, rows: &[usize], mean: Tensor<2>) -> Tensor<1> {
         let elements = self.shape()[1] as f64;

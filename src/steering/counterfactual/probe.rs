@@ -136,7 +136,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         let rows: Vec<usize> = (0..points.min(PROBES)).collect();
         let clean = to_f32(select_rows(self.data.controls, &rows).inner());
         let noise = self.noise(clean.dims(), 0);
-        let condition = self.data.control_condition.select(&rows);
+        let condition = self.data.control_condition.take_rows(&rows);
         let residual = |index| {
             let residual = self.residual(&clean, &noise, &condition, index);
             residual.map(|residual| residual.reshape([rows.len(), elements]))
@@ -217,7 +217,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         for (first, rows) in parts(count, noises, self.config.micro_batch_size) {
             let clean = to_f32(select_rows(points, &rows).inner());
             let noise = self.noise(clean.dims(), first);
-            let condition = condition.select(&rows);
+            let condition = condition.take_rows(&rows);
             let losses: Result<Vec<Tensor<1>>> = (0..moments.len())
                 .map(|index| self.losses(&clean, &noise, &condition, index))
                 .collect();
