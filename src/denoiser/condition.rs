@@ -67,7 +67,7 @@ use crate::trainer::settings::no_json;
 /// ```
 pub trait Condition: Clone + Send {
     /// Whether no value of the type says anything of a point, as `()`.
-    /// The trainer and [`CounterfactualLoss::fit`](crate::steering::CounterfactualLoss::fit) ask before they explain a
+    /// The trainer and [`Counterfactual::fit`](crate::steering::Counterfactual::fit) ask before they explain a
     /// point by others of any class or prompt.
     const IS_EMPTY: bool = false;
 
