@@ -3,7 +3,7 @@
 //! A small network learns six Gaussians in the plane, then forgets one of them. The ideal denoiser
 //! of the other five has a closed form: it is where unlearning should arrive.
 
-use std::{error::Error, f32::consts::TAU, ops::Range, path::PathBuf};
+use std::{error::Error, f32::consts::TAU, path::PathBuf};
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -15,33 +15,35 @@ use siss::report::ImageGrid;
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 use siss::{DdpmScheduler, Denoiser, PairSampler, SchedulerExt, SissTrainer};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
 /// Component k is N(μ_k, s² I), with the μ_k on a circle. Component 0 is forgotten.
 const COMPONENTS: usize = 6;
 const RADIUS: f32 = 0.7;
 const SPREAD: f32 = 0.09;
-const BATCH: usize = 256;
 const NORMAL: Distribution = Distribution::Normal(0.0, 1.0);
 
+/// A small network forgets one of six Gaussians. A quarter of a minute on two CPU cores.
 #[derive(Parser)]
 struct Options {
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Optimiser steps of the unlearning.
     #[arg(long, default_value_t = 500)]
     steps: u64,
     #[arg(long, default_value = "target/toy_2d.png")]
     out: PathBuf,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
     let Options { seed, steps, out } = Options::parse();
     let device = Device::flex();
     device.seed(seed); // burn's random numbers: initial weights, data, training
     let process = DdpmScheduler::linear(1000)?;
-    let (forget, retain) = (points(0..1), points(1..COMPONENTS));
-    let data = Tensor::cat(vec![forget.clone(), retain.clone()], 0);
-    let before = train(data, &process)?;
+    let all = Tensor::cat((0..COMPONENTS).map(points).collect(), 0);
+    let (forget, retain) = (
+        all.clone().narrow(0, 0, 200),
+        all.clone().narrow(0, 200, 1000),
+    );
+    let before = train(all, &process)?;
 
     // The unlearning: what is not set here has the crate's defaults.
     let pairs = PairSampler::new(retain.clone(), forget, seed)?;
@@ -49,16 +51,17 @@ fn main() -> Result<()> {
     let trainer = SissTrainer::builder(before.clone(), process.clone());
     let mut trainer = trainer.learning_rate(falling_rate).seed(seed).build()?;
     for step in 0..steps {
-        trainer.step(pairs.batch(step, BATCH)?)?;
+        trainer.step(pairs.batch(step, 256)?)?;
     }
     let after = trainer.into_model();
 
     // Samples of the three models from the same noise.
-    let exact = Exact {
-        centres: Tensor::cat((1..COMPONENTS).map(centre).collect(), 0),
-        alpha_bars: Tensor::from_data(process.alpha_bars(), &device),
+    let exact = Exact::new(&process);
+    let config = DdimConfig {
+        clip_sample: None,
+        ..DdimConfig::default()
     };
-    let sampler = DdimSampler::new(&process, DdimConfig::default())?;
+    let sampler = DdimSampler::new(&process, config)?;
     let samples = [
         sampler.sample(&before, &(), [2000, 2], seed, 0, &device)?,
         sampler.sample(&after, &(), [2000, 2], seed, 0, &device)?,
@@ -71,7 +74,7 @@ fn main() -> Result<()> {
         println!("component {k} {before:>24.1} % {after:>6.1} % {exact:>6.1} %");
     }
     let pictures = Tensor::cat(samples.iter().map(picture).collect(), 0);
-    let grid = ImageGrid::new(pictures)?.columns(3);
+    let grid = ImageGrid::new(pictures)?.columns(3).scale(2);
     grid.column_captions(["before", "after", "exact"])
         .save(out)?;
 
@@ -83,15 +86,11 @@ fn main() -> Result<()> {
         let noisy = process.add_noise(retain.clone(), noise.clone(), &times)?;
         let times = Tensor::<1>::from_data(times.as_slice(), &device);
         let answer = exact.predict(noisy.clone(), times.clone(), &());
-        let distance = |model: &Net| {
+        let [before, after] = [&before, &after].map(|model| {
             let difference = model.predict(noisy.clone(), times.clone(), &()) - answer.clone();
             difference.square().mean().into_scalar::<f32>()
-        };
-        println!(
-            "  t = {t:<23} {:>8.4} {:>8.4}",
-            distance(&before),
-            distance(&after)
-        );
+        });
+        println!("  t = {t:<23} {before:>8.4} {after:>8.4}");
     }
     Ok(())
 }
@@ -102,29 +101,36 @@ fn centre(k: usize) -> Tensor<2> {
     Tensor::from_data([[RADIUS * cos, RADIUS * sin]], &Device::flex())
 }
 
-/// 200 points of each component.
-fn points(components: Range<usize>) -> Tensor<2> {
-    let noise = || Tensor::<2>::random([200, 2], NORMAL, &Device::flex()) * SPREAD;
-    Tensor::cat(components.map(|k| noise() + centre(k)).collect(), 0)
+/// 200 points of a component.
+fn points(k: usize) -> Tensor<2> {
+    Tensor::<2>::random([200, 2], NORMAL, &Device::flex()) * SPREAD + centre(k)
 }
 
-/// The ideal denoiser. At m = γx + σε it answers E[ε | m] = σ Σ_k p_k (m − γμ_k) / v, with
-/// v = γ²s² + σ² and p = softmax_k(−‖m − γμ_k‖² / 2v).
+/// The ideal denoiser without component 0. At m = γx + σε it answers, with v = γ²s² + σ²,
+/// E[ε | m] = σ Σ_k p_k (m − γμ_k) / v, where p = softmax_k(−‖m − γμ_k‖² / 2v).
 #[derive(Module, Debug)]
 struct Exact {
-    centres: Tensor<2>,
-    alpha_bars: Tensor<1>, // γ² of each timestep; σ² = 1 − γ²
+    centres: Tensor<3>,    // μ_k: [1, components, elements]
+    alpha_bars: Tensor<3>, // γ² = 1 − σ² of each timestep: [timesteps, 1, 1]
+}
+
+impl Exact {
+    fn new(process: &DdpmScheduler) -> Self {
+        let alpha_bars = Tensor::<1>::from_data(process.alpha_bars(), &Device::flex());
+        Self {
+            centres: Tensor::cat((1..COMPONENTS).map(centre).collect(), 0).unsqueeze(),
+            alpha_bars: alpha_bars.unsqueeze_dims(&[1, 2]),
+        }
+    }
 }
 
 impl Denoiser<2> for Exact {
     type Condition = ();
-
     fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
         let gamma2 = self.alpha_bars.clone().select(0, timesteps.int());
-        let gamma2: Tensor<3> = gamma2.unsqueeze_dims(&[1, 2]); // [rows, components, elements]
-        let sigma2: Tensor<3> = -gamma2.clone() + 1.0;
+        let sigma2 = -gamma2.clone() + 1.0;
         let v = gamma2.clone() * SPREAD.powi(2) + sigma2.clone();
-        let offsets = noisy.unsqueeze_dim(1) - gamma2.sqrt() * self.centres.clone().unsqueeze();
+        let offsets = noisy.unsqueeze_dim(1) - gamma2.sqrt() * self.centres.clone();
         let p = softmax(-offsets.clone().square().sum_dim(2) / (v.clone() * 2.0), 1);
         (sigma2.sqrt() * p * offsets / v).sum_dim(1).squeeze_dim(1)
     }
@@ -138,26 +144,24 @@ struct Net {
 
 impl Denoiser<2> for Net {
     type Condition = ();
-
     fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
         let angle = timesteps.unsqueeze_dim::<2>(1) * (TAU / 4000.0);
         let angles = Tensor::cat((0..8).map(|k| angle.clone() * 2f32.powi(k)).collect(), 1);
         let input = Tensor::cat(vec![noisy, angles.clone().sin(), angles.cos()], 1);
         let next = |hidden, layer: &Linear| layer.forward(silu(hidden));
-        self.layers[1..]
-            .iter()
-            .fold(self.layers[0].forward(input), next)
+        let first = self.layers[0].forward(input);
+        self.layers[1..].iter().fold(first, next)
     }
 }
 
 /// Ordinary training: a regression on the noise.
-fn train(data: Tensor<2>, process: &DdpmScheduler) -> Result<Net> {
+fn train(data: Tensor<2>, process: &DdpmScheduler) -> Result<Net, Box<dyn Error>> {
     let device = data.device();
     let layer = |sizes: &[usize]| LinearConfig::new(sizes[0], sizes[1]).init(&device);
     let layers = [18, 128, 128, 128, 2].windows(2).map(layer).collect();
     let (mut model, mut optimizer) = (Net { layers }.train(), AdamWConfig::new().init());
     for step in 0..4000 {
-        let below = |end| Tensor::<1>::random([BATCH], Distribution::Uniform(0.0, end), &device);
+        let below = |end| Tensor::<1>::random([256], Distribution::Uniform(0.0, end), &device);
         let clean = data.clone().select(0, below(data.dims()[0] as f64).int());
         let (noise, times) = (clean.random_like(NORMAL), below(1000.0).floor());
         let noisy = process.add_noise(clean, noise.clone(), &times.clone().try_into_vec_as()?)?;
@@ -176,9 +180,10 @@ fn inside(samples: &Tensor<2>, k: usize) -> Tensor<2> {
 
 /// A dot for each sample: orange in the forgotten component, blue elsewhere.
 fn picture(samples: &Tensor<2>) -> Tensor<4> {
-    let pixels = Tensor::<1, Int>::arange(0..280, &Device::flex()).float() / 127.0 - 1.1;
-    let dot = |at: Tensor<2>| (-((at - pixels.clone().unsqueeze()) / 0.009).square()).exp();
-    let [x, y] = [0, 1].map(|axis| samples.clone().narrow(1, axis, 1));
+    let [x, y] = [0, 1].map(|axis| samples.clone().narrow(1, axis, 1) * 64.0);
+    let pixels = Tensor::<1, Int>::arange(-70..70, &Device::flex()).float();
+    let pixels: Tensor<2> = pixels.unsqueeze();
+    let dot = |at: Tensor<2>| (at - pixels.clone()).abs().lower_elem(0.5).float();
     let ink = |weights| dot(-y.clone()).transpose().matmul(dot(x.clone()) * weights);
     let (orange, all) = (ink(inside(samples, 0)), ink(x.ones_like()));
     let red = all.clone() - orange.clone();
