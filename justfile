@@ -27,6 +27,10 @@ conformance *PATHS="tests/conformance":
 wgpu:
     SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu,fused --test conformance --test kernel --test self_check
 
+# Unlearning in the plane, where the right answer is known.
+toy *ARGS:
+    cargo run --release --example toy_2d -- {{ARGS}}
+
 # The main job.
 tshirt *ARGS:
     cargo run --release --example mnist_tshirt -- {{ARGS}}
