@@ -19,7 +19,9 @@ use crate::steering::levels::{Levels, Origin, check_timesteps};
 /// The loss `b_a(t)` that a model which never saw a point `a` would have on it, predicted without training one, for each
 /// forgotten point and timestep.
 ///
-/// $$ b_a(t) = L^*_a(t) \, \frac{L_θ(H, t)}{L^*_H(t)} $$
+/// ```text
+/// b_a(t) = L*_a(t) · L_θ(H, t) / L*_H(t)
+/// ```
 ///
 /// `L*` is the error of the *ideal denoiser of the retained data*, the posterior mean `Σ_j p_j x_j` with
 /// `p = softmax_j −‖m − γ x_j‖²/2σ²`: what could be known of a point from the others. A network generalises, so it does better
