@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::data::side::Side;
 use crate::files::path_text;
+use crate::process::PredictionType;
 use crate::process::time::TimeRange;
 
 /// Shorthand for a result with the crate's [`Error`].
@@ -87,6 +88,15 @@ pub enum Error {
         value: f32,
     },
 
+    /// A point that a model is measured on contains NaN or an infinity.
+    #[error("point {point} contains {value}; clean the data")]
+    NonFinitePoint {
+        /// Index of the first such point.
+        point: usize,
+        /// The first such value.
+        value: f32,
+    },
+
     /// A point that must be forgotten is also among the points to retain, by content.
     #[error(
         "forgotten point {forget} is also retained point {retain}; remove it (and its duplicates) from the retain set"
@@ -118,6 +128,20 @@ pub enum Error {
         what: String,
         /// What to do.
         remedy: &'static str,
+    },
+
+    /// A model predicts something else than its scheduler's configuration, or what was computed for
+    /// it, says.
+    #[error(
+        "the model predicts {model:?}, and {what} is for a model that predicts {stated:?}; if the model is not told rightly what it predicts, use `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
+    )]
+    PredictionTypeDiffers {
+        /// What the model says that it predicts.
+        model: PredictionType,
+        /// What disagrees.
+        what: &'static str,
+        /// What the model predicts according to that.
+        stated: PredictionType,
     },
 
     /// The model has no parameter that receives gradients.
@@ -384,6 +408,22 @@ pub(crate) fn check_device(
         what: format!("{what} are on {got:?}, where {expected:?} is needed"),
         remedy: "move everything to the model's device",
     })
+}
+
+/// Checks that a model predicts what something else says that it does, if that says anything.
+pub(crate) fn check_prediction_type(
+    model: PredictionType,
+    what: &'static str,
+    stated: Option<PredictionType>,
+) -> Result<()> {
+    match stated {
+        Some(stated) if stated != model => Err(Error::PredictionTypeDiffers {
+            model,
+            what,
+            stated,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a probability-like setting lies in `[0, 1]`.

@@ -303,7 +303,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         draws: &Draws<D>,
     ) -> Result<LossTerms<D>> {
         let (retain, forget) = (&batch.retain, &batch.forget);
-        let (scheduler, kind) = (self.scheduler.as_ref(), self.config.prediction_type);
+        let (scheduler, kind) = (self.scheduler.as_ref(), self.model.prediction_type());
         let inputs = LossInputs::new(retain, forget, &batch.forget_ids, draws, scheduler, kind)?;
         let mut terms = self.loss.terms(&inputs)?;
         for term in terms.retain.iter().chain(&terms.forget) {

@@ -8,7 +8,7 @@ use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::draws::{Stream, normal_noise};
 use siss::steering::CounterfactualLoss;
 use siss::trainer::SissTrainerBuilder;
-use siss::{Denoiser, Method, Steering, UnlearningBatch};
+use siss::{Denoiser, Method, PredictionType, Steering, UnlearningBatch};
 
 /// The device under test: `SISS_TEST_DEVICE`, or the CPU.
 pub fn device() -> Device {
@@ -24,6 +24,8 @@ pub fn device() -> Device {
 pub struct Mlp {
     first: Linear,
     second: Linear,
+    #[module(skip)]
+    kind: PredictionType,
 }
 
 impl Mlp {
@@ -38,7 +40,17 @@ impl Mlp {
         let mut second = LinearConfig::new(8, 3).init(device);
         (first.weight, first.bias) = (weights(1, [4, 8]), bias(8));
         (second.weight, second.bias) = (weights(2, [8, 3]), bias(3));
-        Self { first, second }
+        let kind = PredictionType::Epsilon;
+        Self {
+            first,
+            second,
+            kind,
+        }
+    }
+
+    /// The same, said to predict something else than the noise.
+    pub fn predicting(self, kind: PredictionType) -> Self {
+        Self { kind, ..self }
     }
 }
 
@@ -49,6 +61,10 @@ impl Denoiser<2> for Mlp {
         let time = (timesteps / 1000.0).unsqueeze_dim(1);
         let hidden = self.first.forward(Tensor::cat(vec![noisy, time], 1));
         self.second.forward(hidden.tanh())
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.kind
     }
 }
 

@@ -43,7 +43,6 @@ pub fn predict(
         groups: None,
     };
     let settings = CounterfactualConfig {
-        prediction_type: config.prediction_type,
         // Many images need fewer noises each.
         noises: (256 / forgotten.dims()[0]).clamp(4, 64),
         ..CounterfactualConfig::default()

@@ -13,10 +13,10 @@ use crate::data::finite::{check_finite, check_finite_values};
 use crate::data::points::check_not_empty;
 use crate::data::{Points, Side};
 use crate::denoiser::{Condition, Denoiser};
-use crate::error::{Error, Result, check_device, check_range, check_shape};
+use crate::error::{Error, Result, check_device, check_prediction_type, check_range, check_shape};
 use crate::host::{read_f32, to_f32};
 use crate::parameters::check_parameters;
-use crate::process::{PredictionType, Scheduler, SchedulerExt};
+use crate::process::{Scheduler, SchedulerExt};
 
 /// How a [`CounterfactualLoss`] is fitted.
 ///
@@ -25,7 +25,6 @@ use crate::process::{PredictionType, Scheduler, SchedulerExt};
 /// | `timesteps` | 16 of the scheduler's range, evenly in the logarithm of signal over noise | where losses are compared | ascending, 2 or more |
 /// | `noises` | 64 | noises over which a forgotten point's ideal error is averaged | ≥ 1 |
 /// | `control_noises` | 1 | noises for each control point | ≥ 1 |
-/// | `prediction_type` | `Epsilon` | what the model predicts | |
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
 /// | `form` | `Whole` | which ideal denoiser the prediction starts from | |
@@ -38,8 +37,6 @@ pub struct CounterfactualConfig {
     pub noises: usize,
     /// Noises for each control point.
     pub control_noises: usize,
-    /// What the model predicts.
-    pub prediction_type: PredictionType,
     /// Key of the noises.
     pub seed: u64,
     /// Rows run at a time.
@@ -54,7 +51,6 @@ impl Default for CounterfactualConfig {
             timesteps: None,
             noises: 64,
             control_noises: 1,
-            prediction_type: PredictionType::Epsilon,
             seed: 0,
             micro_batch_size: 64,
             form: IdealForm::Whole,
@@ -90,6 +86,7 @@ impl CounterfactualLoss {
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
+    /// [`Error::PredictionTypeDiffers`] for a scheduler whose configuration says otherwise than the model;
     /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
     /// [`Error::NonFiniteParameter`] for a model with NaN or infinities;
     /// [`Error::InvalidSetting`] for a model with a condition and no [`Groups`], if the model's loss on the control points is no
@@ -104,6 +101,12 @@ impl CounterfactualLoss {
         check_data(&data)?;
         check_config(config)?;
         config.form.check(D)?;
+        let prediction_type = model.prediction_type();
+        check_prediction_type(
+            prediction_type,
+            "the scheduler",
+            scheduler.prediction_type(),
+        )?;
         let timesteps = match &config.timesteps {
             Some(timesteps) => timesteps.clone(),
             None => default_timesteps(scheduler),
@@ -197,7 +200,7 @@ impl CounterfactualLoss {
             signal_scales: scales.signal.clone(),
             noise_scales: scales.noise.clone(),
             timesteps: timesteps.clone(),
-            prediction_type: Some(config.prediction_type),
+            prediction_type: Some(prediction_type),
             patches,
             cut_error,
         })
@@ -435,7 +438,7 @@ fn gain(loss: f64, ideal: f64, timestep: f64) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::draws::{Stream, normal_noise};
-    use crate::process::{DdpmScheduler, FlowMatching, Scales, TimeRange};
+    use crate::process::{DdpmScheduler, FlowMatching, PredictionType, Scales, TimeRange};
     use burn::module::{Module, Param};
     use burn::tensor::Int;
 
@@ -611,6 +614,10 @@ mod tests {
             };
             scales.target(self.kind, &clean, &noise)
         }
+
+        fn prediction_type(&self) -> PredictionType {
+            self.kind
+        }
     }
 
     fn images(seed: u64, rows: usize) -> Tensor<4> {
@@ -639,7 +646,6 @@ mod tests {
         };
         let config = CounterfactualConfig {
             timesteps: Some(vec![200.0, 400.0, 600.0]),
-            prediction_type: kind,
             form: IdealForm::Patches { sizes, nearest },
             ..CounterfactualConfig::default()
         };
@@ -749,6 +755,12 @@ mod tests {
     struct Told {
         #[module(skip)]
         share: f64,
+        #[module(skip)]
+        kind: PredictionType,
+    }
+
+    fn told(share: f64, kind: PredictionType) -> Told {
+        Told { share, kind }
     }
 
     impl Denoiser<2> for Told {
@@ -756,6 +768,10 @@ mod tests {
 
         fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, told: &Tensor<2>) -> Tensor<2> {
             noisy * self.share + told.clone()
+        }
+
+        fn prediction_type(&self) -> PredictionType {
+            self.kind
         }
     }
 
@@ -777,7 +793,7 @@ mod tests {
                 micro_batch_size,
                 ..CounterfactualConfig::default()
             };
-            let model = Told { share: 0.5 };
+            let model = told(0.5, PredictionType::Epsilon);
             let progress = |share| shares.push(share);
             let fitted = CounterfactualLoss::fit(&model, &scheduler(), data, &config, progress);
             assert!(
@@ -814,7 +830,10 @@ mod tests {
             forgotten_condition: &points(5, 2),
             groups: Some(same_group(50, 10, 2)),
         };
-        let (model, config) = (Told { share: 0.5 }, CounterfactualConfig::default());
+        let (model, config) = (
+            told(0.5, PredictionType::Epsilon),
+            CounterfactualConfig::default(),
+        );
         let error = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {})
             .unwrap_err()
             .to_string();
@@ -837,10 +856,9 @@ mod tests {
             timesteps: Some(vec![300.0, 600.0]),
             noises: 4,
             control_noises: 4,
-            prediction_type: PredictionType::Sample,
             ..CounterfactualConfig::default()
         };
-        let model = Told { share: 0.0 };
+        let model = told(0.0, PredictionType::Sample);
         let fitted = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();
         for index in 0..2 {
             let of_points = fitted.predicted().iter();
