@@ -10,8 +10,8 @@ test:
 
 # Formatting, clippy, licences, spelling.
 lint:
-    cargo fmt --check
-    cargo clippy --release --all-targets -- -D warnings
+    cargo fmt --all --check
+    cargo clippy --workspace --release --all-targets -- -D warnings
     cargo deny check
     typos
 
@@ -26,6 +26,10 @@ conformance *PATHS="tests/conformance":
 # The conformance cases, the kernels and the gradients of a network on wgpu, over a GPU or a software driver.
 wgpu:
     SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu,fused --test conformance --test kernel --test self_check
+
+# Unlearning in the plane, where the right answer is known.
+toy *ARGS:
+    cargo run --release --example toy_2d -- {{ARGS}}
 
 # The main job.
 tshirt *ARGS:

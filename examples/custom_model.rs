@@ -8,7 +8,6 @@ use std::error::Error;
 use std::f64::consts::TAU;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv1d, Conv1dConfig, ConvTranspose1d, ConvTranspose1dConfig};
@@ -22,7 +21,7 @@ use siss::checkpoint::model_fingerprint;
 use siss::draws::{Stream, TimestepSampling, keyed_rng, normal_noise};
 use siss::evaluate::DenoisingLoss;
 use siss::files::path_text;
-use siss::observer::{Diagnosis, JsonLog, cut_log};
+use siss::observer::{JsonLog, cut_log};
 use siss::process::SchedulerExt;
 use siss::rand::RngExt;
 use siss::report::{Panel, Plot, Series};
@@ -102,12 +101,10 @@ fn unlearn(
     let began_with = model_fingerprint(&model)?;
     let falling_rate = LinearLrSchedulerConfig::new(6e-4, 0.0, steps as usize);
     let log = options.out.join("steps.jsonl");
-    let diagnosis = Arc::new(Mutex::new(Diagnosis::default().with_log(&log)));
     let mut trainer = SissTrainer::builder(model, scheduler)
         .learning_rate(falling_rate.init()?)
         .seed(SEED)
         .observer(JsonLog::open(&log)?)
-        .observer(diagnosis.clone())
         .build()?;
     let pairs = PairSampler::new(data.tones.clone(), data.motif.clone(), SEED)?;
 
@@ -134,10 +131,8 @@ fn unlearn(
             println!("unlearning: {report}");
         }
         // What goes wrong is said while something can be done.
-        if let Ok(mut diagnosis) = diagnosis.lock() {
-            for finding in diagnosis.news() {
-                println!("note: {finding}");
-            }
+        for finding in trainer.new_findings() {
+            println!("note: {finding}");
         }
         let is_due = |every: u64| trainer.next_step().is_multiple_of(every);
         if options.checkpoint_every.is_some_and(is_due) {

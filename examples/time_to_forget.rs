@@ -15,12 +15,13 @@ use siss::burn::tensor::{Device, Tensor};
 use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Sampler};
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
 use siss_support::clock::Clock;
 use siss_support::options::at_least_one;
 use siss_support::probe::{EVALUATION_SEED, distances};
 use siss_support::progress::{Bar, Progress};
+use siss_support::recipe::Recipe;
 use siss_support::{digits, lines, page, target};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -39,7 +40,7 @@ struct Arguments {
         value_delimiter = ',',
         default_value = "siss-to-level,siss,siss-no-is,bernoulli,naive-deletion"
     )]
-    methods: Vec<Method>,
+    methods: Vec<Recipe>,
 
     /// Steps after which a method gives up; the rate falls from 1e-4 to 0 over them.
     #[arg(long, default_value_t = 100)]
@@ -98,7 +99,7 @@ struct Run {
 
 impl Run {
     /// Whether it is the run that the arguments ask for.
-    fn is_of(&self, method: Method, arguments: &Arguments) -> bool {
+    fn is_of(&self, method: Recipe, arguments: &Arguments) -> bool {
         let wanted = (
             arguments.steps,
             arguments.every,
@@ -181,7 +182,7 @@ impl<'a> Trial<'a> {
         })
     }
 
-    fn run(&self, method: Method, progress: &Bar) -> Result<Run> {
+    fn run(&self, method: Recipe, progress: &Bar) -> Result<Run> {
         let Arguments {
             steps,
             every,
@@ -192,15 +193,15 @@ impl<'a> Trial<'a> {
             ..
         } = *self.arguments;
         let began = clock.now()?;
-        let levels = match method {
-            Method::SissToLevel => Some(self.levels(progress)?),
-            _ => None,
+        let levels = match method.is_steered() {
+            true => Some(self.levels(progress)?),
+            false => None,
         };
         let prediction_seconds = match levels {
             Some(_) => clock.now()? - began,
             None => 0.0,
         };
-        let mut trainer = self.trainer(method, levels)?;
+        let mut trainer = self.trainer(method.method(), levels)?;
         let (mut seconds, mut start, mut taken) = (0.0, 0, None);
         for step in 0..steps {
             let began = clock.now()?;
@@ -234,7 +235,7 @@ impl<'a> Trial<'a> {
         })
     }
 
-    fn levels(&self, progress: &Bar) -> Result<CounterfactualLoss> {
+    fn levels(&self, progress: &Bar) -> Result<Levels> {
         let (retained, forgotten) = (self.pairs.retain(), &self.tshirt);
         Ok(target::predict(
             &self.model,
@@ -246,11 +247,7 @@ impl<'a> Trial<'a> {
         )?)
     }
 
-    fn trainer(
-        &self,
-        method: Method,
-        levels: Option<CounterfactualLoss>,
-    ) -> Result<SissTrainer<UNet2d, 4>> {
+    fn trainer(&self, method: Method, levels: Option<Levels>) -> Result<SissTrainer<UNet2d, 4>> {
         let scheduler = DdpmScheduler::from_config(&self.config)?;
         let falling = LinearLrSchedulerConfig::new(1e-4, 0.0, self.arguments.steps);
         let mut builder = SissTrainer::builder(self.model.clone(), scheduler)
@@ -259,7 +256,7 @@ impl<'a> Trial<'a> {
             .learning_rate(falling.init()?)
             .seed(self.arguments.seed);
         if let Some(levels) = levels {
-            builder = builder.steering(Steering::to(levels));
+            builder = builder.steering(Steering::new(levels));
         }
         Ok(builder.build()?)
     }

@@ -6,9 +6,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::Device;
-use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, choices};
+use crate::text::serde_as_text;
 
 /// Device and set-up types of the wgpu backend, to run on a device that the application has opened:
 /// see `init_device` and `WgpuSetup`.
@@ -31,8 +31,7 @@ pub use burn_cuda::CudaDevice;
 /// assert!("tpu".parse::<DeviceSpec>().is_err());
 /// # Ok::<(), siss::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub enum DeviceSpec {
     /// The CPU, in pure Rust.
@@ -107,38 +106,34 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
+/// How a device is written, and what reads it.
+type Form = (&'static str, fn(&str) -> Option<DeviceSpec>);
+
+const FORMS: [Form; 4] = [
+    ("flex", |text| (text == "flex").then_some(DeviceSpec::Flex)),
+    ("wgpu", |text| (text == "wgpu").then_some(DeviceSpec::Wgpu)),
+    ("cuda", |text| {
+        (text == "cuda").then_some(DeviceSpec::Cuda(0))
+    }),
+    ("cuda:INDEX", |text| {
+        let index = text.strip_prefix("cuda:")?.parse().ok()?;
+        Some(DeviceSpec::Cuda(index))
+    }),
+];
+
 impl FromStr for DeviceSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let index = |text: &str| text.parse().ok();
-        match text.split_once(':') {
-            None if text == "flex" => Some(DeviceSpec::Flex),
-            None if text == "wgpu" => Some(DeviceSpec::Wgpu),
-            None if text == "cuda" => Some(DeviceSpec::Cuda(0)),
-            Some(("cuda", number)) => index(number).map(DeviceSpec::Cuda),
-            _ => None,
-        }
-        .ok_or_else(|| Error::UnknownDevice {
+        let found = FORMS.iter().find_map(|(_, read)| read(text));
+        found.ok_or_else(|| Error::UnknownDevice {
             spec: text.into(),
-            reason: "use flex, wgpu or cuda:INDEX".into(),
+            reason: format!("use {}", choices(&FORMS.map(|(form, _)| form))),
         })
     }
 }
 
-impl From<DeviceSpec> for String {
-    fn from(spec: DeviceSpec) -> String {
-        spec.to_string()
-    }
-}
-
-impl TryFrom<String> for DeviceSpec {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
+serde_as_text!(DeviceSpec);
 
 #[cfg(test)]
 mod tests {
@@ -148,6 +143,12 @@ mod tests {
     fn names_parse_back_and_unknown_ones_are_refused() {
         for spec in [DeviceSpec::Flex, DeviceSpec::Wgpu, DeviceSpec::Cuda(3)] {
             assert_eq!(spec.to_string().parse::<DeviceSpec>().unwrap(), spec);
+            let json = serde_json::to_string(&spec).unwrap();
+            assert_eq!(json, format!("\"{spec}\""));
+            assert_eq!(serde_json::from_str::<DeviceSpec>(&json).unwrap(), spec);
+            // And the message that refuses another one offers it.
+            let error = "tpu".parse::<DeviceSpec>().unwrap_err().to_string();
+            assert!(error.contains(spec.feature()), "{error}");
         }
         for bad in ["", "tpu", "cuda:", "cuda:x", "flex:0"] {
             let error = bad.parse::<DeviceSpec>().unwrap_err().to_string();

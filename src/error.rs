@@ -3,11 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde_json::Value;
-
 use crate::data::side::Side;
-use crate::files::path_text;
-use crate::process::PredictionType;
+use crate::files::path::path_text;
+use crate::process::prediction::PredictionType;
 use crate::process::time::TimeRange;
 
 /// Shorthand for a result with the crate's [`Error`].
@@ -121,7 +119,7 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// Two builder settings contradict each other, or one that is needed is missing.
+    /// A setting cannot work, or two contradict each other.
     #[error("{what}; {remedy}")]
     InvalidSetting {
         /// What is wrong.
@@ -142,6 +140,92 @@ pub enum Error {
         what: &'static str,
         /// What the model predicts according to that.
         stated: PredictionType,
+    },
+
+    /// A text names no method, clipper or whatever else has names.
+    #[error("there is no {what} `{name}`; use {known}", known = choices(known))]
+    UnknownName {
+        /// What it should name.
+        what: &'static str,
+        /// The text that was given.
+        name: String,
+        /// Every name there is; numbers stand as capitals, as in `fixed:T`.
+        known: Vec<&'static str>,
+    },
+
+    /// Something is needed that was not given.
+    #[error("{owner} has no {missing}; {remedy}")]
+    MissingPart {
+        /// What needs it.
+        owner: String,
+        /// What is missing.
+        missing: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// A regular expression for parameters cannot be read.
+    #[error(
+        "`{pattern}` is not a regular expression: {reason}; escape dots as `\\.` and brackets as `\\[`"
+    )]
+    InvalidPattern {
+        /// The expression.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Two tensors that meet, or points and the model, are on different devices.
+    #[error(
+        "{what} are on {got}, where {expected} is needed; move everything to the model's device"
+    )]
+    DeviceMismatch {
+        /// Which tensors.
+        what: &'static str,
+        /// The device that was needed.
+        expected: String,
+        /// The device that they are on.
+        got: String,
+    },
+
+    /// An id names a forgotten point of which something is not known.
+    #[error(
+        "the forgotten point of id {id} has no {missing}, only ids below {known} have; {remedy}"
+    )]
+    UnknownPoint {
+        /// The id.
+        id: u64,
+        /// What is not known of the point.
+        missing: &'static str,
+        /// The number of points of which it is known.
+        known: usize,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// An id came with one point before and comes with another now.
+    #[error(
+        "row {row} has id {id} and is another point than that id's first; give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`"
+    )]
+    PointChanged {
+        /// The row of the batch.
+        row: usize,
+        /// Its id.
+        id: u64,
+    },
+
+    /// No retained point may explain a point: none is of its group, or it is the only one itself.
+    #[error(
+        "{what} point {point}{group} has no other retained point that may explain it; give more retained points, or put groups together until each has some",
+        group = group.map(|group| format!(" of group {group}")).unwrap_or_default()
+    )]
+    UnexplainedPoint {
+        /// `forgotten` or `control`.
+        what: &'static str,
+        /// Its index.
+        point: usize,
+        /// The key of its group, where there are groups.
+        group: Option<u64>,
     },
 
     /// The model has no parameter that receives gradients.
@@ -172,6 +256,28 @@ pub enum Error {
         steps: u64,
         /// The number of the last step that is not finite.
         evidence: String,
+    },
+
+    /// The model holds a parameter in two places.
+    #[error(
+        "the parameter `{again}` is that of `{first}`, and burn would train one of the two; hold a shared layer once in the module and call it twice"
+    )]
+    SharedParameter {
+        /// Where it is first.
+        first: String,
+        /// Where it is again.
+        again: String,
+    },
+
+    /// While unlearning, points that are not forgotten became easier for the model.
+    #[error(
+        "while unlearning, the loss on points that are not forgotten fell from {before:.4} to {now:.4}: the model learns them, so it was not trained on such; check that they look as they did in training: range of the values, size, crop, colours"
+    )]
+    Relearning {
+        /// The loss before the first step.
+        before: f64,
+        /// The loss now.
+        now: f64,
     },
 
     /// Two forwards of the same input differ: the model has active dropout or other noise.
@@ -257,7 +363,7 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
         /// Each file, and why it is not read.
-        files: Vec<crate::images::UnreadFile>,
+        files: Vec<crate::images::unread::UnreadFile>,
     },
 
     /// Weights in a file do not fit the model: a tensor is missing, extra, of another shape, or no model can run with it.
@@ -292,6 +398,56 @@ pub enum Error {
     FolderInUse {
         /// The folder of the checkpoints or results.
         folder: PathBuf,
+    },
+
+    /// The folder holds checkpoints of a run that this one was not asked to continue.
+    #[error(
+        "{checkpoint} is a checkpoint of a run that this one does not continue; resume that run, or give this one another folder",
+        checkpoint = path_text(checkpoint)
+    )]
+    AnotherRun {
+        /// The newest checkpoint there.
+        checkpoint: PathBuf,
+    },
+
+    /// A trainer that has taken steps cannot resume another run.
+    #[error("the trainer has taken {steps} steps; resume with a trainer that was just built")]
+    AlreadyStarted {
+        /// How many.
+        steps: u64,
+    },
+
+    /// A state does not fit the clipper, the objective or the steering that it is given to.
+    #[error(
+        "the state of {what} has {got} numbers where {expected} are needed; resume with the clipper, the objective and the levels of the run that was saved"
+    )]
+    StateMismatch {
+        /// What the state was given to.
+        what: String,
+        /// The length that was needed.
+        expected: usize,
+        /// The length that was given.
+        got: usize,
+    },
+
+    /// The state of the trainer cannot be saved so that it comes back exactly.
+    #[error("the state cannot be saved: {reason}; {remedy}")]
+    CannotSave {
+        /// Why.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// A setting, a state or a condition cannot be written as JSON.
+    #[error(
+        "{what} cannot be written as JSON: {reason}; use numbers, texts, lists, and maps whose keys are texts"
+    )]
+    NotJson {
+        /// What cannot.
+        what: String,
+        /// Why.
+        reason: String,
     },
 
     /// There are checkpoints, but none that is whole.
@@ -359,6 +515,15 @@ fn list<T: std::fmt::Display>(things: &[T]) -> String {
     text
 }
 
+/// `a, b or c`.
+pub(crate) fn choices(names: &[&str]) -> String {
+    match names {
+        [] => "nothing".into(),
+        [name] => (*name).into(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}
+
 /// Checks that a setting is finite and legal; the message repeats its value and what is required.
 pub(crate) fn check_range(
     name: &'static str,
@@ -404,9 +569,10 @@ pub(crate) fn check_device(
     if expected == got {
         return Ok(());
     }
-    Err(Error::InvalidSetting {
-        what: format!("{what} are on {got:?}, where {expected:?} is needed"),
-        remedy: "move everything to the model's device",
+    Err(Error::DeviceMismatch {
+        what,
+        expected: format!("{expected:?}"),
+        got: format!("{got:?}"),
     })
 }
 
@@ -441,14 +607,15 @@ pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<f64> {
     check_range(name, value, value > 0.0, "a finite number above 0")
 }
 
-/// Checks that nothing is left of a state.
-pub(crate) fn check_stateless(name: &str, state: &[f64]) -> Result<()> {
-    if state.is_empty() {
+/// Checks the length of a state.
+pub(crate) fn check_state(what: &str, state: &[f64], expected: usize) -> Result<()> {
+    if state.len() == expected {
         return Ok(());
     }
-    Err(Error::InvalidSetting {
-        what: format!("{name} has no place for the state {state:?}"),
-        remedy: "resume with the clipper and the objective of the run that was saved",
+    Err(Error::StateMismatch {
+        what: what.into(),
+        expected,
+        got: state.len(),
     })
 }
 
@@ -473,20 +640,28 @@ impl fmt::Display for PassedOver {
 pub struct SettingDifference {
     /// Its name: a field of [`TrainerConfig`], a part of the trainer, a parameter of the model, or one of the program's own.
     pub setting: String,
-    /// The value in the checkpoint, `None` if it has none.
-    pub saved: Option<Value>,
-    /// The value now.
-    pub now: Option<Value>,
+    /// The value in the checkpoint, as text: a text itself, anything else as JSON. `None` if it has none.
+    pub saved: Option<String>,
+    /// The value now, as text too.
+    pub now: Option<String>,
 }
 
 impl fmt::Display for SettingDifference {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |value: &Option<Value>| match value {
-            None => "absent".to_owned(),
-            Some(Value::String(text)) => text.clone(),
-            Some(value) => value.to_string(),
-        };
-        let (saved, now) = (text(&self.saved), text(&self.now));
+        let [saved, now] =
+            [&self.saved, &self.now].map(|value| value.as_deref().unwrap_or("absent"));
         write!(formatter, "{} was {saved} and is {now}", self.setting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_read_as_a_sentence() {
+        assert_eq!(choices(&["a"]), "a");
+        assert_eq!(choices(&["a", "b"]), "a or b");
+        assert_eq!(choices(&["a", "b", "c"]), "a, b or c");
     }
 }

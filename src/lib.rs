@@ -64,7 +64,7 @@
 //! [`Method`] names the combinations, most of them published. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
 //! [`sampling`] draws from a model, before and after. [`kernel`] and [`loss`] hold the loss alone, for trainers of your own.
 //!
-//! Forgetting can stop by itself: [`CounterfactualLoss`] predicts the loss that a model which never saw a point would have on
+//! Forgetting can stop by itself: [`Counterfactual`](steering::Counterfactual) predicts the loss that a model which never saw a point would have on
 //! it, and [`Steering`] lets each forgotten point come to rest there. [`FnDenoiser`] makes a [`Denoiser`] of a module from
 //! another crate; [`ClipperSpec`] and [`backend::DeviceSpec`] read parts from a command line.
 //!
@@ -132,6 +132,7 @@ pub mod process;
 pub mod report;
 pub mod sampling;
 pub mod steering;
+mod text;
 pub mod trainer;
 
 pub use burn;

@@ -40,8 +40,8 @@ impl<const D: usize, C: Condition> Points<D, C> {
 
     fn select(&self, rows: &[usize]) -> Self {
         Self {
-            clean: Condition::select(&self.clean, rows),
-            condition: self.condition.select(rows),
+            clean: Condition::take_rows(&self.clean, rows),
+            condition: self.condition.take_rows(rows),
         }
     }
 }
@@ -308,17 +308,21 @@ enum Class {
 struct Labels(Vec<Class>);
 
 impl Condition for Labels {
-    fn select(&self, rows: &[usize]) -> Self {
-        Self(rows.iter().map(|&row| self.0[row]).collect())
+    fn part_rows(&self) -> Vec<usize> {
+        vec![self.0.len()]
     }
 
-    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
-        let found = self.0.len();
-        if found == rows { Ok(()) } else { Err(found) }
+    fn take_rows(&self, rows: &[usize]) -> Self {
+        Self(rows.iter().map(|&row| self.0[row]).collect())
     }
 
     fn to_device(self, _device: &Device) -> Self {
         self
+    }
+
+    fn digest(&self, add: &mut dyn FnMut(&[u8])) -> siss::Result<()> {
+        self.0.iter().for_each(|&class| add(&[class as u8]));
+        Ok(())
     }
 }
 
@@ -349,7 +353,7 @@ fn class_of(row: usize) -> usize {
 fn classes() -> (Tensor<2>, Tensor<2>) {
     let centres: Tensor<2> = noise([3, 8], 2) * 0.5;
     let rows: Vec<usize> = (0..96).map(class_of).collect();
-    let rest = Condition::select(&centres, &rows) + noise([96, 8], 3) * 0.3;
+    let rest = Condition::take_rows(&centres, &rows) + noise([96, 8], 3) * 0.3;
     (rest, noise([1, 8], 4).sign() * 1.5)
 }
 
@@ -436,7 +440,7 @@ fn each_side_has_its_own_condition() {
     let gradients = |retain: Class, forget: Class| {
         let batch = UnlearningBatch::with_conditions(
             rest.clone().narrow(0, 0, 8),
-            Condition::select(&memorised, &[0; 8]),
+            Condition::take_rows(&memorised, &[0; 8]),
             Labels(vec![retain; 8]),
             Labels(vec![forget; 8]),
         )
@@ -529,9 +533,10 @@ fn the_weights_of_flow_matching_are_ratios_of_gaussian_densities() {
             from_forget.clone(),
             FORGET_PROB,
         );
-        let (draws, ids, process) = (draws.unwrap(), vec![0; rows], FlowMatching::default());
+        let (draws, process) = (draws.unwrap(), FlowMatching::default());
         let kind = PredictionType::FlowVelocity;
-        let inputs = LossInputs::new(&retain, &forget, &ids, &draws, &process, kind).unwrap();
+        let batch = UnlearningBatch::new(retain.clone(), forget.clone()).unwrap();
+        let inputs = LossInputs::new(&batch, &draws, &process, kind).unwrap();
         let terms = Siss.terms(&inputs).unwrap();
         let (kept, forgotten) = (terms.retain.unwrap(), terms.forget.unwrap());
 

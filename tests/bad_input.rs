@@ -7,14 +7,14 @@ use burn::tensor::{Device, Tensor};
 use siss::backend::DeviceSpec;
 use siss::clipper::{ClipToNorm, ClipperSpec, ConstantScale, FractionOfRetain, RescaleToNorm};
 use siss::data::{DataCheck, near_duplicates};
-use siss::draws::{CoinFlip, Draws, FixedAllocation, TimestepSampling};
+use siss::draws::{CoinFlip, Draws, FixedAllocation, Stream, TimestepSampling};
 use siss::models::{UNet2d, UNet2dConfig};
 use siss::objective::{LossInputs, ReTrack};
 use siss::process::BetaSchedule;
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::report::{ImageGrid, binomial_interval, quantile};
 use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler, Visits};
-use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
 use siss_support::small::{self, Mlp, device};
@@ -298,27 +298,13 @@ fn batches_and_draws<'a>() -> Vec<Case<'a>> {
         }),
         case("draws for another batch", "[3, 3]", || {
             let (points, draws, process) = (zeros([2, 3]), draws(vec![1.0; 3], 0.5)?, linear());
-            LossInputs::new(
-                &points,
-                &points,
-                &[0; 2],
-                &draws,
-                &process,
-                PredictionType::Epsilon,
-            )
-            .map(|_| ())
+            let batch = UnlearningBatch::new(points.clone(), points)?;
+            LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).map(|_| ())
         }),
         case("draws past the end", "timestep 5000", || {
             let (points, draws, process) = (zeros([1, 3]), draws(vec![5000.0], 0.5)?, linear());
-            LossInputs::new(
-                &points,
-                &points,
-                &[0],
-                &draws,
-                &process,
-                PredictionType::Epsilon,
-            )
-            .map(|_| ())
+            let batch = UnlearningBatch::new(points.clone(), points)?;
+            LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).map(|_| ())
         }),
     ]
 }
@@ -528,9 +514,6 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
         case("no parameter to train", "none of the model's 4", || {
             built(|builder| builder.train_only(ParamGroup::from_predicate("decoder")))
         }),
-        case("no level to steer to", "no level", || {
-            built(|builder| builder.method(Method::SissToLevel))
-        }),
         case("no retained points to search", "re-track", || {
             built(|builder| builder.method(Method::ReTrack))
         }),
@@ -542,9 +525,9 @@ fn timesteps_and_trainers<'a>() -> Vec<Case<'a>> {
             })
         }),
         case("a level for another point", "id 7", || {
-            let levels = CounterfactualLoss::from_levels(vec![0.0, 999.0], vec![vec![1.0; 2]])?;
+            let levels = Levels::new(vec![0.0, 999.0], vec![vec![1.0; 2]])?;
             let batch = small::batch(2, 0.5, 1, &device()).with_forget_ids(vec![7, 7])?;
-            built(|builder| builder.steering(Steering::to(levels.clone())))?.step(batch)
+            built(|builder| builder.steering(Steering::new(levels.clone())))?.step(batch)
         }),
     ];
     for (says, sampling) in [
@@ -607,15 +590,9 @@ impl ModuleMapper for ToNan {
 fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
     let ones = |rows: usize| zeros([rows, 3]) + 1.0;
     let fit = move |retained: Tensor<2>, controls: Tensor<2>, config: CounterfactualConfig| {
-        let data = CounterfactualData {
-            retained: &retained,
-            controls: &controls,
-            control_condition: &(),
-            forgotten: &ones(1),
-            forgotten_condition: &(),
-            groups: None,
-        };
-        CounterfactualLoss::fit(&Mlp::new(1, &device()), &linear(), data, &config, |_| {})
+        let forgotten = ones(1);
+        let data = CounterfactualData::new(&retained, &controls, &forgotten);
+        Counterfactual::fit(&Mlp::new(1, &device()), &linear(), data, config)
     };
     let config = CounterfactualConfig::default;
     vec![
@@ -639,64 +616,54 @@ fn neighbours_and_levels<'a>() -> Vec<Case<'a>> {
         case("neighbours of one point too few", "[1]", || {
             ReTrack::from_neighbours(zeros([2, 3]), vec![zeros([2, 3])])
         }),
-        case("draws without uniform numbers", "with_uniform", || {
-            draws(vec![1.0], 0.5)?.uniform().cloned()
+        case("draws without uniform numbers", "with_numbers", || {
+            let draws = draws(vec![1.0], 0.5)?;
+            draws.numbers_of(Stream::Uniform).cloned()
         }),
         case(
             "draws without those of the forget term",
-            "with_forget_draws",
-            || draws(vec![1.0], 0.5)?.forget_draws().map(|_| ()),
+            "with_timesteps",
+            || {
+                let draws = draws(vec![1.0], 0.5)?;
+                let timesteps = draws.timesteps_of(Stream::ForgetTimesteps);
+                timesteps.map(|_| ())
+            },
         ),
         case("forget noise of another shape", "[1, 4]", || {
-            draws(vec![1.0], 0.5)?.with_forget_draws(vec![1.0], zeros([1, 4]))
+            draws(vec![1.0], 0.5)?.with_numbers(Stream::ForgetNoise, zeros([1, 4]))
         }),
         case("too many forget timesteps", "[2]", || {
-            draws(vec![1.0], 0.5)?.with_forget_draws(vec![1.0; 2], zeros([1, 3]))
+            draws(vec![1.0], 0.5)?.with_timesteps(Stream::ForgetTimesteps, vec![1.0; 2])
         }),
         case("uniform numbers of another shape", "[2, 3]", || {
-            draws(vec![1.0], 0.5)?.with_uniform(zeros([2, 3]))
+            draws(vec![1.0], 0.5)?.with_numbers(Stream::Uniform, zeros([2, 3]))
         }),
         case("a level at one timestep", "is 1;", || {
-            CounterfactualLoss::from_levels(vec![1.0], vec![])
+            Levels::new(vec![1.0], vec![])
         }),
         case("timesteps that fall", "is 1;", || {
-            CounterfactualLoss::from_levels(vec![2.0, 1.0], vec![])
+            Levels::new(vec![2.0, 1.0], vec![])
         }),
         case("a level of 0", "a level is 0", || {
-            CounterfactualLoss::from_levels(vec![1.0, 2.0], vec![vec![0.0; 2]])
+            Levels::new(vec![1.0, 2.0], vec![vec![0.0; 2]])
         }),
         case("a level too few", "[1]", || {
-            CounterfactualLoss::from_levels(vec![1.0, 2.0], vec![vec![1.0]])
+            Levels::new(vec![1.0, 2.0], vec![vec![1.0]])
         }),
         case("no data to predict from", "is empty", move || {
             fit(zeros([0, 3]), ones(2), config())
         }),
         case("control points of another size", "[5]", move || {
-            let data = CounterfactualData {
-                retained: &ones(3),
-                controls: &zeros([2, 5]),
-                control_condition: &(),
-                forgotten: &ones(1),
-                forgotten_condition: &(),
-                groups: None,
-            };
-            let model = Mlp::new(1, &device());
-            CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})
+            fit(ones(3), zeros([2, 5]), config())
         }),
         case(
             "a model that is not finite, before its data are blamed",
             "parameter `",
             move || {
-                let data = CounterfactualData {
-                    retained: &zeros([3, 3]),
-                    controls: &ones(2),
-                    control_condition: &(),
-                    forgotten: &ones(1),
-                    forgotten_condition: &(),
-                    groups: None,
-                };
+                let (retained, controls, forgotten) = (zeros([3, 3]), ones(2), ones(1));
+                let data = CounterfactualData::new(&retained, &controls, &forgotten);
                 let model = Mlp::new(3, &device()).map(&mut ToNan);
-                CounterfactualLoss::fit(&model, &linear(), data, &config(), |_| {})
+                Counterfactual::fit(&model, &linear(), data, config())
             },
         ),
         case(
@@ -821,4 +788,71 @@ fn bad_input_is_a_typed_error_that_names_the_value() {
     println!("{count} cases of bad input");
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(count >= 150);
+}
+
+/// What a program may want to react to has a variant of its own, with the values as fields.
+#[test]
+fn errors_can_be_told_apart_without_reading_their_text() {
+    let levels = Levels::new(vec![1.0, 2.0], vec![vec![0.5; 2]; 3]).unwrap();
+    assert!(matches!(
+        levels.level(3, 1.0),
+        Err(Error::UnknownPoint {
+            id: 3,
+            known: 3,
+            missing: "level",
+            ..
+        })
+    ));
+    let grouped = ReTrack::new(zeros([4, 3])).unwrap();
+    assert!(matches!(
+        grouped.with_groups(vec![1, 1, 2, 2], vec![2, 7]),
+        Err(Error::UnexplainedPoint {
+            point: 1,
+            group: Some(7),
+            ..
+        })
+    ));
+    assert!(matches!(
+        draws(vec![1.0], 0.5).unwrap().numbers_of(Stream::Uniform),
+        Err(Error::MissingPart {
+            missing: "numbers",
+            ..
+        })
+    ));
+    let restored = ConstantScale::new(1.0).unwrap().restore(&[1.0, 2.0]);
+    assert!(matches!(
+        restored,
+        Err(Error::StateMismatch {
+            expected: 0,
+            got: 2,
+            ..
+        })
+    ));
+    for (what, name, parsed) in [
+        ("method", "ascent", "ascent".parse::<Method>().err()),
+        ("clipper", "soft:1", "soft:1".parse::<ClipperSpec>().err()),
+        (
+            "timestep sampling",
+            "even",
+            "even".parse::<TimestepSampling>().err(),
+        ),
+    ] {
+        let Some(Error::UnknownName {
+            what: found,
+            name: text,
+            known,
+        }) = parsed
+        else {
+            panic!("{what} was read from {name}");
+        };
+        assert_eq!((found, text.as_str()), (what, name));
+        assert!(known.len() >= 4);
+    }
+    assert!(matches!(
+        siss::evaluate::refuse_relearning(&[1.0, 2.0], &[1.0, 0.2]),
+        Err(Error::Relearning {
+            before: 2.0,
+            now: 0.2
+        })
+    ));
 }

@@ -119,7 +119,8 @@ fn run(folder: &Path, steps: u64, every: u64, keep: usize) {
         .unwrap();
     if let Some(resumed) = checkpoints.resume(&mut trainer).unwrap() {
         assert_eq!(resumed.step, trainer.next_step());
-        assert_eq!(resumed.state["saved_at"], resumed.step);
+        let state: BTreeMap<String, u64> = resumed.state().unwrap();
+        assert_eq!(state["saved_at"], resumed.step);
     }
     while trainer.next_step() < steps {
         take_step(&mut trainer);
@@ -550,7 +551,7 @@ fn what_differs_is_named_with_both_values() {
         (
             "optimizer",
             builder(SMALL).optimizer(adam),
-            "optimizer, three steps of it was",
+            "optimizer (its first three steps) was",
         ),
         (
             "process",
@@ -604,7 +605,8 @@ fn what_differs_is_named_with_both_values() {
         assert_eq!(model_fingerprint(trainer.model()).unwrap(), before);
         // Nor does it write into the other run.
         let error = checkpoints.save(&mut trainer, &()).unwrap_err();
-        assert!(error.to_string().contains("does not go on from"), "{error}");
+        assert!(matches!(error, Error::AnotherRun { .. }), "{error}");
+        assert!(error.to_string().contains("does not continue"), "{error}");
     }
     let error = new(16)
         .resume(&mut builder(SMALL).build().unwrap())
@@ -618,7 +620,96 @@ fn what_differs_is_named_with_both_values() {
     let mut same = builder(SMALL).build().unwrap();
     assert_eq!(new(BATCH).resume(&mut same).unwrap().unwrap().step, 1);
     let error = new(BATCH).resume(&mut same).unwrap_err();
+    assert!(
+        matches!(error, Error::AlreadyStarted { steps: 1 }),
+        "{error}"
+    );
     assert!(error.to_string().contains("has taken 1 steps"), "{error}");
+}
+
+/// A model with a prompt for each point, which it counts the letters of.
+#[derive(Module, Debug)]
+struct Prompted {
+    layer: Linear,
+}
+
+impl Denoiser<2> for Prompted {
+    type Condition = Vec<String>;
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, prompts: &Vec<String>) -> Tensor<2> {
+        let letters: Vec<f32> = prompts.iter().map(|prompt| prompt.len() as f32).collect();
+        let letters = Tensor::<1>::from_data(letters.as_slice(), &noisy.device()) / 100.0;
+        let input = Tensor::cat(vec![noisy, letters.unsqueeze_dim(1)], 1);
+        self.layer.forward(input)
+    }
+}
+
+#[test]
+fn a_run_resumed_with_other_prompts_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let trainer = || {
+        let layer = LinearConfig::new(4, 3).init(&device);
+        let model = seeded(Prompted { layer }, 1);
+        let scheduler = DdpmScheduler::linear(1000).unwrap();
+        SissTrainer::builder(model, scheduler).build().unwrap()
+    };
+    let pairs = |retain: [&str; 3], forget: &str| {
+        let points =
+            |part, count| normal_noise([count, 3], 5, part, 0, Stream::Evaluation, &device);
+        let retain_prompts = retain.map(String::from).to_vec();
+        let forget_prompts = vec![forget.to_owned()];
+        PairSampler::with_conditions(
+            points(0, 3),
+            points(1, 1),
+            retain_prompts,
+            forget_prompts,
+            9,
+        )
+        .unwrap()
+    };
+    let checkpoints = |pairs: &PairSampler<2, Vec<String>>| {
+        let checkpoints = Checkpoints::new(scratch.path()).unwrap();
+        let fingerprint = pairs.fingerprint().unwrap();
+        checkpoints.setting("pairs", &fingerprint).unwrap()
+    };
+    let animals = ["a dog", "a cat", "a hat"];
+    let own = pairs(animals, "a face");
+    let mut run = trainer();
+    run.step(own.batch(0, BATCH).unwrap()).unwrap();
+    checkpoints(&own).save(&mut run, &()).unwrap();
+    for (retain, forget) in [
+        (["a dog", "a hat", "a cat"], "a face"),
+        (animals, "a place"),
+    ] {
+        let error = checkpoints(&pairs(retain, forget)).resume(&mut trainer());
+        let Err(Error::CheckpointDiffers { differences, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(differences.len(), 1);
+        assert_eq!(differences[0].setting, "program.pairs");
+        assert_eq!(differences[0].saved, own.fingerprint().ok());
+    }
+    let resumed = checkpoints(&pairs(animals, "a face")).resume(&mut trainer());
+    assert_eq!(resumed.unwrap().unwrap().step, 1);
+}
+
+#[test]
+fn the_programs_state_comes_back_as_its_own_type_or_not_at_all() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
+    let mut run = builder(SMALL).build().unwrap();
+    take_step(&mut run);
+    let state = (7_u32, vec!["a".to_owned()]);
+    checkpoints.save(&mut run, &state).unwrap();
+    let mut again = builder(SMALL).build().unwrap();
+    let resumed = checkpoints.resume(&mut again).unwrap().unwrap();
+    assert_eq!(resumed.state::<(u32, Vec<String>)>().unwrap(), state);
+    let error = resumed.state::<BTreeMap<String, u64>>().unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidFile { path, .. } if *path == resumed.path),
+        "{error}"
+    );
 }
 
 /// What a run does that ran out of memory.
@@ -916,19 +1007,19 @@ fn a_rate_that_differs_later_and_another_steering_rule_are_seen() {
         let builder = builder(SMALL).learning_rate(falling(steps));
         builder.steering(steering).build().unwrap()
     };
-    let mut trainer = built(500, Steering::to(levels()));
+    let mut trainer = built(500, Steering::new(levels()));
     let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
     take_step(&mut trainer);
     checkpoints.save(&mut trainer, &()).unwrap();
     drop(checkpoints);
     for (mut other, expected) in [
-        (built(50, Steering::to(levels())), "learning_rate was"),
+        (built(50, Steering::new(levels())), "learning_rate was"),
         (
-            built(500, Steering::by(levels(), HardStop)),
+            built(500, Steering::new(levels()).with_rule(HardStop)),
             "steering.rule was Proportional and is HardStop",
         ),
         (
-            built(500, Steering::by(levels(), Factor(0.5))),
+            built(500, Steering::new(levels()).with_rule(Factor(0.5))),
             "steering.rule was Proportional and is Factor(0.5)",
         ),
     ] {

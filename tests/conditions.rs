@@ -1,14 +1,12 @@
 //! What fools an unlearner is refused or flagged before, or right after, the first step.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use siss::data::{DataCheck, DataFinding, near_duplicates};
 use siss::draws::{Stream, normal_noise};
-use siss::observer::Diagnosis;
 use siss::*;
 use siss_support::digits;
 use siss_support::small::*;
@@ -117,14 +115,12 @@ impl Denoiser<2> for Forgetful {
 #[test]
 fn parameters_that_no_gradient_reaches_are_named_after_the_first_step() {
     let linear = || LinearConfig::new(3, 3).init(&device());
-    let diagnosis = Arc::new(Mutex::new(Diagnosis::default()));
     let model = Forgetful {
         used: linear(),
         forgotten: linear(),
     };
     let points = batch(8, 0.5, 1, &device());
     let mut trainer = SissTrainer::builder(model, DdpmScheduler::linear(1000).unwrap())
-        .observer(diagnosis.clone())
         .build()
         .unwrap();
     let report = trainer.step(points.clone()).unwrap();
@@ -140,7 +136,7 @@ fn parameters_that_no_gradient_reaches_are_named_after_the_first_step() {
     let report = trainer.step(points.clone()).unwrap();
     assert!(report.without_gradient.is_empty());
     assert!(!serde_json::to_string(&report).unwrap().contains("without"));
-    let finding = diagnosis.lock().unwrap().findings()[0].to_string();
+    let finding = trainer.findings()[0].to_string();
     assert!(
         finding.contains("2 of the trained parameters") && finding.contains("`forgotten.weight`"),
         "{finding}"

@@ -2,14 +2,8 @@
 
 use std::path::PathBuf;
 
-use siss::backend::DeviceSpec;
 use siss_support::conformance;
-
-/// `SISS_TEST_DEVICE` chooses another device than the CPU, as in `wgpu`.
-fn device() -> burn::tensor::Device {
-    let spec = std::env::var("SISS_TEST_DEVICE").unwrap_or_else(|_| "flex".into());
-    spec.parse::<DeviceSpec>().unwrap().device().unwrap()
-}
+use siss_support::small::device;
 
 #[test]
 fn all_cases_agree() {

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2d;
-use siss::observer::{JsonLines, StepOutcome};
+use siss::observer::{JsonLog, StepOutcome};
 use siss::*;
 use siss_support::small::*;
 
@@ -43,7 +43,7 @@ fn settings() -> Vec<Setting> {
                 thin_below: [1.0, 0.0, 2.0][index % 3],
                 micro_batch: [None, Some(5), Some(2)][(index / 2) % 3],
                 ema: index % 2 == 0,
-                steered: method == Method::SissToLevel || forgets && index % 4 == 1,
+                steered: forgets && index % 5 == 4,
                 kind: kinds[(index / 3) % 4],
                 is_unet: index >= 15,
             }
@@ -74,7 +74,7 @@ fn run<M: Denoiser<D, Condition = ()>, const D: usize>(
     batch: &UnlearningBatch<D>,
     setting: Setting,
 ) -> Vec<u8> {
-    let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
+    let lines = Arc::new(Mutex::new(JsonLog::new(Vec::new())));
     let mut builder = SissTrainer::builder(model, DdpmScheduler::linear(1000).unwrap())
         .method(setting.method)
         .retained_points(batch.retain().clone())

@@ -10,8 +10,9 @@ use siss::clipper::ConstantScale;
 use siss::draws::{CoinFlip, DrawSource, FixedAllocation, Stream, TimestepSampling, keyed_rng};
 use siss::objective::{Bernoulli, LossInputs, LossTerm, Siss, SissNoIs};
 use siss::process::TimeRange;
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss::*;
+use siss_support::recipe::Recipe;
 use siss_support::small::*;
 
 fn process() -> DdpmScheduler {
@@ -59,7 +60,7 @@ fn mean_gradients_with(
                 [ROWS, 3],
                 process().time_range(),
                 sampler,
-                extra,
+                &extra,
                 &device,
             )
             .unwrap();
@@ -166,9 +167,9 @@ fn gradients_agree_with_finite_differences() {
         .with_forget_ids((0..8).collect())
         .unwrap();
     let mut checked = 0;
-    for (case, method) in Method::ALL.into_iter().enumerate() {
+    for (case, recipe) in Recipe::all().into_iter().enumerate() {
         let builder = SissTrainer::builder(Mlp::new(7, &device), process());
-        let mut trainer = with_method(builder, method, batch.retain())
+        let mut trainer = with_method(builder, recipe, batch.retain())
             .thin_below(0.0)
             .seed(case as u64)
             .build()
@@ -176,20 +177,10 @@ fn gradients_agree_with_finite_differences() {
         let draws = trainer.draw(&batch).unwrap();
         let gradients = trainer.gradients(&batch, &draws).unwrap();
         let scheduler = process();
-        let inputs = LossInputs::new(
-            batch.retain(),
-            batch.forget(),
-            batch.forget_ids(),
-            &draws,
-            &scheduler,
-            PredictionType::Epsilon,
-        )
-        .unwrap();
-        let terms = method
-            .loss(Some(batch.retain()))
-            .unwrap()
-            .terms(&inputs)
-            .unwrap();
+        let kind = PredictionType::Epsilon;
+        let inputs = LossInputs::new(&batch, &draws, &scheduler, kind).unwrap();
+        let mut loss = recipe.method().loss(Some(batch.retain())).unwrap();
+        let terms = loss.terms(&inputs).unwrap();
         for (term, gradient) in [
             (terms.retain, &gradients.retain),
             (terms.forget, &gradients.forget),
@@ -209,7 +200,7 @@ fn gradients_agree_with_finite_differences() {
                 let error = (gradient[index] - expected).abs() / expected.abs().max(size);
                 assert!(
                     error < 1e-3,
-                    "{method} coordinate {index}: {} is not {expected}",
+                    "{recipe} coordinate {index}: {} is not {expected}",
                     gradient[index]
                 );
                 checked += 1;
@@ -377,31 +368,25 @@ fn steered_forgetting_lands_on_its_level_and_stays() {
     const ELEMENTS: usize = 256;
     let device = device();
     let (retained, forgotten, level) = ([-0.9, -0.5, -0.1, 0.3, 0.6, 0.7], 1.6, 0.5);
-    let levels =
-        || CounterfactualLoss::from_levels(vec![0.0, 999.0], vec![vec![level; 2]]).unwrap();
+    let levels = || Levels::new(vec![0.0, 999.0], vec![vec![level; 2]]).unwrap();
     let points = |values: &[f64]| scalars(values, &device).repeat_dim(1, ELEMENTS);
     let rows: Vec<f64> = retained.repeat(4);
     let (gamma, sigma) = (OneStep.signal_scale(0.0), OneStep.noise_scale(0.0));
     // The noise in `γa + σε`, known exactly.
     let memorised = [1.0 / sigma, -gamma * forgotten / sigma];
 
-    for (start, method) in [
-        (memorised, Method::SissToLevel),
-        ([1.0, -0.3], Method::SissToLevel),
-        (memorised, Method::Siss),
-    ] {
+    for (start, is_steered) in [(memorised, true), ([1.0, -0.3], true), (memorised, false)] {
         let model = Gated {
             near: Affine::new([1.2, 0.1], &device),
             far: Affine::new(start, &device),
         };
         let mut builder = SissTrainer::builder(model, OneStep)
-            .method(method)
             .optimizer(SgdConfig::new().init())
             // The loss is a sum over elements.
             .learning_rate(0.05 / ELEMENTS as f64)
             .max_grad_norm(None);
-        if method == Method::SissToLevel {
-            builder = builder.steering(Steering::to(levels()));
+        if is_steered {
+            builder = builder.steering(Steering::new(levels()));
         }
         let mut trainer = builder.build().unwrap();
         let ratio = |model: &Gated| affine_loss(&model.far, forgotten) / level;
@@ -414,11 +399,11 @@ fn steered_forgetting_lands_on_its_level_and_stays() {
                 ratios.push(ratio(trainer.model()));
             }
         }
-        println!("{method}: loss over level {ratios:.3?}");
+        println!("steered: {is_steered}; loss over level {ratios:.3?}");
         let off = |ratio: &f64| (ratio - 1.0).abs();
         assert!(off(&ratios[0]) > 0.3, "{ratios:?}");
         let landed = &ratios[4..];
-        if method == Method::SissToLevel {
+        if is_steered {
             assert!(landed.iter().all(|ratio| off(ratio) < 0.15), "{ratios:?}");
         } else {
             assert!(landed.iter().all(|&ratio| ratio > 2.0), "{ratios:?}");

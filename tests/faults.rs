@@ -11,10 +11,11 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 use siss::clipper::ClipperSpec;
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, Siss, importance_weights};
-use siss::observer::{Diagnosis, StepOutcome, Symptom};
+use siss::observer::{StepOutcome, Symptom};
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::steering::HardStop;
 use siss::*;
+use siss_support::recipe::Recipe;
 use siss_support::small::*;
 
 /// Rows of a batch, and of a micro-batch.
@@ -99,15 +100,15 @@ fn bits<M: Module>(model: &M) -> Vec<u64> {
 }
 
 /// A trainer with a state in everything that can have one: optimiser, average, clipper.
-fn trainer(method: Method, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
+fn trainer(recipe: Recipe, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
     let mut builder = SissTrainer::builder(Faulty::new(), scheduler())
-        .method(method)
+        .method(recipe.method())
         .retained_points(retained.clone())
         .micro_batch_size(MICRO_BATCH)
         .thin_below(0.0)
         .learning_rate(1e-2)
         .ema(0.9);
-    if method == Method::SissToLevel {
+    if recipe.is_steered() {
         builder = builder.steering(level(1e3));
     }
     builder.build().unwrap()
@@ -119,7 +120,7 @@ fn trainer(method: Method, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
 fn a_fault_in_any_micro_batch_changes_nothing() {
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         let (mut hurt, mut whole) = (
             trainer(method, points.retain()),
             trainer(method, points.retain()),
@@ -176,12 +177,12 @@ fn a_fault_in_any_micro_batch_changes_nothing() {
 fn a_point_that_is_not_finite_is_named_wherever_it_is() {
     let clean = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for row in [0, ROWS / 2, ROWS - 1] {
                 for side in [Side::Retain, Side::Forget] {
-                    if method == Method::NaiveDeletion && side == Side::Forget
-                        || method == Method::NegGrad && side == Side::Retain
+                    if method == Method::NaiveDeletion.into() && side == Side::Forget
+                        || method == Method::NegGrad.into() && side == Side::Retain
                     {
                         continue; // The point is not looked at.
                     }
@@ -208,7 +209,7 @@ fn a_point_that_is_not_finite_is_named_wherever_it_is() {
                             ..
                         }) => assert_eq!((found, at), (side, row), "{case}"),
                         // Each row is looked at on one side only.
-                        Ok(report) if method == Method::Bernoulli => {
+                        Ok(report) if method == Method::Bernoulli.into() => {
                             assert_eq!(report.outcome, StepOutcome::Applied, "{case}");
                             let parameters = parameters(trainer.model());
                             assert!(parameters.iter().all(|p| p.is_finite()), "{case}");
@@ -316,10 +317,8 @@ fn parameters_that_the_optimiser_would_spoil_are_not_taken() {
 fn too_many_skipped_steps_in_a_row_are_an_error_that_says_what_to_try() {
     assert_eq!(TrainerConfig::default().max_skipped_steps, 10);
     let points = batch(ROWS, 0.4, 3, &device());
-    let lines = Arc::new(Mutex::new(Diagnosis::default()));
     let mut trainer = SissTrainer::builder(Faulty::new(), scheduler())
         .max_skipped_steps(3)
-        .observer(lines.clone())
         .build()
         .unwrap();
     trainer.step(points.clone()).unwrap();
@@ -353,7 +352,7 @@ fn too_many_skipped_steps_in_a_row_are_an_error_that_says_what_to_try() {
         (trainer.next_step(), bits(trainer.model())),
         (4, before.clone())
     );
-    let symptom = lines.lock().unwrap().findings()[0].symptom;
+    let symptom = trainer.findings()[0].symptom;
     assert_eq!(symptom, Symptom::SkippedSteps);
     // A fourth is the same error; a step that succeeds starts the count again.
     let error = step(&mut trainer, nan).unwrap_err();
@@ -383,7 +382,7 @@ fn a_forget_gradient_of_zero_is_a_retain_step() {
     let mut cases = 0;
     for spec in specs {
         let clipper: ClipperSpec = spec.parse().unwrap();
-        let hard_stop = Steering::by(level(1e-30).levels().clone(), HardStop);
+        let hard_stop = level(1e-30).with_rule(HardStop);
         let mut trainer = SissTrainer::builder(Faulty::new(), scheduler())
             .steering(hard_stop)
             .clipper(clipper.build().unwrap())
@@ -410,7 +409,7 @@ fn a_forget_gradient_of_zero_is_a_retain_step() {
 fn all_samples_on_one_side_are_a_step() {
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         for from_forget in [false, true] {
             for lambda in [0.0, 0.1, 0.5, 0.9, 1.0] {
                 let (mut trainer, case) = (
@@ -425,13 +424,16 @@ fn all_samples_on_one_side_are_a_step() {
                     lambda,
                 )
                 .unwrap();
-                if let Ok((timesteps, noise)) = drawn.forget_draws() {
+                if let Ok(timesteps) = drawn.timesteps_of(Stream::ForgetTimesteps) {
+                    let timesteps = timesteps.to_vec();
                     draws = draws
-                        .with_forget_draws(timesteps.to_vec(), noise.clone())
+                        .with_timesteps(Stream::ForgetTimesteps, timesteps)
                         .unwrap();
                 }
-                if let Ok(uniform) = drawn.uniform() {
-                    draws = draws.with_uniform(uniform.clone()).unwrap();
+                for stream in [Stream::ForgetNoise, Stream::Uniform] {
+                    if let Ok(numbers) = drawn.numbers_of(stream) {
+                        draws = draws.with_numbers(stream, numbers.clone()).unwrap();
+                    }
                 }
                 let report = trainer.step_with(&points, &draws).unwrap();
                 // No sampler draws from a side of probability 0: there a likelihood ratio may be beyond f32.
@@ -463,7 +465,7 @@ fn without_signal_a_step_is_finite() {
     };
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Method::ALL {
+    for method in Recipe::all() {
         for kind in [
             PredictionType::Epsilon,
             PredictionType::Sample,
@@ -584,15 +586,8 @@ fn weights_of_points_in_half_precision_are_those_of_f64() {
                     lambda,
                 )
                 .unwrap();
-                let inputs = LossInputs::new(
-                    batch.retain(),
-                    batch.forget(),
-                    batch.forget_ids(),
-                    &draws,
-                    &process,
-                    PredictionType::Epsilon,
-                )
-                .unwrap();
+                let inputs =
+                    LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).unwrap();
                 let terms = Siss.terms(&inputs).unwrap();
                 let scales = process.scales(&timesteps).unwrap();
                 let (x, a, noise) = (host(retain), host(forget), host(noise));

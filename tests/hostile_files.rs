@@ -17,7 +17,7 @@ use siss::draws::{Stream, keyed_rng};
 use siss::models::{UNet2d, UNet2dConfig};
 use siss::process::SchedulerConfig;
 use siss::rand::RngExt;
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss_support::readers::checkpoint;
 use siss_support::{digits, readers};
 use zip::CompressionMethod;
@@ -39,7 +39,7 @@ enum Reader {
     Network,
     /// `scheduler_config.json`.
     Scheduler,
-    /// `levels.json`, a `CounterfactualLoss`.
+    /// `levels.json`, `Levels`.
     Levels,
     /// `images.gz`, the digits of the main example.
     Idx,
@@ -75,7 +75,7 @@ fn attempt(reader: Reader, folder: &Path) -> Result<(), String> {
             .map_err(kind),
         Reader::Levels => {
             let file = BufReader::new(File::open(folder.join("levels.json")).unwrap());
-            serde_json::from_reader::<_, CounterfactualLoss>(file)
+            serde_json::from_reader::<_, Levels>(file)
                 .map(|_| ())
                 .map_err(|error| format!("Json: {error}"))
         }
@@ -544,16 +544,26 @@ fn configurations() -> Vec<Case> {
         }),
         with_levels("ten million points without a level", "levels", || {
             let points = "[],".repeat(10_000_000 - 1);
-            format!(r#"{{"timesteps":[0,1],"gains":[],"levels":[{points}[]]}}"#).into_bytes()
+            format!(r#"{{"timesteps":[0,1],"levels":[{points}[]]}}"#).into_bytes()
         }),
         with_levels("a level of 1e999", "out of range", || {
-            br#"{"timesteps":[0,1],"gains":[],"levels":[[1e999,1]]}"#.to_vec()
+            br#"{"timesteps":[0,1],"levels":[[1e999,1]]}"#.to_vec()
         }),
         with_levels("a level below 0", "level", || {
-            br#"{"timesteps":[0,1],"gains":[],"levels":[[-1,1]]}"#.to_vec()
+            br#"{"timesteps":[0,1],"levels":[[-1,1]]}"#.to_vec()
+        }),
+        with_levels(
+            "own losses of another number of points",
+            "own losses",
+            || br#"{"timesteps":[0,1],"levels":[[1,1]],"own_losses":[[1,1],[1,1]]}"#.to_vec(),
+        ),
+        with_levels("a process at too few timesteps", "scales", || {
+            br#"{"timesteps":[0,1],"levels":[[1,1]],
+                "origin":{"prediction_type":"epsilon","signal_scales":[1],"noise_scales":[]}}"#
+                .to_vec()
         }),
         with_levels("a key that is none", "unknown field", || {
-            br#"{"timesteps":[0,1],"gains":[],"levels":[],"__reduce__":["os.system"]}"#.to_vec()
+            br#"{"timesteps":[0,1],"levels":[],"__reduce__":["os.system"]}"#.to_vec()
         }),
     ]
 }
@@ -1068,7 +1078,8 @@ fn targets() -> Vec<Target> {
         "trained_betas": null, "variance_type": "fixed_small", "rescale_betas_zero_snr": false}"#;
     let pipeline = br#"{"_class_name": "DDPMPipeline", "_diffusers_version": "0.42.1", "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"], "safety_checker": [null, null]}"#;
-    let levels = br#"{"timesteps":[0,250,1000],"gains":[0.5,0.9,1],"levels":[[0.1,0.2,0.9],[1e-3,2,3]],"prediction_type":"epsilon"}"#;
+    let levels = br#"{"timesteps":[0,250,1000],"levels":[[0.1,0.2,0.9],[1e-3,2,3]],"own_losses":[[0.1,0.1,0.9],[0,2,3]],
+        "origin":{"prediction_type":"epsilon","signal_scales":[1,0.7,0],"noise_scales":[0,0.7,1]}}"#;
     let pickled = include_bytes!("conformance/unet_pickled/diffusion_pytorch_model.bin");
     let tshirt = include_bytes!("../examples/assets/data/tshirt.png");
     let idx = [idx_header(2, 28, 28), vec![7; 2 * 784]].concat();

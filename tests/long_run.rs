@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use siss::draws::{Stream, normal_noise};
-use siss::observer::{Diagnosis, JsonLines, StepOutcome};
+use siss::observer::{JsonLog, StepOutcome};
 use siss::*;
 use siss_support::small::*;
 
@@ -45,12 +45,10 @@ fn memory_and_time_stay_over_thousands_of_steps() {
     let pairs = PairSampler::new(points(500, 1), points(5, 2) + 0.5, 3).unwrap();
     let mut trainer =
         SissTrainer::builder(Mlp::new(3, &device), DdpmScheduler::linear(1000).unwrap())
-            .method(Method::SissToLevel)
             .steering(level(1.0))
             .micro_batch_size(4)
             .ema(0.99)
-            .observer(JsonLines::new(std::io::sink()))
-            .observer(Diagnosis::default())
+            .observer(JsonLog::new(std::io::sink()))
             .build()
             .unwrap();
     let mut memory = Vec::with_capacity(steps);

@@ -7,6 +7,7 @@ use siss::objective::{LossInputs, LossTerm, LossTerms};
 use siss::observer::StepOutcome;
 use siss::process::SchedulerConfig;
 use siss::*;
+use siss_support::recipe::Recipe;
 use siss_support::small::*;
 
 const KINDS: [PredictionType; 4] = [
@@ -37,9 +38,11 @@ fn draws(timesteps: &[f64], device: &Device) -> Draws<2> {
     let reversed = timesteps.iter().rev().copied().collect();
     Draws::new(timesteps.to_vec(), noise(1), from_forget, 0.5)
         .unwrap()
-        .with_forget_draws(reversed, noise(2))
+        .with_timesteps(Stream::ForgetTimesteps, reversed)
         .unwrap()
-        .with_uniform(noise(3).abs() * 0.3)
+        .with_numbers(Stream::ForgetNoise, noise(2))
+        .unwrap()
+        .with_numbers(Stream::Uniform, noise(3).abs() * 0.3)
         .unwrap()
 }
 
@@ -61,8 +64,7 @@ fn terms(
     device: &Device,
 ) -> LossTerms<2> {
     let (batch, draws) = (points(device), draws(timesteps, device));
-    let (retain, forget, ids) = (batch.retain(), batch.forget(), batch.forget_ids());
-    let inputs = LossInputs::new(retain, forget, ids, &draws, scheduler, kind).unwrap();
+    let inputs = LossInputs::new(&batch, &draws, scheduler, kind).unwrap();
     loss(method, &batch).terms(&inputs).unwrap()
 }
 
@@ -137,20 +139,8 @@ fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
             }
         }
     }
-    // Two processes, four kinds, six methods of two terms and two of one.
-    assert_eq!(compared, 2 * 4 * 14);
-}
-
-#[test]
-fn a_row_without_an_id_is_refused() {
-    let device = device();
-    let (batch, draws, process) = (points(&device), draws(&[300.0; ROWS], &device), ddpm());
-    let (retain, forget, ids) = (batch.retain(), batch.forget(), &batch.forget_ids()[1..]);
-    let kind = PredictionType::Epsilon;
-    let error = LossInputs::new(retain, forget, ids, &draws, &process, kind)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("ids of the forgotten points"), "{error}");
+    // Two processes, four kinds, five methods of two terms and two of one.
+    assert_eq!(compared, 2 * 4 * 12);
 }
 
 /// A step of every objective with every prediction type under every process changes the model.
@@ -163,17 +153,17 @@ fn every_objective_steps_with_every_prediction_type() {
         |_| Box::new(FlowMatching::default()),
     ];
     for process in processes {
-        for method in Method::ALL {
+        for recipe in Recipe::all() {
             for kind in KINDS {
                 let batch = points(&device);
                 let model = Mlp::new(3, &device).predicting(kind);
                 let builder = SissTrainer::builder(model, process(kind));
-                let mut trainer = with_method(builder, method, batch.retain())
+                let mut trainer = with_method(builder, recipe, batch.retain())
                     .build()
                     .unwrap();
                 let before = parameters(trainer.model());
                 let report = trainer.step(batch).unwrap();
-                assert_eq!(report.outcome, StepOutcome::Applied, "{method} {kind:?}");
+                assert_eq!(report.outcome, StepOutcome::Applied, "{recipe} {kind:?}");
                 assert_ne!(before, parameters(trainer.model()));
             }
         }
@@ -193,15 +183,15 @@ fn every_objective_steps_where_there_is_no_signal() {
         assert_eq!(siss.forget.unwrap().weights, [-1.0; ROWS]);
         let erase_diff = terms(Method::EraseDiff, kind, &scheduler, &last, &device);
         assert!(erase_diff.forget.unwrap().rows.is_empty());
-        for method in Method::ALL {
+        for recipe in Recipe::all() {
             let batch = points(&device);
             let model = Mlp::new(3, &device).predicting(kind);
             let builder = SissTrainer::builder(model, scheduler.clone());
-            let mut trainer = with_method(builder, method, batch.retain())
+            let mut trainer = with_method(builder, recipe, batch.retain())
                 .build()
                 .unwrap();
             let report = trainer.step_with(&batch, &draws(&last, &device)).unwrap();
-            assert_eq!(report.outcome, StepOutcome::Applied, "{method} {kind:?}");
+            assert_eq!(report.outcome, StepOutcome::Applied, "{recipe} {kind:?}");
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use siss::clipper::FractionOfRetain;
 use siss::draws::{FixedAllocation, Stream, TimestepSampling, normal_noise};
-use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, HardStop};
+use siss::objective::Siss;
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, HardStop, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::{DdpmScheduler, Denoiser, PairSampler, Scheduler, SissTrainer, Steering, StepReport};
 
@@ -102,8 +104,8 @@ impl Toy {
     }
 }
 
-fn level(level: f64) -> CounterfactualLoss {
-    CounterfactualLoss::from_levels(vec![200.0, 300.0], vec![vec![level; 2]]).unwrap()
+fn level(level: f64) -> Levels {
+    Levels::new(vec![200.0, 300.0], vec![vec![level; 2]]).unwrap()
 }
 
 /// `c_f ‖g_f‖ / ‖g_r‖`.
@@ -149,13 +151,36 @@ fn at_the_level_the_forget_gradient_takes_no_share() {
         missed: 0.3,
     };
     let target = 4.0 * toy.loss(&toy.model());
-    let (after, reports) = toy.run(toy.builder().steering(Steering::to(level(target))), 16, 600);
+    let (after, reports) = toy.run(
+        toy.builder().steering(Steering::new(level(target))),
+        16,
+        600,
+    );
     assert!((after / target - 1.0).abs() < 0.1, "{after} {target}");
     let mean =
         |reports: &[StepReport]| reports.iter().map(share).sum::<f64>() / reports.len() as f64;
     let (first, last) = (mean(&reports[..5]), mean(&reports[500..]));
     assert!(first > 0.06, "{first}");
     assert!(last < 0.02, "{last}");
+}
+
+/// Steering is all that has to be set: SISS, with the larger share that a steered run takes.
+#[test]
+fn steering_alone_is_siss_with_a_share_of_thirty_percent() {
+    let toy = Toy {
+        elements: 16,
+        off: 0.3,
+        missed: 0.3,
+    };
+    let target = 4.0 * toy.loss(&toy.model());
+    let builder = || toy.builder().steering(Steering::new(level(target)));
+    let steered = toy.run(builder(), 16, 20);
+    let with = |fraction| {
+        let clipper = FractionOfRetain::new(fraction).unwrap();
+        toy.run(builder().loss(Siss).clipper(clipper), 16, 20)
+    };
+    assert_eq!(steered, with(0.3));
+    assert_ne!(steered.0, with(0.1).0);
 }
 
 /// Retained points beside the forgotten one, which the model does not know although it could: the prediction is far below its
@@ -174,28 +199,19 @@ fn a_request_never_makes_the_model_know_a_point_better() {
     };
     let forgotten = Tensor::<2>::full([1, 16], PLACE, &device);
     let retained = Tensor::cat(vec![around(1, 60, -PLACE), around(2, 60, PLACE)], 0);
-    let data = CounterfactualData {
-        retained: &retained,
-        controls: &around(4, 40, -PLACE),
-        control_condition: &(),
-        forgotten: &forgotten,
-        forgotten_condition: &(),
-        groups: None,
-    };
+    let controls = around(4, 40, -PLACE);
+    let data = CounterfactualData::new(&retained, &controls, &forgotten);
     let config = CounterfactualConfig {
         timesteps: Some(vec![240.0, TIMESTEP, 260.0]),
         noises: 2000,
         ..CounterfactualConfig::default()
     };
-    let levels = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();
-    assert!(
-        levels.predicted()[0][1] < 0.8 * own,
-        "{:?}",
-        levels.predicted()
-    );
-    assert!((levels.own_losses()[0][1] / own - 1.0).abs() < 0.05);
-    assert!(levels.kept_timesteps(0).contains(&TIMESTEP));
-    let (after, _) = toy.run(toy.builder().steering(Steering::to(levels)), 16, 600);
+    let fit = Counterfactual::fit(&model, &scheduler(), data, config).unwrap();
+    assert!(fit.predicted[0][1] < 0.8 * own, "{:?}", fit.predicted);
+    assert!((fit.levels.own_losses()[0][1] / own - 1.0).abs() < 0.05);
+    assert!(fit.kept_timesteps(0).contains(&TIMESTEP));
+    assert!(fit.kept_timesteps(1).is_empty());
+    let (after, _) = toy.run(toy.builder().steering(Steering::new(fit)), 16, 600);
     assert!((0.97..1.15).contains(&(after / own)), "{after} {own}");
 }
 
@@ -210,7 +226,7 @@ fn a_hard_stop_stays_where_it_stopped() {
         };
         let target = 2.0 * toy.loss(&toy.model());
         let after = |steps| {
-            let steering = Steering::by(level(target), HardStop);
+            let steering = Steering::new(level(target)).with_rule(HardStop);
             toy.run(toy.builder().steering(steering), 16, steps).0 / target
         };
         let (early, late) = (after(600), after(1500));
@@ -253,22 +269,16 @@ fn levels_of_another_process_or_of_few_timesteps_are_refused() {
     };
     let (model, pairs) = (toy.model(), toy.pairs());
     let fit = |timesteps: Option<Vec<f64>>| {
-        let data = CounterfactualData {
-            retained: pairs.retain(),
-            controls: &(pairs.retain().clone() * 0.9),
-            control_condition: &(),
-            forgotten: pairs.forget(),
-            forgotten_condition: &(),
-            groups: None,
-        };
+        let controls = pairs.retain().clone() * 0.9;
+        let data = CounterfactualData::new(pairs.retain(), &controls, pairs.forget());
         let config = CounterfactualConfig {
             timesteps,
             ..CounterfactualConfig::default()
         };
-        CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap()
+        Counterfactual::fit(&model, &scheduler(), data, config).unwrap()
     };
     let refused = |scheduler: DdpmScheduler, levels| {
-        let builder = SissTrainer::builder(toy.model(), scheduler).steering(Steering::to(levels));
+        let builder = SissTrainer::builder(toy.model(), scheduler).steering(Steering::new(levels));
         builder.build().err().map(|error| error.to_string())
     };
     assert_eq!(refused(scheduler(), fit(None)), None);
@@ -283,7 +293,7 @@ fn levels_of_another_process_or_of_few_timesteps_are_refused() {
     });
     assert!(
         window
-            .steering(Steering::to(fit(Some(vec![300.0, 600.0]))))
+            .steering(Steering::new(fit(Some(vec![300.0, 600.0]))))
             .build()
             .is_ok()
     );

@@ -10,11 +10,12 @@ use burn::tensor::Tensor;
 use siss::clipper::{ConstantScale, RescaleToNorm};
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, LossTerm, NegGrad, Siss, SissNoIs};
-use siss::observer::{JsonLines, StepOutcome};
+use siss::observer::{JsonLog, StepOutcome};
 use siss::process::{SchedulerConfig, SchedulerExt};
-use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, HardStop};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, HardStop, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
+use siss_support::recipe::Recipe;
 use siss_support::small::*;
 
 fn scheduler() -> DdpmScheduler {
@@ -58,15 +59,7 @@ fn gradients_are_those_of_the_weighted_loss() {
     let gradients = trainer.gradients(&batch, &draws).unwrap();
 
     let process = scheduler();
-    let inputs = LossInputs::new(
-        batch.retain(),
-        batch.forget(),
-        batch.forget_ids(),
-        &draws,
-        &process,
-        PredictionType::Epsilon,
-    )
-    .unwrap();
+    let inputs = LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).unwrap();
     let terms = Siss.terms(&inputs).unwrap();
     for (term, got, report) in [
         (
@@ -297,10 +290,10 @@ fn a_step_that_is_not_finite_changes_nothing_and_says_so() {
 #[test]
 fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
     let device = device();
-    for method in Method::ALL {
+    for recipe in Recipe::all() {
         for bad in [f32::NAN, f32::INFINITY] {
             let retained = Tensor::<2>::ones([12, 3], &device);
-            let mut trainer = with_method(builder(1), method, &retained).build().unwrap();
+            let mut trainer = with_method(builder(1), recipe, &retained).build().unwrap();
             let before = parameters(trainer.model());
             let dirty = || Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
             let batch = UnlearningBatch::new(dirty(), dirty()).unwrap();
@@ -308,7 +301,7 @@ fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
             let error = trainer.step(batch).unwrap_err();
             assert!(
                 matches!(error, Error::NonFiniteData { row: 1, .. }),
-                "{method}: {error}"
+                "{recipe}: {error}"
             );
             assert_eq!(parameters(trainer.model()), before);
             assert_eq!(trainer.next_step(), 0);
@@ -495,7 +488,6 @@ fn settings_out_of_range_are_refused_with_their_value() {
         "{message}"
     );
     assert!(refused(builder(1).method(Method::ReTrack)).contains("retained_points"));
-    assert!(refused(builder(1).method(Method::SissToLevel)).contains("steering"));
 }
 
 /// The other parameters stay bit for bit, and a model that was trained in part can be trained whole again.
@@ -503,8 +495,8 @@ fn settings_out_of_range_are_refused_with_their_value() {
 fn chosen_parameters_alone_are_trained() {
     let device = device();
     let points = batch(16, 0.5, 3, &device);
-    let group = ParamGroup::from_regex(r"^second\.").unwrap();
-    let mut trainer = builder(1).train_only(group).ema(0.9).build().unwrap();
+    let second = builder(1).train_only_matching(r"^second\.").unwrap();
+    let mut trainer = second.ema(0.9).build().unwrap();
     let before = parameters(trainer.model());
     for _ in 0..3 {
         let report = trainer.step(points.clone()).unwrap();
@@ -526,6 +518,15 @@ fn chosen_parameters_alone_are_trained() {
         whole.step(points.clone()).unwrap();
         assert_ne!(parameters(whole.model())[..first], before[..first]);
     }
+}
+
+#[test]
+fn a_pattern_that_is_no_regular_expression_is_refused_with_its_text() {
+    let error = builder(1).train_only_matching("second[").unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidPattern { pattern, .. } if pattern == "second["),
+        "{error}"
+    );
 }
 
 /// A parameter that its owner froze stays frozen.
@@ -611,7 +612,8 @@ fn a_window_and_a_fixed_timestep_hold_for_both_terms() {
             .build()
             .unwrap();
         let draws = trainer.draw(&points).unwrap();
-        for timesteps in [draws.timesteps(), draws.forget_draws().unwrap().0] {
+        let own = draws.timesteps_of(Stream::ForgetTimesteps).unwrap();
+        for timesteps in [draws.timesteps(), own] {
             let (least, most) = timesteps
                 .iter()
                 .fold((f64::MAX, f64::MIN), |(least, most), &t| {
@@ -650,7 +652,7 @@ impl Observer for Fails {
 
 #[test]
 fn observers_see_every_step_and_their_failure_loses_nothing() {
-    let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
+    let lines = Arc::new(Mutex::new(JsonLog::new(Vec::new())));
     let mut trainer = builder(1)
         .observer(Fails)
         .observer(lines.clone())
@@ -701,15 +703,7 @@ fn each_row_meets_its_own_condition_on_both_sides() {
         trainer.draw(&points).unwrap()
     };
     let process = scheduler();
-    let inputs = LossInputs::new(
-        points.retain(),
-        points.forget(),
-        points.forget_ids(),
-        &draws,
-        &process,
-        PredictionType::Epsilon,
-    )
-    .unwrap();
+    let inputs = LossInputs::new(&points, &draws, &process, PredictionType::Epsilon).unwrap();
     let terms = Siss.terms(&inputs).unwrap();
     let condition = |term: Option<LossTerm<2>>| (term.unwrap().target, ());
     let batch = UnlearningBatch::with_conditions(
@@ -751,10 +745,7 @@ fn a_steered_gradient_is_that_of_the_squared_distance_to_the_level() {
     assert!(factors.abs() < 0.9, "{factors}");
 
     let process = scheduler();
-    let (retain, forget) = (points.retain(), points.forget());
-    let ids = points.forget_ids();
-    let kind = PredictionType::Epsilon;
-    let inputs = LossInputs::new(retain, forget, ids, &draws, &process, kind).unwrap();
+    let inputs = LossInputs::new(&points, &draws, &process, PredictionType::Epsilon).unwrap();
     let term = SissNoIs.terms(&inputs).unwrap().forget.unwrap();
     // Σ_i ½ (b − L_i)²/b · elements / B, whose gradient is −Σ_i (b − L_i)/b ∇‖ŷ − target‖² / B.
     let distance = |model: &Mlp| -> f64 {
@@ -804,10 +795,7 @@ fn a_level_out_of_reach_changes_nothing_and_one_far_below_turns_round() {
     assert_eq!(plain, free);
     let negated: Vec<f64> = plain.iter().map(|value| -value).collect();
     assert!(norm(&difference(&negated, &turned)) < 1e-6 * norm(&plain));
-    let (stopped, rest) = gradient(
-        Some(Steering::by(level(1e-30).levels().clone(), HardStop)),
-        16,
-    );
+    let (stopped, rest) = gradient(Some(level(1e-30).with_rule(HardStop)), 16);
     assert_eq!((norm(&stopped), rest), (0.0, Some(0.0)));
     // Micro-batches change nothing here either.
     let (whole, factor) = gradient(Some(level(0.8)), 16);
@@ -825,14 +813,17 @@ fn each_row_is_steered_by_the_loss_and_the_level_of_its_own_point() {
     let points = points.with_forget_ids(ids.clone()).unwrap();
     let level = |id: u64| 0.5 + 0.2 * id as f64;
     let levels = (0..16).map(|id| vec![level(id); 2]).collect();
-    let levels = CounterfactualLoss::from_levels(vec![0.0, 999.0], levels).unwrap();
+    let levels = Levels::new(vec![0.0, 999.0], levels).unwrap();
     for method in [Method::EraseDiff, Method::ReTrack] {
         let builder = with_method(builder(1), method, points.retain()).micro_batch_size(5);
-        let steering = Steering::to(levels.clone());
+        let steering = Steering::new(levels.clone());
         let mut trainer = builder.steering(steering).build().unwrap();
         let draws = trainer.draw(&points).unwrap();
         let (timesteps, noise) = match method {
-            Method::ReTrack => draws.forget_draws().unwrap(),
+            Method::ReTrack => (
+                draws.timesteps_of(Stream::ForgetTimesteps).unwrap(),
+                draws.numbers_of(Stream::ForgetNoise).unwrap(),
+            ),
             _ => (draws.timesteps(), draws.noise()),
         };
         let noisy = scheduler()
@@ -949,19 +940,15 @@ fn steering_that_cannot_mean_anything_is_refused() {
     assert!(refused(nothing).contains("naive deletion has no forget term"));
 
     let points = || normal_noise([20, 3], 5, 0, 0, Stream::Evaluation, &device);
-    let data = CounterfactualData {
-        retained: &points(),
-        controls: &(points() * 0.5),
-        control_condition: &(),
-        forgotten: &(points().narrow(0, 0, 2) + 3.0),
-        forgotten_condition: &(),
-        groups: None,
-    };
+    let (retained, controls) = (points(), points() * 0.5);
+    let forgotten = points().narrow(0, 0, 2) + 3.0;
+    let data = CounterfactualData::new(&retained, &controls, &forgotten);
     let (model, config) = (Mlp::new(1, &device), CounterfactualConfig::default());
-    let levels = CounterfactualLoss::fit(&model, &scheduler(), data, &config, |_| {}).unwrap();
+    let fit = Counterfactual::fit(&model, &scheduler(), data, config).unwrap();
+    let levels = fit.levels;
     let velocity = Mlp::new(1, &device).predicting(PredictionType::Velocity);
     let other = SissTrainer::builder(velocity, scheduler());
-    let error = other.steering(Steering::to(levels.clone())).build();
+    let error = other.steering(Steering::new(levels.clone())).build();
     assert!(
         matches!(
             error.unwrap_err(),
@@ -974,7 +961,7 @@ fn steering_that_cannot_mean_anything_is_refused() {
         "levels of a model that predicts something else"
     );
 
-    let mut trainer = builder(1).steering(Steering::to(levels)).build().unwrap();
+    let mut trainer = builder(1).steering(Steering::new(levels)).build().unwrap();
     let unnamed = UnlearningBatch::new(points(), points() + 3.0).unwrap();
     let error = trainer.step(unnamed).unwrap_err().to_string();
     assert!(error.contains("which of 2 points"), "{error}");

@@ -13,12 +13,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
+use siss::Method;
 use siss::backend::DeviceSpec;
 use siss::models::UNet2d;
-use siss::observer::Diagnosis;
-use siss::{Method, Observer};
 use siss_support::options::at_least_one;
 use siss_support::progress::{Bar, Progress};
+use siss_support::recipe::Recipe;
 use siss_support::run::tell;
 use siss_support::target::Target;
 use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
@@ -33,7 +33,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 struct Arguments {
     /// Methods, separated by commas [default: all].
     #[arg(long, value_delimiter = ',')]
-    methods: Vec<Method>,
+    methods: Vec<Recipe>,
 
     /// Numbers of optimiser steps, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "100")]
@@ -170,7 +170,7 @@ fn check(arguments: &Arguments) -> Result<()> {
 
 fn run_all(arguments: &Arguments, runs: &mut Vec<Run>, progress: &Bar) -> Result<()> {
     let methods = match arguments.methods.is_empty() {
-        true => Method::ALL.to_vec(),
+        true => Recipe::all(),
         false => arguments.methods.clone(),
     };
     for &steps in &arguments.steps {
@@ -234,13 +234,12 @@ fn prepare(
     Ok(job)
 }
 
-fn run_one(job: &Job, method: Method, seed: u64, afterwards: usize, progress: &Bar) -> Result<Run> {
-    let is_steered = method == Method::SissToLevel || job.options.target == Some(Target::Retrained);
+fn run_one(job: &Job, method: Recipe, seed: u64, afterwards: usize, progress: &Bar) -> Result<Run> {
+    let is_steered = method.is_steered() || job.options.target == Some(Target::Retrained);
     let levels = job.levels.as_ref().filter(|_| is_steered);
-    let (mut trainer, pairs) = (job.trainer(method, seed, levels)?, job.pairs(seed));
+    let (mut trainer, pairs) = (job.trainer(method.method(), seed, levels)?, job.pairs(seed));
     let (mut seconds, mut rows) = (0.0, 0.0);
     let steps = job.settings.steps;
-    let mut diagnosis = Diagnosis::default();
     for step in 0..steps {
         let batch = pairs.batch(step as u64, job.settings.batch)?;
         let began = Instant::now();
@@ -248,8 +247,7 @@ fn run_one(job: &Job, method: Method, seed: u64, afterwards: usize, progress: &B
         seconds += began.elapsed().as_secs_f64();
         rows += report.rows_per_sample() / steps as f64;
         progress.step(&report, steps);
-        diagnosis.observe(&report)?;
-        tell(&mut diagnosis, progress);
+        tell(&mut trainer, progress);
     }
     let mut model = trainer.into_model();
     if afterwards > 0 {

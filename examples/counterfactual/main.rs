@@ -17,7 +17,7 @@ use siss::DdpmScheduler;
 use siss::burn::tensor::{Device, Tensor};
 use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
-use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss, IdealForm};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, IdealForm};
 use siss_support::options::at_least_one;
 use siss_support::probe::{Chunks, Probe, mean};
 use siss_support::progress::{Bar, Progress};
@@ -273,20 +273,14 @@ impl<'a> Trial<'a> {
         Ok(actual)
     }
 
-    fn predicted(&self, way: Way, progress: &Bar) -> Result<CounterfactualLoss> {
+    fn predicted(&self, way: Way, progress: &Bar) -> Result<Counterfactual> {
         let retained = self.digits.clone().narrow(0, 0, way.retained);
         let points = match way.controls {
             Controls::Unseen => &self.heldout,
             Controls::LeaveOneOut => &retained,
         };
-        let data = CounterfactualData {
-            retained: &retained,
-            controls: &points.clone().narrow(0, 0, self.arguments.controls),
-            control_condition: &(),
-            forgotten: &self.unseen.images,
-            forgotten_condition: &(),
-            groups: None,
-        };
+        let controls = points.clone().narrow(0, 0, self.arguments.controls);
+        let data = CounterfactualData::new(&retained, &controls, &self.unseen.images);
         let config = CounterfactualConfig {
             timesteps: Some(TIMESTEPS.map(|timestep| timestep as f64).to_vec()),
             noises: match way.form {
@@ -303,21 +297,22 @@ impl<'a> Trial<'a> {
             ..CounterfactualConfig::default()
         };
         let scheduler = DdpmScheduler::from_config(&self.config)?;
-        let predicted = CounterfactualLoss::fit(&self.model, &scheduler, data, &config, |share| {
+        let tell = |share| {
             progress.phase(&format!(
                 "predicting from {} digits, {}: {:.0} %",
                 way.retained,
                 way.form.name(),
                 100.0 * share
             ));
-        })?;
-        Ok(predicted)
+        };
+        let fit = Counterfactual::fit_with_progress(&self.model, &scheduler, data, config, tell)?;
+        Ok(fit)
     }
 
     fn compare(
         &self,
         way: Way,
-        predicted: &CounterfactualLoss,
+        predicted: &Counterfactual,
         actual: &[Vec<f64>],
     ) -> Result<Vec<Comparison>> {
         let mut comparisons = Vec::new();
@@ -330,7 +325,7 @@ impl<'a> Trial<'a> {
                     controls: way.controls.name().into(),
                     form: way.form.name().into(),
                     timestep,
-                    predicted: predicted.predicted()[image][at],
+                    predicted: predicted.predicted[image][at],
                     actual: actual[image],
                 });
             }

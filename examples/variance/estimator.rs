@@ -122,8 +122,8 @@ impl Estimator {
         let device = pairs.retain().device();
         for index in 0..arguments.gradients {
             let batch = pairs.batch(index, arguments.batch as usize)?;
-            let (shape, extra) = (batch.retain().dims(), ExtraDraws::default());
-            let draws = source.draw(index, shape, range, sampler.as_ref(), extra, &device)?;
+            let (shape, extra) = (batch.retain().dims(), ExtraDraws::none());
+            let draws = source.draw(index, shape, range, sampler.as_ref(), &extra, &device)?;
             let found: StepGradients = trainer.gradients(&batch, &draws)?;
             rows += found.report.rows_per_sample() / arguments.gradients as f64;
             retain.add(&flatten(trainer.model(), found.retain));

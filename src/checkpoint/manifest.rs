@@ -16,7 +16,7 @@ use crate::files::{path_text, sha256};
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// Of the files and of what is in them.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// A manifest has a handful of short lines; more is none.
 const LARGEST_MANIFEST: u64 = 1 << 20;
@@ -241,11 +241,11 @@ mod tests {
     #[test]
     fn another_format_is_named() {
         let mut other = manifest();
-        other.format = 2;
+        other.format = FORMAT + 1;
         other.sha256 = String::new();
         other.sha256 = sha256(other.text().as_bytes());
         let error = Manifest::parse(other.text().as_bytes()).unwrap_err();
-        assert!(error.contains("format 2"), "{error}");
+        assert!(error.contains("format 3"), "{error}");
     }
 
     #[test]

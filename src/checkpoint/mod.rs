@@ -8,12 +8,12 @@ mod tensors;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use self::manifest::Manifest;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
-use crate::files::path_text;
 use crate::trainer::SissTrainer;
 use crate::trainer::settings::{Settings, to_json};
 use store::{Candidate, Store};
@@ -95,12 +95,26 @@ pub struct Checkpoint {
 pub struct Resumed {
     /// Number of the step that comes next.
     pub step: u64,
-    /// The program's own state, as it was given to [`Checkpoints::save`].
-    pub state: Value,
+    state: Value,
     /// The checkpoint.
     pub path: PathBuf,
     /// Newer ones that are not whole.
     pub passed_over: Vec<PassedOver>,
+}
+
+impl Resumed {
+    /// The program's own state, as it was given to [`Checkpoints::save`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the state in the checkpoint is not a `T`.
+    pub fn state<T: DeserializeOwned>(&self) -> Result<T> {
+        T::deserialize(&self.state).map_err(|error| Error::InvalidFile {
+            path: self.path.clone(),
+            message: format!(
+                "the program's state is not what is read now: {error}; resume with the program that saved it"
+            ),
+        })
+    }
 }
 
 impl Checkpoints {
@@ -129,7 +143,7 @@ impl Checkpoints {
     /// ([`model_fingerprint`]).
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if JSON cannot say it.
+    /// [`Error::NotJson`] if JSON cannot say it.
     pub fn setting(mut self, name: &str, value: &impl Serialize) -> Result<Self> {
         let value = to_json(name, value)?;
         self.settings.add(format!("program.{name}"), value);
@@ -186,8 +200,8 @@ impl Checkpoints {
     /// digit; [`f64::to_bits`] carries it exactly.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for a folder with checkpoints that [`resume`](Checkpoints::resume) was not asked to go on
-    /// from, and for what cannot be saved exactly; [`Error::Io`], after which the checkpoints from before are still there;
+    /// [`Error::AnotherRun`] for a folder with checkpoints that [`resume`](Checkpoints::resume) was not asked to continue;
+    /// [`Error::CannotSave`] for what would not come back exactly; [`Error::NotJson`]; [`Error::Io`], after which the checkpoints from before are still there;
     /// [`Error::DeviceRead`]; an observer's.
     pub fn save<M: Denoiser<D>, const D: usize>(
         &mut self,
@@ -195,14 +209,12 @@ impl Checkpoints {
         state: &impl Serialize,
     ) -> Result<PathBuf> {
         self.check_own()?;
-        for observer in &mut trainer.observers {
-            observer.persist()?;
-        }
+        trainer.persist_observers()?;
         let program = to_json("the program's state", state)?;
         let files = state::save(trainer, self.settings.clone(), program)?;
-        let path = self.store.write(trainer.step, files)?;
+        let path = self.store.write(trainer.next_step(), files)?;
         self.passed_over.retain(|bad| bad.path != path);
-        self.prune(trainer.step)?;
+        self.prune(trainer.next_step())?;
         Ok(path)
     }
 
@@ -220,12 +232,8 @@ impl Checkpoints {
     /// A run that is begun must not mix with one that is there.
     fn check_own(&mut self) -> Result<()> {
         if let (false, Some(newest)) = (self.is_own, self.store.candidates()?.first()) {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "{} is a checkpoint of a run that this one does not go on from",
-                    path_text(&newest.path)
-                ),
-                remedy: "resume that run, or give this one another folder",
+            return Err(Error::AnotherRun {
+                checkpoint: newest.path.clone(),
             });
         }
         self.is_own = true;
@@ -253,20 +261,19 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`Error::CheckpointDiffers`] if the checkpoint is of another configuration or another model;
-    /// [`Error::NoUsableCheckpoint`] if there are some and none is whole; [`Error::InvalidSetting`] for a trainer that has
+    /// [`Error::NoUsableCheckpoint`] if there are some and none is whole; [`Error::AlreadyStarted`] for a trainer that has
     /// taken steps; [`Error::InvalidFile`] or [`Error::Io`]; an observer's. The trainer is as before.
     pub fn resume<M: Denoiser<D>, const D: usize>(
         &mut self,
         trainer: &mut SissTrainer<M, D>,
     ) -> Result<Option<Resumed>> {
-        if trainer.step != 0 {
-            return Err(Error::InvalidSetting {
-                what: format!("the trainer has taken {} steps", trainer.step),
-                remedy: "resume with a trainer that was just built",
+        if trainer.next_step() != 0 {
+            return Err(Error::AlreadyStarted {
+                steps: trainer.next_step(),
             });
         }
         let Some((manifest, found)) = self.find()? else {
-            state::rewind(&mut trainer.observers, 0)?;
+            trainer.rewind_observers(0)?;
             self.is_own = true;
             return Ok(None);
         };

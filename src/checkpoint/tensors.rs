@@ -20,7 +20,7 @@ use crate::parameters::parameters;
 /// Writes the values of all parameters, under their names. One at a time is brought to the host.
 ///
 /// # Errors
-/// [`Error::DeviceRead`]; [`Error::Io`]; [`Error::InvalidSetting`] for two parameters of one name.
+/// [`Error::DeviceRead`]; [`Error::Io`]; [`Error::CannotSave`] for two parameters of one name.
 pub(super) fn save_model<M: Module>(model: &M, path: &Path) -> Result<()> {
     write(Writer::new(values(model)?), path)
 }
@@ -56,7 +56,7 @@ pub(super) fn load_model<M: Module>(model: M, bytes: Bytes) -> std::result::Resu
 /// Reads the parameters from the device.
 ///
 /// # Errors
-/// [`Error::DeviceRead`]; [`Error::InvalidSetting`] for two parameters of one name.
+/// [`Error::DeviceRead`]; [`Error::CannotSave`] for two parameters of one name.
 pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
     let mut digest = Sha256::new();
     for tensor in values(model)? {
@@ -70,7 +70,7 @@ pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
 /// Writes the optimiser's state for the parameters of a model. That of one parameter at a time is brought to the host.
 ///
 /// # Errors
-/// [`Error::InvalidSetting`] if burn would not restore it exactly; [`Error::Io`].
+/// [`Error::CannotSave`] if burn would not restore it exactly; [`Error::Io`].
 pub(super) fn save_optimizer<M: Module>(
     optimizer: &ModuleOptimizer,
     model: &M,
@@ -86,9 +86,9 @@ fn check_types(types: impl Iterator<Item = DType>) -> Result<()> {
     for dtype in types.filter(|dtype| dtype.is_float() && *dtype != DType::F32) {
         let default: DType = Device::default().settings().float_dtype.into();
         if dtype != default {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "the optimiser's state is {dtype:?}, and burn would restore it as {default:?}"
+            return Err(Error::CannotSave {
+                reason: format!(
+                    "the optimiser's is {dtype:?}, and burn would restore it as {default:?}"
                 ),
                 remedy: "make the precision the device's default by `Device::configure`, or train in f32",
             });
@@ -156,8 +156,8 @@ pub(super) fn behaviour(optimizer: &ModuleOptimizer, device: &Device) -> Result<
 }
 
 fn unsaved(error: impl ToString) -> Error {
-    Error::InvalidSetting {
-        what: format!("the state cannot be saved: {}", error.to_string()),
+    Error::CannotSave {
+        reason: error.to_string(),
         remedy: "give each parameter of the model a name of its own, and leave checkpoints out where that is no remedy",
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Side;
-use crate::error::{Result, check_positive, check_probability, check_stateless};
+use crate::error::{Result, check_positive, check_probability, check_state};
 use crate::files::json::number_or_null;
 
 pub use spec::ClipperSpec;
@@ -119,9 +119,9 @@ pub trait GradientClipper: Send + Debug {
     /// Takes back what [`state`](GradientClipper::state) gave, to the bit.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a state that is not this clipper's.
+    /// [`Error::StateMismatch`](crate::Error::StateMismatch) for a state that is not this clipper's.
     fn restore(&mut self, state: &[f64]) -> Result<()> {
-        check_stateless(self.name(), state)
+        check_state(self.name(), state, 0)
     }
 }
 
@@ -275,12 +275,9 @@ impl GradientClipper for FractionOfRetain {
     }
 
     fn restore(&mut self, state: &[f64]) -> Result<()> {
-        let (retain_norm, rest) = match state {
-            [norm, rest @ ..] => (Some(*norm), rest),
-            [] => (None, state),
-        };
-        check_stateless(self.name(), rest)?;
-        self.retain_norm = retain_norm;
+        // Before the first step there is no norm yet.
+        check_state(self.name(), state, state.len().min(1))?;
+        self.retain_norm = state.first().copied();
         Ok(())
     }
 }

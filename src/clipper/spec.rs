@@ -3,13 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     Blend, ClipToNorm, ConstantScale, EraseDiffRule, FractionOfRetain, GradientClipper, Projected,
     RescaleToNorm,
 };
 use crate::error::{Error, Result};
+use crate::text::serde_as_text;
 
 /// A clipper with its number, written as `kind:number`.
 ///
@@ -30,8 +29,7 @@ use crate::error::{Error, Result};
 /// assert_eq!(clipper.name(), "FractionOfRetain");
 /// # Ok::<(), siss::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum ClipperSpec {
     /// [`FractionOfRetain`].
@@ -82,31 +80,67 @@ impl ClipperSpec {
     }
 }
 
+/// How a kind is written, and the clipper of its numbers.
+type Form = (&'static str, fn(&[f64]) -> Option<ClipperSpec>);
+
+const FORMS: [Form; 8] = [
+    ("fraction:F", |numbers| fraction(numbers, None)),
+    ("fraction:F:MAX", |numbers| {
+        let (&most, fraction_alone) = numbers.split_last()?;
+        fraction(fraction_alone, Some(most))
+    }),
+    ("rescale:N", |numbers| {
+        one(numbers).map(ClipperSpec::Rescale)
+    }),
+    ("clip:N", |numbers| one(numbers).map(ClipperSpec::Clip)),
+    ("constant:S", |numbers| {
+        one(numbers).map(ClipperSpec::Constant)
+    }),
+    ("blend:S", |numbers| one(numbers).map(ClipperSpec::Blend)),
+    ("erase-diff:R", |numbers| {
+        one(numbers).map(ClipperSpec::EraseDiff)
+    }),
+    ("projected", |numbers| {
+        numbers.is_empty().then_some(ClipperSpec::Projected)
+    }),
+];
+
+fn fraction(numbers: &[f64], max_scale: Option<f64>) -> Option<ClipperSpec> {
+    one(numbers).map(|fraction| ClipperSpec::Fraction {
+        fraction,
+        max_scale,
+    })
+}
+
+fn one(numbers: &[f64]) -> Option<f64> {
+    match numbers {
+        [number] => Some(*number),
+        _ => None,
+    }
+}
+
+fn kind(text: &str) -> &str {
+    text.split_once(':').map_or(text, |(kind, _)| kind)
+}
+
 impl FromStr for ClipperSpec {
     type Err = Error;
 
+    /// # Errors
+    /// [`Error::UnknownName`].
     fn from_str(text: &str) -> Result<Self> {
-        let mut parts = text.split(':');
-        let kind = parts.next().unwrap_or_default();
-        let numbers: Option<Vec<f64>> = parts.map(|part| part.parse().ok()).collect();
-        match (kind, numbers.as_deref()) {
-            ("fraction", Some(&[fraction, ref most @ ..])) if most.len() < 2 => {
-                Ok(ClipperSpec::Fraction {
-                    fraction,
-                    max_scale: most.first().copied(),
-                })
-            }
-            ("rescale", Some(&[norm])) => Ok(ClipperSpec::Rescale(norm)),
-            ("clip", Some(&[norm])) => Ok(ClipperSpec::Clip(norm)),
-            ("constant", Some(&[scale])) => Ok(ClipperSpec::Constant(scale)),
-            ("blend", Some(&[share])) => Ok(ClipperSpec::Blend(share)),
-            ("erase-diff", Some(&[rate])) => Ok(ClipperSpec::EraseDiff(rate)),
-            ("projected", Some(&[])) => Ok(ClipperSpec::Projected),
-            _ => Err(Error::InvalidSetting {
-                what: format!("there is no clipper `{text}`"),
-                remedy: "use fraction:F, fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected",
-            }),
-        }
+        let numbers = text.split(':').skip(1).map(|part| part.parse().ok());
+        let numbers: Option<Vec<f64>> = numbers.collect();
+        let of_kind = FORMS.iter().filter(|(form, _)| kind(form) == kind(text));
+        let found = numbers.and_then(|numbers| {
+            let mut clippers = of_kind.filter_map(|(_, clipper)| clipper(&numbers));
+            clippers.next()
+        });
+        found.ok_or_else(|| Error::UnknownName {
+            what: "clipper",
+            name: text.into(),
+            known: FORMS.map(|(form, _)| form).to_vec(),
+        })
     }
 }
 
@@ -131,19 +165,7 @@ impl fmt::Display for ClipperSpec {
     }
 }
 
-impl From<ClipperSpec> for String {
-    fn from(spec: ClipperSpec) -> String {
-        spec.to_string()
-    }
-}
-
-impl TryFrom<String> for ClipperSpec {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
+serde_as_text!(ClipperSpec);
 
 #[cfg(test)]
 mod tests {
@@ -167,6 +189,9 @@ mod tests {
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(json, format!("\"{text}\""));
             assert_eq!(serde_json::from_str::<ClipperSpec>(&json).unwrap(), spec);
+            // And the message that refuses another one offers it.
+            let error = "soft:1".parse::<ClipperSpec>().unwrap_err().to_string();
+            assert!(error.contains(kind(text)), "{error}");
         }
     }
 

@@ -56,7 +56,7 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
     ///
     /// # Errors
     /// [`Error::Empty`] for a batch without rows or elements; [`Error::ShapeMismatch`] if the two sides or a
-    /// condition differ in shape; [`Error::InvalidSetting`] if they are on different devices.
+    /// condition differ in shape; [`Error::DeviceMismatch`].
     pub fn with_conditions(
         retain: Tensor<D>,
         forget: Tensor<D>,
@@ -73,18 +73,8 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         let remedy = "pair each retained point with one forgotten point of its shape; repeat forgotten points";
         check_shape("the forget batch", &shape, &forget.dims(), remedy)?;
         check_device("forgotten points", &retain.device(), &forget.device())?;
-        for (what, condition) in [
-            ("the retain condition", &retain_condition),
-            ("the forget condition", &forget_condition),
-        ] {
-            let rows = condition.check_rows(shape[0]).err().unwrap_or(shape[0]);
-            check_shape(
-                what,
-                &shape[..1],
-                &[rows],
-                "give one condition for every row",
-            )?;
-        }
+        retain_condition.check_rows("the retain condition", shape[0])?;
+        forget_condition.check_rows("the forget condition", shape[0])?;
         Ok(Self {
             retain: to_f32(retain.inner()),
             forget: to_f32(forget.inner()),
@@ -144,7 +134,8 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         &self.forget_ids
     }
 
-    pub(crate) fn condition(&self, side: Side) -> &C {
+    /// What the points of a side are conditioned on, `batch` rows.
+    pub fn condition(&self, side: Side) -> &C {
         match side {
             Side::Retain => &self.retain_condition,
             Side::Forget => &self.forget_condition,

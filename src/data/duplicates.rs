@@ -44,7 +44,7 @@ pub struct NearDuplicate {
 ///
 /// # Errors
 /// [`Error::Empty`](crate::Error::Empty), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) and
-/// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for sets that do not fit each other;
+/// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for sets that do not fit each other;
 /// [`Error::NonFiniteData`](crate::Error::NonFiniteData); [`Error::OutOfRange`](crate::Error::OutOfRange) unless
 /// `0 < within ≤ 1`; those of the retained set.
 ///

@@ -2,6 +2,7 @@
 
 mod batch;
 pub(crate) mod check;
+pub(crate) mod common;
 pub(crate) mod distances;
 pub(crate) mod duplicates;
 pub(crate) mod finite;

@@ -1,44 +1,81 @@
 //! PairSampler: batches from two sets.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hasher};
-
 use burn::tensor::Tensor;
 use sha2::{Digest, Sha256};
 
 use super::batch::UnlearningBatch;
-use super::finite::check_finite_values;
+use super::common::refuse_common_points;
 use super::pairing::{Pairing, Pairs};
-use super::points::{check_not_empty, chunks};
+use super::points::check_not_empty;
 use super::side::Side;
 use crate::denoiser::Condition;
-use crate::error::{Error, Result, check_device, check_shape};
-use crate::host::{read_f32, select_rows, to_f32};
+use crate::error::{Result, check_device, check_shape};
+use crate::host::{select_rows, to_f32};
 
 /// Pairs retained with forgotten points, the same pairs for the same (seed, step).
 ///
 /// Who meets whom is as in [`Pairing`], which is the way for sets that do not fit the memory.
+/// `C` is the model's condition: each point keeps its own.
 #[derive(Debug, Clone)]
-pub struct PairSampler<const D: usize> {
+pub struct PairSampler<const D: usize, C = ()> {
     retain: Tensor<D>,
     forget: Tensor<D>,
+    retain_condition: C,
+    forget_condition: C,
     pairing: Pairing,
 }
 
 impl<const D: usize> PairSampler<D> {
-    /// A sampler over two data sets held as tensors; batches come on their device.
-    ///
-    /// Reads both sets once, in chunks, to compare their contents. Points that are almost the same are legal here:
-    /// [`DataCheck`](crate::data::DataCheck) finds them.
+    /// A sampler over two data sets held as tensors, for a model without a condition.
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`, the data without the forgotten points; `forget`: `[k, …]`
     ///
     /// # Errors
-    /// [`Error::Empty`] or [`Error::ShapeMismatch`]; [`Error::NonFiniteData`];
-    /// [`Error::ForgottenPointRetained`] if a forgotten point is in the retain set, value by value.
+    /// As [`with_conditions`](PairSampler::with_conditions).
     pub fn new(retain: Tensor<D>, forget: Tensor<D>, seed: u64) -> Result<Self> {
-        let pairing = Pairing::new(retain.dims()[0], forget.dims()[0], seed)?;
+        Self::with_conditions(retain, forget, (), (), seed)
+    }
+}
+
+impl<const D: usize, C: Condition> PairSampler<D, C> {
+    /// A sampler over two data sets held as tensors, each with what the model is conditioned on; batches come on
+    /// their device.
+    ///
+    /// Reads both sets once, in chunks, to compare their contents.
+    /// Points that are almost the same are legal here: [`DataCheck`](crate::data::DataCheck) finds them.
+    /// A point with two conditions is one point.
+    ///
+    /// # Shapes
+    /// - `retain`: `[n, …]`, the data without the forgotten points; `retain_condition`: `n` rows
+    /// - `forget`: `[k, …]`; `forget_condition`: `k` rows
+    ///
+    /// # Errors
+    /// [`Error::Empty`]; [`Error::ShapeMismatch`], also for a condition without a row for each point;
+    /// [`Error::DeviceMismatch`]; [`Error::NonFiniteData`];
+    /// [`Error::ForgottenPointRetained`] if a forgotten point is in the retain set, value by value.
+    ///
+    /// # Example
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use siss::PairSampler;
+    ///
+    /// let device = Device::flex();
+    /// let (retain, forget) = (Tensor::<2>::zeros([3, 8], &device), Tensor::ones([1, 8], &device));
+    /// let prompts = ["a dog", "a cat", "a hat"].map(String::from).to_vec();
+    /// let pairs = PairSampler::with_conditions(retain, forget, prompts, vec!["a face".into()], 0)?;
+    /// assert_eq!(pairs.batch(0, 16)?.batch_size(), 16);
+    /// # Ok::<(), siss::Error>(())
+    /// ```
+    pub fn with_conditions(
+        retain: Tensor<D>,
+        forget: Tensor<D>,
+        retain_condition: C,
+        forget_condition: C,
+        seed: u64,
+    ) -> Result<Self> {
+        let counts = [retain.dims()[0], forget.dims()[0]];
+        let pairing = Pairing::new(counts[0], counts[1], seed)?;
         check_not_empty(&retain, "the retain set")?;
         check_not_empty(&forget, "the forget set")?;
         let remedy = "bring both sets to the model's input shape";
@@ -49,11 +86,15 @@ impl<const D: usize> PairSampler<D> {
             remedy,
         )?;
         check_device("forgotten points", &retain.device(), &forget.device())?;
+        retain_condition.check_rows("the retain condition", counts[0])?;
+        forget_condition.check_rows("the forget condition", counts[1])?;
         let (retain, forget) = (to_f32(retain.inner()), to_f32(forget.inner()));
         refuse_common_points(&retain, &forget)?;
         Ok(Self {
             retain,
             forget,
+            retain_condition,
+            forget_condition,
             pairing,
         })
     }
@@ -74,23 +115,30 @@ impl<const D: usize> PairSampler<D> {
         &self.forget
     }
 
-    /// SHA-256 of the seed, the shapes and the values of both sets: who meets whom in every step. A run that is resumed must
-    /// have the same ([`Checkpoints::setting`](crate::Checkpoints::setting)).
+    /// What the points of a side are conditioned on, `n` or `k` rows.
+    pub fn condition(&self, side: Side) -> &C {
+        match side {
+            Side::Retain => &self.retain_condition,
+            Side::Forget => &self.forget_condition,
+        }
+    }
+
+    /// SHA-256 of the seed, and of the shapes, values and conditions of both sets: who meets whom in every step, and
+    /// with which condition. A run that is resumed must have the same
+    /// ([`Checkpoints::setting`](crate::Checkpoints::setting)).
     ///
-    /// Reads both sets from their device.
+    /// Reads both sets and their conditions from their device.
     ///
     /// # Errors
-    /// [`Error::DeviceRead`].
+    /// [`Error::DeviceRead`], and what [`Condition::digest`] fails with.
     pub fn fingerprint(&self) -> Result<String> {
         let mut digest = Sha256::new();
         digest.update(self.pairing.seed().to_le_bytes());
         for set in [&self.retain, &self.forget] {
-            digest.update(format!("{:?}\n", set.dims()));
-            for chunk in chunks(set, &set.device()) {
-                for value in read_f32(chunk?.1, "the data")? {
-                    digest.update(value.to_le_bytes());
-                }
-            }
+            set.digest(&mut |bytes| digest.update(bytes))?;
+        }
+        for condition in [&self.retain_condition, &self.forget_condition] {
+            condition.digest(&mut |bytes| digest.update(bytes))?;
         }
         Ok(format!("{:x}", digest.finalize()))
     }
@@ -103,117 +151,27 @@ impl<const D: usize> PairSampler<D> {
         self.pairing.pairs(step, batch_size)
     }
 
-    /// The batch of optimiser step `step`, with the indices of the forgotten points as their ids.
+    /// The batch of optimiser step `step`, each point with its condition, and with the indices of the forgotten
+    /// points as their ids.
     ///
     /// # Errors
     /// As [`pairs`](PairSampler::pairs).
-    pub fn batch(&self, step: u64, batch_size: usize) -> Result<UnlearningBatch<D>> {
-        self.batch_with_conditions(step, batch_size, &(), &())
-    }
-
-    /// The same for a model with a condition: each point's own goes with it.
-    ///
-    /// # Shapes
-    /// - `retain_condition`: a row for each point of the retain set; `forget_condition`: likewise
-    ///
-    /// # Errors
-    /// As [`pairs`](PairSampler::pairs); [`Error::ShapeMismatch`] if a condition has not a row for each point.
-    pub fn batch_with_conditions<C: Condition>(
-        &self,
-        step: u64,
-        batch_size: usize,
-        retain_condition: &C,
-        forget_condition: &C,
-    ) -> Result<UnlearningBatch<D, C>> {
+    pub fn batch(&self, step: u64, batch_size: usize) -> Result<UnlearningBatch<D, C>> {
         let pairs = self.pairs(step, batch_size)?;
-        let conditions = |what, condition: &C, set: &Tensor<D>, rows: &[usize]| {
-            let points = set.dims()[0];
-            let found = condition.check_rows(points).err().unwrap_or(points);
-            check_shape(
-                what,
-                &[points],
-                &[found],
-                "give one condition for every point of the set",
-            )?;
-            Ok(condition.select(rows))
-        };
         UnlearningBatch::with_conditions(
             select_rows(&self.retain, &pairs.retain),
             select_rows(&self.forget, &pairs.forget),
-            conditions(
-                "the retain condition",
-                retain_condition,
-                &self.retain,
-                &pairs.retain,
-            )?,
-            conditions(
-                "the forget condition",
-                forget_condition,
-                &self.forget,
-                &pairs.forget,
-            )?,
+            self.retain_condition.take_rows(&pairs.retain),
+            self.forget_condition.take_rows(&pairs.forget),
         )?
         .with_forget_ids(pairs.forget_ids())
     }
 }
 
-/// Points are told apart by a number each, and compared value by value where it is the same.
-fn refuse_common_points<const D: usize>(retain: &Tensor<D>, forget: &Tensor<D>) -> Result<()> {
-    let mut forgotten: HashMap<u64, Vec<usize>> = HashMap::new();
-    for_each_point(forget, Side::Forget, |index, point| {
-        let alike = forgotten.entry(fingerprint(point)).or_default();
-        alike.push(index);
-        Ok(())
-    })?;
-    for_each_point(retain, Side::Retain, |index, point| {
-        for &alike in forgotten.get(&fingerprint(point)).into_iter().flatten() {
-            let other = read_f32(forget.clone().narrow(0, alike, 1), "the data")?;
-            // As numbers: −0 and 0 are the same colour.
-            if point == other {
-                return Err(Error::ForgottenPointRetained {
-                    forget: alike,
-                    retain: index,
-                });
-            }
-        }
-        Ok(())
-    })
-}
-
-/// Shows all points of a set in order, a chunk of them on the host at a time.
-///
-/// # Errors
-/// [`Error::NonFiniteData`] names the first NaN or infinity.
-fn for_each_point<const D: usize>(
-    set: &Tensor<D>,
-    side: Side,
-    mut look: impl FnMut(usize, &[f32]) -> Result<()>,
-) -> Result<()> {
-    for chunk in chunks(set, &set.device()) {
-        let (first, rows) = chunk?;
-        let count = rows.dims()[0];
-        let values = read_f32(rows, "the data")?;
-        check_finite_values(&values, first, count, side)?;
-        for (index, point) in (first..).zip(values.chunks_exact(values.len() / count)) {
-            look(index, point)?;
-        }
-    }
-    Ok(())
-}
-
-/// A number that points with the same values have in common, and hardly any others.
-fn fingerprint(point: &[f32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for value in point {
-        // Adding 0 makes −0 the bits of 0.
-        hasher.write_u32((value + 0.0).to_bits());
-    }
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use burn::tensor::{Device, Int};
 
     fn set(first: i64, count: i64) -> Tensor<2> {
@@ -260,10 +218,11 @@ mod tests {
     fn a_batch_holds_the_conditions_of_its_pairs() {
         // Each point is its own condition.
         let (retain, forget) = (set(0, 10), set(100, 3));
-        let sampler = PairSampler::new(retain.clone(), forget.clone(), 5).unwrap();
-        let batch = sampler
-            .batch_with_conditions(2, 4, &retain, &forget)
-            .unwrap();
+        let (retain_condition, forget_condition) = (retain.clone(), forget.clone());
+        let sampler =
+            PairSampler::with_conditions(retain, forget, retain_condition, forget_condition, 5)
+                .unwrap();
+        let batch = sampler.batch(2, 4).unwrap();
         for (side, points) in [
             (Side::Retain, batch.retain()),
             (Side::Forget, batch.forget()),
@@ -366,5 +325,35 @@ mod tests {
             fingerprint(set(0, 9), set(9, 4)),
             fingerprint(set(0, 10), set(10, 3))
         );
+    }
+
+    #[test]
+    fn a_fingerprint_tells_conditions_and_their_sides_apart() {
+        let fingerprint = |retain: [i32; 2], forget: [i32; 2]| {
+            let [retain, forget] = [retain, forget]
+                .map(|classes| Tensor::<1, Int>::from_data(classes, &Device::flex()));
+            let sampler = PairSampler::with_conditions(set(0, 2), set(5, 2), retain, forget, 5);
+            sampler.unwrap().fingerprint().unwrap()
+        };
+        let own = fingerprint([1, 2], [3, 4]);
+        assert_eq!(own, fingerprint([1, 2], [3, 4]));
+        for (retain, forget) in [([2, 1], [3, 4]), ([1, 2], [3, 5]), ([3, 4], [1, 2])] {
+            assert_ne!(own, fingerprint(retain, forget));
+        }
+    }
+
+    #[test]
+    fn a_condition_without_a_row_for_each_point_is_refused_at_once() {
+        let prompts = |count| vec![String::new(); count];
+        let build = |retain, forget| {
+            let (retain, forget) = (prompts(retain), prompts(forget));
+            PairSampler::with_conditions(set(0, 5), set(9, 2), retain, forget, 0)
+        };
+        assert!(build(5, 2).is_ok());
+        for (retain, forget, found) in [(4, 2, "[4] where [5]"), (5, 3, "[3] where [2]")] {
+            let error = build(retain, forget).unwrap_err();
+            assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+            assert!(error.to_string().contains(found), "{error}");
+        }
     }
 }

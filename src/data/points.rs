@@ -100,7 +100,7 @@ pub(crate) fn check_not_empty<const D: usize>(
 /// Some rows of a set, plain and in f32.
 ///
 /// # Errors
-/// The set's own; [`Error::ShapeMismatch`] and [`Error::InvalidSetting`] for points of another shape or device.
+/// The set's own; [`Error::ShapeMismatch`] and [`Error::DeviceMismatch`] for points of another shape or device.
 pub(crate) fn load<const D: usize>(
     points: &dyn Points<D>,
     rows: Range<usize>,

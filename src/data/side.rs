@@ -22,3 +22,33 @@ impl fmt::Display for Side {
         })
     }
 }
+
+/// Something that there is of each side.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Sides<T> {
+    pub(crate) retain: T,
+    pub(crate) forget: T,
+}
+
+impl<T> Sides<T> {
+    pub(crate) fn get(&self, side: Side) -> &T {
+        match side {
+            Side::Retain => &self.retain,
+            Side::Forget => &self.forget,
+        }
+    }
+
+    pub(crate) fn map<U>(self, mut f: impl FnMut(T) -> U) -> Sides<U> {
+        Sides {
+            retain: f(self.retain),
+            forget: f(self.forget),
+        }
+    }
+
+    pub(crate) fn as_ref(&self) -> Sides<&T> {
+        Sides {
+            retain: &self.retain,
+            forget: &self.forget,
+        }
+    }
+}

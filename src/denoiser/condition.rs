@@ -1,114 +1,401 @@
 //! What a prediction is conditioned on.
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
+use serde::Serialize;
 
+use crate::data::points::chunk_rows;
+use crate::error::{Error, Result, check_shape};
 use crate::host::row_index;
+use crate::trainer::settings::no_json;
 
-/// What a prediction is conditioned on, one entry a row.
+/// What a prediction is conditioned on: one entry per row, in one part or several.
+///
+/// | type | entry |
+/// |---|---|
+/// | `()` | none: it fits any number of rows |
+/// | `Tensor<D>`, `Tensor<D, Int>`, `Tensor<D, Bool>` | a row, along dimension 0 |
+/// | `Vec<T>` of a `T: Clone + Send + Serialize`, as prompts in a `Vec<String>` | an element |
+/// | tuples of 2, 3 and 4 conditions | one of each |
+/// | `Option<C>` | that of `C`; `None` says nothing of any point and fits any number of rows |
 ///
 /// The trainer runs parts of a batch, so it must be able to take some of the rows.
+///
+/// # Example
+/// A type of your own hands each method on to its parts:
+/// ```
+/// use burn::tensor::{Bool, Device, Tensor};
+/// use siss::Condition;
+///
+/// #[derive(Clone)]
+/// struct Text {
+///     embedding: Tensor<3>,
+///     mask: Tensor<2, Bool>,
+/// }
+///
+/// impl Condition for Text {
+///     fn part_rows(&self) -> Vec<usize> {
+///         [self.embedding.part_rows(), self.mask.part_rows()].concat()
+///     }
+///
+///     fn take_rows(&self, rows: &[usize]) -> Self {
+///         Self {
+///             embedding: self.embedding.take_rows(rows),
+///             mask: self.mask.take_rows(rows),
+///         }
+///     }
+///
+///     fn to_device(self, device: &Device) -> Self {
+///         Self {
+///             embedding: self.embedding.to_device(device),
+///             mask: self.mask.to_device(device),
+///         }
+///     }
+///
+///     fn digest(&self, add: &mut dyn FnMut(&[u8])) -> siss::Result<()> {
+///         self.embedding.digest(add)?;
+///         self.mask.digest(add)
+///     }
+/// }
+///
+/// let device = Device::flex();
+/// let text = Text {
+///     embedding: Tensor::zeros([2, 77, 768], &device),
+///     mask: Tensor::<2>::zeros([3, 77], &device).bool(),
+/// };
+/// let error = text.check_rows("the prompts", 2).unwrap_err();
+/// assert!(error.to_string().contains("[3] where [2] is needed"));
+/// ```
 pub trait Condition: Clone + Send {
-    /// Whether it says nothing of a point, as `()`. What looks at points of one class alone asks for it.
+    /// Whether no value of the type says anything of a point, as `()`.
+    /// The trainer and [`Counterfactual::fit`](crate::steering::Counterfactual::fit) ask before they explain a
+    /// point by others of any class or prompt.
     const IS_EMPTY: bool = false;
 
-    /// The rows with these indices, in this order; an index may come twice. Called with indices below the number that
-    /// [`check_rows`](Condition::check_rows) accepted.
-    fn select(&self, rows: &[usize]) -> Self;
+    /// The number of entries of each part, in any order: one number for a tensor, none for `()`.
+    fn part_rows(&self) -> Vec<usize>;
 
-    /// Whether there is one entry for each of `rows` rows; `()` fits any number.
-    ///
-    /// # Errors
-    /// The number of entries that there are instead.
-    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize>;
+    /// The entries with these indices, in this order; an index may come twice.
+    /// Called with indices below the number that [`check_rows`](Condition::check_rows) accepted.
+    fn take_rows(&self, rows: &[usize]) -> Self;
 
     /// The same on another device, for [`SissTrainer::self_check`](crate::SissTrainer::self_check).
     fn to_device(self, device: &Device) -> Self;
+
+    /// Hands every value to `add`, as bytes that are the same on every device, for
+    /// [`PairSampler::fingerprint`](crate::PairSampler::fingerprint).
+    ///
+    /// It has no default: a part that is left out is one in which a resumed run may differ unnoticed.
+    ///
+    /// # Errors
+    /// [`Error::DeviceRead`]; for a `Vec`, [`Error::NotJson`] for an element that JSON cannot hold.
+    fn digest(&self, add: &mut dyn FnMut(&[u8])) -> Result<()>;
+
+    /// The number of entries, of the first part that has one; `None` if any number of rows fits, as for `()`.
+    fn rows(&self) -> Option<usize> {
+        self.part_rows().first().copied()
+    }
+
+    /// Checks that every part has one entry for each of `rows` rows; `what` is the condition's name in the error.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] with both numbers.
+    fn check_rows(&self, what: &'static str, rows: usize) -> Result<()> {
+        self.part_rows()
+            .into_iter()
+            .try_for_each(|found| check_shape(what, &[rows], &[found], REMEDY))
+    }
 }
+
+const REMEDY: &str = "give one entry for every row, in each part of the condition";
 
 impl Condition for () {
     const IS_EMPTY: bool = true;
 
-    fn select(&self, _rows: &[usize]) -> Self {}
-
-    fn check_rows(&self, _rows: usize) -> std::result::Result<(), usize> {
-        Ok(())
+    fn part_rows(&self) -> Vec<usize> {
+        Vec::new()
     }
+
+    fn take_rows(&self, _rows: &[usize]) -> Self {}
 
     fn to_device(self, _device: &Device) -> Self {}
+
+    fn digest(&self, _add: &mut dyn FnMut(&[u8])) -> Result<()> {
+        Ok(())
+    }
 }
 
-impl<const D: usize> Condition for Tensor<D> {
-    fn select(&self, rows: &[usize]) -> Self {
-        Tensor::select(self.clone(), 0, row_index(rows, &self.device()))
+/// A tensor with values of `$value` on the host. All three kinds are read in chunks of rows.
+macro_rules! tensor_condition {
+    ($($tensor:ty: $value:ty),*) => {$(
+        impl<const D: usize> Condition for $tensor {
+            fn part_rows(&self) -> Vec<usize> {
+                vec![self.dims()[0]]
+            }
+
+            fn take_rows(&self, rows: &[usize]) -> Self {
+                self.clone().select(0, row_index(rows, &self.device()))
+            }
+
+            fn to_device(self, device: &Device) -> Self {
+                Self::to_device(self, device)
+            }
+
+            fn digest(&self, add: &mut dyn FnMut(&[u8])) -> Result<()> {
+                let shape = self.dims();
+                add(format!("{shape:?}\n").as_bytes());
+                let chunk = chunk_rows(shape[1..].iter().product(), &self.device());
+                for first in (0..shape[0]).step_by(chunk) {
+                    let rows = self.clone().narrow(0, first, chunk.min(shape[0] - first));
+                    let data = rows.try_into_data().map_err(|error| Error::DeviceRead {
+                        what: "a condition",
+                        message: error.to_string(),
+                    })?;
+                    let bytes = data.iter::<$value>().flat_map(|value| value.to_le_bytes());
+                    add(&bytes.collect::<Vec<u8>>());
+                }
+                Ok(())
+            }
+        }
+    )*};
+}
+
+tensor_condition!(Tensor<D>: f32, Tensor<D, Int>: i64, Tensor<D, Bool>: u8);
+
+impl<T: Clone + Send + Serialize> Condition for Vec<T> {
+    fn part_rows(&self) -> Vec<usize> {
+        vec![self.len()]
     }
 
-    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
-        check_count(self.dims()[0], rows)
+    fn take_rows(&self, rows: &[usize]) -> Self {
+        rows.iter().map(|&row| self[row].clone()).collect()
+    }
+
+    fn to_device(self, _device: &Device) -> Self {
+        self
+    }
+
+    fn digest(&self, add: &mut dyn FnMut(&[u8])) -> Result<()> {
+        add(format!("[{}]\n", self.len()).as_bytes());
+        for entry in self {
+            add(&serde_json::to_vec(entry).map_err(|error| no_json("a condition", error))?);
+            add(b"\n");
+        }
+        Ok(())
+    }
+}
+
+impl<C: Condition> Condition for Option<C> {
+    // `None` alone says nothing, and which it is shows only when there is a value.
+    const IS_EMPTY: bool = C::IS_EMPTY;
+
+    fn part_rows(&self) -> Vec<usize> {
+        self.as_ref().map_or_else(Vec::new, C::part_rows)
+    }
+
+    fn take_rows(&self, rows: &[usize]) -> Self {
+        self.as_ref().map(|condition| condition.take_rows(rows))
     }
 
     fn to_device(self, device: &Device) -> Self {
-        Tensor::to_device(self, device)
+        self.map(|condition| condition.to_device(device))
+    }
+
+    fn digest(&self, add: &mut dyn FnMut(&[u8])) -> Result<()> {
+        add(&[u8::from(self.is_some())]);
+        self.as_ref()
+            .map_or(Ok(()), |condition| condition.digest(add))
     }
 }
 
-impl<const D: usize> Condition for Tensor<D, Int> {
-    fn select(&self, rows: &[usize]) -> Self {
-        Tensor::select(self.clone(), 0, row_index(rows, &self.device()))
-    }
+macro_rules! tuple_condition {
+    ($($part:ident $index:tt),*) => {
+        impl<$($part: Condition),*> Condition for ($($part,)*) {
+            const IS_EMPTY: bool = $($part::IS_EMPTY)&&*;
 
-    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
-        check_count(self.dims()[0], rows)
-    }
+            fn part_rows(&self) -> Vec<usize> {
+                [$(self.$index.part_rows()),*].concat()
+            }
 
-    fn to_device(self, device: &Device) -> Self {
-        Tensor::to_device(self, device)
-    }
+            fn take_rows(&self, rows: &[usize]) -> Self {
+                ($(self.$index.take_rows(rows),)*)
+            }
+
+            fn to_device(self, device: &Device) -> Self {
+                ($(self.$index.to_device(device),)*)
+            }
+
+            fn digest(&self, add: &mut dyn FnMut(&[u8])) -> Result<()> {
+                $(self.$index.digest(add)?;)*
+                Ok(())
+            }
+        }
+    };
 }
 
-impl<A: Condition, B: Condition> Condition for (A, B) {
-    const IS_EMPTY: bool = A::IS_EMPTY && B::IS_EMPTY;
-
-    fn select(&self, rows: &[usize]) -> Self {
-        (self.0.select(rows), self.1.select(rows))
-    }
-
-    fn check_rows(&self, rows: usize) -> std::result::Result<(), usize> {
-        self.0.check_rows(rows)?;
-        self.1.check_rows(rows)
-    }
-
-    fn to_device(self, device: &Device) -> Self {
-        (self.0.to_device(device), self.1.to_device(device))
-    }
-}
-
-fn check_count(found: usize, rows: usize) -> std::result::Result<(), usize> {
-    if found == rows { Ok(()) } else { Err(found) }
-}
+tuple_condition!(A 0, B 1);
+tuple_condition!(A 0, B 1, C 2);
+tuple_condition!(A 0, B 1, C 2, E 3);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+
+    fn digest(condition: &impl Condition) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        condition
+            .digest(&mut |part| bytes.extend_from_slice(part))
+            .unwrap();
+        bytes
+    }
+
+    fn classes(values: &[i32]) -> Tensor<1, Int> {
+        Tensor::from_data(values, &Device::flex())
+    }
+
+    fn prompts(words: &[&str]) -> Vec<String> {
+        words.iter().map(ToString::to_string).collect()
+    }
+
+    /// What must hold of every condition of three rows, none of which is the same as another.
+    fn check_three_rows<C: Condition>(condition: &C) {
+        assert_eq!(condition.rows(), Some(3));
+        condition.check_rows("the classes", 3).unwrap();
+        let error = condition.check_rows("the classes", 5).unwrap_err();
+        let Error::ShapeMismatch {
+            what,
+            expected,
+            got,
+            ..
+        } = &error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(
+            (*what, &expected[..], &got[..]),
+            ("the classes", &[5][..], &[3][..])
+        );
+        assert_eq!(digest(&condition.take_rows(&[0, 1, 2])), digest(condition));
+        let turned = condition.take_rows(&[2, 0, 1]);
+        assert_ne!(digest(&turned), digest(condition));
+        assert_eq!(digest(&turned.take_rows(&[1, 2, 0])), digest(condition));
+        assert_eq!(condition.take_rows(&[1, 1, 1, 0]).rows(), Some(4));
+        let moved = condition.clone().to_device(&Device::flex());
+        assert_eq!(digest(&moved), digest(condition));
+        let own = C::IS_EMPTY;
+        assert!(!own);
+    }
 
     #[test]
-    fn conditions_select_rows_in_order() {
+    fn every_kind_of_condition_takes_rows_and_has_its_values_in_the_digest() {
         let device = Device::flex();
-        let prompt = Tensor::<2>::from_data([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device);
-        let class = Tensor::<1, Int>::from_data([7, 8, 9], &device);
-        let condition = ((), (prompt, class));
-        assert_eq!(condition.check_rows(3), Ok(()));
-        assert_eq!(condition.check_rows(2), Err(3));
-        let uneven = (
-            Tensor::<1>::zeros([3], &device),
-            Tensor::<1>::zeros([4], &device),
-        );
-        assert_eq!(uneven.check_rows(3), Err(4));
-        let ((), (prompt, class)) = condition.select(&[2, 0]);
+        let embedding = Tensor::<2>::from_data([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device);
+        let class = classes(&[7, 8, 9]);
+        let mask =
+            Tensor::<2, Bool>::from_data([[true, false], [false, false], [true, true]], &device);
+        let prompt = prompts(&["a dog", "a cat", "a hat"]);
+        check_three_rows(&embedding);
+        check_three_rows(&class);
+        check_three_rows(&mask);
+        check_three_rows(&prompt);
+        check_three_rows(&vec![0.5, 1.5, 2.5]);
+        check_three_rows(&Some(class.clone()));
+        check_three_rows(&((), class.clone()));
+        check_three_rows(&(embedding.clone(), class.clone(), mask.clone()));
+        check_three_rows(&(prompt, embedding, Some(class), (mask, ())));
+    }
+
+    #[test]
+    fn rows_are_taken_in_order() {
+        let device = Device::flex();
+        let embedding = Tensor::<2>::from_data([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device);
+        let condition = (embedding, classes(&[7, 8, 9]), prompts(&["a", "b", "c"]));
+        let (embedding, class, prompt) = condition.take_rows(&[2, 0]);
         assert_eq!(
-            prompt.into_data().try_to_vec::<f32>().unwrap(),
+            embedding.into_data().try_to_vec::<f32>().unwrap(),
             [5.0, 6.0, 1.0, 2.0]
         );
         assert_eq!(class.into_data().iter::<i64>().collect::<Vec<_>>(), [9, 7]);
+        assert_eq!(prompt, ["c", "a"]);
+    }
+
+    #[test]
+    fn parts_that_disagree_are_refused_with_both_numbers() {
+        let three = || classes(&[1, 2, 3]);
+        let four = || classes(&[1, 2, 3, 4]);
+        let errors = [
+            (three(), four()).check_rows("the prompts", 3),
+            (three(), three(), Some(four())).check_rows("the prompts", 3),
+            (three(), (), (three(), four()), ()).check_rows("the prompts", 3),
+            (Some(three()), prompts(&["", "", "", ""])).check_rows("the prompts", 3),
+        ];
+        for error in errors.map(Result::unwrap_err) {
+            assert!(
+                matches!(&error, Error::ShapeMismatch { expected, got, .. }
+                    if *expected == [3] && *got == [4]),
+                "{error}"
+            );
+            let text = error.to_string();
+            assert!(
+                text.contains("the prompts has shape [4] where [3]"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_fits_any_number_of_rows() {
+        fn is_empty<C: Condition>(_: &C) -> bool {
+            C::IS_EMPTY
+        }
+        let absent: Option<Tensor<1, Int>> = None;
+        for rows in [1, 7] {
+            ().check_rows("nothing", rows).unwrap();
+            absent.check_rows("nothing", rows).unwrap();
+            ((), None::<()>, ()).check_rows("nothing", rows).unwrap();
+        }
+        assert_eq!(
+            (().rows(), absent.rows(), ((), ()).rows()),
+            (None, None, None)
+        );
+        assert!(absent.take_rows(&[4, 2]).is_none());
+        assert!(is_empty(&()) && is_empty(&((), ())) && is_empty(&((), None::<()>, (), ())));
+        // A model with a condition that may be absent has one.
+        assert!(!is_empty(&absent) && !is_empty(&((), absent)));
+    }
+
+    #[test]
+    fn digests_tell_conditions_of_the_same_numbers_apart() {
+        let different = [
+            digest(&None::<Tensor<1, Int>>),
+            digest(&Some(classes(&[1, 2]))),
+            digest(&classes(&[1, 2])),
+            digest(&classes(&[1, 2]).reshape([2, 1])),
+            digest(&(classes(&[1]), classes(&[2]))),
+            digest(&prompts(&["ab", "c"])),
+            digest(&prompts(&["a", "bc"])),
+            digest(&(prompts(&["ab"]), prompts(&["c"]))),
+        ];
+        for (index, one) in different.iter().enumerate() {
+            assert!(!different[index + 1..].contains(one), "{index}");
+        }
+    }
+
+    /// More rows than a chunk holds: the digest is that of the rows in order.
+    #[test]
+    fn a_large_tensor_is_digested_in_chunks() {
+        let rows = 2 * chunk_rows(1, &Device::flex()) + 3;
+        let values: Vec<i64> = (0..rows as i64).collect();
+        let condition = Tensor::<1, Int>::arange(0..rows as i64, &Device::flex());
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        let mut parts = 0;
+        condition.digest(&mut |_| parts += 1).unwrap();
+        assert_eq!(parts, 4);
+        assert_eq!(
+            digest(&condition),
+            [format!("[{rows}]\n").into_bytes(), bytes].concat()
+        );
     }
 }

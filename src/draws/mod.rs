@@ -4,7 +4,6 @@
 //! the size of a micro-batch, not of what was drawn before. So a step repeats anywhere, and a resumed run
 //! draws what the run would have drawn.
 
-mod ahead;
 mod mixture;
 mod timesteps;
 
@@ -13,13 +12,13 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal, StandardUniform};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_device, check_probability, check_range, check_shape};
 use crate::host::{read_f32, tensor, to_f32};
 use crate::process::TimeRange;
 
-pub(crate) use ahead::{Block, DrawnAhead};
 pub use mixture::{CoinFlip, FixedAllocation, MixtureSampler};
 pub use timesteps::TimestepSampling;
 
@@ -47,6 +46,8 @@ pub enum Stream {
     ForgetTimesteps,
     /// Uniform numbers as a target.
     Uniform,
+    /// Numbers of an objective of your own, by a name that no other use has.
+    Own(&'static str),
 }
 
 impl Stream {
@@ -63,6 +64,13 @@ impl Stream {
             Stream::ForgetNoise => 8,
             Stream::ForgetTimesteps => 9,
             Stream::Uniform => 10,
+            // FNV-1a of the name. The highest bit keeps it apart from the numbers above.
+            Stream::Own(name) => {
+                let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+                    (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+                });
+                hash | 1 << 63
+            }
         }
     }
 }
@@ -81,7 +89,8 @@ pub fn keyed_rng(seed: u64, step: u64, row: u64, stream: Stream) -> impl Rng {
 /// Standard normal noise, each row from its own key.
 ///
 /// # Shapes
-/// - `shape` and the result: `[rows, …]`; row `i` of the result has key (seed, step, `first_row + i`, stream)
+/// - `shape` and the result: `[rows, …]`; row `i` of the result has key
+///   (seed, step, `first_row + i`, stream)
 pub fn normal_noise<const D: usize>(
     shape: [usize; D],
     seed: u64,
@@ -90,23 +99,73 @@ pub fn normal_noise<const D: usize>(
     stream: Stream,
     device: &Device,
 ) -> Tensor<D> {
-    let block = Block {
-        shape,
-        seed,
-        step,
-        first_row,
-        stream,
-    };
-    tensor(block.normal(), shape, device)
+    let key = |row| keyed_rng(seed, step, first_row + row, stream);
+    numbers(StandardNormal, shape, key, device)
 }
 
-/// Random numbers that only some objectives need, beside those that all share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Numbers of a distribution, each row from the generator of its own key.
+fn numbers<const D: usize, R: Rng>(
+    distribution: impl Distribution<f32> + Copy,
+    shape: [usize; D],
+    key: impl Fn(u64) -> R,
+    device: &Device,
+) -> Tensor<D> {
+    let elements: usize = shape[1..].iter().product();
+    let mut values = Vec::with_capacity(shape[0] * elements);
+    for row in (0..).take(shape[0]) {
+        values.extend(key(row).sample_iter(distribution).take(elements));
+    }
+    tensor(values, shape, device)
+}
+
+/// Random numbers that only some objectives need, in addition to those that all share. Each has a
+/// stream of its own.
+///
+/// # Example
+/// ```
+/// use siss::draws::{ExtraDraws, Stream};
+///
+/// const TARGET: Stream = Stream::Own("my objective's target");
+/// let extra = ExtraDraws::none().uniform(TARGET);
+/// // In the objective: `inputs.draws.numbers_of(TARGET)?`.
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ExtraDraws {
-    /// Timesteps and noise of the forget term, independent of the retain term's.
-    pub forget: bool,
+    wanted: Vec<(Stream, Kind)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Timesteps,
+    Normal,
+    Uniform,
+}
+
+impl ExtraDraws {
+    /// No other numbers.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Timesteps, `[batch]`, drawn as those of the step but independent of them.
+    pub fn timesteps(self, stream: Stream) -> Self {
+        self.with(stream, Kind::Timesteps)
+    }
+
+    /// Standard normal numbers of the batch's shape.
+    pub fn normal(self, stream: Stream) -> Self {
+        self.with(stream, Kind::Normal)
+    }
+
     /// Numbers uniform on `[0, 1)` of the batch's shape.
-    pub uniform: bool,
+    pub fn uniform(self, stream: Stream) -> Self {
+        self.with(stream, Kind::Uniform)
+    }
+
+    fn with(mut self, stream: Stream, kind: Kind) -> Self {
+        self.wanted.push((stream, kind));
+        self
+    }
 }
 
 /// The random numbers of one optimiser step. What follows from them is a pure function of (batch, draws, model).
@@ -128,8 +187,8 @@ pub struct Draws<const D: usize> {
     pub(crate) from_forget: Vec<bool>,
     pub(crate) forget_prob: f64,
     pub(crate) thinning_uniform: f64,
-    pub(crate) forget: Option<(Vec<f64>, Tensor<D>)>,
-    pub(crate) uniform: Option<Tensor<D>>,
+    extra_timesteps: Vec<(Stream, Vec<f64>)>,
+    extra_numbers: Vec<(Stream, Tensor<D>)>,
 }
 
 impl<const D: usize> Draws<D> {
@@ -176,8 +235,8 @@ impl<const D: usize> Draws<D> {
             from_forget,
             forget_prob,
             thinning_uniform,
-            forget: None,
-            uniform: None,
+            extra_timesteps: Vec::new(),
+            extra_numbers: Vec::new(),
         })
     }
 
@@ -192,45 +251,44 @@ impl<const D: usize> Draws<D> {
         Ok(self)
     }
 
-    /// Gives the forget term timesteps and noise of its own, for objectives with independent terms.
+    /// Adds the timesteps of a stream, for objectives that ask for them.
     ///
     /// # Shapes
-    /// - `timesteps`: `[batch]`; `noise`: `[batch, …]`, standard normal
+    /// - `timesteps`: `[batch]`
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if they do not fit the retain side's; [`Error::InvalidSetting`] on another device.
-    pub fn with_forget_draws(mut self, timesteps: Vec<f64>, noise: Tensor<D>) -> Result<Self> {
-        let remedy = "draw one of each for every row of the noise";
-        let (shape, rows) = (self.noise.dims(), timesteps.len());
-        check_shape("the forget noise", &shape, &noise.dims(), remedy)?;
-        check_shape("the list of forget timesteps", &shape[..1], &[rows], remedy)?;
-        check_device("forget noise values", &self.noise.device(), &noise.device())?;
-        self.forget = Some((timesteps, to_f32(noise.inner())));
+    /// [`Error::ShapeMismatch`] unless there is one for every row.
+    pub fn with_timesteps(mut self, stream: Stream, timesteps: Vec<f64>) -> Result<Self> {
+        let (rows, remedy) = (self.batch_size(), "draw one for every row of the noise");
+        check_shape("the extra timesteps", &[rows], &[timesteps.len()], remedy)?;
+        self.extra_timesteps.retain(|(other, _)| *other != stream);
+        self.extra_timesteps.push((stream, timesteps));
         Ok(self)
     }
 
-    /// Adds uniform numbers, for objectives that take them as a target.
+    /// Adds the numbers of a stream, for objectives that ask for them.
     ///
     /// # Shapes
-    /// - `uniform`: `[batch, …]`, in `[0, 1)`
+    /// - `numbers`: `[batch, …]`
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if it has another shape than the noise; [`Error::InvalidSetting`] on another device.
-    pub fn with_uniform(mut self, uniform: Tensor<D>) -> Result<Self> {
+    /// [`Error::ShapeMismatch`] if they have another shape than the noise;
+    /// [`Error::DeviceMismatch`] on another device.
+    pub fn with_numbers(mut self, stream: Stream, numbers: Tensor<D>) -> Result<Self> {
         let (shape, remedy) = (self.noise.dims(), "draw one number for every element");
-        check_shape("the uniform target", &shape, &uniform.dims(), remedy)?;
-        check_device("uniform numbers", &self.noise.device(), &uniform.device())?;
-        self.uniform = Some(to_f32(uniform.inner()));
+        check_shape("the extra numbers", &shape, &numbers.dims(), remedy)?;
+        check_device("extra numbers", &self.noise.device(), &numbers.device())?;
+        self.extra_numbers.retain(|(other, _)| *other != stream);
+        self.extra_numbers.push((stream, to_f32(numbers.inner())));
         Ok(self)
     }
 
     /// The same draws on another device: to replay a step there.
     pub fn to_device(mut self, device: &Device) -> Self {
         self.noise = self.noise.to_device(device);
-        self.forget = self
-            .forget
-            .map(|(timesteps, noise)| (timesteps, noise.to_device(device)));
-        self.uniform = self.uniform.map(|uniform| uniform.to_device(device));
+        for (_, numbers) in &mut self.extra_numbers {
+            *numbers = numbers.clone().to_device(device);
+        }
         self
     }
 
@@ -259,32 +317,42 @@ impl<const D: usize> Draws<D> {
         self.thinning_uniform
     }
 
-    /// Timesteps `[batch]` and standard normal noise `[batch, …]` of a forget term that has its own.
+    /// The timesteps of a stream that the objective asked for, `[batch]`.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if none were drawn.
-    pub fn forget_draws(&self) -> Result<(&[f64], &Tensor<D>)> {
-        let (timesteps, noise) = self.forget.as_ref().ok_or_else(|| Error::InvalidSetting {
-            what: "the draws hold no timesteps and noise for the forget term".into(),
-            remedy: "add them by `Draws::with_forget_draws`, or ask `DrawSource` for them",
-        })?;
-        Ok((timesteps, noise))
+    /// [`Error::MissingPart`] if none were drawn.
+    pub fn timesteps_of(&self, stream: Stream) -> Result<&[f64]> {
+        let found = self.extra_timesteps.iter().find(|(it, _)| *it == stream);
+        let found = found.map(|(_, timesteps)| timesteps.as_slice());
+        found.ok_or_else(|| not_drawn(stream, "timesteps", ASK_FOR_TIMESTEPS))
     }
 
-    /// Uniform numbers in `[0, 1)`, `[batch, …]`.
+    /// The numbers of a stream that the objective asked for, `[batch, …]`.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if none were drawn.
-    pub fn uniform(&self) -> Result<&Tensor<D>> {
-        self.uniform.as_ref().ok_or_else(|| Error::InvalidSetting {
-            what: "the draws hold no uniform numbers".into(),
-            remedy: "add them by `Draws::with_uniform`, or ask `DrawSource` for them",
-        })
+    /// [`Error::MissingPart`] if none were drawn.
+    pub fn numbers_of(&self, stream: Stream) -> Result<&Tensor<D>> {
+        let found = self.extra_numbers.iter().find(|(it, _)| *it == stream);
+        let found = found.map(|(_, numbers)| numbers);
+        found.ok_or_else(|| not_drawn(stream, "numbers", ASK_FOR_NUMBERS))
     }
 
     /// The mixture's `λ` with which `from_forget` was drawn.
     pub fn forget_prob(&self) -> f64 {
         self.forget_prob
+    }
+}
+
+const ASK_FOR_TIMESTEPS: &str =
+    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_timesteps`";
+const ASK_FOR_NUMBERS: &str =
+    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_numbers`";
+
+fn not_drawn(stream: Stream, missing: &'static str, remedy: &'static str) -> Error {
+    Error::MissingPart {
+        owner: format!("the stream {stream:?} of the draws"),
+        missing,
+        remedy,
     }
 }
 
@@ -318,14 +386,6 @@ pub(crate) fn mixed(mut number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// Where the numbers of a batch's elements come from, and what becomes of them.
-pub(crate) struct Numbers<'a, const D: usize> {
-    pub shape: [usize; D],
-    pub device: &'a Device,
-    /// Draws a block, or has it drawn already.
-    pub draw: &'a mut dyn FnMut(Block<D>) -> Vec<f32>,
-}
-
 /// Makes the [`Draws`] of each step from a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DrawSource {
@@ -348,60 +408,36 @@ impl DrawSource {
         shape: [usize; D],
         range: TimeRange,
         sampler: &dyn MixtureSampler,
-        extra: ExtraDraws,
+        extra: &ExtraDraws,
         device: &Device,
     ) -> Result<Draws<D>> {
-        let numbers = Numbers {
-            shape,
-            device,
-            draw: &mut |block| block.draw(),
-        };
-        self.draw_with(step, range, sampler, extra, numbers)
-    }
-
-    /// As [`draw`](DrawSource::draw), with the numbers from wherever they come.
-    pub(crate) fn draw_with<const D: usize>(
-        &self,
-        step: u64,
-        range: TimeRange,
-        sampler: &dyn MixtureSampler,
-        extra: ExtraDraws,
-        numbers: Numbers<D>,
-    ) -> Result<Draws<D>> {
         self.timestep_sampling.check(range)?;
-        let (seed, shape) = (self.seed, numbers.shape);
-        let batch_size = shape[0];
-        let mut tensors = |stream| {
-            let first_row = 0;
-            let block = Block {
-                shape,
-                seed,
-                step,
-                first_row,
-                stream,
-            };
-            tensor((numbers.draw)(block), shape, numbers.device)
-        };
+        let (seed, rows) = (self.seed, shape[0]);
+        let key = |stream| move |row| keyed_rng(seed, step, row, stream);
         let timesteps = |stream| {
             self.timestep_sampling
-                .stream(range, batch_size, seed, step, stream)
+                .stream(range, rows, seed, step, stream)
         };
-        let mixture_rng: &mut dyn Rng = &mut keyed_rng(seed, step, 0, Stream::Mixture);
-        let from_forget = sampler.choose_forget(batch_size, mixture_rng);
-        let thinning = keyed_rng(seed, step, 0, Stream::Thinning).random();
+        let mixture_rng: &mut dyn Rng = &mut key(Stream::Mixture)(0);
         let mut draws = Draws::with_all(
             timesteps(Stream::Timesteps),
-            tensors(Stream::Noise),
-            from_forget,
+            numbers(StandardNormal, shape, key(Stream::Noise), device),
+            sampler.choose_forget(rows, mixture_rng),
             sampler.forget_prob(),
-            thinning,
+            key(Stream::Thinning)(0).random(),
         )?;
-        if extra.forget {
-            let own = timesteps(Stream::ForgetTimesteps);
-            draws = draws.with_forget_draws(own, tensors(Stream::ForgetNoise))?;
-        }
-        if extra.uniform {
-            draws = draws.with_uniform(tensors(Stream::Uniform))?;
+        for &(stream, kind) in &extra.wanted {
+            draws = match kind {
+                Kind::Timesteps => draws.with_timesteps(stream, timesteps(stream))?,
+                Kind::Normal => {
+                    let normal = numbers(StandardNormal, shape, key(stream), device);
+                    draws.with_numbers(stream, normal)?
+                }
+                Kind::Uniform => {
+                    let uniform = numbers(StandardUniform, shape, key(stream), device);
+                    draws.with_numbers(stream, uniform)?
+                }
+            };
         }
         Ok(draws)
     }
@@ -491,7 +527,7 @@ mod tests {
                 [4, 1, 1, 2],
                 RANGE,
                 &sampler,
-                ExtraDraws::default(),
+                &ExtraDraws::none(),
                 &device,
             )
             .unwrap();
@@ -527,7 +563,7 @@ mod tests {
                 shape,
                 RANGE,
                 &sampler,
-                ExtraDraws::default(),
+                &ExtraDraws::none(),
                 &Device::flex(),
             )
             .unwrap()
@@ -566,27 +602,33 @@ mod tests {
     #[test]
     fn extra_draws_have_streams_of_their_own() {
         let (device, sampler) = (Device::flex(), FixedAllocation::new(0.5).unwrap());
-        let extra = ExtraDraws {
-            forget: true,
-            uniform: true,
-        };
-        let draw = |extra| {
+        let own = Stream::Own("a target");
+        let extra = ExtraDraws::none()
+            .timesteps(Stream::ForgetTimesteps)
+            .normal(Stream::ForgetNoise)
+            .uniform(Stream::Uniform)
+            .uniform(own);
+        let draw = |extra: &ExtraDraws| {
             source(TimestepSampling::Uniform)
                 .draw(3, [4, 500], RANGE, &sampler, extra, &device)
                 .unwrap()
         };
         let host = |t: &Tensor<2>| t.to_data().try_to_vec::<f32>().unwrap();
-        let (plain, all) = (draw(ExtraDraws::default()), draw(extra));
-        assert!(plain.forget_draws().is_err() && plain.uniform().is_err());
+        let (plain, all) = (draw(&ExtraDraws::none()), draw(&extra));
+        let error = plain.numbers_of(own).unwrap_err().to_string();
+        assert!(error.contains("a target"), "{error}");
+        assert!(plain.timesteps_of(Stream::ForgetTimesteps).is_err());
         assert_eq!(host(plain.noise()), host(all.noise()));
-        let (timesteps, noise) = all.forget_draws().unwrap();
+        let timesteps = all.timesteps_of(Stream::ForgetTimesteps).unwrap();
+        let noise = all.numbers_of(Stream::ForgetNoise).unwrap();
         assert_eq!(timesteps, FORGET_TIMESTEPS);
         assert_ne!(timesteps, all.timesteps());
         let correlation = (noise.clone() * all.noise.clone())
             .mean()
             .into_scalar::<f32>();
         assert!(correlation.abs() < 4.0 / 2000f32.sqrt(), "{correlation}");
-        let uniform = host(all.uniform().unwrap());
+        let uniform = host(all.numbers_of(Stream::Uniform).unwrap());
+        assert_ne!(uniform, host(all.numbers_of(own).unwrap()));
         assert_eq!(uniform[..2], UNIFORM);
         assert!(uniform.iter().all(|u| (0.0..1.0).contains(u)));
         let mean = uniform.iter().sum::<f32>() / 2000.0;
@@ -626,14 +668,15 @@ mod tests {
     #[test]
     fn each_row_and_each_step_has_uniform_numbers_of_its_own() {
         let (device, sampler) = (Device::flex(), FixedAllocation::new(0.5).unwrap());
-        let extra = ExtraDraws {
-            uniform: true,
-            ..ExtraDraws::default()
-        };
+        let extra = ExtraDraws::none().uniform(Stream::Uniform);
         let uniform = |step, rows| -> Vec<f32> {
             let source = source(TimestepSampling::Uniform);
-            let draws = source.draw(step, [rows, 3], RANGE, &sampler, extra, &device);
-            let uniform = draws.unwrap().uniform().unwrap().to_data();
+            let draws = source.draw(step, [rows, 3], RANGE, &sampler, &extra, &device);
+            let uniform = draws
+                .unwrap()
+                .numbers_of(Stream::Uniform)
+                .unwrap()
+                .to_data();
             uniform.try_to_vec().unwrap()
         };
         let all = uniform(3, 4);

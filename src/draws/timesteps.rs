@@ -4,17 +4,16 @@ use std::fmt;
 use std::str::FromStr;
 
 use rand::RngExt;
-use serde::{Deserialize, Serialize};
 
 use super::{Stream, keyed_rng};
 use crate::error::{Error, Result, check_range};
 use crate::process::TimeRange;
+use crate::text::serde_as_text;
 
 /// How the timesteps of a batch are drawn.
 ///
-/// On a command line: `uniform`, `low-discrepancy`, `window:250..750`, `fixed:999`.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// As text, on command lines and in configuration files: `uniform`, `low-discrepancy`, `window:250..750`, `fixed:999`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum TimestepSampling {
     /// Uniform over the scheduler's range and independent of each other, as the published code draws them.
@@ -117,27 +116,43 @@ impl fmt::Display for TimestepSampling {
     }
 }
 
+/// How a kind is written, and what reads it.
+type Form = (&'static str, fn(&str) -> Option<TimestepSampling>);
+
+const FORMS: [Form; 4] = [
+    ("uniform", |text| {
+        (text == "uniform").then_some(TimestepSampling::Uniform)
+    }),
+    ("low-discrepancy", |text| {
+        (text == "low-discrepancy").then_some(TimestepSampling::LowDiscrepancy)
+    }),
+    ("window:LOW..HIGH", |text| {
+        let (low, high) = text.strip_prefix("window:")?.split_once("..")?;
+        let (low, high) = (low.parse().ok()?, high.parse().ok()?);
+        Some(TimestepSampling::Window { low, high })
+    }),
+    ("fixed:T", |text| {
+        let timestep = text.strip_prefix("fixed:")?.parse().ok()?;
+        Some(TimestepSampling::Fixed(timestep))
+    }),
+];
+
 impl FromStr for TimestepSampling {
     type Err = Error;
 
+    /// # Errors
+    /// [`Error::UnknownName`].
     fn from_str(text: &str) -> Result<Self> {
-        let parse = || match text.split_once(':') {
-            None if text == "uniform" => Some(TimestepSampling::Uniform),
-            None if text == "low-discrepancy" => Some(TimestepSampling::LowDiscrepancy),
-            Some(("fixed", timestep)) => Some(TimestepSampling::Fixed(timestep.parse().ok()?)),
-            Some(("window", ends)) => {
-                let (low, high) = ends.split_once("..")?;
-                let (low, high) = (low.parse().ok()?, high.parse().ok()?);
-                Some(TimestepSampling::Window { low, high })
-            }
-            _ => None,
-        };
-        parse().ok_or_else(|| Error::InvalidSetting {
-            what: format!("there are no timesteps `{text}`"),
-            remedy: "use uniform, low-discrepancy, window:LOW..HIGH or fixed:T",
+        let found = FORMS.iter().find_map(|(_, read)| read(text));
+        found.ok_or_else(|| Error::UnknownName {
+            what: "timestep sampling",
+            name: text.into(),
+            known: FORMS.map(|(form, _)| form).to_vec(),
         })
     }
 }
+
+serde_as_text!(TimestepSampling);
 
 #[cfg(test)]
 mod tests {
@@ -210,6 +225,16 @@ mod tests {
         ] {
             let sampling: TimestepSampling = text.parse().unwrap();
             assert_eq!(sampling.to_string(), text);
+            let json = serde_json::to_string(&sampling).unwrap();
+            assert_eq!(json, format!("\"{text}\""));
+            assert_eq!(
+                serde_json::from_str::<TimestepSampling>(&json).unwrap(),
+                sampling
+            );
+            // And the message that refuses another one offers it.
+            let error = "even".parse::<TimestepSampling>().unwrap_err().to_string();
+            let (kind, _) = text.split_once(':').unwrap_or((text, ""));
+            assert!(error.contains(kind), "{error}");
         }
         for bad in ["even", "window:250", "window:a..b", "fixed", "fixed:x"] {
             let error = bad.parse::<TimestepSampling>().unwrap_err().to_string();

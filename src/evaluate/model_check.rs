@@ -10,7 +10,7 @@ use crate::data::Side;
 use crate::data::finite::check_finite;
 use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
-use crate::error::{Error, Result, check_device, check_prediction_type, check_range, check_shape};
+use crate::error::{Error, Result, check_device, check_prediction_type, check_range};
 use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
@@ -235,8 +235,8 @@ impl ModelCheck {
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`]; [`Error::PredictionTypeDiffers`]
-    /// for a scheduler whose configuration says otherwise than the model; [`Error::InvalidSetting`] for a range that is none or
-    /// points on another device; [`Error::OutOfRange`] for a micro-batch of none, or if the model's loss is no number.
+    /// for a scheduler whose configuration says otherwise than the model; [`Error::InvalidSetting`] for a range that is none;
+    /// [`Error::DeviceMismatch`]; [`Error::OutOfRange`] for a micro-batch of none, or if the model's loss is no number.
     pub fn run<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -245,19 +245,12 @@ impl ModelCheck {
         condition: &M::Condition,
     ) -> Result<Option<ModelReport>> {
         self.check(model, scheduler, points)?;
-        let rows = condition.check_rows(points.dims()[0]);
-        let remedy = "give one condition for every point";
         let count = points.dims()[0];
-        check_shape(
-            "the condition",
-            &[count],
-            &[rows.err().unwrap_or(count)],
-            remedy,
-        )?;
+        condition.check_rows("the condition", count)?;
         let chosen = spread(count, POINTS);
         let points = to_f32(select_rows(points, &chosen).inner());
         check_finite(&points, Side::Retain)?;
-        let condition = condition.select(&chosen);
+        let condition = condition.take_rows(&chosen);
         let looker = Looker {
             model: model.valid(),
             scheduler,
@@ -375,7 +368,7 @@ impl ModelCheck {
         let elements: usize = points.dims()[1..].iter().product();
         let differences = squared_norms(points.clone() - mirrors.clone()) / elements as f64;
         let differences = read_f32(differences, "the difference of points and mirror images")?;
-        let control_condition = control_condition.select(&control_rows);
+        let control_condition = control_condition.take_rows(&control_rows);
         let mut usual = looker
             .losses(&controls, &control_condition, &timesteps)?
             .of_points();
@@ -384,7 +377,7 @@ impl ModelCheck {
 
         // Each under several noises; the mirror image under the mirror image of each.
         let rows: Vec<usize> = (0..NOISES).flat_map(|_| 0..chosen.len()).collect();
-        let condition = condition.select(&chosen).select(&rows);
+        let condition = condition.take_rows(&chosen).take_rows(&rows);
         let mut shape = points.dims();
         shape[0] = rows.len();
         let noise = looker.noise(shape, &points.device());
@@ -444,18 +437,12 @@ impl ModelCheck {
 /// - `before`, `now`: the losses at the same timesteps, in any order
 ///
 /// # Errors
-/// [`Error::InvalidSetting`] with the largest fall.
+/// [`Error::Relearning`] with the largest fall.
 pub fn refuse_relearning(before: &[f64], now: &[f64]) -> Result<()> {
     let falls = before.iter().zip(now).map(|(before, now)| (*before, *now));
     let largest = falls.min_by(|a, b| (a.1 / a.0).total_cmp(&(b.1 / b.0)));
     match largest {
-        Some((before, now)) if now < RELEARNT * before => Err(Error::InvalidSetting {
-            what: format!(
-                "while unlearning, the loss on points that are not forgotten fell from {before:.4} to {now:.4}: the model learns them, so it was \
-                 not trained on such"
-            ),
-            remedy: "check that they look as they did in training: range of the values, size, crop, colours",
-        }),
+        Some((before, now)) if now < RELEARNT * before => Err(Error::Relearning { before, now }),
         _ => Ok(()),
     }
 }
@@ -630,7 +617,7 @@ impl<M> Looker<'_, M> {
             let part = |all: &Tensor<D>| all.clone().narrow(0, first, rows);
             let (clean, noise) = (part(points), part(noise));
             let scales = self.scheduler.scales(&vec![timestep; rows])?;
-            let condition = condition.select(&indices);
+            let condition = condition.take_rows(&indices);
             let of_rows = row_losses(&self.model, timestep, &scales, &clean, &noise, &condition)?;
             // What one unit of noise, with the clean point that makes up for it, does to the output.
             let unit = unit_of_noise(kind, &scales);

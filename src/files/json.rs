@@ -10,6 +10,25 @@ pub(crate) fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
+/// Numbers as their bits, which JSON carries exactly.
+pub(crate) mod exact {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<'a, S: Serializer>(
+        numbers: impl IntoIterator<Item = &'a f64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(numbers.into_iter().map(|number| number.to_bits()))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>, C: FromIterator<f64>>(
+        deserializer: D,
+    ) -> Result<C, D::Error> {
+        let bits = Vec::<u64>::deserialize(deserializer)?;
+        Ok(bits.into_iter().map(f64::from_bits).collect())
+    }
+}
+
 /// The numbers that Python writes as bare words.
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
@@ -58,6 +77,17 @@ fn string_length(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_come_back_to_the_bit() {
+        #[derive(serde::Serialize, Deserialize)]
+        struct Numbers(#[serde(with = "exact")] Vec<f64>);
+        let values = vec![0.1, -0.0, f64::NAN, f64::INFINITY, 5e-324];
+        let text = serde_json::to_string(&Numbers(values.clone())).unwrap();
+        let Numbers(back) = serde_json::from_str(&text).unwrap();
+        let bits = |numbers: Vec<f64>| numbers.into_iter().map(f64::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(back), bits(values));
+    }
 
     #[test]
     fn the_words_of_python_are_read_where_a_number_may_stand() {

@@ -2,10 +2,10 @@
 //! for ever and a device never ends. What is written appears as a whole, with the mode that the umask gives.
 
 pub(crate) mod json;
+pub(crate) mod path;
 pub(crate) mod refusals;
 mod results;
 
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
+pub use path::path_text;
 pub use results::ResultFolder;
 
 /// Longest configuration that is read: published ones have a few thousand bytes.
@@ -90,43 +91,6 @@ pub(crate) fn cut(mut text: String, longest: usize) -> String {
         text.push('…');
     }
     text
-}
-
-/// A path as text that tells any two paths apart: what is no UTF-8 becomes `\xE9`, a line break `\n`, a backslash `\\`. Everything
-/// else stays as it is.
-///
-/// # Example
-/// ```
-/// # use std::path::Path;
-/// assert_eq!(siss::files::path_text(Path::new("faces/été.png")), "faces/été.png");
-/// assert_eq!(siss::files::path_text(Path::new("two\nlines")), r"two\nlines");
-/// ```
-pub fn path_text(path: impl AsRef<Path>) -> String {
-    let mut text = String::new();
-    for chunk in path.as_ref().as_os_str().as_encoded_bytes().utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match character {
-                // Windows separates folders by it, and has it in no name.
-                '\\' if !cfg!(windows) => text.push_str(r"\\"),
-                hidden if is_hidden(hidden) => text.extend(hidden.escape_default()),
-                shown => text.push(shown),
-            }
-        }
-        for byte in chunk.invalid() {
-            // Writing to a text does not fail.
-            let _ = write!(text, r"\x{byte:02X}");
-        }
-    }
-    text
-}
-
-/// What moves the cursor or the direction of writing instead of showing a character.
-fn is_hidden(character: char) -> bool {
-    let turns = ['\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{feff}'];
-    character.is_control()
-        || turns.contains(&character)
-        || ('\u{202a}'..='\u{202e}').contains(&character)
-        || ('\u{2066}'..='\u{2069}').contains(&character)
 }
 
 /// Writes a file that is there as a whole or as it was before, with the mode of a new file.

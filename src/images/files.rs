@@ -1,40 +1,15 @@
 //! The files of a folder: pictures, what goes along with them, and what is not read.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::kind::{TELLING, has_picture_ending, kind};
+use super::unread::{UnreadFile, as_text};
 use crate::error::{Error, Result};
-use crate::files::path_text;
-
-/// A file that is not read, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct UnreadFile {
-    /// The file, link or folder.
-    #[serde(serialize_with = "as_text")]
-    pub path: PathBuf,
-    /// Why it is not read, and what to do.
-    pub reason: String,
-}
-
-impl fmt::Display for UnreadFile {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", path_text(&self.path), self.reason)
-    }
-}
-
-/// A path of any file system, as far as text can say it.
-pub(super) fn as_text<S: Serializer>(
-    path: &Path,
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}
 
 /// What was found of pictures below a path.
 #[derive(Debug, Clone, Default)]

@@ -12,6 +12,7 @@ mod decode;
 mod files;
 mod kind;
 mod tiff;
+pub(crate) mod unread;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -30,7 +31,8 @@ use crate::files::{invalid, path_text};
 use crate::host::tensor;
 
 pub use account::Account;
-pub use files::{ImageFiles, TakenOut, UnreadFile};
+pub use files::{ImageFiles, TakenOut};
+pub use unread::UnreadFile;
 
 /// What becomes of the transparent parts of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -46,13 +48,23 @@ pub enum Transparency {
     Black,
 }
 
-impl fmt::Display for Transparency {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl Transparency {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Drop, Self::White, Self::Black];
+
+    /// The name used on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
             Transparency::Drop => "drop",
             Transparency::White => "white",
             Transparency::Black => "black",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Transparency {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
     }
 }
 
@@ -60,13 +72,13 @@ impl FromStr for Transparency {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::InvalidSetting`] for another word.
+    /// [`Error::UnknownName`] for another word.
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::Drop, Self::White, Self::Black];
-        let found = all.into_iter().find(|value| value.to_string() == text);
-        found.ok_or_else(|| Error::InvalidSetting {
-            what: format!("the transparency is `{text}`"),
-            remedy: "write drop, white or black",
+        let found = Self::ALL.into_iter().find(|value| value.name() == text);
+        found.ok_or_else(|| Error::UnknownName {
+            what: "transparency",
+            name: text.into(),
+            known: Self::ALL.map(Self::name).to_vec(),
         })
     }
 }

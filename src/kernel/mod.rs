@@ -43,7 +43,7 @@ pub struct WeightedSquaredError<const D: usize> {
 /// - `batch_size`: `B`, the rows of the whole optimiser step, which may be more than those given here
 ///
 /// # Errors
-/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::InvalidSetting`](crate::Error::InvalidSetting) if they do
+/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if they do
 /// not fit each other or lie on different devices.
 ///
 /// # Example

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::folder::{CONFIG, WEIGHTS};
+use super::folder::WEIGHTS;
 use super::index::PipelineIndex;
-use super::location::{ModelFolder, stated_prediction_type};
+use super::location::{CONFIG, ModelFolder, stated_prediction_type};
 use super::unet2d::UNet2d;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_prediction_type};

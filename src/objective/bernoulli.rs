@@ -15,7 +15,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bernoulli;
 
-impl<const D: usize> SissLoss<D> for Bernoulli {
+impl<const D: usize, C> SissLoss<D, C> for Bernoulli {
     fn name(&self) -> &'static str {
         "Bernoulli"
     }
@@ -28,7 +28,7 @@ impl<const D: usize> SissLoss<D> for Bernoulli {
         true
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         let forget_prob = inputs.draws.forget_prob();
         let retain = inputs.plain_term(Side::Retain, 1.0 / (1.0 - forget_prob));
         let forget = inputs.plain_term(Side::Forget, -1.0 / forget_prob);

@@ -2,7 +2,7 @@
 
 use super::{LossInputs, LossTerms, SissLoss};
 use crate::data::Side;
-use crate::draws::ExtraDraws;
+use crate::draws::{ExtraDraws, Stream};
 use crate::error::Result;
 use crate::process::PredictionType;
 
@@ -19,7 +19,7 @@ use crate::process::PredictionType;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EraseDiff;
 
-impl<const D: usize> SissLoss<D> for EraseDiff {
+impl<const D: usize, C> SissLoss<D, C> for EraseDiff {
     fn name(&self) -> &'static str {
         "EraseDiff"
     }
@@ -29,20 +29,17 @@ impl<const D: usize> SissLoss<D> for EraseDiff {
     }
 
     fn extra_draws(&self) -> ExtraDraws {
-        ExtraDraws {
-            uniform: true,
-            ..ExtraDraws::default()
-        }
+        ExtraDraws::none().uniform(Stream::Uniform)
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         let device = inputs.forget.device();
         let (signal, noise_scale) = (
             inputs.scales.signal_tensor(&device),
             inputs.scales.noise_tensor(&device),
         );
         let mut forget = inputs.plain_term(Side::Forget, 1.0);
-        let uniform = inputs.draws.uniform()?.clone();
+        let uniform = inputs.draws.numbers_of(Stream::Uniform)?.clone();
         forget.own_target = Some(forget.target);
         if inputs.prediction_type == PredictionType::Epsilon {
             forget.target = uniform;
@@ -66,8 +63,11 @@ mod tests {
 
     fn case() -> (Case, Tensor<3>) {
         let mut case = Case::new(0.5);
-        let uniform = case.retain.clone().mul_scalar(0.1).abs();
-        case.draws = case.draws.with_uniform(uniform.clone()).unwrap();
+        let uniform = case.batch.retain.clone().mul_scalar(0.1).abs();
+        case.draws = case
+            .draws
+            .with_numbers(Stream::Uniform, uniform.clone())
+            .unwrap();
         (case, uniform)
     }
 
@@ -89,6 +89,6 @@ mod tests {
         let error = EraseDiff
             .terms(&case.inputs(PredictionType::Epsilon))
             .unwrap_err();
-        assert!(error.to_string().contains("with_uniform"), "{error}");
+        assert!(error.to_string().contains("with_numbers"), "{error}");
     }
 }

@@ -98,7 +98,7 @@ pub struct MixturePoints<const D: usize> {
 /// - `retain`, `forget`, `noise`: `[batch, …]`; `from_forget` and the scales: `[batch]`
 ///
 /// # Errors
-/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::InvalidSetting`](crate::Error::InvalidSetting) if
+/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if
 /// they do not fit each other or lie on different devices.
 pub fn mixture_points<const D: usize>(
     retain: Tensor<D>,

@@ -11,7 +11,7 @@ mod siss;
 mod siss_no_is;
 mod thinning;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 use burn::tensor::{Device, Tensor};
 
@@ -25,19 +25,25 @@ pub use retrack::{NeighbourTarget, ReTrack};
 pub use siss_no_is::SissNoIs;
 pub use thinning::{Survivors, survivors};
 
-use crate::data::Side;
+use crate::data::side::Sides;
+use crate::data::{Side, UnlearningBatch};
+use crate::denoiser::Condition;
 use crate::draws::{Draws, ExtraDraws};
-use crate::error::{Result, check_device, check_range, check_shape, check_stateless};
+use crate::error::{Error, Result, check_device, check_range, check_shape, check_state};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
-/// Everything an objective may look at. No condition: an objective says which rows, the trainer finds their conditions.
+/// Everything an objective may look at.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct LossInputs<'a, const D: usize> {
+pub struct LossInputs<'a, const D: usize, C = ()> {
     /// The retained points `x`, `[batch, …]`.
     pub retain: &'a Tensor<D>,
     /// The forgotten points `a`, `[batch, …]`.
     pub forget: &'a Tensor<D>,
+    /// What the model is conditioned on for the retained points, `batch` rows.
+    pub retain_condition: &'a C,
+    /// What the model is conditioned on for the forgotten points, `batch` rows.
+    pub forget_condition: &'a C,
     /// Which forgotten point each row holds, `[batch]`.
     pub forget_ids: &'a [u64],
     /// The step's random numbers.
@@ -48,50 +54,95 @@ pub struct LossInputs<'a, const D: usize> {
     pub prediction_type: PredictionType,
     /// The scales at the draws' timesteps, checked.
     pub scales: Scales,
+    teacher: Option<Teacher<'a, D, C>>,
 }
 
-impl<'a, const D: usize> LossInputs<'a, D> {
+/// What a frozen model answers at noisy points: `(noisy, timesteps, condition)` to its output.
+type Answer<'a, const D: usize, C> = dyn Fn(Tensor<D>, &[f64], &C) -> Result<Tensor<D>> + 'a;
+
+#[derive(Clone, Copy)]
+struct Teacher<'a, const D: usize, C>(&'a Answer<'a, D, C>);
+
+impl<const D: usize, C> Debug for Teacher<'_, D, C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Teacher")
+    }
+}
+
+impl<'a, const D: usize, C: Condition> LossInputs<'a, D, C> {
     /// Brings together a batch, its draws and the process.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::InvalidSetting`](crate::Error::InvalidSetting) if points
-    /// and draws differ in shape or device; [`Error::TimestepOutOfRange`](crate::Error::TimestepOutOfRange) or
-    /// [`Error::NoNoise`](crate::Error::NoNoise) if the draws' timesteps do not fit the scheduler.
+    /// [`Error::ShapeMismatch`] or [`Error::DeviceMismatch`] if points and draws differ in shape or
+    /// device; [`Error::TimestepOutOfRange`] or [`Error::NoNoise`] if the draws' timesteps do not
+    /// fit the scheduler.
     pub fn new(
-        retain: &'a Tensor<D>,
-        forget: &'a Tensor<D>,
-        forget_ids: &'a [u64],
+        batch: &'a UnlearningBatch<D, C>,
         draws: &'a Draws<D>,
         scheduler: &'a dyn Scheduler,
         prediction_type: PredictionType,
     ) -> Result<Self> {
-        let shape = retain.dims();
+        let (shape, drawn) = (batch.retain().dims(), draws.noise.dims());
         let remedy = "draw for the batch that the step is given";
-        check_shape("the forget batch", &shape, &forget.dims(), remedy)?;
-        check_shape("the drawn noise", &shape, &draws.noise.dims(), remedy)?;
-        let what = "the list of ids of the forgotten points";
-        check_shape(
-            what,
-            &shape[..1],
-            &[forget_ids.len()],
-            "give one id for every row",
-        )?;
-        check_device("forgotten points", &retain.device(), &forget.device())?;
-        check_device(
-            "the drawn noise values",
-            &retain.device(),
-            &draws.noise.device(),
-        )?;
+        check_shape("the drawn noise", &shape, &drawn, remedy)?;
+        let (device, drawn) = (batch.retain().device(), draws.noise.device());
+        check_device("the drawn noise values", &device, &drawn)?;
         let scales = scheduler.scales(&draws.timesteps)?;
         Ok(Self {
-            retain,
-            forget,
-            forget_ids,
+            retain: batch.retain(),
+            forget: batch.forget(),
+            retain_condition: batch.condition(Side::Retain),
+            forget_condition: batch.condition(Side::Forget),
+            forget_ids: batch.forget_ids(),
             draws,
             scheduler,
             prediction_type,
             scales,
+            teacher: None,
         })
+    }
+}
+
+impl<'a, const D: usize, C> LossInputs<'a, D, C> {
+    /// Gives a frozen model that the objective may ask; the trainer does so for an objective that
+    /// [`uses_teacher`](SissLoss::uses_teacher).
+    pub fn with_teacher(mut self, answer: &'a Answer<'a, D, C>) -> Self {
+        self.teacher = Some(Teacher(answer));
+        self
+    }
+
+    /// The output of the frozen teacher, outside of any gradient: of the model before the run unless
+    /// the builder was given another.
+    ///
+    /// # Shapes
+    /// - `noisy` and the result: `[rows, …]`; `timesteps`: `[rows]`; `condition`: `rows` rows
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`] without a teacher: [`uses_teacher`](SissLoss::uses_teacher) asks for
+    /// one. [`Error::ShapeMismatch`] if the teacher's output has another shape than `noisy`.
+    pub fn teacher(&self, noisy: Tensor<D>, timesteps: &[f64], condition: &C) -> Result<Tensor<D>> {
+        let Some(Teacher(answer)) = self.teacher else {
+            return Err(Error::MissingPart {
+                owner: "the objective".into(),
+                missing: "teacher to ask",
+                remedy: "return true from the objective's `uses_teacher`, or give one by `LossInputs::with_teacher`",
+            });
+        };
+        answer(noisy, timesteps, condition)
+    }
+
+    /// The noisy points of the mixture at the draws' timesteps, each from the side that `from_forget`
+    /// says, and the noise that explains it from either side.
+    ///
+    /// # Shapes
+    /// - `from_forget`: `[batch]`, usually [`Draws::from_forget`]
+    ///
+    /// # Errors
+    /// As [`mixture_points`].
+    pub fn mixture(&self, from_forget: &[bool]) -> Result<MixturePoints<D>> {
+        let (retain, forget) = (self.retain.clone(), self.forget.clone());
+        let noise = self.draws.noise.clone();
+        mixture_points(retain, forget, noise, &self.scales, from_forget)
     }
 
     /// What the model should predict where a noisy point is explained by `clean` and `noise`, at the draws' timesteps.
@@ -164,8 +215,15 @@ impl<const D: usize> LossTerm<D> {
         self
     }
 
-    /// Leaves the term to the rows for which `wanted` holds.
-    pub(crate) fn keep_rows(mut self, wanted: impl Fn(usize) -> bool) -> Self {
+    /// States what the rows' own points explain the noisy ones with, `[batch, …]`, where that is not
+    /// the target: [`Steering`](crate::Steering) looks at the loss of the point itself.
+    pub fn with_own_target(mut self, own_target: Tensor<D>) -> Self {
+        self.own_target = Some(own_target);
+        self
+    }
+
+    /// Leaves the term to the rows of the batch for which `wanted` holds.
+    pub fn keep_rows(mut self, wanted: impl Fn(usize) -> bool) -> Self {
         let kept = self
             .rows
             .iter()
@@ -228,6 +286,13 @@ pub struct LossTerms<const D: usize> {
 }
 
 impl<const D: usize> LossTerms<D> {
+    pub(crate) fn sides(&self) -> Sides<Option<&LossTerm<D>>> {
+        Sides {
+            retain: self.retain.as_ref(),
+            forget: self.forget.as_ref(),
+        }
+    }
+
     /// The same terms on another device.
     pub(crate) fn to_device(&self, device: &Device) -> Self {
         let moved = |term: &LossTerm<D>| LossTerm {
@@ -255,7 +320,10 @@ impl<const D: usize> LossTerms<D> {
 }
 
 /// An unlearning objective: turns a batch and its draws into two weighted regressions.
-pub trait SissLoss<const D: usize>: Send + Debug {
+///
+/// `C` is the model's condition. An objective that does not look at it is implemented for every `C`:
+/// `impl<const D: usize, C> SissLoss<D, C> for MyObjective`.
+pub trait SissLoss<const D: usize, C = ()>: Send + Debug {
     /// Name for reports and messages.
     fn name(&self) -> &'static str;
 
@@ -274,16 +342,22 @@ pub trait SissLoss<const D: usize>: Send + Debug {
         false
     }
 
-    /// The random numbers that the objective needs beside those of every step. None unless implemented.
+    /// Whether the objective asks a frozen teacher ([`LossInputs::teacher`]). Not unless implemented.
+    fn uses_teacher(&self) -> bool {
+        false
+    }
+
+    /// The random numbers that the objective needs in addition to those of every step. None unless
+    /// implemented.
     fn extra_draws(&self) -> ExtraDraws {
-        ExtraDraws::default()
+        ExtraDraws::none()
     }
 
     /// The two terms. All rows that carry weight are in them: thinning comes after.
     ///
     /// # Errors
-    /// Those of the objective; [`Error::DeviceRead`](crate::Error::DeviceRead) if weights cannot be brought to the host.
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>>;
+    /// Those of the objective; [`Error::DeviceRead`] if weights cannot be brought to the host.
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>>;
 
     /// Name and settings, which must be the same when a run is resumed. The name alone unless implemented.
     fn settings(&self) -> String {
@@ -298,13 +372,13 @@ pub trait SissLoss<const D: usize>: Send + Debug {
     /// Takes back what [`state`](SissLoss::state) gave, to the bit.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a state that is not this objective's.
+    /// [`Error::StateMismatch`] for a state that is not this objective's.
     fn restore(&mut self, state: &[f64]) -> Result<()> {
-        check_stateless(self.name(), state)
+        check_state(self.name(), state, 0)
     }
 }
 
-impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
+impl<const D: usize, C> SissLoss<D, C> for Box<dyn SissLoss<D, C>> {
     fn name(&self) -> &'static str {
         self.as_ref().name()
     }
@@ -321,11 +395,15 @@ impl<const D: usize> SissLoss<D> for Box<dyn SissLoss<D>> {
         self.as_ref().ignores_condition()
     }
 
+    fn uses_teacher(&self) -> bool {
+        self.as_ref().uses_teacher()
+    }
+
     fn extra_draws(&self) -> ExtraDraws {
         self.as_ref().extra_draws()
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         self.as_mut().terms(inputs)
     }
 
@@ -350,8 +428,7 @@ pub(crate) mod test_inputs {
     use burn::tensor::Device;
 
     pub struct Case {
-        pub retain: Tensor<3>,
-        pub forget: Tensor<3>,
+        pub batch: UnlearningBatch<3>,
         pub draws: Draws<3>,
         pub scheduler: DdpmScheduler,
     }
@@ -362,8 +439,9 @@ pub(crate) mod test_inputs {
             let device = Device::flex();
             let points = |seed| normal_noise([4, 2, 3], seed, 0, 0, Stream::Noise, &device);
             Case {
-                retain: points(1),
-                forget: points(2),
+                batch: UnlearningBatch::new(points(1), points(2))
+                    .and_then(|batch| batch.with_forget_ids(vec![0, 1, 2, 3]))
+                    .unwrap(),
                 draws: Draws::new(
                     vec![5.0, 300.0, 700.0, 990.0],
                     points(3),
@@ -376,15 +454,7 @@ pub(crate) mod test_inputs {
         }
 
         pub fn inputs(&self, prediction_type: PredictionType) -> LossInputs<'_, 3> {
-            LossInputs::new(
-                &self.retain,
-                &self.forget,
-                &[0; 4],
-                &self.draws,
-                &self.scheduler,
-                prediction_type,
-            )
-            .unwrap()
+            LossInputs::new(&self.batch, &self.draws, &self.scheduler, prediction_type).unwrap()
         }
     }
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NaiveDeletion;
 
-impl<const D: usize> SissLoss<D> for NaiveDeletion {
+impl<const D: usize, C> SissLoss<D, C> for NaiveDeletion {
     fn name(&self) -> &'static str {
         "naive deletion"
     }
@@ -20,7 +20,7 @@ impl<const D: usize> SissLoss<D> for NaiveDeletion {
         side == Side::Retain
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         Ok(LossTerms {
             retain: Some(inputs.plain_term(Side::Retain, 1.0)),
             forget: None,

@@ -12,7 +12,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NegGrad;
 
-impl<const D: usize> SissLoss<D> for NegGrad {
+impl<const D: usize, C> SissLoss<D, C> for NegGrad {
     fn name(&self) -> &'static str {
         "NegGrad"
     }
@@ -21,7 +21,7 @@ impl<const D: usize> SissLoss<D> for NegGrad {
         side == Side::Forget
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         Ok(LossTerms {
             retain: None,
             forget: Some(inputs.plain_term(Side::Forget, -1.0)),

@@ -129,11 +129,10 @@ impl<const D: usize> Neighbours<D> {
         for (point, own) in forgotten.iter().enumerate() {
             let found = retained.iter().filter(|&key| key == own).count();
             if found == 0 {
-                return Err(Error::InvalidSetting {
-                    what: format!(
-                        "forgotten point {point} is of group {own}, of which there is no retained point"
-                    ),
-                    remedy: "put groups together until each has retained points",
+                return Err(Error::UnexplainedPoint {
+                    what: "forgotten",
+                    point,
+                    group: Some(*own),
                 });
             }
             smallest = smallest.min(found);
@@ -160,7 +159,7 @@ impl<const D: usize> Neighbours<D> {
     /// The neighbours of the rows of a batch, after a search for those that are new.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if a point has no neighbours; [`Error::ForgottenPointRetained`], [`Error::NonFiniteData`].
+    /// [`Error::UnknownPoint`] for an id without neighbours or group; [`Error::ForgottenPointRetained`], [`Error::NonFiniteData`].
     pub(super) fn of_batch(
         &mut self,
         forget: &Tensor<D>,
@@ -213,8 +212,10 @@ impl<const D: usize> Neighbours<D> {
 
     /// Searches for the neighbours of one more point, `[1, …]`.
     fn search(&mut self, id: u64, point: Tensor<D>) -> Result<()> {
-        let retain = self.retain.as_ref().ok_or_else(|| Error::InvalidSetting {
-            what: format!("the forgotten point of id {id} has no neighbours"),
+        let retain = self.retain.as_ref().ok_or_else(|| Error::UnknownPoint {
+            id,
+            missing: "neighbours",
+            known: self.known.len(),
             remedy: "give neighbours for every forgotten point, or ids that count the points",
         })?;
         let (shape, remedy) = (
@@ -246,8 +247,10 @@ impl<const D: usize> Neighbours<D> {
         };
         let own = usize::try_from(id).ok();
         let own = own.and_then(|id| groups.forgotten.get(id));
-        let own = own.ok_or_else(|| Error::InvalidSetting {
-            what: format!("the forgotten point of id {id} has no group"),
+        let own = own.ok_or_else(|| Error::UnknownPoint {
+            id,
+            missing: "group",
+            known: groups.forgotten.len(),
             remedy: "give the group of each forgotten point, in the order of their ids",
         })?;
         let is_member = |&row: &usize| groups.retained[row] == *own;

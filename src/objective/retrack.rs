@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::neighbours::{BatchNeighbours, Neighbours};
 use super::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::data::Side;
-use crate::draws::ExtraDraws;
+use crate::draws::{ExtraDraws, Stream};
 use crate::error::{Error, Result};
 use crate::host::{column, read_f32, sum_elements};
 use crate::process::{Scales, SchedulerExt};
@@ -66,7 +66,8 @@ impl<const D: usize> ReTrack<D> {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch); [`Error::InvalidSetting`](crate::Error::InvalidSetting) where neighbours
-    /// are known already, and for a group of a forgotten point without retained ones. In a step, for a point without a group.
+    /// are known already; [`Error::UnexplainedPoint`](crate::Error::UnexplainedPoint) for a group of a forgotten point without
+    /// retained ones. In a step, [`Error::UnknownPoint`](crate::Error::UnknownPoint) for a point without a group.
     pub fn with_groups(self, retained: Vec<u64>, forgotten: Vec<u64>) -> Result<Self> {
         Ok(Self {
             neighbours: self.neighbours.within_groups(retained, forgotten)?,
@@ -80,7 +81,7 @@ impl<const D: usize> ReTrack<D> {
     ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for tensors on different devices.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for tensors on different devices.
     pub fn from_neighbours(points: Tensor<D>, neighbours: Vec<Tensor<D>>) -> Result<Self> {
         Ok(Self {
             neighbours: Neighbours::given(points, neighbours)?,
@@ -90,10 +91,11 @@ impl<const D: usize> ReTrack<D> {
     /// What the neighbours make of the forgotten points' noisy ones.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for draws without those of the forget term, and for a row
-    /// that has the id of another point; [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained).
-    pub fn explain(&mut self, inputs: &LossInputs<'_, D>) -> Result<NeighbourTarget<D>> {
-        let (timesteps, noise) = inputs.draws.forget_draws()?;
+    /// [`Error::MissingPart`](crate::Error::MissingPart) for draws without those of the forget term;
+    /// [`Error::PointChanged`](crate::Error::PointChanged) for a row that has the id of another point;
+    /// [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained).
+    pub fn explain<C>(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<NeighbourTarget<D>> {
+        let (timesteps, noise) = own_draws(inputs)?;
         let scales = inputs.scheduler.scales(timesteps)?;
         let neighbours = self.neighbours.of_batch(inputs.forget, inputs.forget_ids)?;
         let ratios = scales.ratios();
@@ -136,8 +138,8 @@ pub struct NeighbourTarget<const D: usize> {
 /// `p_j = softmax_j −‖a_t − γ r_j‖²/2σ²` of each row, from which the common `−‖ε‖²/2` is left out: with `ρ = γ/σ` the
 /// exponent is `−ρ ⟨a − r_j, ε⟩ − ρ² ‖a − r_j‖²/2`. What comes from the device comes in one read, with the check that each row
 /// is the point that its id was first met with.
-fn posterior<const D: usize>(
-    inputs: &LossInputs<'_, D>,
+fn posterior<const D: usize, C>(
+    inputs: &LossInputs<'_, D, C>,
     noise: &Tensor<D>,
     neighbours: &BatchNeighbours<D>,
     ratios: &[f64],
@@ -169,13 +171,7 @@ fn posterior<const D: usize>(
 fn check_same(differences: &[f32], ids: &[u64]) -> Result<()> {
     match differences.iter().position(|&difference| difference > 0.0) {
         None => Ok(()),
-        Some(row) => Err(Error::InvalidSetting {
-            what: format!(
-                "row {row} has id {} and is another point than that id's first",
-                ids[row]
-            ),
-            remedy: "give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`",
-        }),
+        Some(row) => Err(Error::PointChanged { row, id: ids[row] }),
     }
 }
 
@@ -189,7 +185,7 @@ fn softmax(exponents: Vec<f64>) -> Vec<f64> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
-impl<const D: usize> SissLoss<D> for ReTrack<D> {
+impl<const D: usize, C> SissLoss<D, C> for ReTrack<D> {
     fn name(&self) -> &'static str {
         "ReTrack"
     }
@@ -207,13 +203,12 @@ impl<const D: usize> SissLoss<D> for ReTrack<D> {
     }
 
     fn extra_draws(&self) -> ExtraDraws {
-        ExtraDraws {
-            forget: true,
-            ..ExtraDraws::default()
-        }
+        ExtraDraws::none()
+            .timesteps(Stream::ForgetTimesteps)
+            .normal(Stream::ForgetNoise)
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         let explained = self.explain(inputs)?;
         Ok(LossTerms {
             retain: Some(inputs.plain_term(Side::Retain, 1.0)),
@@ -223,25 +218,32 @@ impl<const D: usize> SissLoss<D> for ReTrack<D> {
 }
 
 /// The regression of the forgotten points to what their neighbours make of them.
-fn regression<const D: usize>(
-    inputs: &LossInputs<'_, D>,
+fn regression<const D: usize, C>(
+    inputs: &LossInputs<'_, D, C>,
     explained: NeighbourTarget<D>,
 ) -> Result<LossTerm<D>> {
-    let (timesteps, noise) = inputs.draws.forget_draws()?;
+    let (timesteps, noise) = own_draws(inputs)?;
     let (scales, kind) = (&explained.scales, inputs.prediction_type);
     let noisy = scales.noisy(inputs.forget, noise);
     let target = scales.target(kind, &explained.clean, &explained.noise);
     let weights = vec![1.0; timesteps.len()];
-    let mut term = LossTerm::new(noisy, timesteps.to_vec(), target, weights);
-    term.own_target = Some(scales.target(kind, inputs.forget, noise));
-    Ok(term)
+    let term = LossTerm::new(noisy, timesteps.to_vec(), target, weights);
+    Ok(term.with_own_target(scales.target(kind, inputs.forget, noise)))
+}
+
+/// Timesteps and noise of the forget term.
+fn own_draws<'a, const D: usize, C>(
+    inputs: &LossInputs<'a, D, C>,
+) -> Result<(&'a [f64], &'a Tensor<D>)> {
+    let timesteps = inputs.draws.timesteps_of(Stream::ForgetTimesteps)?;
+    Ok((timesteps, inputs.draws.numbers_of(Stream::ForgetNoise)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::test_inputs::{Case, host};
     use super::*;
-    use crate::draws::{Stream, normal_noise};
+    use crate::draws::normal_noise;
     use crate::process::{PredictionType, Scheduler};
     use burn::tensor::Device;
 
@@ -256,7 +258,8 @@ mod tests {
         };
         case.draws = case
             .draws
-            .with_forget_draws(TIMESTEPS.to_vec(), points(4, 4))
+            .with_timesteps(Stream::ForgetTimesteps, TIMESTEPS.to_vec())
+            .and_then(|draws| draws.with_numbers(Stream::ForgetNoise, points(4, 4)))
             .unwrap();
         (case, points(5, 6) * 0.3)
     }
@@ -271,8 +274,7 @@ mod tests {
     }
 
     fn inputs(case: &Case, kind: PredictionType) -> LossInputs<'_, 3> {
-        let (retain, forget, draws) = (&case.retain, &case.forget, &case.draws);
-        LossInputs::new(retain, forget, &[0, 1, 2, 3], draws, &case.scheduler, kind).unwrap()
+        LossInputs::new(&case.batch, &case.draws, &case.scheduler, kind).unwrap()
     }
 
     /// The published loss in f64: a regression for each of the nearest points, weighed by its posterior. Its gradient is
@@ -281,8 +283,8 @@ mod tests {
     fn the_one_target_is_the_mean_of_the_published_ones_in_every_prediction_type() {
         let (case, retain) = case();
         let (a, epsilon) = (
-            host(&case.forget),
-            host(case.draws.forget_draws().unwrap().1),
+            host(case.batch.forget()),
+            host(case.draws.numbers_of(Stream::ForgetNoise).unwrap()),
         );
         let r = host(&retain);
         for kind in [
@@ -363,7 +365,7 @@ mod tests {
             .forget
             .unwrap();
         let mut others = inputs(&case, PredictionType::Epsilon);
-        let elsewhere = case.forget.clone() + 1.0;
+        let elsewhere = case.batch.forget.clone() + 1.0;
         others.forget = &elsewhere;
         assert!(loss.terms(&others).is_err());
         let again = loss
@@ -376,7 +378,8 @@ mod tests {
 
     #[test]
     fn an_id_that_stands_for_two_points_is_refused() {
-        let (case, retain) = case();
+        let (mut case, retain) = case();
+        case.batch.forget_ids = vec![0; 4];
         let error = ReTrack::new(retain)
             .unwrap()
             .terms(&case.inputs(PredictionType::Epsilon))
@@ -387,7 +390,7 @@ mod tests {
     #[test]
     fn a_forgotten_point_among_the_retained_ones_is_refused() {
         let (case, retain) = case();
-        let both = Tensor::cat(vec![retain, case.forget.clone().narrow(0, 2, 1)], 0);
+        let both = Tensor::cat(vec![retain, case.batch.forget.clone().narrow(0, 2, 1)], 0);
         let error = ReTrack::new(both)
             .unwrap()
             .terms(&inputs(&case, PredictionType::Epsilon))
@@ -424,14 +427,15 @@ mod tests {
             .unwrap()
             .terms(&inputs(&plain, PredictionType::Epsilon))
             .unwrap_err();
-        assert!(error.to_string().contains("with_forget_draws"), "{error}");
+        assert!(error.to_string().contains("with_timesteps"), "{error}");
         let mut searched = ReTrack::new(retain.clone()).unwrap();
         searched
             .terms(&inputs(&case, PredictionType::Epsilon))
             .unwrap();
         assert!(searched.with_neighbour_count(3).is_err());
         let mut given =
-            ReTrack::from_neighbours(case.forget.clone().narrow(0, 0, 1), vec![retain]).unwrap();
+            ReTrack::from_neighbours(case.batch.forget.clone().narrow(0, 0, 1), vec![retain])
+                .unwrap();
         let error = given
             .terms(&inputs(&case, PredictionType::Epsilon))
             .unwrap_err();
@@ -445,9 +449,9 @@ mod tests {
     fn ten_neighbours_are_taken_unless_told_otherwise_and_the_settings_say_so() {
         let retain = Tensor::<3>::zeros([12, 2, 3], &Device::flex());
         let loss = ReTrack::new(retain).unwrap();
-        assert_eq!(loss.settings(), "ReTrack, 10 neighbours");
+        assert_eq!(SissLoss::<3>::settings(&loss), "ReTrack, 10 neighbours");
         let loss = loss.with_neighbour_count(3).unwrap();
-        assert_eq!(loss.settings(), "ReTrack, 3 neighbours");
+        assert_eq!(SissLoss::<3>::settings(&loss), "ReTrack, 3 neighbours");
     }
 
     /// The nearest retained points are of another group.
@@ -457,12 +461,12 @@ mod tests {
         let groups = vec![4, 9, 4, 9, 9, 9];
         let loss = ReTrack::new(retain.clone()).unwrap();
         let mut loss = loss.with_groups(groups, vec![4, 9, 4, 4]).unwrap();
-        assert_eq!(loss.settings(), "ReTrack, 2 neighbours");
-        assert!(!loss.ignores_condition());
+        assert_eq!(SissLoss::<3>::settings(&loss), "ReTrack, 2 neighbours");
+        assert!(!SissLoss::<3>::ignores_condition(&loss));
         assert!(loss.clone().with_neighbour_count(3).is_err());
         let found = loss
             .neighbours
-            .of_batch(&case.forget, &[0, 1, 2, 3])
+            .of_batch(case.batch.forget(), &[0, 1, 2, 3])
             .unwrap();
         for (row, members) in [
             (0, vec![0, 2]),
@@ -478,12 +482,10 @@ mod tests {
             }
         }
         let new = || ReTrack::new(retain.clone()).unwrap();
-        assert!(new().ignores_condition());
+        assert!(SissLoss::<3>::ignores_condition(&new()));
         let error = new().with_groups(vec![4; 6], vec![4, 5]).unwrap_err();
         assert!(
-            error
-                .to_string()
-                .contains("forgotten point 1 is of group 5"),
+            error.to_string().contains("forgotten point 1 of group 5"),
             "{error}"
         );
         let error = new().with_groups(vec![4; 5], vec![4]).unwrap_err();
@@ -516,7 +518,7 @@ mod tests {
             (side, row)
         };
         assert_eq!(refused(&case, spoilt(&retain, 5)), (Side::Retain, 5));
-        case.forget = spoilt(&case.forget, 3);
+        case.batch.forget = spoilt(case.batch.forget(), 3);
         assert_eq!(refused(&case, retain), (Side::Forget, 3));
     }
 }

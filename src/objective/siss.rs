@@ -1,6 +1,6 @@
 //! SISS: subtracted importance sampled scores.
 
-use super::mixture::{importance_weights, mixture_points};
+use super::mixture::importance_weights;
 use super::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::data::Side;
 use crate::error::Result;
@@ -18,7 +18,7 @@ use crate::host::read_f32;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Siss;
 
-impl<const D: usize> SissLoss<D> for Siss {
+impl<const D: usize, C> SissLoss<D, C> for Siss {
     fn name(&self) -> &'static str {
         "SISS"
     }
@@ -31,15 +31,9 @@ impl<const D: usize> SissLoss<D> for Siss {
         true
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         let draws = inputs.draws;
-        let points = mixture_points(
-            inputs.retain.clone(),
-            inputs.forget.clone(),
-            draws.noise.clone(),
-            &inputs.scales,
-            &draws.from_forget,
-        )?;
+        let points = inputs.mixture(draws.from_forget())?;
         let log_ratios = read_f32(points.log_ratio, "the log-ratios of the mixture")?;
         let weights: Vec<_> = log_ratios
             .iter()
@@ -78,7 +72,11 @@ mod tests {
             let case = Case::new(forget_prob);
             let terms = Siss.terms(&case.inputs(PredictionType::Epsilon)).unwrap();
             let (retain, forget) = (terms.retain.unwrap(), terms.forget.unwrap());
-            let (x, a, m) = (host(&case.retain), host(&case.forget), host(&retain.noisy));
+            let (x, a, m) = (
+                host(case.batch.retain()),
+                host(case.batch.forget()),
+                host(&retain.noisy),
+            );
             for row in 0..4 {
                 let t = case.draws.timesteps()[row];
                 let (gamma, sigma) = (
@@ -116,8 +114,8 @@ mod tests {
         ] {
             let terms = Siss.terms(&case.inputs(kind)).unwrap();
             for (term, clean) in [
-                (terms.retain.unwrap(), &case.retain),
-                (terms.forget.unwrap(), &case.forget),
+                (terms.retain.unwrap(), case.batch.retain()),
+                (terms.forget.unwrap(), case.batch.forget()),
             ] {
                 let (m, target, clean) = (host(&term.noisy), host(&term.target), host(clean));
                 for row in 0..4 {

@@ -13,7 +13,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SissNoIs;
 
-impl<const D: usize> SissLoss<D> for SissNoIs {
+impl<const D: usize, C> SissLoss<D, C> for SissNoIs {
     fn name(&self) -> &'static str {
         "SISS (No IS)"
     }
@@ -22,7 +22,7 @@ impl<const D: usize> SissLoss<D> for SissNoIs {
         true
     }
 
-    fn terms(&mut self, inputs: &LossInputs<'_, D>) -> Result<LossTerms<D>> {
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         Ok(LossTerms {
             retain: Some(inputs.plain_term(Side::Retain, 1.0)),
             forget: Some(inputs.plain_term(Side::Forget, -1.0)),
@@ -43,8 +43,8 @@ mod tests {
             .terms(&case.inputs(PredictionType::Epsilon))
             .unwrap();
         for (term, clean, weight) in [
-            (terms.retain.unwrap(), &case.retain, 1.0),
-            (terms.forget.unwrap(), &case.forget, -1.0),
+            (terms.retain.unwrap(), case.batch.retain(), 1.0),
+            (terms.forget.unwrap(), case.batch.forget(), -1.0),
         ] {
             let noisy = case
                 .scheduler

@@ -1,18 +1,16 @@
 //! The diagnosis of a run: ways to go wrong that are known, recognised from the reports of its steps.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Observer;
-use super::json_log::read_log;
 use super::report::{StepOutcome, StepReport, TermReport};
-use crate::error::Result;
+use crate::files::json::exact;
 
 /// A way in which unlearning is known to go wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Symptom {
@@ -35,7 +33,7 @@ pub enum Symptom {
 }
 
 /// A symptom, when it was first seen, and what to do.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
     /// What was seen.
     pub symptom: Symptom,
@@ -44,7 +42,7 @@ pub struct Finding {
     /// The numbers behind it.
     pub evidence: String,
     /// What to do.
-    pub advice: &'static str,
+    pub advice: Cow<'static, str>,
 }
 
 impl fmt::Display for Finding {
@@ -59,31 +57,17 @@ impl fmt::Display for Finding {
 
 /// Recognises the known ways in which a run goes wrong and says what to do. Each is reported once.
 ///
-/// It compares the mean over the latest `window` steps with that over the first, so it needs two windows to speak of trends.
-/// Where steering rests at its level, a forget loss that does not rise and a forget gradient that vanishes are what was asked for.
-///
-/// A run that is resumed goes on from the trends of its first steps if the diagnosis knows its log
-/// ([`with_log`](Diagnosis::with_log)). Without one it says nothing of trends, for their start is not known.
-///
-/// # Example
-/// ```
-/// use std::sync::{Arc, Mutex};
-/// let diagnosis = siss::observer::Diagnosis::default().with_log("metrics.jsonl");
-/// let diagnosis = Arc::new(Mutex::new(diagnosis));
-/// // SissTrainer::builder(model, scheduler).observer(diagnosis.clone()), and after each step:
-/// for finding in diagnosis.lock().unwrap().news() {
-///     println!("{finding}");
-/// }
-/// ```
-#[derive(Debug, Clone)]
-pub struct Diagnosis {
+/// It compares the mean over the latest window of steps with that over the first, so it needs two
+/// windows to speak of trends. Where steering rests at its level, a forget loss that does not rise
+/// and a forget gradient that vanishes are what was asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Diagnosis {
     window: usize,
-    log: Option<PathBuf>,
-    /// Whether the first steps of the run were seen.
-    knows_start: bool,
     retain: Trend,
     forget: Trend,
     /// Steering of the latest steps.
+    #[serde(with = "exact")]
     steering: VecDeque<f64>,
     dominating: usize,
     vanishing: usize,
@@ -114,12 +98,10 @@ impl Default for Diagnosis {
 
 impl Diagnosis {
     /// Judges by means over `window` steps (at least 1).
-    pub fn new(window: usize) -> Self {
+    fn new(window: usize) -> Self {
         let window = window.max(1);
         Self {
             window,
-            log: None,
-            knows_start: true,
             retain: Trend::new(window),
             forget: Trend::new(window),
             steering: VecDeque::with_capacity(window),
@@ -134,21 +116,41 @@ impl Diagnosis {
         }
     }
 
-    /// The log of the run, as [`JsonLog`](crate::observer::JsonLog) writes it: from it a resumed run knows what was seen before.
-    pub fn with_log(mut self, path: impl Into<PathBuf>) -> Self {
-        self.log = Some(path.into());
-        self
-    }
-
     /// What was found so far, in the order of its finding.
-    pub fn findings(&self) -> &[Finding] {
+    pub(crate) fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
     /// What was found since this was last asked. Asked after each step, it says what is wrong while something can be done.
-    pub fn news(&mut self) -> &[Finding] {
+    pub(crate) fn news(&mut self) -> &[Finding] {
         let told = std::mem::replace(&mut self.told, self.findings.len());
         &self.findings[told..]
+    }
+
+    /// Looks at the report of the next step.
+    pub(crate) fn look_at(&mut self, report: &StepReport) {
+        self.look_at_parameters(report);
+        let skipped = report.outcome == StepOutcome::SkippedNonFinite;
+        self.skipped = run_length(self.skipped, skipped);
+        if skipped {
+            if self.skipped >= 3 {
+                self.find(
+                    report,
+                    Symptom::SkippedSteps,
+                    format!(
+                        "{} steps in a row were skipped: a loss or gradient is not finite",
+                        self.skipped
+                    ),
+                    "lower the learning rate, train in f32, and check the model's output for NaN",
+                );
+            }
+            return;
+        }
+        self.look_at_steering(report);
+        self.look_at_trends(report);
+        self.look_at_gradients(report);
+        self.look_at_weights(report);
+        self.look_at_rows(report);
     }
 
     fn find(
@@ -167,14 +169,13 @@ impl Diagnosis {
                 symptom,
                 step: report.step,
                 evidence,
-                advice,
+                advice: advice.into(),
             });
         }
     }
 
     fn look_at_trends(&mut self, report: &StepReport) {
         if let Some(ratio) = self.retain.update(report.retain.as_ref())
-            && self.knows_start
             && ratio > CLIMB
         {
             self.find(
@@ -189,7 +190,6 @@ impl Diagnosis {
             .as_ref()
             .is_some_and(|term| term.weights.ascends);
         if let Some(ratio) = self.forget.update(report.forget.as_ref())
-            && self.knows_start
             && ascends
             && !self.rests()
             && self.forget.steps >= 5 * self.window
@@ -302,57 +302,16 @@ fn run_length(before: usize, goes_on: bool) -> usize {
     if goes_on { before + 1 } else { 0 }
 }
 
-impl Observer for Diagnosis {
-    fn observe(&mut self, report: &StepReport) -> Result<()> {
-        self.look_at_parameters(report);
-        let skipped = report.outcome == StepOutcome::SkippedNonFinite;
-        self.skipped = run_length(self.skipped, skipped);
-        if skipped {
-            if self.skipped >= 3 {
-                self.find(
-                    report,
-                    Symptom::SkippedSteps,
-                    format!(
-                        "{} steps in a row were skipped: a loss or gradient is not finite",
-                        self.skipped
-                    ),
-                    "lower the learning rate, train in f32, and check the model's output for NaN",
-                );
-            }
-            return Ok(());
-        }
-        self.look_at_steering(report);
-        self.look_at_trends(report);
-        self.look_at_gradients(report);
-        self.look_at_weights(report);
-        self.look_at_rows(report);
-        Ok(())
-    }
-
-    fn rewind(&mut self, next_step: u64) -> Result<()> {
-        let mut rewound = Self {
-            log: self.log.clone(),
-            ..Self::new(self.window)
-        };
-        match &self.log {
-            Some(log) => {
-                for report in read_log(log, next_step)? {
-                    rewound.observe(&report)?;
-                }
-            }
-            None => rewound.knows_start = next_step == 0,
-        }
-        *self = rewound;
-        Ok(())
-    }
-}
-
 /// A side's loss at the start of the run and now.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Trend {
     window: usize,
     steps: usize,
-    start: f64,
+    /// Mean of the first window; none before the first step.
+    #[serde(with = "exact")]
+    start: Vec<f64>,
+    #[serde(with = "exact")]
     latest: VecDeque<f64>,
 }
 
@@ -361,7 +320,7 @@ impl Trend {
         Self {
             window,
             steps: 0,
-            start: 0.0,
+            start: Vec::new(),
             latest: VecDeque::with_capacity(window),
         }
     }
@@ -379,61 +338,23 @@ impl Trend {
         self.latest.push_back(loss);
         let mean = self.latest.iter().sum::<f64>() / self.latest.len() as f64;
         if self.steps <= self.window {
-            self.start = mean;
+            self.start = vec![mean];
         }
-        (self.steps >= 2 * self.window && self.start > 0.0).then(|| mean / self.start)
+        let start = self.start.first().copied().unwrap_or_default();
+        (self.steps >= 2 * self.window && start > 0.0).then(|| mean / start)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::example::report;
     use super::*;
-    use crate::clipper::{Coefficients, GradientNorms};
-    use crate::observer::WeightSummary;
-
-    fn term(loss: f64) -> TermReport {
-        TermReport {
-            rows: 8,
-            loss: 10.0 * loss,
-            mean_squared_error: loss,
-            weights: WeightSummary {
-                mean: 1.0,
-                max: 2.0,
-                effective_rows: 6.0,
-                degenerate_share: Some(0.5),
-                ascends: true,
-            },
-            steering: None,
-        }
-    }
-
-    fn report(step: u64, retain: f64, forget: f64) -> StepReport {
-        StepReport {
-            step,
-            outcome: StepOutcome::Applied,
-            batch_size: 8,
-            retain: Some(term(retain)),
-            forget: Some(term(forget)),
-            norms: GradientNorms {
-                retain: 1.0,
-                forget: 1.0,
-                ..GradientNorms::default()
-            },
-            coefficients: Coefficients {
-                retain: 1.0,
-                forget: 0.1,
-            },
-            combined_norm: 1.0,
-            clip_factor: 1.0,
-            learning_rate: 1e-4,
-            without_gradient: Vec::new(),
-        }
-    }
+    use crate::clipper::Coefficients;
 
     fn symptoms(reports: impl Iterator<Item = StepReport>) -> Vec<Symptom> {
         let mut diagnosis = Diagnosis::new(5);
         for report in reports {
-            diagnosis.observe(&report).unwrap();
+            diagnosis.look_at(&report);
         }
         diagnosis
             .findings()
@@ -512,7 +433,7 @@ mod tests {
     fn a_finding_says_when_what_and_what_to_do() {
         let mut diagnosis = Diagnosis::new(1);
         for step in 0..6 {
-            diagnosis.observe(&report(step, 0.03, 0.01)).unwrap();
+            diagnosis.look_at(&report(step, 0.03, 0.01));
         }
         let text = diagnosis.findings()[0].to_string();
         assert!(text.starts_with("step 4: after 5 steps"), "{text}");
@@ -572,7 +493,7 @@ mod tests {
         let mut diagnosis = Diagnosis::new(1);
         let mut told = Vec::new();
         for step in 0..40 {
-            diagnosis.observe(&report(step, 0.03, 0.01)).unwrap();
+            diagnosis.look_at(&report(step, 0.03, 0.01));
             let news = diagnosis.news().iter();
             told.extend(news.map(|finding| (step, finding.symptom)));
         }
@@ -580,50 +501,37 @@ mod tests {
         assert_eq!(diagnosis.findings().len(), 1);
     }
 
-    /// The retain loss doubles before the run is ended and stays there. With its log the resumed run finds what the whole one
-    /// finds, at the same step; without it, it does not take the doubled loss for the start.
+    /// The retain loss doubles before the run stops and stays there. A checkpoint brings back what was
+    /// seen, so the resumed run finds what the whole one finds, at the same step.
     #[test]
-    fn a_resumed_diagnosis_goes_on_from_its_log() {
+    fn a_diagnosis_survives_a_resume() {
         let reports: Vec<_> = (0..60)
             .map(|step| report(step, if step < 22 { 0.01 } else { 0.02 }, 0.01))
             .collect();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log.jsonl");
         let mut whole = Diagnosis::new(5);
-        let mut log = crate::observer::JsonLog::open(&path).unwrap();
         for report in &reports {
-            whole.observe(report).unwrap();
-            log.observe(report).unwrap();
+            whole.look_at(report);
         }
         assert_eq!(whole.findings().len(), 2);
         for next_step in [0, 3, 23, 30, 59] {
-            // What it saw before it was rewound never happened.
-            let mut resumed = Diagnosis::new(5).with_log(&path);
-            resumed.observe(&report(0, 9.0, 9.0)).unwrap();
-            resumed.rewind(next_step).unwrap();
-            for report in &reports[next_step as usize..] {
-                resumed.observe(report).unwrap();
+            let mut before = Diagnosis::new(5);
+            for report in &reports[..next_step] {
+                before.look_at(report);
+            }
+            let saved = serde_json::to_string(&before).unwrap();
+            let mut resumed: Diagnosis = serde_json::from_str(&saved).unwrap();
+            for report in &reports[next_step..] {
+                resumed.look_at(report);
             }
             assert_eq!(resumed.findings(), whole.findings(), "{next_step}");
         }
-        let mut forgetful = Diagnosis::new(5);
-        forgetful.rewind(23).unwrap();
-        // As if it had been 0.02 from the start, and then 0.05.
-        for step in 23..90 {
-            let loss = if step < 60 { 0.02 } else { 0.05 };
-            forgetful.observe(&report(step, loss, 0.01)).unwrap();
-        }
-        assert_eq!(forgetful.findings(), []);
-
-        let error = Diagnosis::new(5).with_log(&path).rewind(61).unwrap_err();
-        assert!(error.to_string().contains("ends before step 60"), "{error}");
     }
 
     /// The step at which a symptom is found, with windows of five steps.
     fn found_at(symptom: Symptom, reports: impl Iterator<Item = StepReport>) -> Option<u64> {
         let mut diagnosis = Diagnosis::new(5);
         for report in reports {
-            diagnosis.observe(&report).unwrap();
+            diagnosis.look_at(&report);
         }
         let mut findings = diagnosis.findings().iter();
         let found = findings.find(|finding| finding.symptom == symptom);

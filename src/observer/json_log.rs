@@ -12,48 +12,81 @@ use super::report::StepReport;
 use crate::error::{Error, Result};
 use crate::files::invalid;
 
-/// [`JsonLines`] in a file: each step's report as a line. When a run is resumed, the lines of the steps that are taken again are
-/// cut off, so that the log is that of a run which never ended.
+/// Writes each step's report as a line of JSON.
+///
+/// In a file ([`open`](JsonLog::open)) it survives a resume: the lines of the steps that are taken
+/// again are cut off, so that the log is that of a run which never stopped. Another writer
+/// ([`new`](JsonLog::new)) is only ever written to.
+///
+/// JSON has no NaN: a missing figure, such as the error of a term without rows, is `null`.
 ///
 /// # Example
 /// ```no_run
-/// let log = siss::observer::JsonLog::open("metrics.jsonl")?;
+/// use siss::observer::JsonLog;
+///
+/// let log = JsonLog::open("metrics.jsonl")?;
 /// // SissTrainer::builder(model, scheduler).observer(log)
 /// # Ok::<(), siss::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct JsonLog {
-    path: PathBuf,
-    file: File,
+pub struct JsonLog<W = File> {
+    writer: W,
+    /// Where the writer is a file.
+    path: Option<PathBuf>,
 }
 
 impl JsonLog {
-    /// Writes behind what is in the file, which is made if it is not there. [`Checkpoints::resume`](crate::Checkpoints::resume) cuts
-    /// it back to where the run goes on, to nothing where the run begins.
+    /// Appends to a file, which is made if it does not exist.
+    /// [`Checkpoints::resume`](crate::Checkpoints::resume) cuts it back to the step where the run
+    /// continues, and empties it where the run begins.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let opened = OpenOptions::new().append(true).create(true).open(&path);
-        let file = opened.map_err(Error::io("creating", &path))?;
-        Ok(Self { path, file })
+        Ok(Self {
+            writer: opened.map_err(Error::io("creating", &path))?,
+            path: Some(path),
+        })
     }
 }
 
-impl Observer for JsonLog {
+impl<W: Write> JsonLog<W> {
+    /// Writes to `writer`, flushing after each line.
+    pub fn new(writer: W) -> Self {
+        Self { writer, path: None }
+    }
+
+    /// The writer.
+    pub fn into_inner(self) -> W {
+        self.writer
+    }
+}
+
+impl<W: Write + Send + Debug> Observer for JsonLog<W> {
     fn observe(&mut self, report: &StepReport) -> Result<()> {
-        JsonLines::new(&mut self.file).observe(report)
+        let line =
+            serde_json::to_string(report).map_err(|error| Error::Observer(error.to_string()))?;
+        writeln!(self.writer, "{line}")
+            .and_then(|()| self.writer.flush())
+            .map_err(|error| Error::Observer(format!("writing the step log: {error}")))
     }
 
     fn persist(&mut self) -> Result<()> {
-        self.file
-            .sync_all()
-            .map_err(Error::io("writing", &self.path))
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        let file = OpenOptions::new().append(true).open(path);
+        file.and_then(|file| file.sync_all())
+            .map_err(Error::io("writing", path))
     }
 
     fn rewind(&mut self, next_step: u64) -> Result<()> {
-        cut_log(&self.path, next_step).map(|_| ())
+        match &self.path {
+            Some(path) => cut_log(path, next_step).map(|_| ()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -75,18 +108,6 @@ pub fn cut_log(path: impl AsRef<Path>, next_step: u64) -> Result<String> {
         cut.map_err(Error::io("cutting", path))?;
     }
     Ok(text)
-}
-
-/// The reports of the steps before `next_step`.
-///
-/// # Errors
-/// As [`cut_log`]; nothing is changed.
-pub(crate) fn read_log(path: &Path, next_step: u64) -> Result<Vec<StepReport>> {
-    let (text, _) = first_lines(path, next_step)?;
-    let reports = text.lines().map(serde_json::from_str);
-    reports
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|error| invalid(path, format!("a line is no report of a step: {error}")))
 }
 
 /// The lines of the steps before `next_step`, and how long the whole log is.
@@ -127,42 +148,9 @@ fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
     Ok((text, length))
 }
 
-/// Writes each step's report as a line of JSON. [`JsonLog`](crate::observer::JsonLog) is one in a file that a resumed run goes on with.
-///
-/// # Example
-/// ```
-/// let lines = siss::observer::JsonLines::new(Vec::new());
-/// // SissTrainer::builder(model, scheduler).observer(lines)
-/// ```
-#[derive(Debug)]
-pub struct JsonLines<W> {
-    writer: W,
-}
-
-impl<W: Write + Send + Debug> JsonLines<W> {
-    /// Writes to `writer`, flushing after each line.
-    pub fn new(writer: W) -> Self {
-        Self { writer }
-    }
-
-    /// The writer.
-    pub fn into_inner(self) -> W {
-        self.writer
-    }
-}
-
-impl<W: Write + Send + Debug> Observer for JsonLines<W> {
-    fn observe(&mut self, report: &StepReport) -> Result<()> {
-        let line =
-            serde_json::to_string(report).map_err(|error| Error::Observer(error.to_string()))?;
-        writeln!(self.writer, "{line}")
-            .and_then(|()| self.writer.flush())
-            .map_err(|error| Error::Observer(format!("writing the step log: {error}")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::report::example::report;
     use super::*;
 
     fn log(folder: &Path, text: &str) -> PathBuf {
@@ -213,5 +201,44 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
         assert!(cut_log(folder.path().join("none"), 1).is_err());
+    }
+
+    #[test]
+    fn json_lines_are_one_report_each_and_read_back() {
+        let mut lines = JsonLog::new(Vec::new());
+        for step in 0..3 {
+            lines.observe(&report(step, 0.03, 0.01)).unwrap();
+        }
+        let text = String::from_utf8(lines.into_inner()).unwrap();
+        let steps: Vec<StepReport> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(steps[2], report(2, 0.03, 0.01));
+
+        let mut skipped = JsonLog::new(Vec::new());
+        skipped
+            .observe(&report(3, f64::NAN, f64::INFINITY))
+            .unwrap();
+        let back: StepReport = serde_json::from_slice(&skipped.into_inner()).unwrap();
+        assert!(back.retain.unwrap().mean_squared_error.is_nan());
+    }
+
+    #[test]
+    fn a_failing_writer_is_an_error_not_a_panic() {
+        #[derive(Debug)]
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::Error::other("disk full"))
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = JsonLog::new(Full)
+            .observe(&report(0, 1.0, 1.0))
+            .unwrap_err();
+        assert!(error.to_string().contains("disk full"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! What watches a run: reports of its steps, logs, and the diagnosis of a run that goes wrong.
 
 mod diagnosis;
-pub(crate) mod json_log;
+mod json_log;
 mod report;
 
 use std::fmt::Debug;
@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 
-pub use diagnosis::{Diagnosis, Finding, Symptom};
-pub use json_log::{JsonLines, JsonLog, cut_log};
+pub(crate) use diagnosis::Diagnosis;
+pub use diagnosis::{Finding, Symptom};
+pub use json_log::{JsonLog, cut_log};
 pub use report::{StepOutcome, StepReport, TermReport, WeightSummary};
 
 /// Is told of every step. For progress bars, logs, plots.

@@ -12,20 +12,13 @@ use crate::objective::LossTerm;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepOutcome {
+    /// The gradients are there and nothing was done with them yet: in
+    /// [`StepGradients`](crate::trainer::StepGradients) alone.
+    Pending,
     /// The optimiser was applied.
     Applied,
     /// A loss, a norm or a gradient was NaN or infinite: model and optimiser are as before.
     SkippedNonFinite,
-}
-
-impl StepOutcome {
-    pub(crate) fn of(is_applied: bool) -> Self {
-        if is_applied {
-            StepOutcome::Applied
-        } else {
-            StepOutcome::SkippedNonFinite
-        }
-    }
 }
 
 /// What happened in one optimiser step.
@@ -66,7 +59,7 @@ pub struct TermReport {
     /// `(1/B) Σ |w| ‖ŷ − target‖²`, summed over elements: the objective's term without its sign.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// Mean squared error an element, rows weighted by `|w|`; NaN without a row.
+    /// Mean squared error per element, rows weighted by `|w|`; NaN without a row.
     #[serde(deserialize_with = "number_or_null")]
     pub mean_squared_error: f64,
     /// The weights before thinning.
@@ -96,8 +89,7 @@ pub struct WeightSummary {
 }
 
 impl WeightSummary {
-    pub(crate) fn of<const D: usize>(term: &Option<LossTerm<D>>) -> Option<Self> {
-        let term = term.as_ref()?;
+    pub(crate) fn of<const D: usize>(term: &LossTerm<D>) -> Self {
         let sizes = || term.weights.iter().map(|weight| weight.abs());
         let count = term.weights.len().max(1) as f64;
         let (sum, squares): (f64, f64) =
@@ -106,7 +98,7 @@ impl WeightSummary {
             let ends = sizes().filter(|w| *w >= 0.99 * bound || *w <= 0.01 * bound);
             ends.count() as f64 / count
         };
-        Some(Self {
+        Self {
             mean: sum / count,
             max: sizes().fold(0.0, f64::max),
             effective_rows: if squares > 0.0 {
@@ -116,7 +108,7 @@ impl WeightSummary {
             },
             degenerate_share: term.weight_bound.map(at_an_end),
             ascends: term.weights.iter().any(|&weight| weight < 0.0),
-        })
+        }
     }
 }
 
@@ -124,16 +116,13 @@ impl TermReport {
     /// The report of a thinned term. `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows,
     /// `factors` those of steering, if there is any.
     pub(crate) fn of<const D: usize>(
-        term: &Option<LossTerm<D>>,
-        weights: Option<WeightSummary>,
+        term: &LossTerm<D>,
+        weights: WeightSummary,
         losses: &[f32],
         factors: &[f32],
-    ) -> Option<Self> {
-        let (term, weights) = (term.as_ref()?, weights?);
-        let [batch_size, elements @ ..] = &term.noisy.dims()[..] else {
-            return None;
-        };
-        let elements: usize = elements.iter().product();
+    ) -> Self {
+        let shape = term.noisy.dims();
+        let (batch_size, elements) = (shape[0], shape[1..].iter().product::<usize>());
         let sizes = term.weights.iter().map(|weight| weight.abs());
         let total: f64 = sizes.clone().sum();
         let weighted = |values: &[f32]| -> f64 {
@@ -142,18 +131,18 @@ impl TermReport {
         };
         let sum = weighted(losses);
         let is_steered = !factors.is_empty() && total > 0.0;
-        Some(Self {
+        Self {
             rows: term.rows.len(),
-            loss: sum / *batch_size as f64,
+            loss: sum / batch_size as f64,
             mean_squared_error: sum / (total * elements as f64),
             steering: is_steered.then(|| weighted(factors) / total),
             weights,
-        })
+        }
     }
 }
 
 impl StepReport {
-    /// Rows run a sample: 1 for a training step, 2 for two forwards a sample.
+    /// Rows run per sample: 1 for a training step, 2 for two forward passes per sample.
     pub fn rows_per_sample(&self) -> f64 {
         let rows = |term: &Option<TermReport>| term.as_ref().map_or(0, |term| term.rows);
         (rows(&self.retain) + rows(&self.forget)) as f64 / self.batch_size as f64
@@ -207,6 +196,51 @@ impl fmt::Display for StepReport {
     }
 }
 
+/// A report for the tests of those who read them.
+#[cfg(test)]
+pub(super) mod example {
+    use super::*;
+
+    fn term(loss: f64) -> TermReport {
+        TermReport {
+            rows: 8,
+            loss: 10.0 * loss,
+            mean_squared_error: loss,
+            weights: WeightSummary {
+                mean: 1.0,
+                max: 2.0,
+                effective_rows: 6.0,
+                degenerate_share: Some(0.5),
+                ascends: true,
+            },
+            steering: None,
+        }
+    }
+
+    pub fn report(step: u64, retain: f64, forget: f64) -> StepReport {
+        StepReport {
+            step,
+            outcome: StepOutcome::Applied,
+            batch_size: 8,
+            retain: Some(term(retain)),
+            forget: Some(term(forget)),
+            norms: GradientNorms {
+                retain: 1.0,
+                forget: 1.0,
+                ..GradientNorms::default()
+            },
+            coefficients: Coefficients {
+                retain: 1.0,
+                forget: 0.1,
+            },
+            combined_norm: 1.0,
+            clip_factor: 1.0,
+            learning_rate: 1e-4,
+            without_gradient: Vec::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,14 +251,14 @@ mod tests {
     fn rows_count_by_the_size_of_their_weights() {
         let zeros = Tensor::<2>::zeros([4, 5], &Device::flex());
         let term = LossTerm::new(zeros.clone(), vec![0.0; 4], zeros, vec![-1.0, -2.0]);
-        let term = Some(term.with_weight_bound(3.0));
-        let weights = WeightSummary::of(&term).unwrap();
+        let term = term.with_weight_bound(3.0);
+        let weights = WeightSummary::of(&term);
         assert_eq!((weights.mean, weights.max), (1.5, 2.0));
         assert!((weights.effective_rows - 9.0 / 5.0).abs() < 1e-12);
         assert_eq!(weights.degenerate_share, Some(0.0));
         assert!(weights.ascends);
 
-        let report = TermReport::of(&term, Some(weights), &[9.0, 18.0], &[1.0, -1.0]).unwrap();
+        let report = TermReport::of(&term, weights, &[9.0, 18.0], &[1.0, -1.0]);
         assert_eq!(report.rows, 2);
         // 1 · 9 + 2 · 18 over the batch, and over the weights' sum and the elements.
         assert_eq!((report.loss, report.mean_squared_error), (11.25, 3.0));

@@ -5,7 +5,7 @@ pub(crate) mod beta;
 pub(crate) mod config;
 mod ddpm;
 mod flow;
-mod prediction;
+pub(crate) mod prediction;
 pub(crate) mod time;
 
 use std::fmt;
@@ -86,19 +86,19 @@ impl Scales {
     }
 
     /// `γ / σ` of each row.
-    pub(crate) fn ratios(&self) -> Vec<f64> {
+    pub fn ratios(&self) -> Vec<f64> {
         let pairs = self.signal.iter().zip(&self.noise);
         pairs.map(|(signal, noise)| signal / noise).collect()
     }
 
     /// `γ·clean + σ·noise`.
-    pub(crate) fn noisy<const D: usize>(&self, clean: &Tensor<D>, noise: &Tensor<D>) -> Tensor<D> {
+    pub fn noisy<const D: usize>(&self, clean: &Tensor<D>, noise: &Tensor<D>) -> Tensor<D> {
         let device = clean.device();
         clean.clone() * self.signal_tensor(&device) + noise.clone() * self.noise_tensor(&device)
     }
 
     /// What a model of this kind should say where a noisy point is explained by `clean` and `noise`.
-    pub(crate) fn target<const D: usize>(
+    pub fn target<const D: usize>(
         &self,
         kind: PredictionType,
         clean: &Tensor<D>,

@@ -157,11 +157,9 @@ impl Sampler for DdimSampler {
         match noise {
             Some(noise) => Ok(mean + noise * deviation),
             None if deviation == 0.0 => Ok(mean),
-            None => Err(Error::InvalidSetting {
-                what: format!(
-                    "eta is {}, and there is no noise for the step",
-                    self.config.eta
-                ),
+            None => Err(Error::MissingPart {
+                owner: format!("the step with eta {}", self.config.eta),
+                missing: "noise",
                 remedy: "give standard normal noise, or set eta to 0",
             }),
         }

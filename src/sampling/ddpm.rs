@@ -162,8 +162,9 @@ impl Sampler for DdpmSampler {
             VarianceType::FixedLarge => beta,
         };
         let Some(noise) = noise else {
-            return Err(Error::InvalidSetting {
-                what: format!("there is no noise for the step from timestep {timestep}"),
+            return Err(Error::MissingPart {
+                owner: format!("the step from timestep {timestep}"),
+                missing: "noise",
                 remedy: "give standard normal noise: DDPM adds some in every step but the one from timestep 0",
             });
         };

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
-use crate::error::{Error, Result, check_prediction_type, check_shape};
+use crate::error::{Error, Result, check_prediction_type};
 use crate::host::vector;
 use crate::process::{DdpmScheduler, PredictionType, Scheduler, SchedulerExt};
 
@@ -69,8 +69,8 @@ pub trait Sampler: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`Error::TimestepOutOfRange`], [`Error::OutOfRange`] unless `previous` is below `timestep`,
-    /// [`Error::ShapeMismatch`], [`Error::InvalidSetting`] where noise is needed and there is none, or
-    /// where a predicted noise says nothing because there is no signal.
+    /// [`Error::ShapeMismatch`], [`Error::MissingPart`] where noise is needed and there is none,
+    /// [`Error::InvalidSetting`] where a predicted noise says nothing because there is no signal.
     fn step_to<const D: usize>(
         &self,
         noisy: Tensor<D>,
@@ -176,9 +176,7 @@ fn check_request<const D: usize>(shape: [usize; D], condition: &impl Condition) 
             remedy: "ask for at least one sample of at least one element",
         });
     }
-    let found = condition.check_rows(shape[0]).err().unwrap_or(shape[0]);
-    let remedy = "give one condition for every sample";
-    check_shape("the condition", &shape[..1], &[found], remedy)
+    condition.check_rows("the condition", shape[0])
 }
 
 #[cfg(test)]

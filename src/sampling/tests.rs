@@ -253,9 +253,13 @@ fn a_stochastic_step_without_noise_is_refused() {
         ..DdimConfig::default()
     });
     let error = step(&stochastic, points(), points(), 500, None).unwrap_err();
-    assert!(error.to_string().contains("eta is 0.5"), "{error}");
+    assert!(
+        error.to_string().contains("eta 0.5 has no noise"),
+        "{error}"
+    );
     let sampler = ddpm(DdpmConfig::default());
     let error = step(&sampler, points(), points(), 500, None).unwrap_err();
+    assert!(matches!(error, Error::MissingPart { .. }), "{error}");
     assert!(error.to_string().contains("timestep 500"), "{error}");
 }
 

@@ -1,17 +1,19 @@
 //! Forgetting that stops: each forget row's weight depends on how far its loss is from a level.
 
-pub(crate) mod counterfactual;
+mod counterfactual;
+mod levels;
 
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Result, check_shape, check_state};
 use crate::host::{to_f32, vector};
 
 pub use self::counterfactual::{
-    CounterfactualConfig, CounterfactualData, CounterfactualLoss, Groups, IdealForm,
+    Counterfactual, CounterfactualConfig, CounterfactualData, Groups, IdealForm,
 };
+pub use self::levels::Levels;
 
 /// What becomes of a forget row's weight, given the row's loss and the level that it should have.
 pub trait SteeringRule: Send + Debug {
@@ -66,7 +68,7 @@ impl SteeringRule for HardStop {
     }
 }
 
-/// A level for each forgotten point and timestep, and what to do about it. For
+/// A level for each forgotten point and timestep, and a rule for the distance to it. For
 /// [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).
 ///
 /// The loss of a forget row is known between its forward and its backward pass, so steering costs no further run of the model.
@@ -75,9 +77,18 @@ impl SteeringRule for HardStop {
 ///
 /// With [`Proportional`] the forget gradient vanishes at the level. The clippers that bring it to a norm take part in that: see
 /// [`GradientNorms::steering`](crate::clipper::GradientNorms::steering).
+///
+/// # Example
+/// ```
+/// use siss::steering::{HardStop, Levels, Steering};
+///
+/// let levels = Levels::new(vec![0.0, 999.0], vec![vec![0.5, 0.02]])?;
+/// let steering = Steering::new(levels).with_rule(HardStop);
+/// # Ok::<(), siss::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Steering {
-    levels: CounterfactualLoss,
+    levels: Levels,
     rule: Box<dyn SteeringRule>,
     /// The running mean of loss over level by point and timestep of the grid; negative where there is none yet.
     mean_ratios: Vec<Vec<f64>>,
@@ -96,28 +107,32 @@ pub(crate) struct Steered {
 const MEAN_RATE: f64 = 0.1;
 
 impl Steering {
-    /// Steers to the levels by [`Proportional`].
-    pub fn to(levels: CounterfactualLoss) -> Self {
-        Self::by(levels, Proportional)
-    }
-
-    /// Steers by a rule of choice.
-    pub fn by(levels: CounterfactualLoss, rule: impl SteeringRule + 'static) -> Self {
+    /// Steers to [`Levels`], or those of a [`Counterfactual`], by [`Proportional`].
+    pub fn new(levels: impl Into<Levels>) -> Self {
+        let levels = levels.into();
         Self {
             mean_ratios: levels.initial_ratios(),
             levels,
+            rule: Box::new(Proportional),
+        }
+    }
+
+    /// Steers by another rule.
+    pub fn with_rule(self, rule: impl SteeringRule + 'static) -> Self {
+        Self {
             rule: Box::new(rule),
+            ..self
         }
     }
 
     /// The levels.
-    pub fn levels(&self) -> &CounterfactualLoss {
+    pub fn levels(&self) -> &Levels {
         &self.levels
     }
 
     /// Forgotten points that have levels.
     pub(crate) fn num_points(&self) -> usize {
-        self.levels.levels().len()
+        self.levels.values().len()
     }
 
     /// The rule.
@@ -125,11 +140,13 @@ impl Steering {
         self.rule.as_ref()
     }
 
-    /// The factors of rows with these points, timesteps and losses (means over elements, on the device).
+    /// The factors of rows with these points, timesteps, weights and losses (means over elements, on the
+    /// device). A row that descends to another target is never turned into an ascent from it.
     pub(crate) fn steer(
         &self,
         forget_ids: impl Iterator<Item = u64> + Clone,
         timesteps: &[f64],
+        weights: &[f64],
         losses: Tensor<1>,
     ) -> Result<Steered> {
         let rows = || forget_ids.clone().zip(timesteps.iter().copied());
@@ -150,8 +167,10 @@ impl Steering {
         let factors = self.rule.factors(losses, levels, mean_ratios);
         let remedy = "a steering rule must give one factor for every loss";
         check_shape("the factors of steering", &shape, &factors.dims(), remedy)?;
+        let lowest = |&weight: &f64| if weight > 0.0 { 0.0 } else { -1.0 };
+        let lowest = vector(weights.iter().map(lowest), &factors.device());
         Ok(Steered {
-            factors: to_f32(factors),
+            factors: to_f32(factors).max_pair(lowest),
             ratios: to_f32(ratios),
         })
     }
@@ -198,16 +217,7 @@ impl Steering {
     /// Takes back what [`state`](Steering::state) gave.
     pub(crate) fn restore(&mut self, state: &[f64]) -> Result<()> {
         let grid = self.levels.timesteps().len();
-        let expected = grid * self.mean_ratios.len();
-        if state.len() != expected {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "the state of steering has {} numbers instead of {expected}",
-                    state.len()
-                ),
-                remedy: "resume with the levels that the checkpoint was made with",
-            });
-        }
+        check_state("steering", state, grid * self.mean_ratios.len())?;
         self.mean_ratios = state.chunks(grid).map(<[f64]>::to_vec).collect();
         Ok(())
     }
@@ -242,27 +252,45 @@ mod tests {
     #[test]
     fn each_row_has_the_level_of_its_point_and_timestep() {
         let levels = vec![vec![0.1, 0.2], vec![1.0, 2.0]];
-        let levels = CounterfactualLoss::from_levels(vec![0.0, 100.0], levels).unwrap();
-        let steering = Steering::to(levels);
+        let levels = Levels::new(vec![0.0, 100.0], levels).unwrap();
+        let steering = Steering::new(levels);
         let losses = Tensor::<1>::from_data([0.1, 0.1, 0.1], &Device::flex());
         let ids = [0, 0, 1].into_iter();
-        let steered = steering.steer(ids, &[0.0, 100.0, 0.0], losses).unwrap();
+        let steered = steering
+            .steer(ids, &[0.0, 100.0, 0.0], &[-1.0; 3], losses)
+            .unwrap();
         let factors: Vec<f32> = steered.factors.into_data().try_to_vec().unwrap();
         for (got, expected) in factors.iter().zip([0.0, 0.5, 0.9]) {
             assert!((got - expected).abs() < 1e-6, "{factors:?}");
         }
         let losses = Tensor::<1>::from_data([0.1], &Device::flex());
-        let error = steering.steer([2].into_iter(), &[0.0], losses).unwrap_err();
+        let error = steering
+            .steer([2].into_iter(), &[0.0], &[-1.0], losses)
+            .unwrap_err();
         assert!(error.to_string().contains("id 2"), "{error}");
+    }
+
+    /// A term that leads to another target is weakened and switched off, never turned round.
+    #[test]
+    fn a_row_that_descends_is_never_turned_into_an_ascent() {
+        let levels = Levels::new(vec![0.0, 1.0], vec![vec![1.0; 2]]).unwrap();
+        let losses = Tensor::<1>::from_data([0.25, 3.0, 3.0], &Device::flex());
+        let ids = [0; 3].into_iter();
+        let steering = Steering::new(levels);
+        let steered = steering.steer(ids, &[0.0; 3], &[1.0, 1.0, -1.0], losses);
+        let factors = steered.unwrap().factors.into_data();
+        assert_eq!(factors.try_to_vec::<f32>().unwrap(), [0.75, 0.0, -1.0]);
     }
 
     /// At a loss of 0 the rule would divide 0 by 0.
     #[test]
     fn a_level_that_rounds_to_zero_is_not_divided_by() {
-        let levels = CounterfactualLoss::from_levels(vec![0.0, 1.0], vec![vec![1e-60; 2]]).unwrap();
+        let levels = Levels::new(vec![0.0, 1.0], vec![vec![1e-60; 2]]).unwrap();
         let losses = Tensor::<1>::from_data([0.0, 0.1], &Device::flex());
         let ids = [0, 0].into_iter();
-        let steered = Steering::to(levels).steer(ids, &[0.0; 2], losses).unwrap();
+        let steered = Steering::new(levels)
+            .steer(ids, &[0.0; 2], &[-1.0; 2], losses)
+            .unwrap();
         assert_eq!(
             steered.factors.into_data().try_to_vec::<f32>().unwrap(),
             [1.0, -1.0]
@@ -272,12 +300,12 @@ mod tests {
     /// The mean is that of the point near the timestep, and outlives a checkpoint.
     #[test]
     fn hard_stop_asks_the_mean_of_the_point_near_the_timestep() {
-        let levels = || CounterfactualLoss::from_levels(vec![0.0, 100.0], vec![vec![1.0; 2]; 2]);
-        let mut steering = Steering::by(levels().unwrap(), HardStop);
+        let levels = || Levels::new(vec![0.0, 100.0], vec![vec![1.0; 2]; 2]);
+        let mut steering = Steering::new(levels().unwrap()).with_rule(HardStop);
         let factors = |steering: &Steering| -> Vec<f32> {
             let losses = Tensor::<1>::from_data([0.1, 0.1, 0.1, 9.0], &Device::flex());
             let ids = [0, 0, 1, 1].into_iter();
-            let steered = steering.steer(ids, &[10.0, 90.0, 10.0, 90.0], losses);
+            let steered = steering.steer(ids, &[10.0, 90.0, 10.0, 90.0], &[-1.0; 4], losses);
             steered.unwrap().factors.into_data().try_to_vec().unwrap()
         };
         // Where a point has not been met its rows speak for it.
@@ -287,7 +315,7 @@ mod tests {
             steering.remember(&[1], &[1, 0], &[90.0, 20.0], &[ratio]);
         }
         assert_eq!(factors(&steering), [0.0, 1.0, 1.0, 0.0]);
-        let mut again = Steering::by(levels().unwrap(), HardStop);
+        let mut again = Steering::new(levels().unwrap()).with_rule(HardStop);
         again.restore(&steering.state()).unwrap();
         assert_eq!(factors(&again), factors(&steering));
         assert!(
@@ -295,7 +323,7 @@ mod tests {
                 .restore(&[1.0])
                 .unwrap_err()
                 .to_string()
-                .contains("1 numbers instead of 4")
+                .contains("1 numbers where 4 are needed")
         );
     }
 }

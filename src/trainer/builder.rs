@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use burn::module::ParamGroup;
+use burn::module::{ParamGroup, ParamGroupError};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::SissTrainer;
 use super::config::TrainerConfig;
@@ -15,14 +15,13 @@ use super::learning_rate::LearningRate;
 use super::method::Method;
 use super::optimizer::OpaqueOptimizer;
 use super::settings::Settings;
-use crate::backend;
 use crate::clipper::GradientClipper;
 use crate::data::Side;
 use crate::denoiser::{Condition, Denoiser};
-use crate::draws::{DrawnAhead, FixedAllocation, MixtureSampler, TimestepSampling};
+use crate::draws::{FixedAllocation, MixtureSampler, TimestepSampling};
 use crate::error::{Error, Result, check_positive, check_prediction_type, check_range};
 use crate::objective::SissLoss;
-use crate::observer::Observer;
+use crate::observer::{Diagnosis, Observer};
 use crate::process::{PredictionType, Scheduler};
 use crate::steering::Steering;
 
@@ -34,9 +33,10 @@ pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     model: M,
     scheduler: Box<dyn Scheduler>,
     method: Method,
-    loss: Option<Box<dyn SissLoss<D>>>,
+    loss: Option<Box<dyn SissLoss<D, M::Condition>>>,
     sampler: Option<Box<dyn MixtureSampler>>,
     clipper: Option<Box<dyn GradientClipper>>,
+    teacher: Option<M>,
     optimizer: Option<ModuleOptimizer>,
     learning_rate: ModuleLrScheduler,
     steering: Option<Steering>,
@@ -65,6 +65,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             loss: None,
             sampler: None,
             clipper: None,
+            teacher: None,
             optimizer: None,
             learning_rate: 5e-5.into(),
             steering: None,
@@ -88,7 +89,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// The objective.
-    pub fn loss(mut self, loss: impl SissLoss<D> + 'static) -> Self {
+    pub fn loss(mut self, loss: impl SissLoss<D, M::Condition> + 'static) -> Self {
         self.loss = Some(Box::new(loss));
         self
     }
@@ -105,11 +106,20 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Forgetting that stops at a level for each point and timestep, as the loss that a retrained model would have
-    /// ([`CounterfactualLoss`](crate::steering::CounterfactualLoss)). Unless another clipper is set, a method's 10 % rule takes 30 %, which shrink as
-    /// the levels are reached.
+    /// Forgetting that stops at a level for each point and timestep, such as the loss that a retrained model would have
+    /// ([`Counterfactual`](crate::steering::Counterfactual)): for every method with a forget term.
+    ///
+    /// Unless another clipper is set, a method whose clipper is [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 % takes
+    /// 30 %, a share that shrinks as the levels are reached.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
+        self
+    }
+
+    /// The frozen model that an objective asks ([`LossInputs::teacher`](crate::objective::LossInputs::teacher)),
+    /// in place of the model before the run. Ignored by objectives without a teacher.
+    pub fn teacher(mut self, teacher: M) -> Self {
+        self.teacher = Some(teacher);
         self
     }
 
@@ -202,18 +212,45 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 
     /// Trains the parameters of a group alone. Paths are the names of the model's fields joined by dots, and a group
-    /// matches them by a piece, by a regular expression or by the whole:
-    ///
-    /// ```
-    /// use burn::module::ParamGroup;
-    ///
-    /// let attention = ParamGroup::from_predicate("attentions");
-    /// let decoder = ParamGroup::from_regex(r"^up_blocks\.\d+\.")?;
-    /// # Ok::<(), burn::module::ParamGroupError>(())
-    /// ```
+    /// matches them by a piece, as `ParamGroup::from_predicate("attentions")`, by the whole, or by id.
+    /// For a regular expression: [`train_only_matching`](Self::train_only_matching).
     pub fn train_only(mut self, group: ParamGroup) -> Self {
         self.trainable = Some(group);
         self
+    }
+
+    /// Trains the parameters alone whose path a regular expression matches, anywhere in it unless anchored.
+    ///
+    /// ```
+    /// # use burn::module::Module;
+    /// # use burn::nn::{Linear, LinearConfig};
+    /// # use burn::tensor::{Device, Tensor};
+    /// # use siss::{DdpmScheduler, Denoiser, SissTrainer};
+    /// # #[derive(Module, Debug)]
+    /// # struct Model { encoder: Linear, decoder: Linear }
+    /// # impl Denoiser<2> for Model {
+    /// #     type Condition = ();
+    /// #     fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+    /// #         self.decoder.forward(self.encoder.forward(noisy))
+    /// #     }
+    /// # }
+    /// fn trainer(model: Model) -> siss::Result<SissTrainer<Model, 2>> {
+    ///     SissTrainer::builder(model, DdpmScheduler::linear(1000)?)
+    ///         .train_only_matching(r"^decoder\.")?
+    ///         .build()
+    /// }
+    /// # let layer = LinearConfig::new(3, 3).init(&Device::flex());
+    /// # assert!(trainer(Model { encoder: layer.clone(), decoder: LinearConfig::new(3, 3).init(&Device::flex()) }).is_ok());
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidPattern`].
+    pub fn train_only_matching(self, pattern: &str) -> Result<Self> {
+        let invalid = |ParamGroupError::InvalidPatternError(reason)| Error::InvalidPattern {
+            pattern: pattern.into(),
+            reason,
+        };
+        Ok(self.train_only(ParamGroup::from_regex(pattern).map_err(invalid)?))
     }
 
     /// Checks the settings and switches the model to training.
@@ -222,7 +259,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
     /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
     /// [`Error::PredictionTypeDiffers`] a scheduler, or levels, of a model that predicts something else;
-    /// [`Error::InvalidSetting`] a group without a trainable parameter, or a method without its retained points.
+    /// [`Error::InvalidSetting`] a group without a trainable parameter; [`Error::MissingPart`] a method without its
+    /// retained points or groups.
     pub fn build(self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
         let prediction_type = self.model.prediction_type();
@@ -247,11 +285,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         });
         check_clipper(loss.as_ref(), clipper.as_ref())?;
         if loss.ignores_condition() && !M::Condition::IS_EMPTY {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "{} explains forgotten points by retained ones of any class or prompt, and the model has a condition",
-                    loss.name()
-                ),
+            return Err(Error::MissingPart {
+                owner: loss.name().into(),
+                missing: "groups of points, which a model with a condition needs: a point of another class or prompt explains nothing",
                 remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
             });
         }
@@ -265,12 +301,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
                 .levels()
                 .check_process(self.scheduler.as_ref(), sampling)?;
         }
-        if self.method == Method::SissToLevel && self.steering.is_none() {
-            return Err(Error::InvalidSetting {
-                what: "siss-to-level has no level to steer to".into(),
-                remedy: "give one by `SissTrainerBuilder::steering`, fitted by `CounterfactualLoss::fit`",
-            });
-        }
+        let teacher = loss.uses_teacher().then(|| {
+            let teacher = self.teacher.unwrap_or_else(|| self.model.clone());
+            teacher.valid()
+        });
         let (mut model, mut frozen) = (self.model.train(), Vec::new());
         if let Some(group) = &self.trainable {
             (model, frozen) = freeze_outside(model, group)?;
@@ -278,10 +312,6 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         if self.config.gradient_checkpointing {
             model = checkpoint_gradients(model);
         }
-        // The CPU's cores have the step itself to do.
-        let is_elsewhere = |device: &Device| !backend::is_flex(device);
-        let drawn_ahead = model.devices().first().is_some_and(is_elsewhere);
-        let drawn_ahead = drawn_ahead.then(DrawnAhead::default);
         let ema = self.config.ema_decay;
         let mut settings = Settings::default();
         settings.add_config(&self.config)?;
@@ -295,6 +325,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             settings,
             ema: ema.map(|decay| MovingAverage::new(&model, decay)),
             model,
+            teacher,
             frozen,
             optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
             learning_rate: LearningRate::new(self.learning_rate)?,
@@ -303,12 +334,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             loss,
             clipper,
             steering: self.steering,
+            diagnosis: Diagnosis::default(),
             observers: self.observers,
             config: self.config,
             step: 0,
             skipped_in_a_row: 0,
             model_is_checked: false,
-            drawn_ahead,
         })
     }
 }
@@ -350,9 +381,9 @@ fn check_config(config: &TrainerConfig) -> Result<()> {
     Ok(())
 }
 
-fn check_steering<const D: usize>(
+fn check_steering<const D: usize, C>(
     steering: &Steering,
-    loss: &dyn SissLoss<D>,
+    loss: &dyn SissLoss<D, C>,
     prediction_type: PredictionType,
 ) -> Result<()> {
     if !loss.has_term(Side::Forget) {
@@ -366,9 +397,9 @@ fn check_steering<const D: usize>(
 }
 
 /// At the ends of `λ` one side of a mixture is never drawn from.
-fn check_mixture<const D: usize>(
+fn check_mixture<const D: usize, C>(
     sampler: &dyn MixtureSampler,
-    loss: &dyn SissLoss<D>,
+    loss: &dyn SissLoss<D, C>,
     clipper: &dyn GradientClipper,
 ) -> Result<()> {
     let forget_prob = sampler.forget_prob();
@@ -393,8 +424,8 @@ fn check_mixture<const D: usize>(
     Ok(())
 }
 
-fn check_clipper<const D: usize>(
-    loss: &dyn SissLoss<D>,
+fn check_clipper<const D: usize, C>(
+    loss: &dyn SissLoss<D, C>,
     clipper: &dyn GradientClipper,
 ) -> Result<()> {
     for (side, remedy) in [

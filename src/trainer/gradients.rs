@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::clipper::GradientNorms;
+use crate::data::side::Sides;
 use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
 use crate::host::{SMALL, as_column, read_f32, select_rows, squared_norms, to_f32, vector};
@@ -69,7 +70,7 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     let noisy = select_rows(&term.noisy, rows);
     let target = select_rows(&term.target, rows);
     let on_device = vector(timesteps.iter().copied(), &device);
-    let prediction = model.predict(noisy, on_device, &inputs.condition.select(rows));
+    let prediction = model.predict(noisy, on_device, &inputs.condition.take_rows(rows));
     let remedy = "the model must predict one value for every element of its input";
     check_shape(
         "the model's prediction",
@@ -115,11 +116,8 @@ fn steer<const D: usize, C>(
         None => losses.clone(),
     };
     let own_ids = rows.iter().map(|&row| ids[row]);
-    let mut steered = steering.steer(own_ids, timesteps, own_losses / elements as f64)?;
-    // What descends to another target is never turned into an ascent from it.
-    let lowest = |&weight: &f64| if weight > 0.0 { 0.0 } else { -1.0 };
-    let lowest = vector(weights.iter().map(lowest), &steered.factors.device());
-    steered.factors = steered.factors.max_pair(lowest);
+    let losses = own_losses / elements as f64;
+    let steered = steering.steer(own_ids, timesteps, weights, losses)?;
     Ok(Some(steered))
 }
 
@@ -176,10 +174,8 @@ pub(crate) fn combine<M: Module>(
 /// What one read brings from the device: losses of each side's rows, and the norms.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
-    /// `‖ŷ − target‖²` of each row of the retain term.
-    pub(crate) retain_losses: Vec<f32>,
-    /// `‖ŷ − target‖²` of each row of the forget term.
-    pub(crate) forget_losses: Vec<f32>,
+    /// `‖ŷ − target‖²` of each row of a term.
+    pub(crate) losses: Sides<Vec<f32>>,
     /// The factor of each row of a steered forget term.
     pub(crate) factors: Vec<f32>,
     /// The loss over the level of each row of a steered forget term.
@@ -189,7 +185,7 @@ pub(crate) struct Measured {
 
 impl Measured {
     pub(crate) fn is_finite(&self) -> bool {
-        let mut losses = self.retain_losses.iter().chain(&self.forget_losses);
+        let mut losses = self.losses.retain.iter().chain(&self.losses.forget);
         self.norms.is_finite() && losses.all(|loss| loss.is_finite())
     }
 
@@ -212,11 +208,8 @@ impl Measured {
 }
 
 /// Brings losses and norms to the host, in one read.
-pub(crate) fn measure<M: Module>(
-    model: &M,
-    retain: &SideGradient,
-    forget: &SideGradient,
-) -> Result<Measured> {
+pub(crate) fn measure<M: Module>(model: &M, sides: &Sides<SideGradient>) -> Result<Measured> {
+    let Sides { retain, forget } = sides;
     let products = gradient_products(model, &retain.gradients, &forget.gradients);
     let num_products = products.as_ref().map_or(0, |products| products.dims()[0]);
     let rows = retain.losses.iter().chain(&forget.losses);
@@ -233,8 +226,10 @@ pub(crate) fn measure<M: Module>(
     let ratios = factors.split_off(count(&forget.factors));
     let product = |index: usize| products.get(index).copied().map_or(0.0, f64::from);
     Ok(Measured {
-        retain_losses,
-        forget_losses,
+        losses: Sides {
+            retain: retain_losses,
+            forget: forget_losses,
+        },
         factors,
         ratios,
         norms: GradientNorms {

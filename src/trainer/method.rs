@@ -3,27 +3,28 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
-
 use crate::clipper::{Blend, ConstantScale, EraseDiffRule, FractionOfRetain, GradientClipper};
 use crate::error::{Error, Result};
 use crate::objective::{
     Bernoulli, EraseDiff, NaiveDeletion, NegGrad, ReTrack, Siss, SissLoss, SissNoIs,
 };
+use crate::text::serde_as_text;
+use burn::tensor::Tensor;
 
 /// A method by name, for configuration files and command lines. Each part can still be replaced in the builder.
 ///
 /// | method | objective | sampler | clipper | source |
 /// |---|---|---|---|---|
 /// | `Siss` | [`Siss`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
-/// | `SissToLevel` | [`Siss`], steered ([`Steering`](crate::Steering)) | mixture, `λ` = ½ | [`FractionOfRetain`] 30 % | this crate |
 /// | `SissNoIs` | [`SissNoIs`] | – | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
 /// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | the code of arXiv 2503.01034 |
 /// | `NaiveDeletion` | [`NaiveDeletion`] | – | [`FractionOfRetain`], with nothing to scale | arXiv 2503.01034 |
 /// | `NegGrad` | [`NegGrad`] | – | [`ConstantScale`] 1 | arXiv 2503.01034 |
 /// | `EraseDiff` | [`EraseDiff`] | – | [`EraseDiffRule`] `η` = 1e-3 | arXiv 2401.05779, as run in 2503.01034 |
 /// | `ReTrack` | [`ReTrack`], 10 neighbours | – | [`Blend`] 0.005 | arXiv 2509.13007 (0.02 for CIFAR-10, 0.5 for Stable Diffusion) |
+///
+/// Each method with a forget term can be steered to a level: see
+/// [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).
 ///
 /// The mixture is drawn by [`FixedAllocation`](crate::draws::FixedAllocation) unless another sampler is set; the objectives
 /// marked – look at no mixture.
@@ -34,16 +35,12 @@ use crate::objective::{
 /// assert_eq!(method, siss::Method::SissNoIs);
 /// # Ok::<(), siss::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub enum Method {
     /// Importance sampled from the mixture.
     #[default]
     Siss,
-    /// The same, steered to the loss that a retrained model would have. Needs levels to steer to
-    /// ([`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering)).
-    SissToLevel,
     /// Two separate noisy points.
     SissNoIs,
     /// Each row for one side.
@@ -60,9 +57,8 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Method; 8] = [
+    pub const ALL: [Method; 7] = [
         Method::Siss,
-        Method::SissToLevel,
         Method::SissNoIs,
         Method::Bernoulli,
         Method::NaiveDeletion,
@@ -75,7 +71,6 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Method::Siss => "siss",
-            Method::SissToLevel => "siss-to-level",
             Method::SissNoIs => "siss-no-is",
             Method::Bernoulli => "bernoulli",
             Method::NaiveDeletion => "naive-deletion",
@@ -89,21 +84,22 @@ impl Method {
     /// look at it.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
-    pub fn loss<const D: usize>(
+    /// [`Error::MissingPart`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
+    pub fn loss<const D: usize, C>(
         self,
         retained: Option<&Tensor<D>>,
-    ) -> Result<Box<dyn SissLoss<D>>> {
+    ) -> Result<Box<dyn SissLoss<D, C>>> {
         Ok(match self {
-            Method::Siss | Method::SissToLevel => Box::new(Siss),
+            Method::Siss => Box::new(Siss),
             Method::SissNoIs => Box::new(SissNoIs),
             Method::Bernoulli => Box::new(Bernoulli),
             Method::NaiveDeletion => Box::new(NaiveDeletion),
             Method::NegGrad => Box::new(NegGrad),
             Method::EraseDiff => Box::new(EraseDiff),
             Method::ReTrack => {
-                let retained = retained.ok_or_else(|| Error::InvalidSetting {
-                    what: "re-track has no retained points to search for neighbours".into(),
+                let retained = retained.ok_or_else(|| Error::MissingPart {
+                    owner: self.name().into(),
+                    missing: "retained points to search for neighbours",
                     remedy: "give the retain set by `SissTrainerBuilder::retained_points`",
                 })?;
                 Box::new(ReTrack::new(retained.clone())?)
@@ -111,7 +107,7 @@ impl Method {
         })
     }
 
-    /// The method's clipper where its forget gradient is steered: the 10 % rule takes 30 %, which shrink as the levels are reached.
+    /// The method's clipper if its forget gradient is steered: the rule of 10 % takes 30 %, a share that shrinks as the levels are reached.
     pub(crate) fn steered_clipper(self) -> Box<dyn GradientClipper> {
         match self {
             Method::NegGrad | Method::EraseDiff | Method::ReTrack => self.clipper(),
@@ -125,7 +121,6 @@ impl Method {
             Method::Siss | Method::SissNoIs | Method::Bernoulli | Method::NaiveDeletion => {
                 Box::new(FractionOfRetain::default())
             }
-            Method::SissToLevel => Box::new(FractionOfRetain::STEERED),
             Method::NegGrad => Box::new(ConstantScale::UNSCALED),
             Method::EraseDiff => Box::new(EraseDiffRule::PUBLISHED),
             Method::ReTrack => Box::new(Blend::PUBLISHED),
@@ -144,12 +139,15 @@ impl FromStr for Method {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Method::ALL.into_iter().find(|method| method.name() == text);
-        found.ok_or_else(|| Error::InvalidSetting {
-            what: format!("there is no method `{text}`"),
-            remedy: "use siss, siss-to-level, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track",
+        found.ok_or_else(|| Error::UnknownName {
+            what: "method",
+            name: text.into(),
+            known: Method::ALL.map(Method::name).to_vec(),
         })
     }
 }
+
+serde_as_text!(Method);
 
 #[cfg(test)]
 mod tests {
@@ -164,26 +162,39 @@ mod tests {
             let json = serde_json::to_string(&method).unwrap();
             assert_eq!(json, format!("\"{method}\""));
         }
-        assert!(
-            "ascent"
-                .parse::<Method>()
-                .unwrap_err()
-                .to_string()
-                .contains("ascent")
-        );
+        let error = "ascent".parse::<Method>().unwrap_err();
+        assert!(matches!(&error, Error::UnknownName { name, known, .. }
+                if name == "ascent" && known.len() == Method::ALL.len()));
+        for known in Method::ALL {
+            assert!(error.to_string().contains(known.name()), "{error}");
+        }
     }
 
     #[test]
     fn re_track_asks_for_the_retained_points() {
-        let error = Method::ReTrack.loss::<4>(None).unwrap_err();
+        let error = Method::ReTrack.loss::<4, ()>(None).unwrap_err();
         assert!(error.to_string().contains("retained_points"), "{error}");
+    }
+
+    #[test]
+    fn steering_raises_the_share_of_the_fraction_rule_and_no_other_clipper() {
+        for method in Method::ALL {
+            let clipper = method.clipper();
+            let expected: Box<dyn GradientClipper> = match clipper.name() {
+                "FractionOfRetain" => Box::new(FractionOfRetain::STEERED),
+                _ => clipper,
+            };
+            let steered = method.steered_clipper().settings();
+            assert_eq!(steered, expected.settings(), "{method}");
+        }
     }
 
     #[test]
     fn every_methods_clipper_fits_its_objective() {
         for method in Method::ALL {
             let retained = Tensor::<4>::zeros([20, 1, 2, 2], &Device::flex());
-            let (loss, clipper) = (method.loss(Some(&retained)).unwrap(), method.clipper());
+            let loss = method.loss::<4, ()>(Some(&retained)).unwrap();
+            let clipper = method.clipper();
             for side in [Side::Retain, Side::Forget] {
                 assert!(loss.has_term(side) || !clipper.needs(side), "{method}");
             }

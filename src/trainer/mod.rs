@@ -11,9 +11,12 @@ pub(crate) mod optimizer;
 mod preflight;
 mod self_check;
 pub(crate) mod settings;
+pub(crate) mod state;
+mod teacher;
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
 
 use self::ema::MovingAverage;
 use self::frozen::thaw;
@@ -22,13 +25,17 @@ use self::learning_rate::LearningRate;
 use self::optimizer::OpaqueOptimizer;
 use self::preflight::check_model;
 use self::settings::Settings;
+use self::teacher::answer;
 use crate::clipper::{Coefficients, GradientClipper};
+use crate::data::side::Sides;
 use crate::data::{Side, UnlearningBatch};
 use crate::denoiser::Denoiser;
-use crate::draws::{Block, DrawSource, DrawnAhead, Draws, MixtureSampler, Numbers};
+use crate::draws::{DrawSource, Draws, MixtureSampler};
 use crate::error::{Error, Result, check_device};
 use crate::objective::{LossInputs, LossTerm, LossTerms, SissLoss};
-use crate::observer::{Observer, StepOutcome, StepReport, TermReport, WeightSummary};
+use crate::observer::{
+    Diagnosis, Finding, Observer, StepOutcome, StepReport, TermReport, WeightSummary,
+};
 use crate::parameters::{non_finite_parameter, without_gradient};
 use crate::process::Scheduler;
 use crate::steering::Steering;
@@ -71,26 +78,27 @@ pub use self_check::SelfCheck;
 /// ```
 #[derive(Debug)]
 pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
-    pub(crate) model: M,
-    /// Parameters frozen by the builder, to be given back as they were.
-    pub(crate) frozen: Vec<ParamId>,
-    pub(crate) ema: Option<MovingAverage<M>>,
-    pub(crate) optimizer: OpaqueOptimizer,
-    pub(crate) learning_rate: LearningRate,
-    pub(crate) scheduler: Box<dyn Scheduler>,
-    pub(crate) sampler: Box<dyn MixtureSampler>,
-    pub(crate) loss: Box<dyn SissLoss<D>>,
-    pub(crate) clipper: Box<dyn GradientClipper>,
-    pub(crate) steering: Option<Steering>,
-    pub(crate) observers: Vec<Box<dyn Observer>>,
-    pub(crate) config: TrainerConfig,
-    pub(crate) step: u64,
-    pub(crate) skipped_in_a_row: u64,
-    pub(crate) model_is_checked: bool,
-    /// On a device that works while the host does something else.
-    pub(crate) drawn_ahead: Option<DrawnAhead<D>>,
-    /// As the parts were when the trainer was built: what a checkpoint must agree with.
-    pub(crate) settings: Settings,
+    model: M,
+    /// What an objective asks of the model as it was before the run.
+    teacher: Option<M>,
+    /// Parameters frozen by the builder, to be trainable again in the model that is given back.
+    frozen: Vec<ParamId>,
+    ema: Option<MovingAverage<M>>,
+    optimizer: OpaqueOptimizer,
+    learning_rate: LearningRate,
+    scheduler: Box<dyn Scheduler>,
+    sampler: Box<dyn MixtureSampler>,
+    loss: Box<dyn SissLoss<D, M::Condition>>,
+    clipper: Box<dyn GradientClipper>,
+    steering: Option<Steering>,
+    diagnosis: Diagnosis,
+    observers: Vec<Box<dyn Observer>>,
+    config: TrainerConfig,
+    step: u64,
+    skipped_in_a_row: u64,
+    model_is_checked: bool,
+    /// What shaped the run when the trainer was built: what a checkpoint must agree with.
+    settings: Settings,
 }
 
 /// The two gradients of a step and how they are to be combined, before the model is changed.
@@ -100,11 +108,19 @@ pub struct StepGradients {
     pub retain: GradientsParams,
     /// Gradient of the forget term, its sign included; empty without one.
     pub forget: GradientsParams,
-    /// Norms, coefficients, losses and weights.
+    /// Norms, coefficients, losses and weights. Its outcome is
+    /// [`Pending`](crate::observer::StepOutcome::Pending) until [`SissTrainer::apply`].
     pub report: StepReport,
+    is_finite: bool,
 }
 
 impl StepGradients {
+    /// Whether all losses, norms and coefficients are finite. If not,
+    /// [`apply`](SissTrainer::apply) skips the step.
+    pub fn is_finite(&self) -> bool {
+        self.is_finite
+    }
+
     /// `scale · (c_r g_r + c_f g_f)`; `scale = 1` is the gradient before the global clip.
     pub fn combine<M: Module>(self, model: &M, scale: f64) -> GradientsParams {
         let Coefficients { retain, forget } = self.report.coefficients;
@@ -125,20 +141,19 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// One optimiser step on a batch, whatever the size of a micro-batch.
     ///
     /// # Errors
-    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) for a batch with NaN or infinities, [`Error::InvalidSetting`](crate::Error::InvalidSetting) for one on another
-    /// device, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the model's output has another shape than its input, and what the model's
-    /// [`check_input`](Denoiser::check_input) refuses. In the first step [`Error::NoTrainableParameters`](crate::Error::NoTrainableParameters),
-    /// [`Error::StochasticModel`](crate::Error::StochasticModel), [`Error::BatchDependentModel`](crate::Error::BatchDependentModel) for a model that cannot be trained so;
-    /// [`Error::NonFiniteParameter`](crate::Error::NonFiniteParameter) for one with NaN, and in any step if the optimiser would make it so. After the step
-    /// [`Error::TooManySkippedSteps`](crate::Error::TooManySkippedSteps) and [`Error::Observer`](crate::Error::Observer). The model is as before but for the last.
+    /// - The batch: [`Error::NonFiniteData`]; [`Error::DeviceMismatch`] on another device than the
+    ///   model; [`Error::MissingPart`] without ids, with steering to several points; what the model's
+    ///   [`check_input`](Denoiser::check_input) refuses.
+    /// - The model: [`Error::ShapeMismatch`] if its output has another shape than its input; in the
+    ///   first step [`Error::NoTrainableParameters`], [`Error::StochasticModel`],
+    ///   [`Error::BatchDependentModel`] and [`Error::NonFiniteParameter`].
+    /// - The optimiser: [`Error::NonFiniteParameter`] if it would make a parameter NaN.
+    /// - After the step: [`Error::TooManySkippedSteps`] and [`Error::Observer`].
+    ///
+    /// What an error leaves unchanged is said at [`Error`].
     pub fn step(&mut self, batch: UnlearningBatch<D, M::Condition>) -> Result<StepReport> {
-        let mut drawn_ahead = self.drawn_ahead.take();
-        let draws = self.draw_from(&batch, &mut |block| match &mut drawn_ahead {
-            Some(ahead) => ahead.take(block),
-            None => block.draw(),
-        });
-        self.drawn_ahead = drawn_ahead;
-        self.step_with(&batch, &draws?)
+        let draws = self.draw(&batch)?;
+        self.step_with(&batch, &draws)
     }
 
     /// One optimiser step with draws made elsewhere: no other randomness enters it.
@@ -151,41 +166,33 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         draws: &Draws<D>,
     ) -> Result<StepReport> {
         let gradients = self.gradients(batch, draws)?;
-        self.apply(gradients, batch)
+        self.apply(gradients)
     }
 
     /// The draws of the next step, a function of the seed and the step's number.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::OutOfRange`](crate::Error::OutOfRange) if the mixture sampler breaks its contract.
+    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the mixture sampler breaks its contract.
     pub fn draw(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<Draws<D>> {
-        self.draw_from(batch, &mut |block| block.draw())
-    }
-
-    fn draw_from(
-        &self,
-        batch: &UnlearningBatch<D, M::Condition>,
-        draw: &mut dyn FnMut(Block<D>) -> Vec<f32>,
-    ) -> Result<Draws<D>> {
         let source = DrawSource {
             seed: self.config.seed,
             timestep_sampling: self.config.timestep_sampling,
         };
-        let numbers = Numbers {
-            shape: batch.retain.dims(),
-            device: &batch.retain.device(),
-            draw,
-        };
-        let range = self.scheduler.time_range();
-        let (sampler, extra) = (self.sampler.as_ref(), self.loss.extra_draws());
-        source.draw_with(self.step, range, sampler, extra, numbers)
+        source.draw(
+            self.step,
+            batch.retain.dims(),
+            self.scheduler.time_range(),
+            self.sampler.as_ref(),
+            &self.loss.extra_draws(),
+            &batch.retain.device(),
+        )
     }
 
-    /// The two gradients of a step and their coefficients; the model is not changed. An objective or clipper with
-    /// a state of its own may change that.
+    /// The two gradients of a step and their coefficients; the model is not changed. An objective, a
+    /// clipper or steering with a state of its own may change that.
     ///
     /// # Errors
-    /// As [`step_with`](SissTrainer::step_with).
+    /// As [`step_with`](SissTrainer::step_with), except those of the optimiser and after the step.
     pub fn gradients(
         &mut self,
         batch: &UnlearningBatch<D, M::Condition>,
@@ -194,81 +201,70 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         self.check_batch(batch)?;
         let mut terms = self.terms(batch, draws)?;
         self.check_model(batch, &terms)?;
-        let weights = [&terms.retain, &terms.forget].map(WeightSummary::of);
+        let weights = terms.sides().map(|term| term.map(WeightSummary::of));
         terms.thin(self.config.thin_below, draws.thinning_uniform);
 
-        let retain = self.side(&self.model, Side::Retain, &terms.retain, batch)?;
-        let forget = self.side(&self.model, Side::Forget, &terms.forget, batch)?;
-        let mut measured = measure(&self.model, &retain, &forget)?;
+        let sides = Sides {
+            retain: self.side(&self.model, Side::Retain, &terms.retain, batch)?,
+            forget: self.side(&self.model, Side::Forget, &terms.forget, batch)?,
+        };
+        let mut measured = measure(&self.model, &sides)?;
         measured.weigh(&terms, batch.batch_size());
         let coefficients = self.coefficients(&measured)?;
-        if let (Some(steering), Some(term)) = (&mut self.steering, &terms.forget) {
-            steering.remember(
-                &term.rows,
-                batch.forget_ids(),
-                &term.timesteps,
-                &measured.ratios,
-            );
-        }
+        self.remember_losses(&terms, batch, &measured);
+
         let combined_norm = measured.norms.combined(coefficients.unwrap_or_default());
-        let is_applied = coefficients.is_some() && combined_norm.is_finite();
-        let without_gradient = self.without_gradient(&retain, &forget);
+        let is_finite = coefficients.is_some() && combined_norm.is_finite();
+        if !is_finite {
+            batch.check_finite()?;
+        }
+        let thinned = terms.sides();
+        let term = |side, factors| {
+            let (term, weights) = (thinned.get(side).as_ref()?, (*weights.get(side))?);
+            let losses = measured.losses.get(side);
+            Some(TermReport::of(term, weights, losses, factors))
+        };
         let report = StepReport {
             step: self.step,
-            outcome: StepOutcome::of(is_applied),
+            outcome: StepOutcome::Pending,
             batch_size: batch.batch_size(),
-            retain: TermReport::of(&terms.retain, weights[0], &measured.retain_losses, &[]),
-            forget: TermReport::of(
-                &terms.forget,
-                weights[1],
-                &measured.forget_losses,
-                &measured.factors,
-            ),
+            retain: term(Side::Retain, &[]),
+            forget: term(Side::Forget, &measured.factors),
             norms: measured.norms,
             coefficients: coefficients.unwrap_or_default(),
             combined_norm,
             clip_factor: self.clip_factor(combined_norm),
             learning_rate: self.learning_rate.at(self.step)?.base(),
-            without_gradient,
+            without_gradient: self.without_gradient(&sides),
         };
         Ok(StepGradients {
-            retain: retain.gradients,
-            forget: forget.gradients,
+            retain: sides.retain.gradients,
+            forget: sides.forget.gradients,
             report,
+            is_finite,
         })
     }
 
-    /// Applies the combined gradient, or leaves everything as it is where a number was not finite, and tells the
-    /// observers.
+    /// Applies the combined gradient, or leaves everything unchanged where a number was not finite,
+    /// and tells the observers.
     ///
     /// # Errors
-    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData) if the batch is to blame for a number that is not finite;
-    /// [`Error::NonFiniteParameter`](crate::Error::NonFiniteParameter) if the optimiser would make a parameter NaN. After the
-    /// step: [`Error::Observer`](crate::Error::Observer); [`Error::TooManySkippedSteps`](crate::Error::TooManySkippedSteps).
-    pub fn apply(
-        &mut self,
-        gradients: StepGradients,
-        batch: &UnlearningBatch<D, M::Condition>,
-    ) -> Result<StepReport> {
-        let report = gradients.report.clone();
-        match report.outcome {
-            StepOutcome::SkippedNonFinite => {
-                batch.check_finite()?;
-                self.skipped_in_a_row += 1;
-            }
-            StepOutcome::Applied => {
-                let combined = gradients.combine(&self.model, report.clip_factor);
-                self.optimise(combined)?;
-                self.skipped_in_a_row = 0;
-            }
+    /// [`Error::NonFiniteParameter`] if the optimiser would make a parameter NaN. After the step:
+    /// [`Error::Observer`]; [`Error::TooManySkippedSteps`].
+    pub fn apply(&mut self, gradients: StepGradients) -> Result<StepReport> {
+        let mut report = gradients.report.clone();
+        if gradients.is_finite {
+            let combined = gradients.combine(&self.model, report.clip_factor);
+            self.optimise(combined)?;
+            report.outcome = StepOutcome::Applied;
+            self.skipped_in_a_row = 0;
+        } else {
+            report.outcome = StepOutcome::SkippedNonFinite;
+            self.skipped_in_a_row += 1;
         }
         self.step += 1;
-        let observed = self
-            .observers
-            .iter_mut()
-            .map(|observer| observer.observe(&report));
-        // Every observer sees the step; the first failure is returned.
-        observed.fold(Ok(()), Result::and)?;
+        self.diagnosis.look_at(&report);
+        self.tell_observers(&report)?;
         if self.skipped_in_a_row >= self.config.max_skipped_steps {
             return Err(Error::TooManySkippedSteps {
                 steps: self.skipped_in_a_row,
@@ -276,6 +272,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             });
         }
         Ok(report)
+    }
+
+    /// Every observer sees the step; the first failure is returned.
+    fn tell_observers(&mut self, report: &StepReport) -> Result<()> {
+        let observers = self.observers.iter_mut();
+        let observed = observers.map(|observer| observer.observe(report));
+        observed.fold(Ok(()), Result::and)
     }
 
     /// Takes the optimiser's step, unless it makes a parameter NaN or infinite.
@@ -297,17 +300,26 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(())
     }
 
-    pub(crate) fn terms(
+    fn terms(
         &mut self,
         batch: &UnlearningBatch<D, M::Condition>,
         draws: &Draws<D>,
     ) -> Result<LossTerms<D>> {
-        let (retain, forget) = (&batch.retain, &batch.forget);
         let (scheduler, kind) = (self.scheduler.as_ref(), self.model.prediction_type());
-        let inputs = LossInputs::new(retain, forget, &batch.forget_ids, draws, scheduler, kind)?;
+        let mut inputs = LossInputs::new(batch, draws, scheduler, kind)?;
+        let rows = self.config.micro_batch_size.unwrap_or(batch.batch_size());
+        let teacher = self.teacher.as_ref();
+        let ask = teacher.map(|teacher| {
+            move |noisy: Tensor<D>, timesteps: &[f64], condition: &M::Condition| {
+                answer(teacher, noisy, timesteps, condition, rows)
+            }
+        });
+        if let Some(ask) = &ask {
+            inputs = inputs.with_teacher(ask);
+        }
         let mut terms = self.loss.terms(&inputs)?;
         for term in terms.retain.iter().chain(&terms.forget) {
-            term.check(retain.dims())?;
+            term.check(batch.retain.dims())?;
         }
         if let Some([low, high]) = self.config.forget_within {
             terms.forget = terms.forget.map(|term| {
@@ -319,7 +331,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     }
 
     /// The gradient of one side, by the trainer's model or a copy of it on another device.
-    pub(crate) fn side(
+    fn side(
         &self,
         model: &M,
         side: Side,
@@ -342,12 +354,25 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     }
 
     /// The trained parameters that the run's first step does not reach.
-    fn without_gradient(&self, retain: &SideGradient, forget: &SideGradient) -> Vec<String> {
-        let (retain, forget) = (&retain.gradients, &forget.gradients);
+    fn without_gradient(&self, sides: &Sides<SideGradient>) -> Vec<String> {
+        let Sides { retain, forget } = sides.as_ref().map(|side| &side.gradients);
         if self.step > 0 || (retain.is_empty() && forget.is_empty()) {
             return Vec::new();
         }
         without_gradient(&self.model, retain, forget)
+    }
+
+    /// Takes the losses of a steered step into the running means of steering.
+    fn remember_losses(
+        &mut self,
+        terms: &LossTerms<D>,
+        batch: &UnlearningBatch<D, M::Condition>,
+        measured: &Measured,
+    ) {
+        if let (Some(steering), Some(term)) = (&mut self.steering, &terms.forget) {
+            let (ids, timesteps) = (batch.forget_ids(), &term.timesteps);
+            steering.remember(&term.rows, ids, timesteps, &measured.ratios);
+        }
     }
 
     /// The clipper's coefficients, or `None` where a number is not finite.
@@ -367,16 +392,15 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         }
     }
 
-    pub(crate) fn check_batch(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<()> {
+    fn check_batch(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<()> {
         if let Some(device) = self.model.devices().first() {
             check_device("the batch's points", device, &batch.retain.device())?;
         }
         let points = self.steering.as_ref().map_or(0, Steering::num_points);
         if points > 1 && !batch.has_forget_ids {
-            return Err(Error::InvalidSetting {
-                what: format!(
-                    "the batch does not say which of {points} points its rows are to be steered for"
-                ),
+            return Err(Error::MissingPart {
+                owner: "the batch".into(),
+                missing: "ids to say which of several points its rows are to be steered for",
                 remedy: "give the ids of the forgotten points by `UnlearningBatch::with_forget_ids`",
             });
         }
@@ -415,6 +439,17 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Some(thaw(average, &self.frozen))
     }
 
+    /// The known ways to go wrong that the run has shown so far, in the order they were found.
+    pub fn findings(&self) -> &[Finding] {
+        self.diagnosis.findings()
+    }
+
+    /// What was found since this was last asked. Asked after each step, it says what is wrong while
+    /// something can still be done.
+    pub fn new_findings(&mut self) -> &[Finding] {
+        self.diagnosis.news()
+    }
+
     /// Number of the next step: how many have been taken, skipped ones included.
     pub fn next_step(&self) -> u64 {
         self.step
@@ -428,42 +463,5 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// The forward process.
     pub fn scheduler(&self) -> &dyn Scheduler {
         self.scheduler.as_ref()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::denoiser::FnDenoiser;
-    use crate::host::read_f32;
-    use crate::process::DdpmScheduler;
-    use crate::trainer::Method;
-    use burn::nn::LinearConfig;
-    use burn::tensor::{Device, Tensor};
-
-    /// A GPU's trainer draws ahead. So does this one, on the CPU, with a method that draws all that can be drawn.
-    #[test]
-    fn numbers_drawn_ahead_change_no_step() {
-        let device = Device::flex();
-        let layer = LinearConfig::new(3, 3).init(&device);
-        let run = |ahead: bool| {
-            let model = FnDenoiser::new(layer.clone(), |layer, noisy: Tensor<2>, _, _: &()| {
-                layer.forward(noisy)
-            });
-            let scheduler = DdpmScheduler::linear(1000).unwrap();
-            let builder = SissTrainer::builder(model, scheduler).method(Method::EraseDiff);
-            let mut trainer = builder.build().unwrap();
-            assert!(trainer.drawn_ahead.is_none(), "the CPU draws ahead");
-            trainer.drawn_ahead = ahead.then(DrawnAhead::default);
-            for rows in [4, 4, 2, 4] {
-                let points = |value: f64| Tensor::<2>::full([rows, 3], value, &device);
-                let batch = UnlearningBatch::new(points(0.1), points(0.9)).unwrap();
-                trainer.step(batch).unwrap();
-            }
-            let weight = trainer.into_model().into_inner().weight.val();
-            read_f32(weight, "the weight").unwrap()
-        };
-        assert_eq!(run(true), run(false));
-        assert_ne!(run(true), read_f32(layer.weight.val(), "").unwrap());
     }
 }

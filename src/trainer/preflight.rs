@@ -27,11 +27,9 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     }
     check_parameters(model)?;
     if let Some((first, again)) = &layers.shared {
-        return Err(Error::InvalidSetting {
-            what: format!(
-                "the parameter `{again}` is that of `{first}`, and burn would train one of the two"
-            ),
-            remedy: "hold a shared layer once in the module and call it twice",
+        return Err(Error::SharedParameter {
+            first: first.clone(),
+            again: again.clone(),
         });
     }
     if let Some(layer) = layers
@@ -49,7 +47,7 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
         let rows = vec![0; input.dims()[0]];
         let timesteps = vector(rows.iter().map(|_| term.timesteps[0]), &input.device());
         untracked
-            .predict(input.clone(), timesteps, &condition.select(&rows))
+            .predict(input.clone(), timesteps, &condition.take_rows(&rows))
             .inner()
     };
     let row = term.noisy.clone().narrow(0, 0, 1);

@@ -93,8 +93,8 @@ impl Settings {
         differs
             .map(|name| SettingDifference {
                 setting: name.clone(),
-                saved: self.values.get(name).cloned(),
-                now: now.values.get(name).cloned(),
+                saved: self.values.get(name).map(text),
+                now: now.values.get(name).map(text),
             })
             .collect()
     }
@@ -103,6 +103,13 @@ impl Settings {
     pub(crate) fn as_read(&self) -> Result<Self> {
         let text = to_json("the settings", self)?.to_string();
         serde_json::from_str(&text).map_err(|error| no_json("the settings", error))
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
     }
 }
 
@@ -120,9 +127,9 @@ pub(crate) fn to_json(what: &str, value: &impl Serialize) -> Result<Value> {
 }
 
 pub(crate) fn no_json(what: &str, error: serde_json::Error) -> Error {
-    Error::InvalidSetting {
-        what: format!("{what} cannot be written as JSON: {error}"),
-        remedy: "use numbers, texts, lists, and maps whose keys are texts",
+    Error::NotJson {
+        what: what.into(),
+        reason: error.to_string(),
     }
 }
 

@@ -10,7 +10,7 @@ use siss::burn::module::{Module, ModuleMapper, Param};
 use siss::burn::optim::{AdamWConfig, GradientsParams};
 use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::clipper::{ConstantScale, FractionOfRetain, RescaleToNorm};
-use siss::draws::Draws;
+use siss::draws::{Draws, Stream};
 use siss::kernel::weighted_squared_error;
 use siss::models::UNet2d;
 use siss::objective::{
@@ -46,10 +46,12 @@ impl Comparison {
 }
 
 impl Outcome {
+    /// Whether all tensors agree.
     pub fn passed(&self) -> bool {
         matches!(self, Outcome::Compared(worst) if worst.passes())
     }
 
+    /// Whether the case was left out.
     pub fn skipped(&self) -> bool {
         matches!(self, Outcome::Skipped(_))
     }
@@ -332,14 +334,8 @@ impl Case {
         let config = self.scheduler_config()?;
         let scheduler = DdpmScheduler::from_config(&config)?;
         let ids: Vec<u64> = (0..draws.batch_size() as u64).collect();
-        let inputs = LossInputs::new(
-            &retain,
-            &forget,
-            &ids,
-            &draws,
-            &scheduler,
-            config.prediction_type,
-        )?;
+        let batch = UnlearningBatch::new(retain, forget)?.with_forget_ids(ids)?;
+        let inputs = LossInputs::new(&batch, &draws, &scheduler, config.prediction_type)?;
         let terms = loss.terms(&inputs)?;
         let mut computed = Vec::new();
         if let Some(term) = &terms.retain {
@@ -416,15 +412,7 @@ impl Case {
     fn step_weights(&self, batch: &UnlearningBatch<4>, draws: &Draws<4>) -> Result<Computed> {
         let config = self.scheduler_config()?;
         let scheduler = DdpmScheduler::from_config(&config)?;
-        let (retain, forget, ids) = (batch.retain(), batch.forget(), batch.forget_ids());
-        let inputs = LossInputs::new(
-            retain,
-            forget,
-            ids,
-            draws,
-            &scheduler,
-            config.prediction_type,
-        )?;
+        let inputs = LossInputs::new(batch, draws, &scheduler, config.prediction_type)?;
         let Some(mut objective) = self.objective()? else {
             return Ok(Vec::new());
         };
@@ -500,9 +488,10 @@ impl Case {
         };
         let noise = self.image("noise")?;
         let draws = Draws::new(timesteps.clone(), noise.clone(), from_forget, forget_prob)?
-            .with_forget_draws(timesteps, noise)?;
+            .with_timesteps(Stream::ForgetTimesteps, timesteps)?
+            .with_numbers(Stream::ForgetNoise, noise)?;
         Ok(match self.image("uniform") {
-            Ok(uniform) => draws.with_uniform(uniform)?,
+            Ok(uniform) => draws.with_numbers(Stream::Uniform, uniform)?,
             Err(_) => draws,
         })
     }

@@ -18,10 +18,12 @@ pub fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Er
     }
 }
 
+/// Reads a file of text.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(failed("reading", path))
 }
 
+/// Writes a file anew.
 pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     fs::write(path, contents).map_err(failed("writing", path))
 }
@@ -31,6 +33,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     write(to, fs::read(from).map_err(failed("reading", from))?)
 }
 
+/// Creates a folder, with those that it lies in.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(failed("creating", path))
 }

@@ -20,6 +20,7 @@ pub fn number(option: &str, value: f64, is_legal: bool, requirement: &str) -> Ch
     }
 }
 
+/// A learning rate, where one is given.
 pub fn learning_rate(rate: Option<f64>) -> Checked {
     let rate = rate.unwrap_or(1.0);
     number("learning-rate", rate, rate > 0.0, "a finite number above 0")

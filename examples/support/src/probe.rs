@@ -55,6 +55,7 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// A probe for a model that was trained with this scheduler.
     pub fn new(config: &SchedulerConfig, chunks: Chunks) -> Result<Self> {
         let scheduler = DdpmScheduler::from_config(config)?;
         let steps = DDIM_STEPS.min(scheduler.num_timesteps());
@@ -143,6 +144,7 @@ fn row_means(values: Tensor<4>) -> Vec<f64> {
     means.into_data().iter::<f64>().collect()
 }
 
+/// The mean; NaN of no values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

@@ -25,6 +25,7 @@ pub struct Bar {
 }
 
 impl Bar {
+    /// A bar on the screen, which says nothing yet.
     pub fn new() -> Result<Self, TemplateError> {
         let bar = ProgressBar::new_spinner();
         bar.enable_steady_tick(Duration::from_millis(200));

@@ -12,8 +12,8 @@ use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
 use siss::files::path_text;
 use siss::models::UNet2d;
-use siss::observer::{Diagnosis, Finding, cut_log};
-use siss::{Checkpoints, Observer, PairSampler, SissTrainer, StepReport};
+use siss::observer::{Finding, cut_log};
+use siss::{Checkpoints, PairSampler, SissTrainer, StepReport};
 
 use crate::files::{self, failed};
 use crate::progress::Progress;
@@ -79,7 +79,6 @@ pub struct Run<'a, A> {
     /// Where results are written, the log among them.
     results: PathBuf,
     records: Vec<StepRecord<A>>,
-    diagnosis: Diagnosis,
 }
 
 impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
@@ -111,11 +110,9 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
         let records = lines.lines().map(serde_json::from_str);
         let records: std::result::Result<Vec<StepRecord<A>>, _> = records.collect();
         let records = records.map_err(|error| format!("{}: {error}", path_text(&log_path)))?;
-        let mut diagnosis = Diagnosis::default();
-        for record in &records {
-            diagnosis.observe(&record.report)?;
+        for finding in trainer.findings() {
+            progress.say(&format!("note: {finding}"));
         }
-        tell(&mut diagnosis, progress);
         let log = OpenOptions::new().append(true).create(true).open(&log_path);
         Ok(Self {
             log: log.map_err(failed("creating", &log_path))?,
@@ -128,7 +125,6 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
             checkpointing,
             checkpoints,
             records,
-            diagnosis,
         })
     }
 
@@ -154,8 +150,7 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
             seconds += step_seconds;
             took(step_seconds);
             self.progress.step(&report, self.plan.steps);
-            self.diagnosis.observe(&report)?;
-            tell(&mut self.diagnosis, self.progress);
+            tell(&mut self.trainer, self.progress);
 
             let taken = self.trainer.next_step();
             let is_look = taken.is_multiple_of(every) || taken == steps;
@@ -175,9 +170,9 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
             files::copy(&self.log_path, &result)?;
         }
         Ok(Unlearned {
+            findings: self.trainer.findings().to_vec(),
             model: self.trainer.into_model(),
             records: self.records,
-            findings: self.diagnosis.findings().to_vec(),
             seconds,
         })
     }
@@ -193,9 +188,9 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
     }
 }
 
-/// Says what the diagnosis has found, while it can still help.
-pub fn tell(diagnosis: &mut Diagnosis, progress: &dyn Progress) {
-    for finding in diagnosis.news() {
+/// Says what has gone wrong, while it can still help.
+pub fn tell(trainer: &mut SissTrainer<UNet2d, 4>, progress: &dyn Progress) {
+    for finding in trainer.new_findings() {
         progress.say(&format!("note: {finding}"));
     }
 }

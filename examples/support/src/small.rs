@@ -6,9 +6,11 @@ use siss::burn::nn::{Linear, LinearConfig};
 use siss::burn::optim::GradientsParams;
 use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::draws::{Stream, normal_noise};
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss::trainer::SissTrainerBuilder;
-use siss::{Denoiser, Method, PredictionType, Steering, UnlearningBatch};
+use siss::{Denoiser, PredictionType, Steering, UnlearningBatch};
+
+use crate::recipe::Recipe;
 
 /// The device under test: `SISS_TEST_DEVICE`, or the CPU.
 pub fn device() -> Device {
@@ -29,6 +31,7 @@ pub struct Mlp {
 }
 
 impl Mlp {
+    /// The model of a seed.
     pub fn new(seed: u64, device: &Device) -> Self {
         let weights = |index: u64, shape: [usize; 2]| {
             let noise: Tensor<2> =
@@ -106,6 +109,7 @@ pub fn batch(rows: usize, distance: f64, seed: u64, device: &Device) -> Unlearni
     batch.with_forget_ids(ids).unwrap()
 }
 
+/// The elements of a tensor, one after the other.
 pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
@@ -139,10 +143,12 @@ pub fn flat<M: Module>(model: &M, gradients: &GradientsParams) -> Vec<f64> {
     collect.1
 }
 
+/// The Euclidean norm.
 pub fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
+/// `a − b`, of the same length.
 pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a - b).collect()
@@ -158,11 +164,14 @@ pub fn scalars(values: &[f64], device: &Device) -> Tensor<2> {
 /// A method with the data that it asks for: retained points to search, and levels too high to matter.
 pub fn with_method(
     builder: SissTrainerBuilder<Mlp, 2>,
-    method: Method,
+    recipe: impl Into<Recipe>,
     retained: &Tensor<2>,
 ) -> SissTrainerBuilder<Mlp, 2> {
-    let builder = builder.method(method).retained_points(retained.clone());
-    if method == Method::SissToLevel {
+    let recipe = recipe.into();
+    let builder = builder
+        .method(recipe.method())
+        .retained_points(retained.clone());
+    if recipe.is_steered() {
         builder.steering(level(1e30))
     } else {
         builder
@@ -172,7 +181,7 @@ pub fn with_method(
 /// The same level for each of the first 64 points at every timestep.
 pub fn level(level: f64) -> Steering {
     let levels = vec![vec![level; 2]; 64];
-    Steering::to(CounterfactualLoss::from_levels(vec![0.0, 999.0], levels).unwrap())
+    Steering::new(Levels::new(vec![0.0, 999.0], levels).unwrap())
 }
 
 /// The model with one of its parameters shifted.

@@ -5,10 +5,11 @@ use serde::Serialize;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
-use siss::steering::{CounterfactualConfig, CounterfactualData, CounterfactualLoss};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Levels};
 use siss::{DdpmScheduler, Error, Method, Result};
 
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 
 /// Where forgetting stops.
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -32,34 +33,28 @@ pub fn predict(
     controls: &Tensor<4>,
     forgotten: &Tensor<4>,
     progress: &dyn Progress,
-) -> Result<CounterfactualLoss> {
+) -> Result<Levels> {
     let count = controls.dims()[0].min(MOST_CONTROLS);
-    let data = CounterfactualData {
-        retained,
-        controls: &controls.clone().narrow(0, 0, count),
-        control_condition: &(),
-        forgotten,
-        forgotten_condition: &(),
-        groups: None,
-    };
+    let controls = controls.clone().narrow(0, 0, count);
+    let data = CounterfactualData::new(retained, &controls, forgotten);
     let settings = CounterfactualConfig {
         // Many images need fewer noises each.
         noises: (256 / forgotten.dims()[0]).clamp(4, 64),
         ..CounterfactualConfig::default()
     };
     let scheduler = DdpmScheduler::from_config(config)?;
-    CounterfactualLoss::fit(model, &scheduler, data, &settings, |share| {
-        progress.phase(&format!("predicting the target: {:.0} %", 100.0 * share));
-    })
+    let tell = |share| progress.phase(&format!("predicting the target: {:.0} %", 100.0 * share));
+    let fit = Counterfactual::fit_with_progress(model, &scheduler, data, settings, tell)?;
+    Ok(fit.levels)
 }
 
-/// A method of the command line: every one but that which `--target` stands for.
+/// A method of the command line, where the tables' `siss-to-level` is two options.
 pub fn parse_method(text: &str) -> Result<Method> {
-    match text.parse()? {
-        Method::SissToLevel => Err(Error::InvalidSetting {
-            what: "siss-to-level is siss with a target".into(),
+    if text == Recipe::SissToLevel.name() {
+        return Err(Error::InvalidSetting {
+            what: format!("{text} is siss with a target"),
             remedy: "use --method siss --target retrained",
-        }),
-        method => Ok(method),
+        });
     }
+    text.parse()
 }

@@ -111,7 +111,7 @@ impl DenoisingLoss {
     /// `micro_batch_size` of 0; [`Error::ShapeMismatch`] if the condition has another number of rows, or
     /// the model does not take the points; [`Error::NonFinitePoint`];
     /// [`Error::PredictionTypeDiffers`] for a scheduler whose configuration says otherwise than the
-    /// model; [`Error::InvalidSetting`] for points on another device; [`Error::DeviceRead`]; those of the
+    /// model; [`Error::DeviceMismatch`] for points on another device; [`Error::DeviceRead`]; those of the
     /// set.
     pub fn measure<const D: usize, M: Denoiser<D>>(
         &self,
@@ -123,9 +123,7 @@ impl DenoisingLoss {
         let count = points.dims()[0];
         self.check(count)?;
         check_not_empty(points, "the set of points to measure")?;
-        let found = condition.check_rows(count).err().unwrap_or(count);
-        let remedy = "give one condition for every point";
-        check_shape("the condition", &[count], &[found], remedy)?;
+        condition.check_rows("the condition", count)?;
         let (kind, stated) = (model.prediction_type(), scheduler.prediction_type());
         check_prediction_type(kind, "the scheduler", stated)?;
         let scales = scheduler.scales(&self.timesteps)?;
@@ -187,7 +185,7 @@ impl DenoisingLoss {
             let first_row = first_row.wrapping_add(first as u64);
             let (shape, stream) = (clean.dims(), Stream::Evaluation);
             let noise = normal_noise(shape, self.seed, 0, first_row, stream, device);
-            let condition = condition.select(&rows);
+            let condition = condition.take_rows(&rows);
             let losses = self.timesteps.iter().enumerate().map(|(index, &timestep)| {
                 let scales = scales.repeat(index, rows.len());
                 row_losses(model, timestep, &scales, &clean, &noise, &condition)

@@ -3,8 +3,9 @@
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
+use super::functions::exp;
 use super::tile::{ROWS, STRIP, VECTORS, load, multiply, pack_columns, pack_rows, store, zeros};
-use crate::kernel::simd::{Vectorised, dispatch, exp};
+use crate::kernel::simd::{Vectorised, dispatch};
 
 /// The sizes of one head: queries are `[size, positions]`, keys and values `[size, sources]`.
 #[derive(Debug, Clone, Copy)]

@@ -4,8 +4,9 @@ use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::attention::{AttentionShape, Inputs, Scratch, pad, reduce, starts, strip};
+use super::functions::exp;
 use super::tile::{VECTORS, load, pack_columns, pack_rows, store};
-use crate::kernel::simd::{Vectorised, dispatch, exp};
+use crate::kernel::simd::{Vectorised, dispatch};
 
 /// What the forward pass found, and the output's gradient.
 #[derive(Debug, Clone, Copy)]

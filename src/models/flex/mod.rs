@@ -7,6 +7,7 @@
 mod attention;
 mod attention_gradient;
 mod convolution;
+mod functions;
 mod norm;
 mod operations;
 mod planes;

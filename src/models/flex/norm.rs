@@ -3,7 +3,8 @@
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use crate::kernel::simd::{Vectorised, dispatch, sigmoid, sum};
+use super::functions::{sigmoid, sum};
+use crate::kernel::simd::{Vectorised, dispatch};
 
 /// What is normalised: `[rows, groups, members, pixels]`.
 #[derive(Debug, Clone, Copy)]

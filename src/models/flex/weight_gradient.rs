@@ -4,9 +4,10 @@ use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::convolution::ConvolutionShape;
+use super::functions::sum;
 use super::planes::Planes;
 use super::tile::{STRIP, VECTORS, load_tile, multiply_streams, store_tile};
-use crate::kernel::simd::{Vectorised, dispatch, sum};
+use crate::kernel::simd::{Vectorised, dispatch};
 
 /// The most sums that are kept apart. The images that go into one sum depend on their number and on the sizes
 /// only, so that the result does not depend on the number of threads.

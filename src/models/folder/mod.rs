@@ -18,12 +18,11 @@ use burn::store::{
 use burn::tensor::{DType, Shape, Tensor};
 
 use super::LoadNote;
+use super::location::CONFIG;
 use crate::error::{Error, Result};
 use crate::files::{invalid, replace, shortened};
 use crate::parameters::non_finite_parameter;
 
-/// The file that holds a network's configuration.
-pub(super) const CONFIG: &str = "config.json";
 /// The file that holds a network's weights.
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 /// The index of weights in parts, which diffusers prefers to the file.

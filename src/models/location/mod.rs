@@ -5,11 +5,13 @@ use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use super::LoadNote;
-use super::folder::CONFIG;
 use super::index::PipelineIndex;
 use crate::error::{Error, Result};
 use crate::files::{invalid, path_text, read_configuration};
 use crate::process::{PredictionType, SchedulerConfig};
+
+/// The file that holds a network's configuration.
+pub(super) const CONFIG: &str = "config.json";
 
 const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler_config.json";

@@ -98,7 +98,7 @@ impl UNet2d {
             mut notes,
         } = location::network(folder.as_ref())?;
         let prediction_type = prediction_type(&root, &folder, &mut notes)?;
-        let config = UNet2dConfig::from_file(folder.join(folder::CONFIG))?;
+        let config = UNet2dConfig::from_file(folder.join(location::CONFIG))?;
         let unet = config.init(device)?.with_prediction_type(prediction_type);
         let (mut unet, read) = folder::load_weights(unet, &folder)?;
         unet.notes = notes;

@@ -21,7 +21,7 @@ pub enum IdealForm {
         /// Sizes to choose from, in pixels, odd; one of at least twice the image's is the whole image.
         sizes: Vec<usize>,
         /// How many retained images a point's posterior is over: the nearest ones, see
-        /// [`CounterfactualLoss::cut_error`](crate::steering::CounterfactualLoss::cut_error).
+        /// [`Counterfactual::cut_error`](crate::steering::Counterfactual::cut_error).
         nearest: usize,
     },
 }

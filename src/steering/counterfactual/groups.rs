@@ -23,7 +23,7 @@ pub struct Groups<'a> {
 
 impl Groups<'_> {
     /// # Errors
-    /// [`Error::ShapeMismatch`] unless there is a key for each point; [`Error::InvalidSetting`] for a control or a forgotten point
+    /// [`Error::ShapeMismatch`] unless there is a key for each point; [`Error::UnexplainedPoint`] for a control or a forgotten point
     /// without a retained one in its group.
     pub(super) fn check(&self, [retained, controls, forgotten]: [usize; 3]) -> Result<()> {
         for (what, keys, count) in [
@@ -40,12 +40,10 @@ impl Groups<'_> {
         let known: HashSet<u64> = self.retained.iter().copied().collect();
         for (what, keys) in [("control", self.controls), ("forgotten", self.forgotten)] {
             if let Some(index) = keys.iter().position(|key| !known.contains(key)) {
-                return Err(Error::InvalidSetting {
-                    what: format!(
-                        "{what} point {index} is of group {}, of which there is no retained point",
-                        keys[index]
-                    ),
-                    remedy: "put groups together until each has retained points",
+                return Err(Error::UnexplainedPoint {
+                    what,
+                    point: index,
+                    group: Some(keys[index]),
                 });
             }
         }

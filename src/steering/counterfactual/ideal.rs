@@ -8,7 +8,7 @@ use crate::data::Points;
 use crate::data::distances::squared_distances;
 use crate::data::points::load;
 use crate::error::{Result, check_shape};
-use crate::host::{read_f32, select_rows, squared_norms};
+use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 
 /// The posterior mean of the clean point, given a noisy one, over a data set.
 pub(super) trait Posterior {
@@ -44,6 +44,12 @@ impl<const D: usize> Points<2> for Flat<'_, D> {
         check_shape("the loaded points", &shape, &points.dims(), remedy)?;
         Ok(points.reshape([count, elements]))
     }
+}
+
+/// All elements of a point in one dimension.
+pub(super) fn flat<const D: usize>(points: &Tensor<D>) -> Tensor<2> {
+    let elements: usize = points.dims()[1..].iter().product();
+    to_f32(points.clone().inner()).reshape([points.dims()[0], elements])
 }
 
 /// Points whose ideal reconstruction is asked for, and the data set, all flattened.
@@ -106,15 +112,6 @@ impl<'a> Ideal<'a> {
     /// `[points, elements]`.
     pub(super) fn shape(&self) -> [usize; 2] {
         self.points.dims()
-    }
-
-    /// The first point that is a retained one, value by value, and which.
-    pub(super) fn first_duplicate(&self) -> Result<Option<(usize, usize)>> {
-        let (nearest, at) = self.squared_distances.clone().min_dim_with_indices(1);
-        let nearest = read_f32(nearest, "distances to retained points")?;
-        let point = nearest.iter().position(|&distance| distance == 0.0);
-        let at: Vec<i64> = at.into_data().iter::<i64>().collect();
-        Ok(point.map(|point| (point, at[point] as usize)))
     }
 
     /// `‖x̂ − u‖²` of each row, mean over elements.
@@ -185,6 +182,15 @@ pub(super) fn chunks<'a>(
         let rows = first..count.min(first + size);
         Ok((first, load(retained, rows, device)?))
     })
+}
+
+/// All points of a set on the host.
+pub(super) fn on_host(points: &dyn Points<2>, device: &Device) -> Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(points.dims().iter().product());
+    for chunk in chunks(points, device) {
+        values.extend(read_f32(chunk?.1, "the retained points")?);
+    }
+    Ok(values)
 }
 
 /// A chunk's share of a softmax.

@@ -35,8 +35,8 @@ impl Linear {
 /// The linear denoisers of a whole set and of some of its groups.
 #[derive(Debug)]
 pub(super) struct LinearDenoisers {
-    pub(super) all: Linear,
-    pub(super) of_group: HashMap<u64, Linear>,
+    all: Linear,
+    of_group: HashMap<u64, Linear>,
 }
 
 impl LinearDenoisers {
@@ -44,7 +44,7 @@ impl LinearDenoisers {
     ///
     /// # Errors
     /// Those of the retained set.
-    pub(super) fn of(
+    pub(super) fn new(
         retained: &dyn Points<2>,
         groups: Option<&[u64]>,
         wanted: &[u64],
@@ -72,6 +72,12 @@ impl LinearDenoisers {
             all: all.moments(),
             of_group: of_group.map(|(key, sums)| (key, sums.moments())).collect(),
         })
+    }
+
+    /// The denoiser of a group, that of the whole set without one.
+    pub(super) fn of(&self, group: Option<u64>) -> &Linear {
+        let of_group = group.and_then(|group| self.of_group.get(&group));
+        of_group.unwrap_or(&self.all)
     }
 }
 
@@ -149,7 +155,7 @@ mod tests {
         let set =
             Tensor::<2>::from_data([[1e4, 0.0], [1e4 + 2.0, 1.0], [5.0, 7.0]], &Device::flex());
         let denoisers = |groups: Option<&[u64]>| {
-            LinearDenoisers::of(&set, groups, &[4], &Device::flex()).unwrap()
+            LinearDenoisers::new(&set, groups, &[4], &Device::flex()).unwrap()
         };
         let first = Linear {
             mean: vec![1e4 + 1.0, 0.5],

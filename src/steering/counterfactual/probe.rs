@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use burn::tensor::Tensor;
 
-use super::fit::{CounterfactualConfig, CounterfactualData};
+use super::config::CounterfactualConfig;
+use super::data::CounterfactualData;
 use super::form::Forms;
 use super::ideal::Posterior;
 use crate::denoiser::{Condition, Denoiser};
@@ -136,7 +137,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         let rows: Vec<usize> = (0..points.min(PROBES)).collect();
         let clean = to_f32(select_rows(self.data.controls, &rows).inner());
         let noise = self.noise(clean.dims(), 0);
-        let condition = self.data.control_condition.select(&rows);
+        let condition = self.data.control_condition.take_rows(&rows);
         let residual = |index| {
             let residual = self.residual(&clean, &noise, &condition, index);
             residual.map(|residual| residual.reshape([rows.len(), elements]))

@@ -13,7 +13,7 @@ use siss::burn::tensor::Device;
 use siss::images::{Format, ImageFiles, Images, Transparency};
 use siss::models::{PipelineIndex, UNet2d, UNet2dConfig};
 use siss::process::SchedulerConfig;
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss::{DdpmScheduler, Result};
 
 use crate::digits;
@@ -103,8 +103,8 @@ pub fn pickle(bytes: &[u8]) -> Result<()> {
 
 /// The levels of a steered run, as JSON.
 pub fn levels(bytes: &[u8]) -> std::result::Result<(), serde_json::Error> {
-    let levels: CounterfactualLoss = serde_json::from_slice(bytes)?;
-    for id in 0..levels.levels().len() as u64 {
+    let levels: Levels = serde_json::from_slice(bytes)?;
+    for id in 0..levels.values().len() as u64 {
         let level = levels.level(id, 500.0).unwrap_or(f64::NAN);
         assert!(level >= 0.0, "a level of {level}");
     }

@@ -1,4 +1,4 @@
-//! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
+//! The job: measure, unlearn, measure again. Run by the example's `main` and by tests.
 
 use std::error::Error;
 use std::path::Path;
@@ -13,7 +13,7 @@ use siss::files::ResultFolder;
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
 
 use crate::digits;
@@ -129,7 +129,7 @@ pub struct Job {
     config: SchedulerConfig,
     pairs: PairSampler<4>,
     /// What that prediction was made from.
-    pub levels: Option<CounterfactualLoss>,
+    pub levels: Option<Levels>,
 }
 
 impl Job {
@@ -199,7 +199,7 @@ impl Job {
         &self,
         method: Method,
         seed: u64,
-        levels: Option<&CounterfactualLoss>,
+        levels: Option<&Levels>,
     ) -> Result<SissTrainer<UNet2d, 4>> {
         self.trainer_of(self.model.clone(), method, seed, levels)
     }
@@ -210,7 +210,7 @@ impl Job {
         model: UNet2d,
         method: Method,
         seed: u64,
-        levels: Option<&CounterfactualLoss>,
+        levels: Option<&Levels>,
     ) -> Result<SissTrainer<UNet2d, 4>> {
         let (options, settings) = (&self.options, &self.settings);
         let scheduler = DdpmScheduler::from_config(&self.config)?;
@@ -221,7 +221,7 @@ impl Job {
             .thin_below(settings.thin_below)
             .seed(seed);
         if let Some(levels) = levels {
-            builder = builder.steering(Steering::to(levels.clone()));
+            builder = builder.steering(Steering::new(levels.clone()));
         }
         if let Some(clipper) = settings.clipper {
             builder = builder.clipper(clipper.build()?);

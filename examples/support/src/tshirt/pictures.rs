@@ -15,6 +15,7 @@ use crate::tshirt::job::{Along, Job, Retrained};
 /// Generated images shown.
 const SHOWN: usize = 128;
 
+/// Writes all pictures and plots of a run into a folder.
 pub fn save(
     job: &Job,
     out: &Path,

@@ -118,6 +118,7 @@ impl Data {
         Ok(data)
     }
 
+    /// The format that all images were read in.
     pub fn format(&self) -> Format {
         self.forget.format()
     }

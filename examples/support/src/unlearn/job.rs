@@ -1,4 +1,4 @@
-//! The job: measure, unlearn, measure again. Used by the example's `main` and by a test.
+//! The job: measure, unlearn, measure again. Run by the example's `main` and by tests.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use siss::images::Format;
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
-use siss::steering::CounterfactualLoss;
+use siss::steering::Levels;
 use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, SissTrainer, Steering};
 
 use crate::files::{self, as_text};
@@ -334,10 +334,7 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
         linear.forward(noisy)
     });
     let levels = match options.target {
-        Target::Retrained => Some(CounterfactualLoss::from_levels(
-            vec![0.0, 999.0],
-            vec![vec![1.0; 2]],
-        )?),
+        Target::Retrained => Some(Levels::new(vec![0.0, 999.0], vec![vec![1.0; 2]])?),
         Target::None => None,
     };
     let settings = Settings {
@@ -370,7 +367,7 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
 fn trainer<M: Denoiser<D>, const D: usize>(
     model: M,
     retained: Tensor<D>,
-    levels: Option<CounterfactualLoss>,
+    levels: Option<Levels>,
     scheduler: &SchedulerConfig,
     options: &Options,
     settings: &Settings,
@@ -383,7 +380,7 @@ fn trainer<M: Denoiser<D>, const D: usize>(
         .micro_batch_size(settings.micro_batch)
         .seed(options.seed);
     if let Some(levels) = levels {
-        builder = builder.steering(Steering::to(levels));
+        builder = builder.steering(Steering::new(levels));
     }
     if let Some(clipper) = options.clipper {
         builder = builder.clipper(clipper.build()?);

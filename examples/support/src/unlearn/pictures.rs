@@ -18,6 +18,7 @@ const MOST_PIXELS: usize = 50_000_000;
 /// Small images are enlarged to about this side.
 const SIDE: usize = 84;
 
+/// Writes the pictures and the plot of a run into a folder.
 pub fn save(
     out: &Path,
     before: &Evaluated,

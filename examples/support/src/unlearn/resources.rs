@@ -119,6 +119,7 @@ pub struct Forecast {
 }
 
 impl Forecast {
+    /// Of a run whose measurement took so many seconds.
     pub fn new(options: &Options, measuring_seconds: f64) -> Self {
         Self {
             steps: options.steps,

@@ -1,0 +1,70 @@
+//! The most that a point may be predicted to cost.
+
+use super::groups::members;
+use super::ideal::{Flat, flat};
+use super::linear::LinearDenoisers;
+use super::probe::{LossMoments, Probe};
+use crate::data::Points;
+use crate::denoiser::Denoiser;
+use crate::error::Result;
+use crate::host::read_f32;
+
+/// The most that a point may be predicted to cost: the loss of the best linear denoiser of the retained data, times the ratio of the
+/// model's loss to that one's on control points. Nearest neighbours say nothing of a point that is far from all data.
+pub(super) struct Caps {
+    /// By point and timestep.
+    caps: Vec<Vec<f64>>,
+    /// By point, the control points that stand for it.
+    members: Vec<Vec<usize>>,
+}
+
+impl Caps {
+    pub(super) fn new<const D: usize, M: Denoiser<D>>(
+        probe: &Probe<'_, D, M>,
+        retained: &Flat<'_, D>,
+        control_losses: &[Vec<LossMoments>],
+    ) -> Result<Self> {
+        let data = &probe.data;
+        let elements = retained.dims()[1];
+        let points = read_f32(flat(data.forgotten), "the forgotten points")?;
+        let controls = read_f32(flat(data.controls), "the control points")?;
+        let control = |index: usize| &controls[index * elements..][..elements];
+        let groups = data.groups.as_ref();
+        let wanted = groups.map_or(&[][..], |groups| groups.forgotten);
+        let keys = groups.map(|groups| groups.retained);
+        let denoisers = LinearDenoisers::new(retained, keys, wanted, &data.controls.device())?;
+        let ratios = probe.scales.ratios();
+        let (mut caps, mut all_members) = (Vec::new(), Vec::new());
+        for (index, point) in points.chunks(elements).enumerate() {
+            let group = groups.map(|groups| groups.forgotten[index]);
+            let linear = denoisers.of(group);
+            let keys = groups.map(|groups| groups.controls);
+            let members = members(keys, group, data.controls.dims()[0]);
+            let cap = |(at, &ratio): (usize, &f64)| {
+                let errors = members
+                    .iter()
+                    .map(|&member| linear.error(control(member), ratio));
+                let error = errors.sum::<f64>();
+                let losses = members
+                    .iter()
+                    .map(|&member| control_losses[at][member].mean);
+                let above = losses.sum::<f64>() / error;
+                linear.error(point, ratio) * above.max(probe.squared_slope(at))
+            };
+            caps.push(ratios.iter().enumerate().map(cap).collect());
+            all_members.push(members);
+        }
+        Ok(Self {
+            caps,
+            members: all_members,
+        })
+    }
+
+    pub(super) fn members(&self, point: usize) -> &[usize] {
+        &self.members[point]
+    }
+
+    pub(super) fn at(&self, point: usize, index: usize) -> f64 {
+        self.caps[point][index]
+    }
+}

@@ -1,0 +1,60 @@
+//! How a prediction is made.
+
+use serde::{Deserialize, Serialize};
+
+use super::form::IdealForm;
+use crate::error::{Result, check_range};
+
+/// How a [`Counterfactual`](crate::steering::Counterfactual) is fitted.
+///
+/// | field | default | purpose | range |
+/// |---|---|---|---|
+/// | `timesteps` | 16 of the scheduler's range, evenly in the logarithm of signal over noise | where losses are compared | ascending, 2 or more |
+/// | `noises` | 64 | noises over which a forgotten point's ideal error is averaged | ≥ 1 |
+/// | `control_noises` | 1 | noises for each control point | ≥ 1 |
+/// | `seed` | 0 | key of the noises | |
+/// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
+/// | `form` | `Whole` | which ideal denoiser the prediction starts from | |
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CounterfactualConfig {
+    /// Timesteps of the grid, ascending; `None` for 16 of the scheduler's range.
+    pub timesteps: Option<Vec<f64>>,
+    /// Noises over which a forgotten point's ideal error is averaged.
+    pub noises: usize,
+    /// Noises for each control point.
+    pub control_noises: usize,
+    /// Key of the noises.
+    pub seed: u64,
+    /// Rows run at a time.
+    pub micro_batch_size: usize,
+    /// Which ideal denoiser the prediction starts from.
+    pub form: IdealForm,
+}
+
+impl Default for CounterfactualConfig {
+    fn default() -> Self {
+        Self {
+            timesteps: None,
+            noises: 64,
+            control_noises: 1,
+            seed: 0,
+            micro_batch_size: 64,
+            form: IdealForm::Whole,
+        }
+    }
+}
+
+impl CounterfactualConfig {
+    /// Whether the settings are in range, and the form is one for points of this rank.
+    pub(super) fn check(&self, rank: usize) -> Result<()> {
+        for (name, value) in [
+            ("noises", self.noises),
+            ("control_noises", self.control_noises),
+            ("micro_batch_size", self.micro_batch_size),
+        ] {
+            check_range(name, value as f64, value >= 1, "at least 1")?;
+        }
+        self.form.check(rank)
+    }
+}
