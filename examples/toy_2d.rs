@@ -62,10 +62,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         centres: Tensor::cat((1..COMPONENTS).map(centre).collect(), 0).unsqueeze(),
         alpha_bars: Tensor::<1>::from_data(process.alpha_bars(), &device).unsqueeze_dims(&[1, 2]),
     };
-    let config = DdimConfig {
-        clip_sample: None,
-        ..DdimConfig::default()
-    };
+    let mut config = DdimConfig::new(50);
+    config.visits.clip_sample = None; // these points are not pixels
     let sampler = DdimSampler::new(&process, config)?;
     let samples = [
         sampler.sample(&before, &(), [2000, 2], seed, 0, &device)?,

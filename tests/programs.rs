@@ -129,9 +129,8 @@ mod latents_with_text {
             cross_attention: linear([16, 8]),
             out: linear([8, 16]),
         };
-        let random = |shape: [usize; 4]| {
-            Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device)
-        };
+        let random =
+            |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
         let text = |rows: usize| {
             let embeddings = random([rows, 5, 16, 1]).squeeze_dim::<3>(3);
             let is_word = Tensor::<2, Bool>::from_data([[true, true, true, false, false]], &device);
@@ -162,9 +161,7 @@ mod latents_with_text {
             trainer.step(batch)?;
         }
         let after = trainer.into_model().latent.weight.val();
-        after
-            .into_data()
-            .assert_eq(&before.into_data(), true);
+        after.into_data().assert_eq(&before.into_data(), true);
         Ok(())
     }
 }
@@ -244,16 +241,12 @@ mod own_objective {
             layer: LinearConfig::new(3, 3).init(&device),
             class: EmbeddingConfig::new(2, 3).init(&device),
         };
-        let classes = |class: i64, rows: i64| Tensor::<1, Int>::arange(0..rows, &device) * 0 + class;
+        let classes =
+            |class: i64, rows: i64| Tensor::<1, Int>::arange(0..rows, &device) * 0 + class;
         let retain = Tensor::<2>::random([40, 3], burn::tensor::Distribution::Default, &device);
         let forget = Tensor::<2>::ones([2, 3], &device) * 2.0;
-        let pairs = PairSampler::with_conditions(
-            retain,
-            forget.clone(),
-            classes(0, 40),
-            classes(1, 2),
-            0,
-        )?;
+        let pairs =
+            PairSampler::with_conditions(retain, forget.clone(), classes(0, 40), classes(1, 2), 0)?;
         let process = DdpmScheduler::linear(1000)?;
         let distance = |model: &Net| {
             let answer = |class| {
