@@ -17,7 +17,7 @@ lint:
 
 # The documentation, without a warning.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features models,report
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features images,models,pytorch,report
 
 # A line for each case from PyTorch and diffusers.
 conformance *PATHS="tests/conformance":

@@ -19,6 +19,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::Parser;
 use siss::checkpoint::model_fingerprint;
 use siss::draws::{Stream, TimestepSampling, keyed_rng, normal_noise};
+use siss::evaluate::DenoisingLoss;
 use siss::files::path_text;
 use siss::observer::{JsonLog, cut_log};
 use siss::process::SchedulerExt;
@@ -385,11 +386,7 @@ struct Measurement {
 
 impl Measurement {
     fn of(model: &SoundNet, data: &Data, scheduler: &DdpmScheduler) -> Result<Self> {
-        let steps = DdimConfig {
-            num_inference_steps: 25,
-            ..DdimConfig::default()
-        };
-        let sampler = DdimSampler::new(scheduler, steps)?;
+        let sampler = DdimSampler::new(scheduler, DdimConfig::new(25))?;
         let shape = [GENERATED, 1, SAMPLES];
         let generated = sampler.sample(model, &(), shape, SEED, 0, &data.motif.device())?;
         // ‖sample − motif‖ below half of ‖motif‖: less than the tones come near it.
@@ -402,10 +399,9 @@ impl Measurement {
             let denoised = sampler.noise_and_denoise(model, &(), clean, TIMESTEPS[1], SEED, 0);
             values(denoised?)
         };
-        let motifs = data.motif.clone().repeat_dim(0, 64);
         Ok(Self {
-            motif_loss: losses(model, &motifs, scheduler)?,
-            tones_loss: losses(model, &data.new_tones, scheduler)?,
+            motif_loss: losses(model, &data.motif, 64, scheduler)?,
+            tones_loss: losses(model, &data.new_tones, 1, scheduler)?,
             recalled: distances
                 .iter()
                 .filter(|&&distance| distance < limit)
@@ -417,18 +413,24 @@ impl Measurement {
     }
 }
 
-fn losses(model: &SoundNet, clean: &Tensor<3>, scheduler: &DdpmScheduler) -> Result<[f64; 3]> {
-    let (shape, device) = (clean.dims(), clean.device());
-    let noise = normal_noise(shape, SEED, 0, 0, Stream::Evaluation, &device);
-    let mut losses = [0.0; 3];
-    for (loss, timestep) in losses.iter_mut().zip(TIMESTEPS) {
-        let timesteps = vec![timestep as f64; shape[0]];
-        let noisy = scheduler.add_noise(clean.clone(), noise.clone(), &timesteps)?;
-        let predicted = model.predict(noisy, vector(timesteps, &device), &());
-        let error = (predicted - noise.clone()).square().mean();
-        *loss = f64::from(error.into_scalar::<f32>());
-    }
-    Ok(losses)
+/// The mean loss of some sounds at each of `TIMESTEPS`, each sound under so many noises.
+fn losses(
+    model: &SoundNet,
+    sounds: &Tensor<3>,
+    noises: usize,
+    scheduler: &DdpmScheduler,
+) -> Result<[f64; 3]> {
+    let loss = DenoisingLoss {
+        noises,
+        seed: SEED,
+        ..DenoisingLoss::at(TIMESTEPS.map(|timestep| timestep as f64))
+    };
+    let by_timestep = loss.measure(model, scheduler, sounds, &())?;
+    let mean = |index: usize| {
+        let of_sounds: &[f64] = &by_timestep[index];
+        of_sounds.iter().sum::<f64>() / of_sounds.len() as f64
+    };
+    Ok([0, 1, 2].map(mean))
 }
 
 fn values(sounds: Tensor<3>) -> Result<Vec<f32>> {

@@ -14,7 +14,7 @@ use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
 use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
-use siss::sampling::{DdimConfig, DdimSampler, Sampler};
+use siss::sampling::{DdimSampler, Sampler};
 use siss::steering::Levels;
 use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
 use siss_support::clock::Clock;
@@ -169,7 +169,6 @@ impl<'a> Trial<'a> {
         let (assets, device) = (Path::new(digits::ASSETS), Device::flex());
         let folder = assets.join("base");
         let config = SchedulerConfig::from_file(ModelFolder::find(&folder)?.scheduler_file())?;
-        let scheduler = DdpmScheduler::from_config(&config)?;
         let digits = digits::load_digits(assets, &device)?;
         let tshirt = digits::load_tshirt(assets, &device)?;
         Ok(Self {
@@ -178,7 +177,7 @@ impl<'a> Trial<'a> {
             pairs: PairSampler::new(digits.retain, tshirt.clone(), arguments.seed)?,
             heldout: digits.heldout,
             tshirt,
-            sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(&config, DDIM_STEPS))?,
+            sampler: DdimSampler::from_scheduler(&config, DDIM_STEPS)?,
             config,
         })
     }
@@ -254,7 +253,6 @@ impl<'a> Trial<'a> {
         let mut builder = SissTrainer::builder(self.model.clone(), scheduler)
             .method(method)
             .retained_points(self.pairs.retain().clone())
-            .prediction_type(self.config.prediction_type)
             .learning_rate(falling.init()?)
             .seed(self.arguments.seed);
         if let Some(levels) = levels {

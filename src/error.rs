@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::data::side::Side;
 use crate::files::path::path_text;
+use crate::process::prediction::PredictionType;
 use crate::process::time::TimeRange;
 
 /// Shorthand for a result with the crate's [`Error`].
@@ -85,6 +86,15 @@ pub enum Error {
         value: f32,
     },
 
+    /// A point that a model is measured on contains NaN or an infinity.
+    #[error("point {point} contains {value}; clean the data")]
+    NonFinitePoint {
+        /// Index of the first such point.
+        point: usize,
+        /// The first such value.
+        value: f32,
+    },
+
     /// A point that must be forgotten is also among the points to retain, by content.
     #[error(
         "forgotten point {forget} is also retained point {retain}; remove it (and its duplicates) from the retain set"
@@ -116,6 +126,20 @@ pub enum Error {
         what: String,
         /// What to do.
         remedy: &'static str,
+    },
+
+    /// A model predicts something else than its scheduler's configuration, or what was computed for
+    /// it, says.
+    #[error(
+        "the model predicts {model:?}, and {what} is for a model that predicts {stated:?}; if the model is not told rightly what it predicts, use `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
+    )]
+    PredictionTypeDiffers {
+        /// What the model says that it predicts.
+        model: PredictionType,
+        /// What disagrees.
+        what: &'static str,
+        /// What the model predicts according to that.
+        stated: PredictionType,
     },
 
     /// A text names no method, clipper or whatever else has names.
@@ -552,6 +576,22 @@ pub(crate) fn check_device(
     })
 }
 
+/// Checks that a model predicts what something else says that it does, if that says anything.
+pub(crate) fn check_prediction_type(
+    model: PredictionType,
+    what: &'static str,
+    stated: Option<PredictionType>,
+) -> Result<()> {
+    match stated {
+        Some(stated) if stated != model => Err(Error::PredictionTypeDiffers {
+            model,
+            what,
+            stated,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Checks that a probability-like setting lies in `[0, 1]`.
 pub(crate) fn check_probability(name: &'static str, value: f64) -> Result<f64> {
     check_range(
@@ -598,7 +638,7 @@ impl fmt::Display for PassedOver {
 /// A setting that is not what it was when the checkpoint was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SettingDifference {
-    /// Its name: a field of [`TrainerConfig`], a part of the trainer, a parameter of the model, or one of the program's own.
+    /// Its name: a field of [`TrainerConfig`](crate::TrainerConfig), a part of the trainer, a parameter of the model, or one of the program's own.
     pub setting: String,
     /// The value in the checkpoint, as text: a text itself, anything else as JSON. `None` if it has none.
     pub saved: Option<String>,

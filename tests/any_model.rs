@@ -9,6 +9,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor};
 use siss::clipper::FractionOfRetain;
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
+use siss::evaluate::DenoisingLoss;
 use siss::objective::{LossInputs, ReTrack, Siss};
 use siss::observer::StepOutcome;
 use siss::process::{SchedulerConfig, SchedulerExt, TimeRange};
@@ -50,10 +51,12 @@ struct Case<M: Denoiser<D>, const D: usize> {
     model: M,
     rest: Points<D, M::Condition>,
     memorised: Points<D, M::Condition>,
-    prediction_type: PredictionType,
     training_steps: u64,
     unlearning_steps: u64,
 }
+
+/// Shares of the time range at which losses are measured.
+const SHARES: [f64; 8] = [0.05, 0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95];
 
 /// Denoising losses over the whole time range.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ struct Losses {
 }
 
 impl<M: Denoiser<D>, const D: usize> Case<M, D> {
-    /// Mean squared error at timesteps all over the range.
+    /// What training minimises: mean squared error at timesteps all over the range.
     fn loss(
         &self,
         model: &M,
@@ -79,7 +82,7 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
         let noisy = process
             .add_noise(points.clean.clone(), noise.clone(), &times)
             .unwrap();
-        let target = self.prediction_type.target(
+        let target = model.prediction_type().target(
             points.clean.clone(),
             noise,
             scales.signal_tensor(&device),
@@ -91,13 +94,21 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
     }
 
     fn losses(&self, model: &M, process: &dyn Scheduler) -> Losses {
-        let rows = |count: usize| (0..256).map(|row| row % count).collect::<Vec<_>>();
-        let loss = |points: &Points<D, M::Condition>| {
-            let points = points.select(&rows(points.count()));
-            f64::from(
-                self.loss(model, process, &points, 1_000_000)
-                    .into_scalar::<f32>(),
-            )
+        let timesteps = SHARES.map(|share| match process.time_range() {
+            TimeRange::Discrete { num_timesteps } => (share * num_timesteps as f64).floor(),
+            TimeRange::Continuous { min, max } => min + share * (max - min),
+        });
+        let loss = |Points { clean, condition }: &Points<D, M::Condition>| {
+            let loss = DenoisingLoss {
+                noises: 64_usize.div_ceil(clean.dims()[0]),
+                seed: SEED,
+                ..DenoisingLoss::at(timesteps)
+            };
+            let losses = loss
+                .measure(model, process, clean, condition)
+                .unwrap()
+                .concat();
+            losses.iter().sum::<f64>() / losses.len() as f64
         };
         Losses {
             rest: loss(&self.rest),
@@ -125,7 +136,6 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
 
     fn unlearn(&self, model: M, process: impl Scheduler + 'static, method: Method) -> M {
         let mut trainer = SissTrainer::builder(model, process)
-            .prediction_type(self.prediction_type)
             .method(method)
             .clipper(FractionOfRetain::new(0.5).unwrap())
             .learning_rate(1e-3)
@@ -252,7 +262,6 @@ fn a_video_model_of_rank_5_forgets_a_video() {
         model: VideoNet::new(&device),
         rest: points(brightness.expand([64, 1, 4, 4, 4])),
         memorised: points(checker),
-        prediction_type: PredictionType::Epsilon,
         training_steps: 200,
         unlearning_steps: 40,
     };
@@ -362,7 +371,6 @@ fn a_model_with_a_condition_type_of_its_own_forgets_a_point_of_one_class() {
             clean: memorised,
             condition: Labels(vec![Class::Owl]),
         },
-        prediction_type: PredictionType::Epsilon,
         training_steps: 400,
         unlearning_steps: 60,
     };
@@ -386,7 +394,8 @@ fn a_model_conditioned_on_two_tensors_forgets_a_point() {
             let condition = Tensor::cat(vec![classes, bright.clone()], 1);
             Conditional::forward(model, noisy, timesteps, condition)
         },
-    );
+    )
+    .predicting(PredictionType::Sample);
     let case = Case {
         model,
         rest: Points {
@@ -397,7 +406,6 @@ fn a_model_conditioned_on_two_tensors_forgets_a_point() {
             condition: condition(&memorised, vec![2]),
             clean: memorised,
         },
-        prediction_type: PredictionType::Sample,
         training_steps: 400,
         unlearning_steps: 60,
     };
@@ -485,6 +493,7 @@ fn unconditional() -> impl Denoiser<2, Condition = ()> {
             Conditional::forward(model, noisy, timesteps * 1000.0, none)
         },
     )
+    .predicting(PredictionType::FlowVelocity)
 }
 
 #[test]
@@ -498,7 +507,6 @@ fn a_flow_matching_model_forgets_a_point() {
         model: unconditional(),
         rest: points(rest),
         memorised: points(memorised),
-        prediction_type: PredictionType::FlowVelocity,
         training_steps: 400,
         unlearning_steps: 60,
     };
@@ -576,10 +584,8 @@ fn steps_without_any_signal_weigh_both_sides_alike() {
     };
     let process = DdpmScheduler::from_config(&config).unwrap();
     assert_eq!(process.signal_scale(999.0), 0.0);
-    let mut trainer = SissTrainer::builder(Mlp::new(1, &device()), process)
-        .prediction_type(config.prediction_type)
-        .build()
-        .unwrap();
+    let model = Mlp::new(1, &device()).predicting(config.prediction_type);
+    let mut trainer = SissTrainer::builder(model, process).build().unwrap();
     let batch = batch(4, 0.5, 1, &device());
     for _ in 0..3 {
         let noise = trainer.draw(&batch).unwrap().noise().clone();

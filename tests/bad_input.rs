@@ -13,7 +13,7 @@ use siss::objective::{LossInputs, ReTrack};
 use siss::process::BetaSchedule;
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::report::{ImageGrid, binomial_interval, quantile};
-use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
+use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler, Visits};
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
@@ -313,24 +313,19 @@ fn samplers<'a>() -> Vec<Case<'a>> {
     let ddim = |config| DdimSampler::new(&linear(), config);
     vec![
         case("0 sampling steps", "num_inference_steps is 0", move || {
-            ddim(DdimConfig {
-                num_inference_steps: 0,
-                ..DdimConfig::default()
-            })
+            ddim(DdimConfig::new(0))
         }),
         case(
             "too many sampling steps",
             "num_inference_steps is 2000",
-            move || {
-                ddim(DdimConfig {
-                    num_inference_steps: 2000,
-                    ..DdimConfig::default()
-                })
-            },
+            move || ddim(DdimConfig::new(2000)),
         ),
         case("a huge offset", "steps_offset is", move || {
             ddim(DdimConfig {
-                steps_offset: usize::MAX,
+                visits: Visits {
+                    steps_offset: usize::MAX,
+                    ..Visits::new(50)
+                },
                 ..DdimConfig::default()
             })
         }),
@@ -339,10 +334,24 @@ fn samplers<'a>() -> Vec<Case<'a>> {
                 eta: 0.5,
                 ..DdimConfig::default()
             })?;
-            sampler.step(zeros([1, 3]), zeros([1, 3]), 500, None)
+            sampler.step_to(
+                zeros([1, 3]),
+                zeros([1, 3]),
+                PredictionType::Epsilon,
+                500,
+                Some(400),
+                None,
+            )
         }),
         case("an output of another shape", "[1, 4]", move || {
-            ddim(DdimConfig::default())?.step(zeros([1, 3]), zeros([1, 4]), 500, None)
+            ddim(DdimConfig::default())?.step_to(
+                zeros([1, 3]),
+                zeros([1, 4]),
+                PredictionType::Epsilon,
+                500,
+                Some(400),
+                None,
+            )
         }),
         case("eta above 1", "eta is 1.5", move || {
             ddim(DdimConfig {
@@ -358,7 +367,10 @@ fn samplers<'a>() -> Vec<Case<'a>> {
         }),
         case("a clamp to nothing", "clip_sample is 0", move || {
             ddim(DdimConfig {
-                clip_sample: Some(0.0),
+                visits: Visits {
+                    clip_sample: Some(0.0),
+                    ..Visits::new(50)
+                },
                 ..DdimConfig::default()
             })
         }),
@@ -367,7 +379,10 @@ fn samplers<'a>() -> Vec<Case<'a>> {
             "steps_offset is 1000",
             move || {
                 ddim(DdimConfig {
-                    steps_offset: 1000,
+                    visits: Visits {
+                        steps_offset: 1000,
+                        ..Visits::new(50)
+                    },
                     ..DdimConfig::default()
                 })
             },
@@ -377,7 +392,14 @@ fn samplers<'a>() -> Vec<Case<'a>> {
             "previous timestep is 501",
             move || {
                 let points = || zeros([1, 3]);
-                ddim(DdimConfig::default())?.step_to(points(), points(), 500, Some(501), None)
+                ddim(DdimConfig::default())?.step_to(
+                    points(),
+                    points(),
+                    PredictionType::Epsilon,
+                    500,
+                    Some(501),
+                    None,
+                )
             },
         ),
         case(
@@ -387,7 +409,14 @@ fn samplers<'a>() -> Vec<Case<'a>> {
         ),
         case("a step of DDPM without noise", "timestep 500", || {
             let sampler = DdpmSampler::new(&linear(), DdpmConfig::default())?;
-            sampler.step(zeros([1, 3]), zeros([1, 3]), 500, None)
+            sampler.step_to(
+                zeros([1, 3]),
+                zeros([1, 3]),
+                PredictionType::Epsilon,
+                500,
+                Some(400),
+                None,
+            )
         }),
         case("a variance that is learned", "learned_range", || {
             SchedulerConfig::from_json(
@@ -400,7 +429,14 @@ fn samplers<'a>() -> Vec<Case<'a>> {
             sampler.sample(&Conditioned, &zeros([2, 4]), [3, 3], 0, 0, &device())
         }),
         case("a step from past the end", "timestep 1000", move || {
-            ddim(DdimConfig::default())?.step(zeros([1, 3]), zeros([1, 3]), 1000, None)
+            ddim(DdimConfig::default())?.step_to(
+                zeros([1, 3]),
+                zeros([1, 3]),
+                PredictionType::Epsilon,
+                1000,
+                Some(400),
+                None,
+            )
         }),
     ]
 }

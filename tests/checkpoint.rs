@@ -28,7 +28,7 @@ use siss::steering::{HardStop, SteeringRule};
 use siss::trainer::SissTrainerBuilder;
 use siss::{
     Checkpoints, DdpmScheduler, Denoiser, Error, FlowMatching, GradientClipper, Method, Observer,
-    PairSampler, Side, SissLoss, SissTrainer, Steering, StepReport,
+    PairSampler, PredictionType, Side, SissLoss, SissTrainer, Steering, StepReport,
 };
 use siss_support::small::{self, seeded};
 
@@ -38,6 +38,8 @@ struct Net {
     first: Linear,
     second: Linear,
     third: Linear,
+    #[module(skip)]
+    kind: PredictionType,
 }
 
 impl Net {
@@ -48,6 +50,7 @@ impl Net {
             first: layer(4, width),
             second: layer(width, width),
             third: layer(width, 3),
+            kind: PredictionType::Epsilon,
         };
         seeded(net, 1)
     }
@@ -61,6 +64,10 @@ impl Denoiser<2> for Net {
         let hidden = self.first.forward(Tensor::cat(vec![noisy, time], 1));
         self.third
             .forward(self.second.forward(hidden.tanh()).tanh())
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.kind
     }
 }
 
@@ -78,7 +85,11 @@ fn falling() -> ModuleLrScheduler {
 
 /// A trainer with everything that has a state: average, momenta, a clipper that remembers, a falling rate.
 fn builder(width: usize) -> Builder {
-    SissTrainer::builder(Net::new(width), DdpmScheduler::linear(1000).unwrap())
+    builder_of(Net::new(width))
+}
+
+fn builder_of(model: Net) -> Builder {
+    SissTrainer::builder(model, DdpmScheduler::linear(1000).unwrap())
         .learning_rate(falling())
         .clipper(FractionOfRetain::new(0.1).unwrap())
         .ema(0.99)
@@ -495,6 +506,10 @@ fn what_differs_is_named_with_both_values() {
 
     let adam = AdamWConfig::new().with_beta_1(0.9).init();
     let narrow = || ParamGroup::from_predicate("second");
+    let velocity = Net {
+        kind: PredictionType::Velocity,
+        ..Net::new(SMALL)
+    };
     let other_process = SissTrainer::builder(Net::new(SMALL), FlowMatching::default());
     let cases: Vec<(&str, Builder, &str)> = vec![
         ("seed", builder(SMALL).seed(4), "seed was 3 and is 4"),
@@ -542,6 +557,11 @@ fn what_differs_is_named_with_both_values() {
             "process",
             other_process,
             "scheduler.time_range was 0, 1, …, 999",
+        ),
+        (
+            "prediction type",
+            builder_of(velocity),
+            "prediction_type was epsilon and is velocity",
         ),
         (
             "shape",

@@ -79,7 +79,6 @@ fn run<M: Denoiser<D, Condition = ()>, const D: usize>(
         .method(setting.method)
         .retained_points(batch.retain().clone())
         .thin_below(setting.thin_below)
-        .prediction_type(setting.kind)
         .learning_rate(1e-3)
         .observer(lines.clone())
         .seed(17);
@@ -117,10 +116,11 @@ fn bytes<M: Module>(model: &M) -> Vec<u8> {
 
 fn bytes_of(setting: Setting) -> Vec<u8> {
     if setting.is_unet {
-        run(unet(), &images(8), setting)
+        let unet = unet().with_prediction_type(setting.kind);
+        run(unet, &images(8), setting)
     } else {
         run(
-            Mlp::new(3, &device()),
+            Mlp::new(3, &device()).predicting(setting.kind),
             &batch(16, 0.4, 5, &device()),
             setting,
         )

@@ -455,12 +455,14 @@ fn all_samples_on_one_side_are_a_step() {
 /// The last step of a process without terminal signal, γ = 0: what is seen is noise alone.
 #[test]
 fn without_signal_a_step_is_finite() {
-    let zero_snr = SchedulerConfig {
-        zero_terminal_snr: true,
-        ..SchedulerConfig::default()
+    let zero_snr = |prediction_type| {
+        let config = SchedulerConfig {
+            zero_terminal_snr: true,
+            prediction_type,
+            ..SchedulerConfig::default()
+        };
+        DdpmScheduler::from_config(&config).unwrap()
     };
-    let ddpm = DdpmScheduler::from_config(&zero_snr).unwrap();
-    assert_eq!(ddpm.scales(&[999.0]).unwrap().signal, [0.0]);
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
     for method in Recipe::all() {
@@ -470,9 +472,11 @@ fn without_signal_a_step_is_finite() {
             PredictionType::Velocity,
             PredictionType::FlowVelocity,
         ] {
-            let mut builder = SissTrainer::builder(Mlp::new(1, &device()), ddpm.clone())
-                .prediction_type(kind)
-                .timestep_sampling(TimestepSampling::Fixed(999.0));
+            let ddpm = zero_snr(kind);
+            assert_eq!(ddpm.scales(&[999.0]).unwrap().signal, [0.0]);
+            let model = Mlp::new(1, &device()).predicting(kind);
+            let mut builder =
+                SissTrainer::builder(model, ddpm).timestep_sampling(TimestepSampling::Fixed(999.0));
             builder = with_method(builder, method, points.retain());
             let mut trainer = builder.build().unwrap();
             for _ in 0..2 {

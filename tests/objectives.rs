@@ -22,8 +22,9 @@ fn ddpm() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()
 }
 
-fn without_terminal_signal() -> DdpmScheduler {
+fn without_terminal_signal(prediction_type: PredictionType) -> DdpmScheduler {
     let config = SchedulerConfig {
+        prediction_type,
         zero_terminal_snr: true,
         ..SchedulerConfig::default()
     };
@@ -146,18 +147,18 @@ fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
 #[test]
 fn every_objective_steps_with_every_prediction_type() {
     let device = device();
-    let processes: [fn() -> Box<dyn Scheduler>; 3] = [
-        || Box::new(ddpm()),
-        || Box::new(without_terminal_signal()),
-        || Box::new(FlowMatching::default()),
+    let processes: [fn(PredictionType) -> Box<dyn Scheduler>; 3] = [
+        |_| Box::new(ddpm()),
+        |kind| Box::new(without_terminal_signal(kind)),
+        |_| Box::new(FlowMatching::default()),
     ];
     for process in processes {
         for recipe in Recipe::all() {
             for kind in KINDS {
                 let batch = points(&device);
-                let builder = SissTrainer::builder(Mlp::new(3, &device), process());
+                let model = Mlp::new(3, &device).predicting(kind);
+                let builder = SissTrainer::builder(model, process(kind));
                 let mut trainer = with_method(builder, recipe, batch.retain())
-                    .prediction_type(kind)
                     .build()
                     .unwrap();
                 let before = parameters(trainer.model());
@@ -174,9 +175,9 @@ fn every_objective_steps_with_every_prediction_type() {
 #[test]
 fn every_objective_steps_where_there_is_no_signal() {
     let device = device();
-    let scheduler = without_terminal_signal();
     let last = [999.0; ROWS];
     for kind in [PredictionType::Sample, PredictionType::Velocity] {
+        let scheduler = without_terminal_signal(kind);
         let siss = terms(Method::Siss, kind, &scheduler, &last, &device);
         assert_eq!(siss.retain.unwrap().weights, [1.0; ROWS]);
         assert_eq!(siss.forget.unwrap().weights, [-1.0; ROWS]);
@@ -184,9 +185,9 @@ fn every_objective_steps_where_there_is_no_signal() {
         assert!(erase_diff.forget.unwrap().rows.is_empty());
         for recipe in Recipe::all() {
             let batch = points(&device);
-            let builder = SissTrainer::builder(Mlp::new(3, &device), scheduler.clone());
+            let model = Mlp::new(3, &device).predicting(kind);
+            let builder = SissTrainer::builder(model, scheduler.clone());
             let mut trainer = with_method(builder, recipe, batch.retain())
-                .prediction_type(kind)
                 .build()
                 .unwrap();
             let report = trainer.step_with(&batch, &draws(&last, &device)).unwrap();

@@ -11,7 +11,7 @@ use siss::clipper::{ConstantScale, RescaleToNorm};
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{LossInputs, LossTerm, NegGrad, Siss, SissNoIs};
 use siss::observer::{JsonLog, StepOutcome};
-use siss::process::SchedulerExt;
+use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, HardStop, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
@@ -946,13 +946,58 @@ fn steering_that_cannot_mean_anything_is_refused() {
     let (model, config) = (Mlp::new(1, &device), CounterfactualConfig::default());
     let fit = Counterfactual::fit(&model, &scheduler(), data, config).unwrap();
     let levels = fit.levels;
-    let other = builder(1)
-        .prediction_type(PredictionType::Velocity)
-        .steering(Steering::new(levels.clone()));
-    assert!(refused(other).contains("predicts Epsilon, the trainer is told Velocity"));
+    let velocity = Mlp::new(1, &device).predicting(PredictionType::Velocity);
+    let other = SissTrainer::builder(velocity, scheduler());
+    let error = other.steering(Steering::new(levels.clone())).build();
+    assert!(
+        matches!(
+            error.unwrap_err(),
+            Error::PredictionTypeDiffers {
+                model: PredictionType::Velocity,
+                stated: PredictionType::Epsilon,
+                ..
+            }
+        ),
+        "levels of a model that predicts something else"
+    );
 
     let mut trainer = builder(1).steering(Steering::new(levels)).build().unwrap();
     let unnamed = UnlearningBatch::new(points(), points() + 3.0).unwrap();
     let error = trainer.step(unnamed).unwrap_err().to_string();
     assert!(error.contains("which of 2 points"), "{error}");
+}
+
+/// A model says once what it predicts; a scheduler's file that says otherwise is refused, and so is a resumed run.
+#[test]
+fn a_model_that_predicts_something_else_than_its_scheduler_says_is_refused() {
+    let config = SchedulerConfig {
+        prediction_type: PredictionType::Velocity,
+        ..SchedulerConfig::default()
+    };
+    let scheduler = || DdpmScheduler::from_config(&config).unwrap();
+    let built = |kind| {
+        let model = Mlp::new(1, &device()).predicting(kind);
+        SissTrainer::builder(model, scheduler()).build()
+    };
+    let error = built(PredictionType::Epsilon).unwrap_err();
+    let Error::PredictionTypeDiffers { model, stated, .. } = error else {
+        panic!("{error}");
+    };
+    let (epsilon, velocity) = (PredictionType::Epsilon, PredictionType::Velocity);
+    assert_eq!((model, stated), (epsilon, velocity));
+    built(PredictionType::Velocity).unwrap();
+}
+
+/// What the model predicts decides the targets, whoever built the trainer.
+#[test]
+fn a_step_learns_what_the_model_says_that_it_predicts() {
+    let device = device();
+    let losses = |kind| {
+        let model = Mlp::new(1, &device).predicting(kind);
+        let mut trainer = SissTrainer::builder(model, scheduler()).build().unwrap();
+        let report = trainer.step(batch(8, 0.5, 3, &device)).unwrap();
+        report.retain.unwrap().mean_squared_error
+    };
+    let [epsilon, sample] = [PredictionType::Epsilon, PredictionType::Sample].map(losses);
+    assert!((epsilon - sample).abs() > 1e-3, "{epsilon} {sample}");
 }

@@ -20,13 +20,15 @@ pub(crate) fn check_finite_values(
     rows: usize,
     side: Side,
 ) -> Result<()> {
-    let elements = values.len() / rows.max(1);
-    match values.iter().position(|value| !value.is_finite()) {
+    match first_non_finite(values, first, rows) {
         None => Ok(()),
-        Some(index) => Err(Error::NonFiniteData {
-            side,
-            row: first + index / elements.max(1),
-            value: values[index],
-        }),
+        Some((row, value)) => Err(Error::NonFiniteData { side, row, value }),
     }
+}
+
+/// The first NaN or infinity and its row, of the values of `rows` rows from row `first` on.
+pub(crate) fn first_non_finite(values: &[f32], first: usize, rows: usize) -> Option<(usize, f32)> {
+    let elements = values.len() / rows.max(1);
+    let index = values.iter().position(|value| !value.is_finite())?;
+    Some((first + index / elements.max(1), values[index]))
 }

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Denoiser;
 use super::condition::Condition;
+use crate::process::PredictionType;
 
 /// Makes any burn module a [`Denoiser`]: for a module from another crate, for which you cannot implement the trait.
 ///
@@ -40,12 +41,14 @@ use super::condition::Condition;
 pub struct FnDenoiser<M, F, C = ()> {
     module: M,
     function: F,
+    prediction_type: PredictionType,
     /// The function takes a condition; none is kept.
     condition: PhantomData<fn(&C)>,
 }
 
 impl<M: Module, F, C: Condition> FnDenoiser<M, F, C> {
-    /// Predicts with `function(&module, noisy, timesteps, &condition)`.
+    /// Predicts the noise with `function(&module, noisy, timesteps, &condition)`;
+    /// [`predicting`](FnDenoiser::predicting) says that the output is something else.
     pub fn new<const D: usize>(module: M, function: F) -> Self
     where
         F: Fn(&M, Tensor<D>, Tensor<1>, &C) -> Tensor<D> + Clone + Send,
@@ -53,6 +56,7 @@ impl<M: Module, F, C: Condition> FnDenoiser<M, F, C> {
         Self {
             module,
             function,
+            prediction_type: PredictionType::Epsilon,
             condition: PhantomData,
         }
     }
@@ -62,6 +66,26 @@ impl<M, F, C> FnDenoiser<M, F, C> {
     /// The module.
     pub fn module(&self) -> &M {
         &self.module
+    }
+
+    /// Says what the output is.
+    ///
+    /// # Example
+    /// ```
+    /// # use burn::nn::{Linear, LinearConfig};
+    /// # use burn::tensor::{Device, Tensor};
+    /// use siss::{Denoiser, FnDenoiser, PredictionType};
+    ///
+    /// # let layer = LinearConfig::new(3, 3).init(&Device::flex());
+    /// # let function = |layer: &Linear, noisy: Tensor<2>, _: Tensor<1>, _: &()| layer.forward(noisy);
+    /// let model = FnDenoiser::new(layer, function).predicting(PredictionType::Velocity);
+    /// assert_eq!(model.prediction_type(), PredictionType::Velocity);
+    /// ```
+    pub fn predicting(self, prediction_type: PredictionType) -> Self {
+        Self {
+            prediction_type,
+            ..self
+        }
     }
 
     /// The module, without the function.
@@ -83,6 +107,7 @@ impl<M: Module, F, C> fmt::Debug for FnDenoiser<M, F, C> {
         formatter
             .debug_struct("FnDenoiser")
             .field("module", &self.module)
+            .field("prediction_type", &self.prediction_type)
             .finish_non_exhaustive()
     }
 }
@@ -97,6 +122,10 @@ where
 
     fn predict(&self, noisy: Tensor<D>, timesteps: Tensor<1>, condition: &C) -> Tensor<D> {
         (self.function)(&self.module, noisy, timesteps, condition)
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.prediction_type
     }
 }
 
@@ -123,6 +152,7 @@ impl<M: Module, F: Clone + Send, C: Condition> Module for FnDenoiser<M, F, C> {
         Self {
             module: self.module.valid(),
             function: self.function.clone(),
+            prediction_type: self.prediction_type,
             condition: PhantomData,
         }
     }
@@ -222,6 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn it_says_what_it_predicts_in_every_state() {
+        let function = |network: &Network, noisy: Tensor<2>, _: Tensor<1>, _: &()| {
+            network.layer.forward(noisy)
+        };
+        let model = FnDenoiser::new(network(), function);
+        assert_eq!(model.prediction_type(), PredictionType::Epsilon);
+        let model = model.predicting(PredictionType::Sample).train();
+        let states = [model.valid(), model.clone().no_grad(), model];
+        for model in states {
+            assert_eq!(model.prediction_type(), PredictionType::Sample);
+        }
+    }
+
+    #[test]
     fn saved_weights_fit_the_module_alone_and_the_other_way_round() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("weights.bpk");
@@ -246,7 +290,8 @@ mod tests {
     fn its_debug_output_shows_the_module() {
         let text = format!("{:?}", denoiser(network()));
         assert!(
-            text.starts_with("FnDenoiser { module: Network") && text.ends_with(".. }"),
+            text.starts_with("FnDenoiser { module: Network")
+                && text.ends_with("prediction_type: Epsilon, .. }"),
             "{text}"
         );
     }

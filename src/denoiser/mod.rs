@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::error::Result;
+use crate::process::PredictionType;
 
 pub use condition::Condition;
 pub use function::FnDenoiser;
@@ -56,6 +57,16 @@ pub trait Denoiser<const D: usize>: Module {
         timesteps: Tensor<1>,
         condition: &Self::Condition,
     ) -> Tensor<D>;
+
+    /// What the model's output is. The model says it once: trainer, samplers, steering and
+    /// [`evaluate`](crate::evaluate) ask it, and refuse a scheduler whose configuration says
+    /// otherwise.
+    ///
+    /// The noise unless implemented. A model that predicts something else and does not say so learns
+    /// the wrong thing, and no number shows it.
+    fn prediction_type(&self) -> PredictionType {
+        PredictionType::Epsilon
+    }
 
     /// Whether the model takes inputs of this shape, `[rows, …]`: the place to refuse a wrong number of channels with an
     /// error instead of a panic in [`predict`](Denoiser::predict). Accepts everything unless implemented.

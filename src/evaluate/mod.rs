@@ -1,7 +1,11 @@
-//! What a model knows of data: whether the data are prepared as it was trained on them.
+//! What a model knows of data: the loss of single points, and whether the data are prepared as the
+//! model was trained on them.
 
+mod denoising_loss;
 mod model_check;
 
+pub use denoising_loss::DenoisingLoss;
+pub(crate) use denoising_loss::{parts, residual, row_losses};
 pub use model_check::{
     KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
 };

@@ -5,12 +5,13 @@ use std::fmt;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::row_losses;
 use crate::data::Side;
 use crate::data::finite::check_finite;
 use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
-use crate::error::{Error, Result, check_device, check_range, check_shape};
-use crate::host::{read_f32, select_rows, squared_norms, to_f32, vector};
+use crate::error::{Error, Result, check_device, check_prediction_type, check_range};
+use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
 /// Looks whether a model knows its training data as they are given to it.
@@ -21,7 +22,6 @@ use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 /// | field | default | purpose | range |
 /// |---|---|---|---|
 /// | `range` | −1 to 1 | the values of black and white as the data are given; `None` where they have none, as latents: then no other preprocessing is tried | ascending, finite |
-/// | `prediction_type` | `Epsilon` | what the model predicts | |
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
 ///
@@ -61,8 +61,6 @@ use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 pub struct ModelCheck {
     /// The values of black and white as the data are given.
     pub range: Option<[f64; 2]>,
-    /// What the model predicts.
-    pub prediction_type: PredictionType,
     /// Key of the noises.
     pub seed: u64,
     /// Rows run at a time.
@@ -73,7 +71,6 @@ impl Default for ModelCheck {
     fn default() -> Self {
         Self {
             range: Some([-1.0, 1.0]),
-            prediction_type: PredictionType::Epsilon,
             seed: 0,
             micro_batch_size: 64,
         }
@@ -237,7 +234,8 @@ impl ModelCheck {
     /// - `points`: `[n, …]`; `condition`: `n` rows
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`]; [`Error::InvalidSetting`] for a range that is none;
+    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`]; [`Error::PredictionTypeDiffers`]
+    /// for a scheduler whose configuration says otherwise than the model; [`Error::InvalidSetting`] for a range that is none;
     /// [`Error::DeviceMismatch`]; [`Error::OutOfRange`] for a micro-batch of none, or if the model's loss is no number.
     pub fn run<const D: usize, M: Denoiser<D>>(
         &self,
@@ -246,7 +244,7 @@ impl ModelCheck {
         points: &Tensor<D>,
         condition: &M::Condition,
     ) -> Result<Option<ModelReport>> {
-        self.check(model, points)?;
+        self.check(model, scheduler, points)?;
         let count = points.dims()[0];
         condition.check_rows("the condition", count)?;
         let chosen = spread(count, POINTS);
@@ -348,8 +346,8 @@ impl ModelCheck {
         (forgotten, condition): (&Tensor<D>, &M::Condition),
         (controls, control_condition): (&Tensor<D>, &M::Condition),
     ) -> Result<Vec<KnownMirror>> {
-        self.check(model, forgotten)?;
-        self.check(model, controls)?;
+        self.check(model, scheduler, forgotten)?;
+        self.check(model, scheduler, controls)?;
         let chosen = spread(forgotten.dims()[0], POINTS);
         let points = to_f32(select_rows(forgotten, &chosen).inner());
         check_finite(&points, Side::Forget)?;
@@ -406,7 +404,14 @@ impl ModelCheck {
         Ok(known.flatten().collect())
     }
 
-    fn check<const D: usize, M: Denoiser<D>>(&self, model: &M, points: &Tensor<D>) -> Result<()> {
+    fn check<const D: usize, M: Denoiser<D>>(
+        &self,
+        model: &M,
+        scheduler: &dyn Scheduler,
+        points: &Tensor<D>,
+    ) -> Result<()> {
+        let (kind, stated) = (model.prediction_type(), scheduler.prediction_type());
+        check_prediction_type(kind, "the scheduler", stated)?;
         if points.dims().contains(&0) {
             return Err(Error::Empty {
                 what: "the data to check the model on",
@@ -604,8 +609,7 @@ impl<M> Looker<'_, M> {
         M: Denoiser<D>,
     {
         let count = points.dims()[0];
-        let elements: usize = points.dims()[1..].iter().product();
-        let kind = self.check.prediction_type;
+        let kind = self.model.prediction_type();
         let mut losses = Vec::with_capacity(count);
         for first in (0..count).step_by(self.check.micro_batch_size) {
             let rows = self.check.micro_batch_size.min(count - first);
@@ -613,25 +617,13 @@ impl<M> Looker<'_, M> {
             let part = |all: &Tensor<D>| all.clone().narrow(0, first, rows);
             let (clean, noise) = (part(points), part(noise));
             let scales = self.scheduler.scales(&vec![timestep; rows])?;
-            let times = vector(vec![timestep; rows], &points.device());
-            let noisy = scales.noisy(&clean, &noise);
-            let output = self
-                .model
-                .predict(noisy, times, &condition.take_rows(&indices));
-            let target = scales.target(kind, &clean, &noise);
-            let remedy = "the model must predict one value for every element";
-            check_shape(
-                "the model's prediction",
-                &target.dims(),
-                &output.dims(),
-                remedy,
-            )?;
-            let squares = squared_norms(to_f32(output) - target);
+            let condition = condition.take_rows(&indices);
+            let of_rows = row_losses(&self.model, timestep, &scales, &clean, &noise, &condition)?;
             // What one unit of noise, with the clean point that makes up for it, does to the output.
             let unit = unit_of_noise(kind, &scales);
-            let squares = read_f32(squares, "the model's losses")?;
-            let loss = |square: f32| f64::from(square) / elements as f64 / (unit * unit);
-            losses.extend(squares.into_iter().map(loss));
+            let of_rows = read_f32(of_rows, "the model's losses")?;
+            let in_noise = |loss: f32| f64::from(loss) / (unit * unit);
+            losses.extend(of_rows.into_iter().map(in_noise));
         }
         Ok(losses)
     }
@@ -711,6 +703,10 @@ mod tests {
             let clean = weights.matmul(points).reshape(noisy.dims());
             let noise = (noisy - clean.clone() * gamma) / sigma;
             scales.target(self.kind, &clean, &noise)
+        }
+
+        fn prediction_type(&self) -> PredictionType {
+            self.kind
         }
     }
 
@@ -850,7 +846,6 @@ mod tests {
         ]
         .map(|kind| {
             let check = ModelCheck {
-                prediction_type: kind,
                 micro_batch_size: 5,
                 ..ModelCheck::default()
             };
@@ -869,6 +864,21 @@ mod tests {
         for loss in losses {
             assert!((loss / losses[0] - 1.0).abs() < 1e-3, "{losses:?}");
         }
+    }
+
+    #[test]
+    fn a_scheduler_of_a_model_that_predicts_something_else_is_refused() {
+        let data = pictures(4, 1);
+        let config = crate::process::SchedulerConfig {
+            prediction_type: PredictionType::Sample,
+            ..Default::default()
+        };
+        let other = DdpmScheduler::from_config(&config).unwrap();
+        let error = ModelCheck::default().run(&Memory::of(&data), &other, &data, &());
+        assert!(
+            matches!(error, Err(Error::PredictionTypeDiffers { .. })),
+            "{error:?}"
+        );
     }
 
     #[test]

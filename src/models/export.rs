@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::folder::WEIGHTS;
 use super::index::PipelineIndex;
-use super::location::CONFIG;
-use super::location::ModelFolder;
+use super::location::{CONFIG, ModelFolder, stated_prediction_type};
 use super::unet2d::UNet2d;
-use crate::error::{Error, Result};
+use crate::denoiser::Denoiser;
+use crate::error::{Error, Result, check_prediction_type};
 use crate::files::json::python_object;
 use crate::files::{entries, invalid, open, path_text, read_configuration, replace};
 
@@ -58,6 +58,8 @@ impl fmt::Display for LeftOut {
 /// Writes a network as the model that came is arranged, with what that has beside its network: the scheduler, the other parts that
 /// `model_index.json` names, code and texts at the root, licence and model card. Contents are copied, not modes; links are followed.
 ///
+/// - The scheduler's file is copied as it is, so it must say that the model predicts what the network
+///   predicts ([`Denoiser::prediction_type`]).
 /// - An index that is not there is written, with the scheduler's own class.
 /// - Other weights of the network, other folders and large files stay behind, and are given back with the reason. What the index names
 ///   goes along as it is, be it a second network.
@@ -67,7 +69,8 @@ impl fmt::Display for LeftOut {
 /// `folder` should be a new one: files in it that are not written stay.
 ///
 /// # Errors
-/// [`Error::Io`] with the path; [`Error::InvalidFile`] for an index that is none.
+/// [`Error::Io`] with the path; [`Error::InvalidFile`] for an index that is none;
+/// [`Error::PredictionTypeDiffers`] before anything is written.
 pub fn save_pipeline(
     network: &UNet2d,
     origin: &ModelFolder,
@@ -75,6 +78,12 @@ pub fn save_pipeline(
     note: &str,
 ) -> Result<Vec<LeftOut>> {
     let folder = folder.as_ref();
+    let stated = stated_prediction_type(origin.scheduler_file())?;
+    check_prediction_type(
+        network.prediction_type(),
+        "the pipeline's scheduler",
+        stated,
+    )?;
     let root = match origin.index_file().and_then(Path::parent) {
         Some(root) => root,
         None => origin.pipeline(),
@@ -349,6 +358,8 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::models::{DownBlockType, UNet2dConfig, UpBlockType};
+    use crate::process::PredictionType;
+    use burn::module::Module;
     use burn::tensor::Device;
 
     fn network() -> UNet2d {
@@ -483,6 +494,38 @@ mod tests {
         assert!(card.starts_with("# Card\n\n## Unlearning\n"), "{card}");
         assert!(card.contains("by a test."), "{card}");
         UNet2d::load(&new, &Device::flex()).unwrap();
+    }
+
+    /// A pipeline keeps what its model predicts, and does not get a network that predicts something else.
+    #[test]
+    fn the_scheduler_says_what_the_network_predicts() {
+        let place = tempfile::tempdir().unwrap();
+        let (origin, new) = (place.path().join("model"), place.path().join("new"));
+        let scheduler = r#"{"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}"#;
+        put(&origin, "scheduler/scheduler_config.json", scheduler);
+        put(&origin, "unet/config.json", "{}");
+        let folder = ModelFolder::find(&origin).unwrap();
+        let error = save_pipeline(&network(), &folder, &new, "").unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::PredictionTypeDiffers {
+                    model: PredictionType::Epsilon,
+                    stated: PredictionType::Velocity,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(!new.exists());
+        let network = network().with_prediction_type(PredictionType::Velocity);
+        save_pipeline(&network, &folder, &new, "").unwrap();
+        for path in [new.clone(), new.join("unet")] {
+            let read = UNet2d::load(path, &Device::flex()).unwrap();
+            assert_eq!(read.prediction_type(), PredictionType::Velocity);
+            assert_eq!(read.valid().prediction_type(), PredictionType::Velocity);
+            assert_eq!(read.notes(), []);
+        }
     }
 
     #[test]

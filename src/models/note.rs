@@ -26,6 +26,11 @@ pub enum LoadNote {
         /// Its file.
         file: PathBuf,
     },
+    /// Nothing says what the network predicts, and the noise was assumed.
+    NoiseAssumed {
+        /// The scheduler's file, if there is one; it is of a scheduler that is not supported.
+        scheduler: Option<PathBuf>,
+    },
     /// Which of several files with weights was read, or that it is no plain one: a variant, or in parts.
     Weights {
         /// The file, or the index of its parts.
@@ -59,6 +64,17 @@ impl fmt::Display for LoadNote {
             ),
             LoadNote::SchedulerElsewhere { file } => {
                 write!(formatter, "the scheduler is {}", path_text(file))
+            }
+            LoadNote::NoiseAssumed { scheduler } => {
+                match scheduler {
+                    None => formatter.write_str("the network is without its scheduler's file")?,
+                    Some(file) => {
+                        write!(formatter, "{} is not supported", path_text(file))?;
+                    }
+                }
+                formatter.write_str(
+                    ", so that it is assumed to predict the noise; `UNet2d::with_prediction_type` says what it predicts",
+                )
             }
             LoadNote::Weights { read, passed_over } => {
                 write!(formatter, "the weights are those of {}", path_text(read))?;

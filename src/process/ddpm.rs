@@ -1,5 +1,6 @@
 //! The variance-preserving process of DDPM.
 
+use super::PredictionType;
 use super::Scheduler;
 use super::beta::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
 use super::config::SchedulerConfig;
@@ -25,23 +26,29 @@ use crate::error::Result;
 pub struct DdpmScheduler {
     betas: Vec<f64>,
     alpha_bars: Vec<f64>,
+    /// Of the configuration that the process was made from.
+    prediction_type: Option<PredictionType>,
 }
 
 impl DdpmScheduler {
     /// A process of `num_timesteps` steps with the betas of `schedule`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] or [`Error::ShapeMismatch`], see [`BetaSchedule::betas`].
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) or [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), see [`BetaSchedule::betas`].
     pub fn new(schedule: &BetaSchedule, num_timesteps: usize) -> Result<Self> {
         let betas = schedule.betas(num_timesteps)?;
         let alpha_bars = alpha_bars(&betas);
-        Ok(Self { betas, alpha_bars })
+        Ok(Self {
+            betas,
+            alpha_bars,
+            prediction_type: None,
+        })
     }
 
     /// The linear schedule of DDPM, `β` from 1e-4 to 0.02.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for fewer than two steps.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two steps.
     pub fn linear(num_timesteps: usize) -> Result<Self> {
         Self::new(&BetaSchedule::linear(), num_timesteps)
     }
@@ -49,7 +56,7 @@ impl DdpmScheduler {
     /// The scaled linear schedule of Stable Diffusion, `β` from 8.5e-4 to 0.012.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for fewer than two steps.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two steps.
     pub fn scaled_linear(num_timesteps: usize) -> Result<Self> {
         Self::new(&BetaSchedule::scaled_linear(), num_timesteps)
     }
@@ -57,12 +64,13 @@ impl DdpmScheduler {
     /// The cosine schedule of improved DDPM, diffusers' `squaredcos_cap_v2`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for fewer than two steps.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two steps.
     pub fn squared_cosine(num_timesteps: usize) -> Result<Self> {
         Self::new(&BetaSchedule::SquaredCosine, num_timesteps)
     }
 
-    /// The process that a diffusers `scheduler_config.json` describes.
+    /// The process that a diffusers `scheduler_config.json` describes. It remembers what the model
+    /// predicts according to that file, and a model that predicts something else is refused.
     ///
     /// # Errors
     /// As [`DdpmScheduler::new`].
@@ -76,6 +84,7 @@ impl DdpmScheduler {
                 .map(|(before, now)| 1.0 - now / before)
                 .collect();
         }
+        scheduler.prediction_type = Some(config.prediction_type);
         Ok(scheduler)
     }
 
@@ -117,6 +126,10 @@ impl Scheduler for DdpmScheduler {
     fn noise_scale(&self, timestep: f64) -> f64 {
         (1.0 - self.alpha_bar(timestep)).sqrt()
     }
+
+    fn prediction_type(&self) -> Option<PredictionType> {
+        self.prediction_type
+    }
 }
 
 #[cfg(test)]
@@ -146,6 +159,18 @@ mod tests {
         assert_eq!(scheduler.signal_scale(999.0), 0.0);
         assert_eq!(scheduler.snr(999.0), 0.0);
         assert!(scheduler.scales(&[999.0]).is_ok());
+    }
+
+    #[test]
+    fn a_process_says_what_its_configuration_says_of_the_model() {
+        let config = SchedulerConfig {
+            prediction_type: PredictionType::Velocity,
+            ..SchedulerConfig::default()
+        };
+        let scheduler: Box<dyn Scheduler> = Box::new(DdpmScheduler::from_config(&config).unwrap());
+        assert_eq!(scheduler.prediction_type(), Some(PredictionType::Velocity));
+        let by_hand = DdpmScheduler::linear(1000).unwrap();
+        assert_eq!(by_hand.prediction_type(), None);
     }
 
     #[test]

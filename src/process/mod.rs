@@ -5,7 +5,7 @@ pub(crate) mod beta;
 pub(crate) mod config;
 mod ddpm;
 mod flow;
-mod prediction;
+pub(crate) mod prediction;
 pub(crate) mod time;
 
 use std::fmt;
@@ -36,6 +36,15 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
 
     /// `σ_t > 0`, the factor of the noise in `x_t = γ_t x + σ_t ε`. Dimensionless, usually in `(0, 1]`.
     fn noise_scale(&self, timestep: f64) -> f64;
+
+    /// What the model of this process predicts, if the file that the process was read from says it.
+    ///
+    /// It is only compared: the model itself says what it predicts
+    /// ([`Denoiser::prediction_type`](crate::Denoiser::prediction_type)), and whatever takes both
+    /// refuses a contradiction. `None` unless implemented: the process says nothing of the model.
+    fn prediction_type(&self) -> Option<PredictionType> {
+        None
+    }
 }
 
 impl Scheduler for Box<dyn Scheduler> {
@@ -49,6 +58,10 @@ impl Scheduler for Box<dyn Scheduler> {
 
     fn noise_scale(&self, timestep: f64) -> f64 {
         self.as_ref().noise_scale(timestep)
+    }
+
+    fn prediction_type(&self) -> Option<PredictionType> {
+        self.as_ref().prediction_type()
     }
 }
 
@@ -94,6 +107,14 @@ impl Scales {
         let device = clean.device();
         let (signal, sigma) = (self.signal_tensor(&device), self.noise_tensor(&device));
         kind.target(clean.clone(), noise.clone(), signal, sigma)
+    }
+
+    /// The scales of one row, for each of so many.
+    pub(crate) fn repeat(&self, row: usize, rows: usize) -> Self {
+        Self {
+            signal: vec![self.signal[row]; rows],
+            noise: vec![self.noise[row]; rows],
+        }
     }
 }
 

@@ -4,57 +4,49 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Sampler;
-use super::reverse::{ReverseProcess, Settings};
+use super::reverse::{ReverseProcess, Visits};
 use crate::error::{Error, Result, check_probability};
-use crate::process::config::TimestepSpacing;
 use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig};
 
 /// Settings of [`DdimSampler`].
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `num_inference_steps` | 50 | steps from noise to a sample | 1 to `T` |
+/// | `visits` | 50 steps, clamped to `[−1, 1]` | the timesteps, and the clamp | that of [`Visits`] |
 /// | `eta` | 0 | 0 deterministic, 1 as noisy as DDPM | 0 to 1 |
-/// | `clip_sample` | `Some(1.0)` | clamps the predicted clean point to `[−c, c]` | > 0 |
-/// | `prediction_type` | `Epsilon` | what the model predicts | |
-/// | `timestep_spacing` | leading | which of the `T` steps are visited | |
-/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
 /// | `set_alpha_to_one` | true | the last step goes to `ᾱ = 1` rather than to `ᾱ_0` | |
+///
+/// A model that comes with a scheduler's file is sampled with [`from_scheduler`](DdimConfig::from_scheduler):
+/// the file says whether the predicted clean point is clamped, and a latent model must not be.
+/// Settings made by hand clamp to `[−1, 1]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DdimConfig {
-    /// Steps from noise to a sample.
-    pub num_inference_steps: usize,
+    /// Which timesteps are visited, and whether the predicted clean point is clamped.
+    pub visits: Visits,
     /// How much noise each step adds: 0 none, 1 as much as DDPM.
     pub eta: f64,
-    /// Half-width of the clamp of the predicted clean point, `None` for no clamp.
-    pub clip_sample: Option<f64>,
-    /// What the model predicts: the same as the trainer is told.
-    pub prediction_type: PredictionType,
-    /// Which of the training steps are visited.
-    pub timestep_spacing: TimestepSpacing,
-    /// Added to the visited steps where spacing is leading.
-    pub steps_offset: usize,
     /// Whether the last step goes to `ᾱ = 1` rather than to `ᾱ_0`.
     pub set_alpha_to_one: bool,
 }
 
 impl Default for DdimConfig {
     fn default() -> Self {
-        Self::from_scheduler(&SchedulerConfig::default(), 50)
+        Self::new(50)
     }
 }
 
 impl DdimConfig {
+    /// So many steps, and otherwise the defaults.
+    pub fn new(num_inference_steps: usize) -> Self {
+        Self::from_scheduler(&SchedulerConfig::default(), num_inference_steps)
+    }
+
     /// The settings that a diffusers scheduler configuration implies, with `eta = 0`.
     pub fn from_scheduler(config: &SchedulerConfig, num_inference_steps: usize) -> Self {
         Self {
-            num_inference_steps,
+            visits: Visits::from_scheduler(config, num_inference_steps),
             eta: 0.0,
-            clip_sample: config.clip_sample.then_some(config.clip_sample_range),
-            prediction_type: config.prediction_type,
-            timestep_spacing: config.timestep_spacing,
-            steps_offset: config.steps_offset,
             set_alpha_to_one: config.set_alpha_to_one,
         }
     }
@@ -68,8 +60,7 @@ impl DdimConfig {
 /// use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 ///
 /// let scheduler = DdpmScheduler::linear(1000)?;
-/// let config = DdimConfig { num_inference_steps: 4, ..DdimConfig::default() };
-/// let sampler = DdimSampler::new(&scheduler, config)?;
+/// let sampler = DdimSampler::new(&scheduler, DdimConfig::new(4))?;
 /// assert_eq!(sampler.timesteps(), [750, 500, 250, 0]);
 /// # Ok::<(), siss::Error>(())
 /// ```
@@ -85,46 +76,32 @@ impl DdimSampler {
     /// A sampler over the steps of `scheduler`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] names a setting outside its range; [`Error::InvalidSetting`] where a timestep without signal
-    /// would be visited with a model that predicts noise.
+    /// [`Error::OutOfRange`] names a setting outside its range.
     pub fn new(scheduler: &DdpmScheduler, config: DdimConfig) -> Result<Self> {
         check_probability("eta", config.eta)?;
-        let settings = Settings {
-            num_inference_steps: config.num_inference_steps,
-            clip_sample: config.clip_sample,
-            prediction_type: config.prediction_type,
-            timestep_spacing: config.timestep_spacing,
-            steps_offset: config.steps_offset,
-        };
         Ok(Self {
-            process: ReverseProcess::new(scheduler, settings)?,
+            process: ReverseProcess::new(scheduler, &config.visits)?,
             config,
         })
+    }
+
+    /// The sampler of a model that comes with a scheduler's file: its process and its settings, with
+    /// `eta = 0`. A model that predicts something else than the file says is refused when it is
+    /// sampled.
+    ///
+    /// # Errors
+    /// As [`new`](DdimSampler::new), and those of [`DdpmScheduler::from_config`].
+    pub fn from_scheduler(config: &SchedulerConfig, num_inference_steps: usize) -> Result<Self> {
+        let scheduler = DdpmScheduler::from_config(config)?;
+        Self::new(
+            &scheduler,
+            DdimConfig::from_scheduler(config, num_inference_steps),
+        )
     }
 
     /// The settings.
     pub fn config(&self) -> &DdimConfig {
         &self.config
-    }
-
-    /// One step from `timestep` to the one `⌊T / num_inference_steps⌋` lower, as diffusers takes it. On grids that
-    /// are not even, [`sample`](Sampler::sample) goes from each visited timestep to the next instead.
-    ///
-    /// # Shapes
-    /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`; `noise` is used where `eta > 0`
-    ///
-    /// # Errors
-    /// [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]; [`Error::MissingPart`] for `eta > 0` without noise.
-    pub fn step<const D: usize>(
-        &self,
-        noisy: Tensor<D>,
-        model_output: Tensor<D>,
-        timestep: usize,
-        noise: Option<Tensor<D>>,
-    ) -> Result<Tensor<D>> {
-        let stride = self.scheduler().num_timesteps() / self.config.num_inference_steps;
-        let previous = timestep.checked_sub(stride);
-        self.step_to(noisy, model_output, timestep, previous, noise)
     }
 
     /// `ᾱ` where the last step ends.
@@ -153,12 +130,20 @@ impl Sampler for DdimSampler {
         &self,
         noisy: Tensor<D>,
         model_output: Tensor<D>,
+        prediction_type: PredictionType,
         timestep: usize,
         previous: Option<usize>,
         noise: Option<Tensor<D>>,
     ) -> Result<Tensor<D>> {
         let process = &self.process;
-        let step = process.step(noisy, model_output, timestep, previous, noise.as_ref())?;
+        let step = process.step(
+            noisy,
+            model_output,
+            prediction_type,
+            timestep,
+            previous,
+            noise.as_ref(),
+        )?;
         let alpha_bar = step.alpha_bar;
         let previous_alpha_bar = step.previous_alpha_bar.unwrap_or(self.final_alpha_bar());
         // x_{t−1} = √ᾱ_{t−1} x_0 + √(1 − ᾱ_{t−1} − s²) ε + s z  (Eq. 12), s from Eq. 16.

@@ -4,9 +4,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Sampler;
-use super::reverse::{ReverseProcess, Settings};
+use super::reverse::{ReverseProcess, Visits};
 use crate::error::{Error, Result};
-use crate::process::config::{TimestepSpacing, VarianceType};
+use crate::process::config::VarianceType;
 use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig};
 
 /// The least variance of a step, as diffusers has it.
@@ -16,45 +16,38 @@ const LEAST_VARIANCE: f64 = 1e-20;
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `num_inference_steps` | 1000 | steps from noise to a sample | 1 to `T` |
+/// | `visits` | 1000 steps, clamped to `[−1, 1]` | the timesteps, and the clamp | that of [`Visits`] |
 /// | `variance_type` | fixed small | noise that a step adds | |
-/// | `clip_sample` | `Some(1.0)` | clamps the predicted clean point to `[−c, c]` | > 0 |
-/// | `prediction_type` | `Epsilon` | what the model predicts | |
-/// | `timestep_spacing` | leading | which of the `T` steps are visited | |
-/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
+///
+/// A model that comes with a scheduler's file is sampled with [`from_scheduler`](DdpmConfig::from_scheduler):
+/// the file says whether the predicted clean point is clamped, and a latent model must not be.
+/// Settings made by hand clamp to `[−1, 1]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DdpmConfig {
-    /// Steps from noise to a sample.
-    pub num_inference_steps: usize,
+    /// Which timesteps are visited, and whether the predicted clean point is clamped.
+    pub visits: Visits,
     /// Variance of the noise that a step adds.
     pub variance_type: VarianceType,
-    /// Half-width of the clamp of the predicted clean point, `None` for no clamp.
-    pub clip_sample: Option<f64>,
-    /// What the model predicts: the same as the trainer is told.
-    pub prediction_type: PredictionType,
-    /// Which of the training steps are visited.
-    pub timestep_spacing: TimestepSpacing,
-    /// Added to the visited steps where spacing is leading.
-    pub steps_offset: usize,
 }
 
 impl Default for DdpmConfig {
     fn default() -> Self {
-        Self::from_scheduler(&SchedulerConfig::default(), 1000)
+        Self::new(1000)
     }
 }
 
 impl DdpmConfig {
+    /// So many steps, and otherwise the defaults.
+    pub fn new(num_inference_steps: usize) -> Self {
+        Self::from_scheduler(&SchedulerConfig::default(), num_inference_steps)
+    }
+
     /// The settings that a diffusers scheduler configuration implies.
     pub fn from_scheduler(config: &SchedulerConfig, num_inference_steps: usize) -> Self {
         Self {
-            num_inference_steps,
+            visits: Visits::from_scheduler(config, num_inference_steps),
             variance_type: config.variance_type,
-            clip_sample: config.clip_sample.then_some(config.clip_sample_range),
-            prediction_type: config.prediction_type,
-            timestep_spacing: config.timestep_spacing,
-            steps_offset: config.steps_offset,
         }
     }
 }
@@ -92,44 +85,30 @@ impl DdpmSampler {
     /// A sampler over the steps of `scheduler`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] names a setting outside its range; [`Error::InvalidSetting`] where a timestep without signal
-    /// would be visited with a model that predicts noise.
+    /// [`Error::OutOfRange`] names a setting outside its range.
     pub fn new(scheduler: &DdpmScheduler, config: DdpmConfig) -> Result<Self> {
-        let settings = Settings {
-            num_inference_steps: config.num_inference_steps,
-            clip_sample: config.clip_sample,
-            prediction_type: config.prediction_type,
-            timestep_spacing: config.timestep_spacing,
-            steps_offset: config.steps_offset,
-        };
         Ok(Self {
-            process: ReverseProcess::new(scheduler, settings)?,
+            process: ReverseProcess::new(scheduler, &config.visits)?,
             config,
         })
+    }
+
+    /// The sampler of a model that comes with a scheduler's file: its process and its settings. A
+    /// model that predicts something else than the file says is refused when it is sampled.
+    ///
+    /// # Errors
+    /// As [`new`](DdpmSampler::new), and those of [`DdpmScheduler::from_config`].
+    pub fn from_scheduler(config: &SchedulerConfig, num_inference_steps: usize) -> Result<Self> {
+        let scheduler = DdpmScheduler::from_config(config)?;
+        Self::new(
+            &scheduler,
+            DdpmConfig::from_scheduler(config, num_inference_steps),
+        )
     }
 
     /// The settings.
     pub fn config(&self) -> &DdpmConfig {
         &self.config
-    }
-
-    /// One step from `timestep` to the next visited one, as diffusers takes it.
-    ///
-    /// # Shapes
-    /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`; `noise` is used unless `timestep` is 0
-    ///
-    /// # Errors
-    /// [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]; [`Error::MissingPart`] for a timestep above 0 without
-    /// noise.
-    pub fn step<const D: usize>(
-        &self,
-        noisy: Tensor<D>,
-        model_output: Tensor<D>,
-        timestep: usize,
-        noise: Option<Tensor<D>>,
-    ) -> Result<Tensor<D>> {
-        let previous = self.process.visited_below(timestep);
-        self.step_to(noisy, model_output, timestep, previous, noise)
     }
 }
 
@@ -150,12 +129,20 @@ impl Sampler for DdpmSampler {
         &self,
         noisy: Tensor<D>,
         model_output: Tensor<D>,
+        prediction_type: PredictionType,
         timestep: usize,
         previous: Option<usize>,
         noise: Option<Tensor<D>>,
     ) -> Result<Tensor<D>> {
         let (process, current) = (&self.process, noisy.clone());
-        let step = process.step(noisy, model_output, timestep, previous, noise.as_ref())?;
+        let step = process.step(
+            noisy,
+            model_output,
+            prediction_type,
+            timestep,
+            previous,
+            noise.as_ref(),
+        )?;
         let alpha_bar = step.alpha_bar;
         let previous_alpha_bar = step.previous_alpha_bar.unwrap_or(1.0);
         let alpha = alpha_bar / previous_alpha_bar;

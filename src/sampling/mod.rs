@@ -10,15 +10,19 @@ use burn::tensor::{Device, Tensor};
 
 use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_prediction_type};
 use crate::host::vector;
-use crate::process::{DdpmScheduler, SchedulerExt};
+use crate::process::{DdpmScheduler, PredictionType, Scheduler, SchedulerExt};
 
 pub use crate::process::config::{TimestepSpacing, VarianceType};
 pub use ddim::{DdimConfig, DdimSampler};
 pub use ddpm::{DdpmConfig, DdpmSampler};
+pub use reverse::Visits;
 
 /// Goes from noise to samples, step by step.
+///
+/// What the output of a model is, the model says
+/// ([`Denoiser::prediction_type`](crate::Denoiser::prediction_type)).
 ///
 /// A sampler of your own says which timesteps it visits and what a step is. Noise comes from a seed: row `i` of a run is
 /// the same in any batch and on any device.
@@ -41,8 +45,7 @@ pub use ddpm::{DdpmConfig, DdpmSampler};
 ///     sampler.sample(model, &(), [4, 3], 0, 0, &Device::flex())
 /// }
 ///
-/// let config = DdpmConfig { num_inference_steps: 10, ..DdpmConfig::default() };
-/// let sampler = DdpmSampler::new(&DdpmScheduler::linear(1000)?, config)?;
+/// let sampler = DdpmSampler::new(&DdpmScheduler::linear(1000)?, DdpmConfig::new(10))?;
 /// # let model = Model { layer: LinearConfig::new(3, 3).init(&Device::flex()) };
 /// assert_eq!(samples(&model, &sampler)?.dims(), [4, 3]);
 /// # Ok::<(), siss::Error>(())
@@ -61,15 +64,18 @@ pub trait Sampler: Send + Sync + fmt::Debug {
     ///
     /// # Shapes
     /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`
+    /// - `prediction_type`: what `model_output` is
     /// - `noise`: standard normal; used where [`needs_noise`](Sampler::needs_noise) says so
     ///
     /// # Errors
     /// [`Error::TimestepOutOfRange`], [`Error::OutOfRange`] unless `previous` is below `timestep`,
-    /// [`Error::ShapeMismatch`], [`Error::MissingPart`] where noise is needed and there is none.
+    /// [`Error::ShapeMismatch`], [`Error::MissingPart`] where noise is needed and there is none,
+    /// [`Error::InvalidSetting`] where a predicted noise says nothing because there is no signal.
     fn step_to<const D: usize>(
         &self,
         noisy: Tensor<D>,
         model_output: Tensor<D>,
+        prediction_type: PredictionType,
         timestep: usize,
         previous: Option<usize>,
         noise: Option<Tensor<D>>,
@@ -85,7 +91,9 @@ pub trait Sampler: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`Error::Empty`] for no rows; [`Error::ShapeMismatch`] where the condition has another number of rows, or the model
-    /// does not take the shape.
+    /// does not take the shape; [`Error::PredictionTypeDiffers`] if the configuration that the process was
+    /// made from says that the model predicts something else; [`Error::InvalidSetting`] for a visited
+    /// timestep without signal and a model that predicts noise.
     fn sample<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -141,6 +149,12 @@ fn go_down<const D: usize, S: Sampler + ?Sized, M: Denoiser<D>>(
     check_request(shape, condition)?;
     let model = model.valid();
     model.check_input(shape)?;
+    let kind = model.prediction_type();
+    let scheduler = sampler.scheduler();
+    check_prediction_type(kind, "the sampler's scheduler", scheduler.prediction_type())?;
+    for &timestep in path {
+        reverse::check_signal(scheduler, kind, timestep)?;
+    }
     let mut noisy = start;
     for (index, &timestep) in path.iter().enumerate() {
         let timesteps = vector(vec![timestep as f64; shape[0]], &device);
@@ -150,7 +164,7 @@ fn go_down<const D: usize, S: Sampler + ?Sized, M: Denoiser<D>>(
             normal_noise(shape, seed, step, first_row, Stream::Sampling, &device)
         });
         let previous = path.get(index + 1).copied();
-        noisy = sampler.step_to(noisy, output, timestep, previous, noise)?;
+        noisy = sampler.step_to(noisy, output, kind, timestep, previous, noise)?;
     }
     Ok(noisy)
 }

@@ -1,19 +1,59 @@
 //! What the samplers have in common: the timesteps they visit, and what a model output stands for.
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_positive, check_range, check_shape};
 use crate::process::config::TimestepSpacing;
-use crate::process::{DdpmScheduler, PredictionType, SchedulerExt};
+use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig, SchedulerExt};
 
-/// The settings that every sampler has.
-#[derive(Debug, Clone)]
-pub(super) struct Settings {
-    pub(super) num_inference_steps: usize,
-    pub(super) clip_sample: Option<f64>,
-    pub(super) prediction_type: PredictionType,
-    pub(super) timestep_spacing: TimestepSpacing,
-    pub(super) steps_offset: usize,
+/// The settings that the samplers share: which timesteps they visit, and what they do to the clean
+/// point that is predicted there.
+///
+/// | field | [`new`](Visits::new) | purpose | range |
+/// |---|---|---|---|
+/// | `num_inference_steps` | given | steps from noise to a sample | 1 to `T` |
+/// | `clip_sample` | `Some(1.0)` | clamps the predicted clean point to `[−c, c]` | > 0 |
+/// | `timestep_spacing` | leading | which of the `T` steps are visited | |
+/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
+///
+/// In a file `num_inference_steps` alone is needed, and `null` is `None`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Visits {
+    /// Steps from noise to a sample.
+    pub num_inference_steps: usize,
+    /// Half-width of the clamp of the predicted clean point, `None` for no clamp. The clamp is right
+    /// for images from −1 to 1, and wrong for data without such a range, as latents.
+    #[serde(default = "range_of_images")]
+    pub clip_sample: Option<f64>,
+    /// Which of the training steps are visited.
+    #[serde(default)]
+    pub timestep_spacing: TimestepSpacing,
+    /// Added to the visited steps where spacing is leading.
+    #[serde(default)]
+    pub steps_offset: usize,
+}
+
+fn range_of_images() -> Option<f64> {
+    Some(1.0)
+}
+
+impl Visits {
+    /// So many steps, evenly from the first one on, for images from −1 to 1.
+    pub fn new(num_inference_steps: usize) -> Self {
+        Self::from_scheduler(&SchedulerConfig::default(), num_inference_steps)
+    }
+
+    /// The settings that a diffusers scheduler configuration implies.
+    pub fn from_scheduler(config: &SchedulerConfig, num_inference_steps: usize) -> Self {
+        Self {
+            num_inference_steps,
+            clip_sample: config.clip_sample.then_some(config.clip_sample_range),
+            timestep_spacing: config.timestep_spacing,
+            steps_offset: config.steps_offset,
+        }
+    }
 }
 
 /// A process that is gone down.
@@ -22,7 +62,7 @@ pub(super) struct ReverseProcess {
     pub(super) scheduler: DdpmScheduler,
     /// The visited timesteps, noisiest first.
     pub(super) timesteps: Vec<usize>,
-    settings: Settings,
+    clip_sample: Option<f64>,
 }
 
 /// A step, checked: what the model output stands for, and `ᾱ` at both ends.
@@ -39,58 +79,48 @@ pub(super) struct Step<const D: usize> {
 
 impl ReverseProcess {
     /// # Errors
-    /// [`Error::OutOfRange`] names a setting outside its range; [`Error::InvalidSetting`] where a timestep without signal
-    /// would be visited with a model that predicts noise.
-    pub(super) fn new(scheduler: &DdpmScheduler, settings: Settings) -> Result<Self> {
-        let (total, count) = (scheduler.num_timesteps(), settings.num_inference_steps);
+    /// [`Error::OutOfRange`] names a setting outside its range.
+    pub(super) fn new(scheduler: &DdpmScheduler, visits: &Visits) -> Result<Self> {
+        let (total, count) = (scheduler.num_timesteps(), visits.num_inference_steps);
         check_range(
             "num_inference_steps",
             count as f64,
             (1..=total).contains(&count),
             "from 1 to the scheduler's number of steps",
         )?;
-        if let Some(range) = settings.clip_sample {
+        if let Some(range) = visits.clip_sample {
             check_positive("clip_sample", range)?;
         }
-        let timesteps = inference_timesteps(total, &settings);
+        let timesteps = inference_timesteps(total, visits);
         let noisiest = timesteps.first().copied().unwrap_or_default();
         check_range(
             "steps_offset",
-            settings.steps_offset as f64,
+            visits.steps_offset as f64,
             noisiest < total,
             "small enough that every visited step exists",
         )?;
-        let process = Self {
+        Ok(Self {
             scheduler: scheduler.clone(),
             timesteps,
-            settings,
-        };
-        for &timestep in &process.timesteps {
-            process.check_signal(timestep)?;
-        }
-        Ok(process)
-    }
-
-    /// The noisiest visited timestep below `timestep`.
-    pub(super) fn visited_below(&self, timestep: usize) -> Option<usize> {
-        let mut visited = self.timesteps.iter().copied();
-        visited.find(|&visited| visited < timestep)
+            clip_sample: visits.clip_sample,
+        })
     }
 
     /// What a model output stands for.
     ///
     /// # Errors
-    /// Those of [`Sampler::step_to`](super::Sampler::step_to), but for missing noise.
+    /// Those of [`Sampler::step_to`](super::Sampler::step_to), except missing noise.
     pub(super) fn step<const D: usize>(
         &self,
         noisy: Tensor<D>,
         model_output: Tensor<D>,
+        prediction_type: PredictionType,
         timestep: usize,
         previous: Option<usize>,
         noise: Option<&Tensor<D>>,
     ) -> Result<Step<D>> {
         let scales = self.scheduler.scales(&[timestep as f64])?;
-        self.check_signal(timestep)?;
+        check_signal(&self.scheduler, prediction_type, timestep)?;
         if let Some(previous) = previous {
             let legal = previous < timestep;
             let requirement = "below the timestep of the step";
@@ -105,9 +135,8 @@ impl ReverseProcess {
 
         let device = noisy.device();
         let (gamma, sigma) = (scales.signal_tensor(&device), scales.noise_tensor(&device));
-        let kind = self.settings.prediction_type;
-        let (clean, epsilon) = kind.clean_and_noise(noisy, model_output, gamma, sigma);
-        let clean = match self.settings.clip_sample {
+        let (clean, epsilon) = prediction_type.clean_and_noise(noisy, model_output, gamma, sigma);
+        let clean = match self.clip_sample {
             Some(range) => clean.clamp(-range, range),
             None => clean,
         };
@@ -119,32 +148,36 @@ impl ReverseProcess {
             previous_alpha_bar: previous.map(|previous| alpha_bars[previous]),
         })
     }
+}
 
-    /// Refuses a predicted noise where there is no signal: it says nothing about the clean point.
-    fn check_signal(&self, timestep: usize) -> Result<()> {
-        let alpha_bar = self.scheduler.alpha_bars().get(timestep);
-        let has_signal = alpha_bar.is_none_or(|&alpha_bar| alpha_bar > 0.0);
-        if has_signal || self.settings.prediction_type != PredictionType::Epsilon {
-            return Ok(());
-        }
-        Err(Error::InvalidSetting {
-            what: format!(
-                "timestep {timestep} has no signal, so a predicted noise says nothing about the clean point"
-            ),
-            remedy: "use a model that predicts Sample or Velocity, or a schedule without zero terminal SNR",
-        })
+/// Refuses a predicted noise where there is no signal: it says nothing about the clean point.
+pub(super) fn check_signal(
+    scheduler: &DdpmScheduler,
+    prediction_type: PredictionType,
+    timestep: usize,
+) -> Result<()> {
+    let alpha_bar = scheduler.alpha_bars().get(timestep);
+    let has_signal = alpha_bar.is_none_or(|&alpha_bar| alpha_bar > 0.0);
+    if has_signal || prediction_type != PredictionType::Epsilon {
+        return Ok(());
     }
+    Err(Error::InvalidSetting {
+        what: format!(
+            "timestep {timestep} has no signal, so a predicted noise says nothing about the clean point"
+        ),
+        remedy: "use a model that predicts Sample or Velocity, or a schedule without zero terminal SNR",
+    })
 }
 
 /// diffusers' `set_timesteps`, noisiest first.
-fn inference_timesteps(total: usize, settings: &Settings) -> Vec<usize> {
-    let count = settings.num_inference_steps;
-    match settings.timestep_spacing {
+fn inference_timesteps(total: usize, visits: &Visits) -> Vec<usize> {
+    let count = visits.num_inference_steps;
+    match visits.timestep_spacing {
         TimestepSpacing::Leading => {
             let stride = total / count;
             let visited = (0..count).rev();
             visited
-                .map(|index| (index * stride).saturating_add(settings.steps_offset))
+                .map(|index| (index * stride).saturating_add(visits.steps_offset))
                 .collect()
         }
         TimestepSpacing::Trailing => {
@@ -178,14 +211,11 @@ mod tests {
     #[test]
     fn visited_timesteps_are_those_of_diffusers() {
         let visited = |timestep_spacing, num_inference_steps| {
-            let settings = Settings {
-                num_inference_steps,
-                clip_sample: None,
-                prediction_type: PredictionType::Epsilon,
+            let visits = Visits {
                 timestep_spacing,
-                steps_offset: 0,
+                ..Visits::new(num_inference_steps)
             };
-            inference_timesteps(1000, &settings)
+            inference_timesteps(1000, &visits)
         };
         assert_eq!(visited(TimestepSpacing::Leading, 3), [666, 333, 0]);
         assert_eq!(visited(TimestepSpacing::Trailing, 3), [999, 666, 332]);
@@ -203,14 +233,11 @@ mod tests {
     #[test]
     fn trailing_timesteps_are_numpys_for_every_count() {
         let visited = |total, num_inference_steps| {
-            let settings = Settings {
-                num_inference_steps,
-                clip_sample: None,
-                prediction_type: PredictionType::Epsilon,
+            let visits = Visits {
                 timestep_spacing: TimestepSpacing::Trailing,
-                steps_offset: 0,
+                ..Visits::new(num_inference_steps)
             };
-            inference_timesteps(total, &settings)
+            inference_timesteps(total, &visits)
         };
         assert_eq!(
             visited(1000, 48)[..16],
@@ -235,5 +262,17 @@ mod tests {
             });
             assert_eq!(folded, expected, "T = {total}");
         }
+    }
+
+    #[test]
+    fn a_file_says_how_many_steps_and_nothing_unknown() {
+        let read = |text: &str| serde_json::from_str::<Visits>(text);
+        let few = read(r#"{"num_inference_steps": 7}"#).unwrap();
+        assert_eq!(few, Visits::new(7));
+        assert_eq!(few.clip_sample, Some(1.0));
+        let unclamped = read(r#"{"num_inference_steps": 7, "clip_sample": null}"#).unwrap();
+        assert_eq!(unclamped.clip_sample, None);
+        assert!(read("{}").is_err());
+        assert!(read(r#"{"num_inference_steps": 7, "clip": 2}"#).is_err());
     }
 }

@@ -25,6 +25,20 @@ fn ddpm(config: DdpmConfig) -> DdpmSampler {
     DdpmSampler::new(&linear(), config).unwrap()
 }
 
+/// One step from a timestep to the next visited one.
+fn step(
+    sampler: &impl Sampler,
+    noisy: Tensor<2>,
+    model_output: Tensor<2>,
+    timestep: usize,
+    noise: Option<Tensor<2>>,
+) -> Result<Tensor<2>> {
+    let mut visited = sampler.timesteps().iter().copied();
+    let previous = visited.find(|&visited| visited < timestep);
+    let kind = PredictionType::Epsilon;
+    sampler.step_to(noisy, model_output, kind, timestep, previous, noise)
+}
+
 fn host(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
@@ -52,6 +66,10 @@ impl Denoiser<2> for Oracle {
         self.kind
             .target(clean.clone(), epsilon, column(gamma), column(sigma))
     }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.kind
+    }
 }
 
 fn distance_of_samples(sampler: &impl Sampler, kind: PredictionType) -> f32 {
@@ -65,20 +83,16 @@ fn samples_of_a_perfect_model_are_the_clean_point_in_every_prediction_type() {
     for kind in KINDS {
         for eta in [0.0, 1.0] {
             let sampler = ddim(DdimConfig {
-                num_inference_steps: 25,
                 eta,
-                prediction_type: kind,
-                ..DdimConfig::default()
+                ..DdimConfig::new(25)
             });
             let distance = distance_of_samples(&sampler, kind);
             assert!(distance < 1e-3, "DDIM {kind:?} {eta} {distance}");
         }
         for variance_type in [VarianceType::FixedSmall, VarianceType::FixedLarge] {
             let sampler = ddpm(DdpmConfig {
-                num_inference_steps: 25,
                 variance_type,
-                prediction_type: kind,
-                ..DdpmConfig::default()
+                ..DdpmConfig::new(25)
             });
             let distance = distance_of_samples(&sampler, kind);
             assert!(
@@ -123,14 +137,18 @@ fn check_rows(sampler: &impl Sampler) {
 #[test]
 fn a_row_is_the_same_in_any_batch() {
     check_rows(&ddim(DdimConfig {
-        num_inference_steps: 5,
+        visits: Visits {
+            clip_sample: None,
+            ..Visits::new(5)
+        },
         eta: 1.0,
-        clip_sample: None,
         ..DdimConfig::default()
     }));
     check_rows(&ddpm(DdpmConfig {
-        num_inference_steps: 5,
-        clip_sample: None,
+        visits: Visits {
+            clip_sample: None,
+            ..Visits::new(5)
+        },
         ..DdpmConfig::default()
     }));
 }
@@ -155,28 +173,26 @@ fn check_start(sampler: &impl Sampler) {
 
 #[test]
 fn noising_and_denoising_starts_at_the_timestep_asked_for() {
-    check_start(&ddim(DdimConfig {
-        num_inference_steps: 25,
-        ..DdimConfig::default()
-    }));
-    check_start(&ddpm(DdpmConfig {
-        num_inference_steps: 25,
-        ..DdpmConfig::default()
-    }));
+    check_start(&ddim(DdimConfig::new(25)));
+    check_start(&ddpm(DdpmConfig::new(25)));
 }
 
 /// With `η = 1` DDIM is DDPM with the small variance (Song et al. 2021, section 4.1).
 #[test]
 fn ddim_with_all_its_noise_is_ddpm() {
     let ddim = ddim(DdimConfig {
-        num_inference_steps: 10,
+        visits: Visits {
+            clip_sample: None,
+            ..Visits::new(10)
+        },
         eta: 1.0,
-        clip_sample: None,
         ..DdimConfig::default()
     });
     let ddpm = ddpm(DdpmConfig {
-        num_inference_steps: 10,
-        clip_sample: None,
+        visits: Visits {
+            clip_sample: None,
+            ..Visits::new(10)
+        },
         ..DdpmConfig::default()
     });
     let device = Device::flex();
@@ -202,15 +218,14 @@ fn both_variances_are_those_of_their_definition() {
         (VarianceType::FixedLarge, beta),
     ] {
         let sampler = ddpm(DdpmConfig {
-            num_inference_steps: 10,
             variance_type,
-            ..DdpmConfig::default()
+            ..DdpmConfig::new(10)
         });
         let step = |noise: f32| {
             let points = Tensor::<2>::full([1, 1], 0.3, &Device::flex());
             let noise = points.full_like(noise);
             let output = points.zeros_like();
-            let stepped = sampler.step(points, output, 500, Some(noise)).unwrap();
+            let stepped = step(&sampler, points, output, 500, Some(noise)).unwrap();
             f64::from(stepped.into_scalar::<f32>())
         };
         let variance = (step(1.0) - step(0.0)).powi(2);
@@ -225,8 +240,8 @@ fn both_variances_are_those_of_their_definition() {
 fn the_step_from_timestep_0_adds_no_noise() {
     let points = || Tensor::<2>::full([1, 2], 0.3, &Device::flex());
     let sampler = ddpm(DdpmConfig::default());
-    let without = sampler.step(points(), points(), 0, None).unwrap();
-    let with = sampler.step(points(), points(), 0, Some(points())).unwrap();
+    let without = step(&sampler, points(), points(), 0, None).unwrap();
+    let with = step(&sampler, points(), points(), 0, Some(points())).unwrap();
     assert_eq!(host(without), host(with));
 }
 
@@ -237,13 +252,13 @@ fn a_stochastic_step_without_noise_is_refused() {
         eta: 0.5,
         ..DdimConfig::default()
     });
-    let error = stochastic.step(points(), points(), 500, None).unwrap_err();
+    let error = step(&stochastic, points(), points(), 500, None).unwrap_err();
     assert!(
         error.to_string().contains("eta 0.5 has no noise"),
         "{error}"
     );
     let sampler = ddpm(DdpmConfig::default());
-    let error = sampler.step(points(), points(), 500, None).unwrap_err();
+    let error = step(&sampler, points(), points(), 500, None).unwrap_err();
     assert!(matches!(error, Error::MissingPart { .. }), "{error}");
     assert!(error.to_string().contains("timestep 500"), "{error}");
 }
@@ -254,7 +269,14 @@ fn a_step_goes_down() {
     let sampler = ddim(DdimConfig::default());
     for previous in [500, 501, usize::MAX] {
         let error = sampler
-            .step_to(points(), points(), 500, Some(previous), None)
+            .step_to(
+                points(),
+                points(),
+                PredictionType::Epsilon,
+                500,
+                Some(previous),
+                None,
+            )
             .unwrap_err();
         assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
     }
@@ -269,17 +291,60 @@ fn a_predicted_noise_without_signal_is_refused() {
     let scheduler = DdpmScheduler::from_config(&config).unwrap();
     let points = || Tensor::<2>::zeros([2, 3], &Device::flex());
     let sampler = DdimSampler::new(&scheduler, DdimConfig::default()).unwrap();
-    let error = sampler.step(points(), points(), 999, None).unwrap_err();
+    let error = step(&sampler, points(), points(), 999, None).unwrap_err();
     assert!(error.to_string().contains("999 has no signal"), "{error}");
-    assert!(DdpmSampler::new(&scheduler, DdpmConfig::default()).is_err());
-    for kind in KINDS {
-        let trailing = DdimConfig {
+    let trailing = DdimConfig {
+        visits: Visits {
             timestep_spacing: TimestepSpacing::Trailing,
+            ..Visits::new(50)
+        },
+        ..DdimConfig::default()
+    };
+    for kind in KINDS {
+        let config = SchedulerConfig {
             prediction_type: kind,
-            ..DdimConfig::default()
+            ..config.clone()
         };
-        let refused = DdimSampler::new(&scheduler, trailing).is_err();
-        assert_eq!(refused, kind == PredictionType::Epsilon, "{kind:?}");
+        let scheduler = DdpmScheduler::from_config(&config).unwrap();
+        let ddim = DdimSampler::new(&scheduler, trailing.clone()).unwrap();
+        let ddpm = DdpmSampler::new(&scheduler, DdpmConfig::default()).unwrap();
+        let device = Device::flex();
+        let model = Oracle { kind };
+        for samples in [
+            ddim.sample(&model, &(), [1, 2], 0, 0, &device),
+            ddpm.sample(&model, &(), [1, 2], 0, 0, &device),
+        ] {
+            let refused = matches!(samples, Err(Error::InvalidSetting { .. }));
+            assert_eq!(refused, kind == PredictionType::Epsilon, "{kind:?}");
+        }
+    }
+}
+
+/// A sampler of a scheduler's file knows what the model must predict; one made by hand asks the model.
+#[test]
+fn a_model_that_predicts_something_else_than_its_scheduler_says_is_refused() {
+    let config = SchedulerConfig {
+        prediction_type: PredictionType::Velocity,
+        ..SchedulerConfig::default()
+    };
+    let (device, clean) = (Device::flex(), Tensor::<2>::zeros([2, 3], &Device::flex()));
+    for kind in KINDS {
+        let model = Oracle { kind };
+        let ddim = DdimSampler::from_scheduler(&config, 5).unwrap();
+        let ddpm = DdpmSampler::from_scheduler(&config, 5).unwrap();
+        for result in [
+            ddim.sample(&model, &(), [2, 3], 0, 0, &device),
+            ddpm.sample(&model, &(), [2, 3], 0, 0, &device),
+            ddim.noise_and_denoise(&model, &(), clean.clone(), 500, 0, 0),
+        ] {
+            let refused = matches!(
+                result,
+                Err(Error::PredictionTypeDiffers { model, stated: PredictionType::Velocity, .. }) if model == kind
+            );
+            assert_eq!(refused, kind != PredictionType::Velocity, "{kind:?}");
+        }
+        let by_hand = self::ddim(DdimConfig::new(5));
+        assert!(by_hand.sample(&model, &(), [2, 3], 0, 0, &device).is_ok());
     }
 }
 
@@ -287,20 +352,8 @@ fn a_predicted_noise_without_signal_is_refused() {
 fn settings_out_of_range_are_refused() {
     let with = DdimConfig::default;
     for (config, says) in [
-        (
-            DdimConfig {
-                num_inference_steps: 0,
-                ..with()
-            },
-            "num_inference_steps is 0",
-        ),
-        (
-            DdimConfig {
-                num_inference_steps: 1001,
-                ..with()
-            },
-            "1001",
-        ),
+        (DdimConfig::new(0), "num_inference_steps is 0"),
+        (DdimConfig::new(1001), "1001"),
         (
             DdimConfig {
                 eta: -0.5,
@@ -310,14 +363,20 @@ fn settings_out_of_range_are_refused() {
         ),
         (
             DdimConfig {
-                clip_sample: Some(0.0),
+                visits: Visits {
+                    clip_sample: Some(0.0),
+                    ..Visits::new(50)
+                },
                 ..with()
             },
             "clip_sample is 0",
         ),
         (
             DdimConfig {
-                steps_offset: 20,
+                visits: Visits {
+                    steps_offset: 20,
+                    ..Visits::new(50)
+                },
                 ..with()
             },
             "steps_offset is 20",
@@ -339,14 +398,17 @@ fn the_settings_of_a_scheduler_are_taken_over() {
         ..SchedulerConfig::default()
     };
     let expected = DdpmConfig {
-        num_inference_steps: 7,
+        visits: Visits {
+            num_inference_steps: 7,
+            clip_sample: None,
+            timestep_spacing: TimestepSpacing::Trailing,
+            steps_offset: 1,
+        },
         variance_type: VarianceType::FixedLarge,
-        clip_sample: None,
-        prediction_type: PredictionType::Velocity,
-        timestep_spacing: TimestepSpacing::Trailing,
-        steps_offset: 1,
     };
     assert_eq!(DdpmConfig::from_scheduler(&scheduler, 7), expected);
+    let sampler = DdpmSampler::from_scheduler(&scheduler, 7).unwrap();
+    assert_eq!(sampler.config(), &expected);
 }
 
 /// The start and each step have noise of their own, and the last step ends at the clean point wherever it begins.
@@ -360,7 +422,14 @@ fn check_steps(sampler: &impl Sampler) {
         let previous = path.get(index + 1).copied();
         let noise = Some(noise(1 + index as u64));
         expected = sampler
-            .step_to(expected, output, timestep, previous, noise)
+            .step_to(
+                expected,
+                output,
+                PredictionType::Epsilon,
+                timestep,
+                previous,
+                noise,
+            )
             .unwrap();
     }
     let got = sampler.sample(&halves(), &(), shape, 4, 5, &device);
@@ -371,16 +440,20 @@ fn check_steps(sampler: &impl Sampler) {
 fn a_sample_is_its_steps_with_noise_of_their_own() {
     for timestep_spacing in [TimestepSpacing::Leading, TimestepSpacing::Trailing] {
         check_steps(&ddim(DdimConfig {
-            num_inference_steps: 3,
+            visits: Visits {
+                clip_sample: None,
+                timestep_spacing,
+                ..Visits::new(3)
+            },
             eta: 1.0,
-            clip_sample: None,
-            timestep_spacing,
             ..DdimConfig::default()
         }));
         check_steps(&ddpm(DdpmConfig {
-            num_inference_steps: 3,
-            clip_sample: None,
-            timestep_spacing,
+            visits: Visits {
+                clip_sample: None,
+                timestep_spacing,
+                ..Visits::new(3)
+            },
             ..DdpmConfig::default()
         }));
     }
@@ -388,10 +461,7 @@ fn a_sample_is_its_steps_with_noise_of_their_own() {
 
 #[test]
 fn a_visited_timestep_that_denoising_starts_from_is_visited_once() {
-    let sampler = ddim(DdimConfig {
-        num_inference_steps: 25,
-        ..DdimConfig::default()
-    });
+    let sampler = ddim(DdimConfig::new(25));
     let (model, clean) = (halves(), Tensor::<2>::zeros([2, 3], &Device::flex()));
     sampler
         .noise_and_denoise(&model, &(), clean, 120, 3, 0)

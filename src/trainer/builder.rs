@@ -19,7 +19,7 @@ use crate::clipper::GradientClipper;
 use crate::data::Side;
 use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{FixedAllocation, MixtureSampler, TimestepSampling};
-use crate::error::{Error, Result, check_positive, check_range};
+use crate::error::{Error, Result, check_positive, check_prediction_type, check_range};
 use crate::objective::SissLoss;
 use crate::observer::{Diagnosis, Observer};
 use crate::process::{PredictionType, Scheduler};
@@ -155,12 +155,6 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// What the model predicts.
-    pub fn prediction_type(mut self, prediction_type: PredictionType) -> Self {
-        self.config.prediction_type = prediction_type;
-        self
-    }
-
     /// How timesteps are drawn.
     pub fn timestep_sampling(mut self, timestep_sampling: TimestepSampling) -> Self {
         self.config.timestep_sampling = timestep_sampling;
@@ -264,10 +258,14 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// # Errors
     /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
     /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
+    /// [`Error::PredictionTypeDiffers`] a scheduler, or levels, of a model that predicts something else;
     /// [`Error::InvalidSetting`] a group without a trainable parameter; [`Error::MissingPart`] a method without its
     /// retained points or groups.
     pub fn build(self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
+        let prediction_type = self.model.prediction_type();
+        let stated = self.scheduler.prediction_type();
+        check_prediction_type(prediction_type, "the scheduler", stated)?;
         let time_range = self.scheduler.time_range();
         self.config.timestep_sampling.check(time_range)?;
         if let Some([low, high]) = self.config.forget_within {
@@ -297,7 +295,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             check_mixture(sampler.as_ref(), loss.as_ref(), clipper.as_ref())?;
         }
         if let Some(steering) = &self.steering {
-            check_steering(steering, loss.as_ref(), self.config.prediction_type)?;
+            check_steering(steering, loss.as_ref(), prediction_type)?;
             let sampling = self.config.timestep_sampling;
             steering
                 .levels()
@@ -318,6 +316,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         let mut settings = Settings::default();
         settings.add_config(&self.config)?;
         settings.add_process(self.scheduler.as_ref());
+        settings.add_prediction_type(prediction_type)?;
         settings.add("sampler", sampler.settings());
         settings.add("objective", loss.settings());
         settings.add("clipper", clipper.settings());
@@ -393,15 +392,8 @@ fn check_steering<const D: usize, C>(
             remedy: "leave steering out, or take an objective that forgets",
         });
     }
-    match steering.levels().prediction_type() {
-        Some(other) if other != prediction_type => Err(Error::InvalidSetting {
-            what: format!(
-                "the levels were predicted for a model that predicts {other:?}, the trainer is told {prediction_type:?}"
-            ),
-            remedy: "set the same prediction type in `CounterfactualConfig` and in the builder",
-        }),
-        _ => Ok(()),
-    }
+    let stated = steering.levels().prediction_type();
+    check_prediction_type(prediction_type, "the table of levels", stated)
 }
 
 /// At the ends of `λ` one side of a mixture is never drawn from.

@@ -3,14 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::draws::TimestepSampling;
-use crate::process::PredictionType;
 
 /// The plain settings of a trainer.
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
 /// | `seed` | 0 | key of all draws | |
-/// | `prediction_type` | `Epsilon` | what the model predicts | |
 /// | `timestep_sampling` | low discrepancy | how timesteps are drawn | |
 /// | `forget_within` | none | forget rows count at timesteps from the one up to, but not including, the other; `None` for all | a timestep between |
 /// | `thin_below` | 1 | rows of smaller weight are thinned without bias; 0 is exact | ≥ 0 |
@@ -24,8 +22,6 @@ use crate::process::PredictionType;
 pub struct TrainerConfig {
     /// Key of all draws of the run.
     pub seed: u64,
-    /// What the model predicts.
-    pub prediction_type: PredictionType,
     /// How timesteps are drawn.
     pub timestep_sampling: TimestepSampling,
     /// The timesteps at which forget rows count, from the one up to, but not including, the other; `None` for all.
@@ -48,7 +44,6 @@ impl Default for TrainerConfig {
     fn default() -> Self {
         Self {
             seed: 0,
-            prediction_type: PredictionType::Epsilon,
             timestep_sampling: TimestepSampling::LowDiscrepancy,
             forget_within: None,
             thin_below: 1.0,

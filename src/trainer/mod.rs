@@ -305,7 +305,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         batch: &UnlearningBatch<D, M::Condition>,
         draws: &Draws<D>,
     ) -> Result<LossTerms<D>> {
-        let (scheduler, kind) = (self.scheduler.as_ref(), self.config.prediction_type);
+        let (scheduler, kind) = (self.scheduler.as_ref(), self.model.prediction_type());
         let mut inputs = LossInputs::new(batch, draws, scheduler, kind)?;
         let rows = self.config.micro_batch_size.unwrap_or(batch.batch_size());
         let teacher = self.teacher.as_ref();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::config::TrainerConfig;
 use crate::error::{Error, Result, SettingDifference};
 use crate::files::sha256;
-use crate::process::{Scheduler, TimeRange};
+use crate::process::{PredictionType, Scheduler, TimeRange};
 use crate::steering::Steering;
 
 /// Fields of [`TrainerConfig`] that a resumed run may change: how much memory a step takes, and when a run that goes nowhere is
@@ -61,6 +61,13 @@ impl Settings {
         });
         self.add("scheduler.scales", scales.collect::<Vec<_>>());
         self.add("scheduler.time_range", range.to_string());
+    }
+
+    /// What the model predicts.
+    pub(crate) fn add_prediction_type(&mut self, prediction_type: PredictionType) -> Result<()> {
+        let name = to_json("the prediction type", &prediction_type)?;
+        self.add("prediction_type", name);
+        Ok(())
     }
 
     pub(crate) fn add_steering(&mut self, steering: Option<&Steering>) -> Result<()> {

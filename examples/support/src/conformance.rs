@@ -273,9 +273,9 @@ impl Case {
         let mut config = DdimConfig::from_scheduler(&config, self.number("num_inference_steps")?);
         config.eta = self.number("eta")?;
         let sampler = DdimSampler::new(&scheduler, config)?;
-        self.sampler(&sampler, |noisy, output, timestep, noise| {
-            sampler.step(noisy, output, timestep, Some(noise))
-        })
+        // diffusers takes each step so far down, also where the visited timesteps are not evenly apart.
+        let stride = scheduler.num_timesteps() / sampler.config().visits.num_inference_steps;
+        self.sampler(&sampler, |timestep| timestep.checked_sub(stride))
     }
 
     fn ddpm(&self) -> Result<Computed> {
@@ -283,8 +283,9 @@ impl Case {
         let scheduler = DdpmScheduler::from_config(&config)?;
         let config = DdpmConfig::from_scheduler(&config, self.number("num_inference_steps")?);
         let sampler = DdpmSampler::new(&scheduler, config)?;
-        self.sampler(&sampler, |noisy, output, timestep, noise| {
-            sampler.step(noisy, output, timestep, Some(noise))
+        self.sampler(&sampler, |timestep| {
+            let mut visited = sampler.timesteps().iter().copied();
+            visited.find(|&visited| visited < timestep)
         })
     }
 
@@ -292,8 +293,9 @@ impl Case {
     fn sampler(
         &self,
         sampler: &impl Sampler,
-        step: impl Fn(Tensor<4>, Tensor<4>, usize, Tensor<4>) -> siss::Result<Tensor<4>>,
+        previous: impl Fn(usize) -> Option<usize>,
     ) -> Result<Computed> {
+        let kind = self.scheduler_config()?.prediction_type;
         let timesteps = sampler.timesteps().iter().map(|&t| t as f64).collect();
         let mut computed = vec![("expect_timesteps".into(), timesteps)];
         for k in (0..).take_while(|k| self.tensors.contains_key(&format!("t_{k}"))) {
@@ -301,13 +303,15 @@ impl Case {
                 .values(&format!("t_{k}"))?
                 .first()
                 .ok_or("an empty timestep")? as usize;
-            let previous = step(
+            let stepped = sampler.step_to(
                 self.image(&format!("x_t_{k}"))?,
                 self.image(&format!("model_output_{k}"))?,
+                kind,
                 timestep,
-                self.image(&format!("noise_{k}"))?,
+                previous(timestep),
+                Some(self.image(&format!("noise_{k}"))?),
             )?;
-            computed.push((format!("expect_prev_{k}"), host(previous)?));
+            computed.push((format!("expect_prev_{k}"), host(stepped)?));
         }
         Ok(computed)
     }
@@ -458,16 +462,16 @@ impl Case {
             "none" => Box::new(ConstantScale::new(self.number("superfactor")?)?),
             other => return Err(format!("clipper `{other}` is unknown").into()),
         };
-        let trainer =
-            SissTrainer::builder(self.checkpoint()?, DdpmScheduler::from_config(&config)?)
-                .prediction_type(config.prediction_type)
-                .loss(objective)
-                .clipper(clipper)
-                .optimizer(optimizer)
-                .learning_rate(self.number::<f64>("lr")?)
-                .max_grad_norm(Some(self.number("max_grad_norm")?))
-                .thin_below(0.0)
-                .build()?;
+        let model = self.checkpoint()?;
+        let model = model.with_prediction_type(config.prediction_type);
+        let trainer = SissTrainer::builder(model, DdpmScheduler::from_config(&config)?)
+            .loss(objective)
+            .clipper(clipper)
+            .optimizer(optimizer)
+            .learning_rate(self.number::<f64>("lr")?)
+            .max_grad_norm(Some(self.number("max_grad_norm")?))
+            .thin_below(0.0)
+            .build()?;
         Ok(trainer)
     }
 

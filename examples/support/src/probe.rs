@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use siss::burn::tensor::{Device, Tensor};
-use siss::draws::{Stream, normal_noise};
+use siss::evaluate::DenoisingLoss;
 use siss::models::UNet2d;
-use siss::process::{SchedulerConfig, SchedulerExt};
-use siss::sampling::{DdimConfig, DdimSampler, Sampler};
-use siss::{DdpmScheduler, Denoiser, PredictionType, Result};
+use siss::process::SchedulerConfig;
+use siss::sampling::{DdimSampler, Sampler};
+use siss::{DdpmScheduler, Result};
 
 /// Samples, noises and copies are the same for every model and every run.
 pub const EVALUATION_SEED: u64 = 20_250_301;
@@ -51,7 +51,6 @@ impl Chunks {
 pub struct Probe {
     scheduler: DdpmScheduler,
     sampler: DdimSampler,
-    prediction_type: PredictionType,
     chunks: Chunks,
 }
 
@@ -61,9 +60,8 @@ impl Probe {
         let scheduler = DdpmScheduler::from_config(config)?;
         let steps = DDIM_STEPS.min(scheduler.num_timesteps());
         Ok(Self {
-            sampler: DdimSampler::new(&scheduler, DdimConfig::from_scheduler(config, steps))?,
+            sampler: DdimSampler::from_scheduler(config, steps)?,
             scheduler,
-            prediction_type: config.prediction_type,
             chunks,
         })
     }
@@ -95,33 +93,17 @@ impl Probe {
     /// Squared error of the prediction for each image, mean over elements. Image `i` has the same noise at
     /// every timestep and for every model.
     pub fn losses(&self, model: &UNet2d, images: &Tensor<4>, timestep: usize) -> Result<Vec<f64>> {
-        let device = images.device();
         let losses = self.chunks.run(images.dims()[0], |first, count| {
-            let clean = images.clone().narrow(0, first, count);
-            let noise = normal_noise(
-                clean.dims(),
-                EVALUATION_SEED,
-                0,
-                first as u64,
-                Stream::Evaluation,
-                &device,
-            );
-            let times = vec![timestep as f64; count];
-            let noisy = self
-                .scheduler
-                .add_noise(clean.clone(), noise.clone(), &times)?;
-            let scales = self.scheduler.scales(&times)?;
-            let target = self.prediction_type.target(
-                clean,
-                noise,
-                scales.signal_tensor(&device),
-                scales.noise_tensor(&device),
-            );
-            let timesteps = Tensor::full([count], timestep as f64, &device);
-            let error = model.predict(noisy, timesteps, &()) - target;
-            Ok(row_means(error.clone() * error))
+            let images = images.clone().narrow(0, first, count);
+            let loss = DenoisingLoss {
+                seed: EVALUATION_SEED,
+                first_point: first as u64,
+                micro_batch_size: self.chunks.rows,
+                ..DenoisingLoss::at([timestep as f64])
+            };
+            loss.measure(model, &self.scheduler, &images, &())
         })?;
-        Ok(losses.concat())
+        Ok(losses.concat().concat())
     }
 
     /// Each image, noised to a timestep and denoised from there.

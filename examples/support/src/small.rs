@@ -8,7 +8,7 @@ use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::draws::{Stream, normal_noise};
 use siss::steering::Levels;
 use siss::trainer::SissTrainerBuilder;
-use siss::{Denoiser, Steering, UnlearningBatch};
+use siss::{Denoiser, PredictionType, Steering, UnlearningBatch};
 
 use crate::recipe::Recipe;
 
@@ -26,6 +26,8 @@ pub fn device() -> Device {
 pub struct Mlp {
     first: Linear,
     second: Linear,
+    #[module(skip)]
+    kind: PredictionType,
 }
 
 impl Mlp {
@@ -41,7 +43,17 @@ impl Mlp {
         let mut second = LinearConfig::new(8, 3).init(device);
         (first.weight, first.bias) = (weights(1, [4, 8]), bias(8));
         (second.weight, second.bias) = (weights(2, [8, 3]), bias(3));
-        Self { first, second }
+        let kind = PredictionType::Epsilon;
+        Self {
+            first,
+            second,
+            kind,
+        }
+    }
+
+    /// The same, said to predict something else than the noise.
+    pub fn predicting(self, kind: PredictionType) -> Self {
+        Self { kind, ..self }
     }
 }
 
@@ -52,6 +64,10 @@ impl Denoiser<2> for Mlp {
         let time = (timesteps / 1000.0).unsqueeze_dim(1);
         let hidden = self.first.forward(Tensor::cat(vec![noisy, time], 1));
         self.second.forward(hidden.tanh())
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.kind
     }
 }
 

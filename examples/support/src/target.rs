@@ -38,7 +38,6 @@ pub fn predict(
     let controls = controls.clone().narrow(0, 0, count);
     let data = CounterfactualData::new(retained, &controls, forgotten);
     let settings = CounterfactualConfig {
-        prediction_type: config.prediction_type,
         // Many images need fewer noises each.
         noises: (256 / forgotten.dims()[0]).clamp(4, 64),
         ..CounterfactualConfig::default()

@@ -3,7 +3,8 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
 use super::*;
 use crate::denoiser::Denoiser;
-use crate::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
+use crate::models::{DownBlockType, LoadNote, UNet2d, UNet2dConfig, UpBlockType};
+use crate::process::PredictionType;
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
@@ -404,7 +405,9 @@ fn write_index(folder: &Path, map: &serde_json::Map<String, serde_json::Value>) 
 }
 
 fn said(unet: &UNet2d) -> Vec<String> {
-    unet.notes().iter().map(ToString::to_string).collect()
+    let is_of_weights = |note: &&LoadNote| !matches!(note, LoadNote::NoiseAssumed { .. });
+    let of_weights = unet.notes().iter().filter(is_of_weights);
+    of_weights.map(ToString::to_string).collect()
 }
 
 #[test]
@@ -485,7 +488,7 @@ fn parts_that_do_not_fit_their_index_are_named() {
 fn variants_are_read_and_what_was_taken_is_said() {
     let folder = saved();
     let unet = load(folder.path()).unwrap();
-    assert_eq!(unet.notes(), []);
+    assert_eq!(unet.notes(), [LoadNote::NoiseAssumed { scheduler: None }]);
     let variant = |name: &str| format!("{STEM}.{name}.safetensors");
     let plain = folder.path().join(WEIGHTS);
     for name in ["fp16", "bf16", "ema"] {
@@ -619,11 +622,41 @@ fn dropout_is_not_run_and_is_kept() {
     unet.save(folder.path()).unwrap();
     let read = load(folder.path()).unwrap();
     assert_eq!(output(&read), output(&unet));
-    assert_eq!(
-        read.notes(),
-        [crate::models::LoadNote::Dropout { probability: 0.25 }]
-    );
+    assert_eq!(read.notes()[1..], [LoadNote::Dropout { probability: 0.25 }]);
     assert_eq!(read.config().dropout, 0.25);
+}
+
+/// Beside the network, in the pipeline above it, or nowhere that this crate can read.
+#[test]
+fn what_a_network_predicts_is_that_of_its_scheduler() {
+    let place = tempfile::tempdir().unwrap();
+    let network = place.path().join("unet");
+    tiny()
+        .init(&Device::flex())
+        .unwrap()
+        .save(&network)
+        .unwrap();
+    let with = |file: &Path, text: &str| {
+        std::fs::write(file, text).unwrap();
+        load(&network)
+    };
+    let [above, beside] = [place.path(), &network].map(|base| base.join("scheduler_config.json"));
+    let velocity = r#"{"_class_name": "DDPMScheduler", "prediction_type": "v_prediction"}"#;
+    let read = with(&above, velocity).unwrap();
+    assert_eq!(read.prediction_type(), PredictionType::Velocity);
+    assert_eq!(read.notes(), []);
+    let sample = velocity.replace("v_prediction", "sample");
+    let read = with(&beside, &sample).unwrap();
+    assert_eq!(read.prediction_type(), PredictionType::Sample);
+    let other = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#;
+    let read = with(&beside, other).unwrap();
+    assert_eq!(read.prediction_type(), PredictionType::Epsilon);
+    let scheduler = Some(beside.clone());
+    assert_eq!(read.notes(), [LoadNote::NoiseAssumed { scheduler }]);
+    let read = read.with_prediction_type(PredictionType::FlowVelocity);
+    assert_eq!(read.prediction_type(), PredictionType::FlowVelocity);
+    let error = with(&beside, "{").unwrap_err();
+    assert!(matches!(error, Error::InvalidFile { .. }), "{error}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::LoadNote;
 use super::index::PipelineIndex;
 use crate::error::{Error, Result};
 use crate::files::{invalid, path_text, read_configuration};
+use crate::process::{PredictionType, SchedulerConfig};
 
 /// The file that holds a network's configuration.
 pub(super) const CONFIG: &str = "config.json";
@@ -78,13 +79,8 @@ impl ModelFolder {
             folder,
             mut notes,
         } = find_network(path, cache)?;
-        let mut bases = vec![root.clone(), folder.clone()];
-        bases.extend(above(&root));
-        bases.dedup();
-        let scheduler = first_file(&bases, |base| {
-            vec![base.join("scheduler").join(SCHEDULER), base.join(SCHEDULER)]
-        })
-        .map_err(|places| no_scheduler(&root, &places))?;
+        let bases = bases(&root, &folder);
+        let scheduler = scheduler_in(&bases).map_err(|places| no_scheduler(&root, &places))?;
         if !scheduler.starts_with(&root) {
             let file = scheduler.clone();
             notes.push(LoadNote::SchedulerElsewhere { file });
@@ -148,7 +144,7 @@ impl ModelFolder {
 #[derive(Debug)]
 pub(super) struct Network {
     /// The folder that was given, or that of a snapshot.
-    root: PathBuf,
+    pub(super) root: PathBuf,
     /// The network's own.
     pub(super) folder: PathBuf,
     pub(super) notes: Vec<LoadNote>,
@@ -157,6 +153,38 @@ pub(super) struct Network {
 /// The network of a folder or of a name on the hub.
 pub(super) fn network(path: &Path) -> Result<Network> {
     find_network(path, hub_cache().as_deref())
+}
+
+/// The file of the scheduler that belongs to a network, if there is one.
+pub(super) fn scheduler(root: &Path, folder: &Path) -> Option<PathBuf> {
+    scheduler_in(&bases(root, folder)).ok()
+}
+
+/// What a scheduler's file says that the model predicts; `None` for a scheduler that is not supported.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::InvalidFile`] for a file that is not a scheduler's.
+pub(super) fn stated_prediction_type(scheduler: &Path) -> Result<Option<PredictionType>> {
+    match SchedulerConfig::from_file(scheduler) {
+        Ok(config) => Ok(Some(config.prediction_type)),
+        Err(Error::UnsupportedConfig { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Folders in which a part of a model may be.
+fn bases(root: &Path, folder: &Path) -> Vec<PathBuf> {
+    let mut bases = vec![root.to_path_buf(), folder.to_path_buf()];
+    bases.extend(above(root));
+    bases.dedup();
+    bases
+}
+
+/// The scheduler's file, or all the places in which it is not.
+fn scheduler_in(bases: &[PathBuf]) -> std::result::Result<PathBuf, Vec<PathBuf>> {
+    first_file(bases, |base| {
+        vec![base.join("scheduler").join(SCHEDULER), base.join(SCHEDULER)]
+    })
 }
 
 fn find_network(path: &Path, cache: Option<&Path>) -> Result<Network> {

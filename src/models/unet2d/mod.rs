@@ -20,6 +20,7 @@ use super::layers::{TimestepEmbedding, same_convolution, sinusoidal_embedding};
 use super::{LoadNote, folder, location, ops};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_shape};
+use crate::process::PredictionType;
 
 /// The unconditional image denoiser of DDPM, diffusers' `UNet2DModel`.
 ///
@@ -63,6 +64,8 @@ pub struct UNet2d {
     #[module(skip)]
     config: UNet2dConfig,
     #[module(skip)]
+    prediction_type: PredictionType,
+    #[module(skip)]
     notes: Vec<LoadNote>,
 }
 
@@ -76,16 +79,28 @@ impl UNet2d {
     /// `diffusion_pytorch_model.bin` is read, with the feature `pytorch`. That is a pickle: it is parsed,
     /// nothing in it is run, and an entry that is no tensor is refused. [`notes`](UNet2d::notes) say what was chosen.
     ///
+    /// What the network predicts is in its scheduler's file, which is looked for where
+    /// [`ModelFolder`](super::ModelFolder) looks. Without such a file, or with one that
+    /// [`SchedulerConfig`](crate::process::SchedulerConfig) does not support, the noise is assumed and
+    /// a note says so; [`with_prediction_type`](UNet2d::with_prediction_type) then says it.
+    ///
     /// # Errors
     /// [`Error::Io`]; the errors of [`UNet2dConfig::from_json`];
+    /// [`Error::InvalidFile`] for a scheduler's file that cannot be read at all;
     /// [`Error::InvalidFile`] where there is no network, or where the weights are neither safetensors nor, with the
     /// feature `pytorch`, pickled tensors;
     /// [`Error::WeightMismatch`] with the first tensor that is missing,
     /// unexpected, in two parts, misshapen, of a type that is no float, or not finite.
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
-        let location::Network { folder, notes, .. } = location::network(folder.as_ref())?;
+        let location::Network {
+            root,
+            folder,
+            mut notes,
+        } = location::network(folder.as_ref())?;
+        let prediction_type = prediction_type(&root, &folder, &mut notes)?;
         let config = UNet2dConfig::from_file(folder.join(location::CONFIG))?;
-        let (mut unet, read) = folder::load_weights(config.init(device)?, &folder)?;
+        let unet = config.init(device)?.with_prediction_type(prediction_type);
+        let (mut unet, read) = folder::load_weights(unet, &folder)?;
         unet.notes = notes;
         unet.notes.extend(read);
         if config.dropout > 0.0 {
@@ -95,13 +110,24 @@ impl UNet2d {
         Ok(unet)
     }
 
+    /// Says what the network predicts: for one that was made by [`UNet2dConfig::init`], or read
+    /// without its scheduler's file.
+    pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
+        Self {
+            prediction_type,
+            ..self
+        }
+    }
+
     /// What was decided when the network was read, for a program to tell. None of a network that was not read.
     pub fn notes(&self) -> &[LoadNote] {
         &self.notes
     }
 
     /// Writes a folder that [`load`](UNet2d::load) and diffusers read; existing files are replaced,
-    /// each at once. Weights are written as one file of f32, however they were read.
+    /// each at once. Weights are written as one file of f32, however they were read. What the network
+    /// predicts is not in these files but in the scheduler's, which
+    /// [`save_pipeline`](super::save_pipeline) writes too.
     ///
     /// # Errors
     /// [`Error::Io`]; a file that could not be written is as it was before. [`Error::InvalidFile`] where the folder holds
@@ -131,6 +157,7 @@ impl UNet2d {
                 .init(device),
             conv_out: same_convolution(outermost, config.out_channels, device),
             config: config.clone(),
+            prediction_type: PredictionType::Epsilon,
             notes: Vec::new(),
         }
     }
@@ -151,6 +178,23 @@ impl UNet2d {
         );
         silu(self.time_embedding.forward(sinusoids.cast(like.dtype())))
     }
+}
+
+/// What the scheduler's file says that the network predicts; where nothing says it, the noise, with a note.
+fn prediction_type(
+    root: &Path,
+    folder: &Path,
+    notes: &mut Vec<LoadNote>,
+) -> Result<PredictionType> {
+    let scheduler = location::scheduler(root, folder);
+    let stated = match &scheduler {
+        Some(file) => location::stated_prediction_type(file)?,
+        None => None,
+    };
+    if stated.is_none() {
+        notes.push(LoadNote::NoiseAssumed { scheduler });
+    }
+    Ok(stated.unwrap_or_default())
 }
 
 /// The downward stages, outermost first.
@@ -239,6 +283,10 @@ impl Denoiser<4> for UNet2d {
             &self.conv_out,
             ops::group_norm_silu(&self.conv_norm_out, features),
         )
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.prediction_type
     }
 }
 

@@ -62,7 +62,8 @@ pub struct SchedulerConfig {
     pub beta_schedule: BetaSchedule,
     /// Whether the schedule is shifted so that its last step carries no signal.
     pub zero_terminal_snr: bool,
-    /// What the model predicts.
+    /// What the model predicts. The model says it itself; a process made from this configuration only
+    /// lets a contradiction be refused.
     pub prediction_type: PredictionType,
     /// Whether a sampler clamps the predicted clean point.
     pub clip_sample: bool,

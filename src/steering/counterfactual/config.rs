@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::form::IdealForm;
 use crate::error::{Result, check_range};
-use crate::process::PredictionType;
 
 /// How a [`Counterfactual`](crate::steering::Counterfactual) is fitted.
 ///
@@ -13,7 +12,6 @@ use crate::process::PredictionType;
 /// | `timesteps` | 16 of the scheduler's range, evenly in the logarithm of signal over noise | where losses are compared | ascending, 2 or more |
 /// | `noises` | 64 | noises over which a forgotten point's ideal error is averaged | ≥ 1 |
 /// | `control_noises` | 1 | noises for each control point | ≥ 1 |
-/// | `prediction_type` | `Epsilon` | what the model predicts | |
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
 /// | `form` | `Whole` | which ideal denoiser the prediction starts from | |
@@ -26,8 +24,6 @@ pub struct CounterfactualConfig {
     pub noises: usize,
     /// Noises for each control point.
     pub control_noises: usize,
-    /// What the model predicts.
-    pub prediction_type: PredictionType,
     /// Key of the noises.
     pub seed: u64,
     /// Rows run at a time.
@@ -42,7 +38,6 @@ impl Default for CounterfactualConfig {
             timesteps: None,
             noises: 64,
             control_noises: 1,
-            prediction_type: PredictionType::Epsilon,
             seed: 0,
             micro_batch_size: 64,
             form: IdealForm::Whole,

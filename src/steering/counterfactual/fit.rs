@@ -11,7 +11,7 @@ use super::grid::default_timesteps;
 use super::ideal::{Flat, Ideal, flat, on_host};
 use super::probe::{LossMoments, PROBES, Probe, Progress, same_patches};
 use crate::denoiser::Denoiser;
-use crate::error::{Error, Result, check_device, check_range};
+use crate::error::{Error, Result, check_device, check_prediction_type, check_range};
 use crate::parameters::check_parameters;
 use crate::process::{Scheduler, SchedulerExt};
 use crate::steering::levels::{Levels, Origin, check_timesteps};
@@ -19,7 +19,9 @@ use crate::steering::levels::{Levels, Origin, check_timesteps};
 /// The loss `b_a(t)` that a model which never saw a point `a` would have on it, predicted without training one, for each
 /// forgotten point and timestep.
 ///
-/// $$ b_a(t) = L^*_a(t) \, \frac{L_θ(H, t)}{L^*_H(t)} $$
+/// ```text
+/// b_a(t) = L*_a(t) · L_θ(H, t) / L*_H(t)
+/// ```
 ///
 /// `L*` is the error of the *ideal denoiser of the retained data*, the posterior mean `Σ_j p_j x_j` with
 /// `p = softmax_j −‖m − γ x_j‖²/2σ²`: what could be known of a point from the others. A network generalises, so it does better
@@ -98,6 +100,7 @@ impl Counterfactual {
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
+    /// [`Error::PredictionTypeDiffers`] for a scheduler whose configuration says otherwise than the model;
     /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
     /// [`Error::NonFiniteParameter`] for a model with NaN or infinities;
     /// [`Error::InvalidSetting`] for a model with a condition and no [`Groups`](super::Groups), if the model's loss on the control
@@ -124,6 +127,8 @@ impl Counterfactual {
     ) -> Result<Self> {
         data.check()?;
         config.check(D)?;
+        let kind = model.prediction_type();
+        check_prediction_type(kind, "the scheduler", scheduler.prediction_type())?;
         let timesteps = match &config.timesteps {
             Some(timesteps) => timesteps.clone(),
             None => default_timesteps(scheduler),
@@ -157,7 +162,7 @@ impl Counterfactual {
         let predicted = prediction.losses()?;
         let levels = Levels::new(timesteps.clone(), prediction.levels(&predicted)?)?
             .with_own_losses(prediction.own_losses())?
-            .with_origin(Origin::new(config.prediction_type, &scales))?;
+            .with_origin(Origin::new(kind, &scales))?;
         Ok(Self {
             levels,
             gains: prediction.gains()?,

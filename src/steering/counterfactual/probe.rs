@@ -10,8 +10,9 @@ use super::form::Forms;
 use super::ideal::Posterior;
 use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
-use crate::error::{Result, check_shape};
-use crate::host::{read_f32, select_rows, squared_norms, to_f32, vector};
+use crate::error::Result;
+use crate::evaluate::{DenoisingLoss, parts, residual};
+use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 use crate::process::Scales;
 
 /// Control points on which patch sizes are compared, at most.
@@ -175,7 +176,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
 
     fn slope(&self, index: usize) -> f64 {
         let (signal, noise) = (self.scales.signal[index], self.scales.noise[index]);
-        self.config.prediction_type.slope(signal, noise)
+        self.model.prediction_type().slope(signal, noise)
     }
 
     /// By how much a squared error of the output is larger than that of the clean point it stands for.
@@ -212,37 +213,24 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         noises: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Vec<LossMoments>>> {
-        let count = points.dims()[0];
+        let (count, device) = (points.dims()[0], points.device());
         let mut moments = vec![vec![LossMoments::default(); count]; self.timesteps.len()];
-        for (first, rows) in parts(count, noises, self.config.micro_batch_size) {
-            let clean = to_f32(select_rows(points, &rows).inner());
-            let noise = self.noise(clean.dims(), first);
-            let condition = condition.take_rows(&rows);
-            let losses: Result<Vec<Tensor<1>>> = (0..moments.len())
-                .map(|index| self.losses(&clean, &noise, &condition, index))
-                .collect();
-            let losses = read_f32(Tensor::cat(losses?, 0), "the model's losses")?;
+        let loss = DenoisingLoss {
+            noises,
+            seed: self.config.seed,
+            micro_batch_size: self.config.micro_batch_size,
+            ..DenoisingLoss::at(self.timesteps)
+        };
+        let (model, scales) = (&self.model, self.scales);
+        loss.each_part(model, scales, points, condition, &device, |rows, losses| {
             for (moments, losses) in moments.iter_mut().zip(losses.chunks(rows.len())) {
                 for (&row, &loss) in rows.iter().zip(losses) {
                     moments[row].add(f64::from(loss), noises);
                 }
             }
             progress.add(rows.len());
-        }
+        })?;
         Ok(moments)
-    }
-
-    /// The model's loss on each row at one timestep of the grid, mean over elements.
-    fn losses(
-        &self,
-        clean: &Tensor<D>,
-        noise: &Tensor<D>,
-        condition: &M::Condition,
-        index: usize,
-    ) -> Result<Tensor<1>> {
-        let residual = self.residual(clean, noise, condition, index)?;
-        let elements: usize = clean.dims()[1..].iter().product();
-        Ok(squared_norms(residual) / elements as f64)
     }
 
     /// The model's output less what it should be.
@@ -253,27 +241,9 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         condition: &M::Condition,
         index: usize,
     ) -> Result<Tensor<D>> {
-        let rows = clean.dims()[0];
-        let scales = self.scales_at(index, rows);
-        let timesteps = vector(vec![self.timesteps[index]; rows], &clean.device());
-        let output = self
-            .model
-            .predict(scales.noisy(clean, noise), timesteps, condition);
-        let target = scales.target(self.config.prediction_type, clean, noise);
-        let (shape, remedy) = (
-            target.dims(),
-            "the model must predict one value for every element",
-        );
-        check_shape("the model's prediction", &shape, &output.dims(), remedy)?;
-        Ok(to_f32(output) - target)
-    }
-
-    /// The scales of a timestep of the grid, once for each row.
-    fn scales_at(&self, index: usize, rows: usize) -> Scales {
-        Scales {
-            signal: vec![self.scales.signal[index]; rows],
-            noise: vec![self.scales.noise[index]; rows],
-        }
+        let scales = self.scales.repeat(index, clean.dims()[0]);
+        let timestep = self.timesteps[index];
+        residual(&self.model, timestep, &scales, clean, noise, condition)
     }
 
     fn noise<const R: usize>(&self, shape: [usize; R], first_row: usize) -> Tensor<R> {
@@ -281,15 +251,6 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         let (first_row, stream) = (first_row as u64, Stream::Evaluation);
         normal_noise(shape, seed, 0, first_row, stream, &device)
     }
-}
-
-/// The point of each row, point after point with its noises, in parts of so many rows, each with the number of its first row.
-fn parts(points: usize, noises: usize, size: usize) -> impl Iterator<Item = (usize, Vec<usize>)> {
-    let total = points * noises;
-    (0..total).step_by(size).map(move |first| {
-        let rows = first..total.min(first + size);
-        (first, rows.map(|row| row / noises).collect())
-    })
 }
 
 /// A model's loss on a point over several noises.

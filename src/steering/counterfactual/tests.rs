@@ -171,6 +171,10 @@ impl Denoiser<4> for Patches {
         };
         scales.target(self.kind, &clean, &noise)
     }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.kind
+    }
 }
 
 fn images(seed: u64, rows: usize) -> Tensor<4> {
@@ -187,7 +191,6 @@ fn fit_patches(kind: PredictionType, sizes: Vec<usize>, nearest: usize) -> Resul
     };
     let config = CounterfactualConfig {
         timesteps: Some(vec![200.0, 400.0, 600.0]),
-        prediction_type: kind,
         form: IdealForm::Patches { sizes, nearest },
         ..CounterfactualConfig::default()
     };
@@ -294,6 +297,12 @@ fn the_cut_error_is_the_largest_change_over_the_grid_in_either_direction() {
 struct Told {
     #[module(skip)]
     share: f64,
+    #[module(skip)]
+    kind: PredictionType,
+}
+
+fn told(share: f64, kind: PredictionType) -> Told {
+    Told { share, kind }
 }
 
 impl Denoiser<2> for Told {
@@ -301,6 +310,10 @@ impl Denoiser<2> for Told {
 
     fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, told: &Tensor<2>) -> Tensor<2> {
         noisy * self.share + told.clone()
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.kind
     }
 }
 
@@ -314,7 +327,7 @@ fn a_fit_does_not_depend_on_the_micro_batch_and_its_progress_ends_at_one() {
             micro_batch_size,
             ..CounterfactualConfig::default()
         };
-        let model = Told { share: 0.5 };
+        let model = told(0.5, PredictionType::Epsilon);
         let progress = |share| shares.push(share);
         let fitted = Counterfactual::fit_with_progress(
             &model,
@@ -351,7 +364,10 @@ fn same_group(retained: usize, controls: usize, forgotten: usize) -> Groups<'sta
 
 #[test]
 fn a_condition_without_a_control_point_is_refused() {
-    let (model, config) = (Told { share: 0.5 }, CounterfactualConfig::default());
+    let (model, config) = (
+        told(0.5, PredictionType::Epsilon),
+        CounterfactualConfig::default(),
+    );
     let error = Counterfactual::fit(
         &model,
         &scheduler(),
@@ -373,10 +389,9 @@ fn levels_are_scaled_to_the_models_loss_on_the_control_points() {
         timesteps: Some(vec![300.0, 600.0]),
         noises: 4,
         control_noises: 4,
-        prediction_type: PredictionType::Sample,
         ..CounterfactualConfig::default()
     };
-    let model = Told { share: 0.0 };
+    let model = told(0.0, PredictionType::Sample);
     let fitted = Counterfactual::fit(
         &model,
         &scheduler(),

@@ -218,7 +218,6 @@ impl Job {
             .method(method)
             .retained_points(self.pairs.retain().clone())
             .timestep_sampling(settings.timesteps)
-            .prediction_type(self.config.prediction_type)
             .thin_below(settings.thin_below)
             .seed(seed);
         if let Some(levels) = levels {

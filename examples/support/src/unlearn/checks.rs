@@ -164,7 +164,6 @@ pub fn model(
 ) -> Result<bool> {
     let check = ModelCheck {
         range: Some(options.range),
-        prediction_type: config.prediction_type,
         micro_batch_size: settings.micro_batch,
         ..ModelCheck::default()
     };

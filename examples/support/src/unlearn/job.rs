@@ -376,7 +376,6 @@ fn trainer<M: Denoiser<D>, const D: usize>(
     let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
         .method(options.method)
         .retained_points(retained)
-        .prediction_type(scheduler.prediction_type)
         .learning_rate(falling.init()?)
         .micro_batch_size(settings.micro_batch)
         .seed(options.seed);

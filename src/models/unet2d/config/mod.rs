@@ -178,7 +178,8 @@ impl UNet2dConfig {
         Self::from_text(text, file)
     }
 
-    /// A network with fresh parameters, which are drawn when they are first used.
+    /// A network with fresh parameters, which are drawn when they are first used. It predicts the
+    /// noise, unless [`UNet2d::with_prediction_type`] says otherwise.
     ///
     /// # Errors
     /// [`Error::UnsupportedConfig`] where a setting is illegal or two contradict each other.
