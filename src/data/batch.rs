@@ -145,8 +145,9 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         }
     }
 
-    /// Finds the first NaN or infinity. It reads both sides from the device, so it is called only
-    /// after a step has gone wrong.
+    /// Finds the first NaN or infinity.
+    ///
+    /// It reads both sides from the device, so it is called only after a step has gone wrong.
     pub(crate) fn check_finite(&self) -> Result<()> {
         check_finite(&self.retain, Side::Retain)?;
         check_finite(&self.forget, Side::Forget)

@@ -130,7 +130,9 @@ const PART: f64 = 0.6;
 const SLACK: f64 = 0.05;
 
 impl DataCheck {
-    /// Checks both sides. Findings are about legal data; illegal data are an error.
+    /// Checks both sides.
+    ///
+    /// Findings are about legal data; illegal data are an error.
     ///
     /// The retained set may be a tensor, or a [`PointLoader`](crate::data::PointLoader) if it does
     /// not fit in memory.

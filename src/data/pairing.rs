@@ -123,8 +123,10 @@ fn shuffled_epochs(size: usize, first: u128, count: usize, seed: u64, set: u64) 
         .collect()
 }
 
-/// Rounds of the shuffle. Two points are separated after a few rounds, and all points of a set of
-/// 2⁶⁴ after about as many rounds as a number has bits.
+/// Rounds of the shuffle.
+///
+/// Two points are separated after a few rounds, and all points of a set of 2⁶⁴ after about as many
+/// rounds as a number has bits.
 const ROUNDS: usize = 64;
 
 /// A random order of `0 .. size` that is computed place by place, not stored.

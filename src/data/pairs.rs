@@ -40,7 +40,9 @@ impl<const D: usize> PairSampler<D> {
 
 impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// Creates a sampler over two data sets held as tensors, each with the conditions of its
-    /// points. Batches are on the device of the sets.
+    /// points.
+    ///
+    /// Batches are on the device of the sets.
     ///
     /// Reads both sets once, in chunks, to compare their contents. Points that are almost the same
     /// are legal here: [`DataCheck`](crate::data::DataCheck) finds them. The comparison ignores
