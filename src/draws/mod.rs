@@ -23,7 +23,9 @@ use crate::process::TimeRange;
 pub use mixture::{CoinFlip, FixedAllocation, MixtureSampler};
 pub use timesteps::TimestepSampling;
 
-/// What a random stream is used for. The streams of one (seed, step, row) are independent.
+/// What a random stream is used for.
+///
+/// The streams of one (seed, step, row) are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stream {
@@ -76,7 +78,9 @@ impl Stream {
     }
 }
 
-/// The random generator of one key. Draws for a whole batch use row 0.
+/// The random generator of one key.
+///
+/// Draws for a whole batch use row 0.
 ///
 /// ChaCha, whose 32-byte seed is the key (seed, step, row, stream) in little-endian order.
 pub fn keyed_rng(seed: u64, step: u64, row: u64, stream: Stream) -> impl Rng {
@@ -119,8 +123,9 @@ fn numbers<const D: usize, R: Rng>(
     tensor(values, shape, device)
 }
 
-/// Random numbers that only some objectives need, in addition to those of every step. Each kind has
-/// a stream of its own.
+/// Random numbers that only some objectives need, in addition to those of every step.
+///
+/// Each kind has a stream of its own.
 ///
 /// # Example
 /// ```
@@ -169,8 +174,9 @@ impl ExtraDraws {
     }
 }
 
-/// The random numbers of one optimiser step. Given the batch and the model, they determine the
-/// step.
+/// The random numbers of one optimiser step.
+///
+/// Given the batch and the model, they determine the step.
 ///
 /// # Example
 /// ```
@@ -370,8 +376,9 @@ fn first_number<const D: usize>(noise: &Tensor<D>) -> Result<f32> {
     Ok(read_f32(first, "the noise")?[0])
 }
 
-/// A hash of the draws as a uniform number in `[0, 1)`. Since the noise is different in every step,
-/// so is the number.
+/// A hash of the draws as a uniform number in `[0, 1)`.
+///
+/// Since the noise is different in every step, so is the number.
 fn uniform_of(timesteps: &[f64], from_forget: &[bool], forget_prob: f64, first: f32) -> f64 {
     let components = from_forget.iter().map(|&from| u64::from(from));
     let parts = timesteps.iter().map(|timestep| timestep.to_bits());

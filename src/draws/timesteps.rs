@@ -147,6 +147,8 @@ const FORMS: [Form; 4] = [
 impl FromStr for TimestepSampling {
     type Err = Error;
 
+    /// Parses a kind of sampling from its text.
+    ///
     /// # Errors
     /// [`Error::UnknownName`].
     fn from_str(text: &str) -> Result<Self> {
