@@ -151,7 +151,9 @@ pub fn mixture_points<const D: usize>(
     })
 }
 
-/// The portable version of [`mixture_points`], in tensor operations. `from_forget` is 1 or 0.
+/// The portable version of [`mixture_points`], in tensor operations.
+///
+/// `from_forget` is 1 or 0.
 pub(crate) fn in_operations<const D: usize>(
     [retain, forget, noise]: [Tensor<D>; 3],
     scales: &Scales,

@@ -1,5 +1,7 @@
-//! The objectives. Each consists of two weighted regressions, a retain term and a forget term; they
-//! differ in nothing else.
+//! The unlearning objectives.
+//!
+//! Each consists of two weighted regressions, a retain term and a forget term; they differ in
+//! nothing else.
 
 mod bernoulli;
 mod erase_diff;
@@ -193,6 +195,7 @@ pub struct LossTerm<const D: usize> {
     /// weights.
     pub weight_bound: Option<f64>,
     /// The target that belongs to the rows' own points, `[batch, …]`, if `target` is another.
+    ///
     /// [`Steering`](crate::Steering) uses it to compute the loss of the point itself.
     pub own_target: Option<Tensor<D>>,
 }
@@ -226,7 +229,9 @@ impl<const D: usize> LossTerm<D> {
     }
 
     /// Sets the target that belongs to the rows' own points, `[batch, …]`, if it is not the term's
-    /// target. [`Steering`](crate::Steering) uses it to compute the loss of the point itself.
+    /// target.
+    ///
+    /// [`Steering`](crate::Steering) uses it to compute the loss of the point itself.
     pub fn with_own_target(mut self, own_target: Tensor<D>) -> Self {
         self.own_target = Some(own_target);
         self
@@ -287,7 +292,9 @@ impl<const D: usize> LossTerm<D> {
     }
 }
 
-/// The two terms of an objective. A side without a term has no gradient.
+/// The two terms of an objective.
+///
+/// A side without a term has no gradient.
 #[derive(Debug, Clone)]
 pub struct LossTerms<const D: usize> {
     /// The term of the points to keep.
@@ -344,45 +351,55 @@ pub trait SissLoss<const D: usize, C = ()>: Send + Debug {
     fn has_term(&self, side: Side) -> bool;
 
     /// Whether the objective draws its noisy points from the mixture, so that `λ` decides which
-    /// sides it sees. `false` unless implemented.
+    /// sides it sees.
+    ///
+    /// The default is `false`.
     fn uses_mixture(&self) -> bool {
         false
     }
 
     /// Whether the objective explains forgotten points by retained ones whatever their condition.
-    /// `false` unless implemented.
+    ///
+    /// The default is `false`.
     ///
     /// This is wrong for a model with a condition, so the trainer refuses the pairing.
     fn ignores_condition(&self) -> bool {
         false
     }
 
-    /// Whether the objective uses a frozen teacher ([`LossInputs::teacher`]). `false` unless
-    /// implemented.
+    /// Whether the objective uses a frozen teacher ([`LossInputs::teacher`]).
+    ///
+    /// The default is `false`.
     fn uses_teacher(&self) -> bool {
         false
     }
 
-    /// The random numbers that the objective needs in addition to those of every step. None unless
-    /// implemented.
+    /// The random numbers that the objective needs in addition to those of every step.
+    ///
+    /// The default is none.
     fn extra_draws(&self) -> ExtraDraws {
         ExtraDraws::none()
     }
 
-    /// Computes the two terms. They contain all rows that carry weight; thinning follows later.
+    /// Computes the two terms.
+    ///
+    /// They contain all rows that carry weight; thinning follows later.
     ///
     /// # Errors
     /// Those of the objective; [`Error::DeviceRead`] if weights cannot be brought to the host.
     fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>>;
 
-    /// Name and settings, which must be the same when a run is resumed. The name alone unless
-    /// implemented.
+    /// Name and settings, which must be the same when a run is resumed.
+    ///
+    /// The default is the name alone.
     fn settings(&self) -> String {
         self.name().into()
     }
 
     /// The state that the objective carries from step to step and cannot recompute, for a
-    /// checkpoint. Empty unless implemented.
+    /// checkpoint.
+    ///
+    /// The default is empty.
     fn state(&self) -> Vec<f64> {
         Vec::new()
     }

@@ -6,8 +6,10 @@ use crate::data::Side;
 use crate::error::Result;
 use crate::host::read_f32;
 
-/// The paper's objective. Both terms use the same noisy point `m`, drawn from the defensive mixture
-/// of the two sides, each with its importance weight:
+/// SISS, the paper's objective.
+///
+/// Both terms use the same noisy point `m`, drawn from the defensive mixture of the two sides, each
+/// with its importance weight:
 ///
 /// ```text
 ///   w_x ‖ε_θ(m) − (m − γx)/σ‖²
