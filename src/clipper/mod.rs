@@ -75,8 +75,9 @@ impl GradientNorms {
     }
 }
 
-/// The factors of the combination `g = c_r g_r + c_f g_f`. Neither carries the sign of forgetting:
-/// that is in `g_f`.
+/// The factors of the combination `g = c_r g_r + c_f g_f`.
+///
+/// Neither carries the sign of forgetting: that is in `g_f`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Coefficients {
     /// `c_r`.
@@ -101,25 +102,29 @@ pub trait GradientClipper: Send + Debug {
     /// Name for reports and messages.
     fn name(&self) -> &'static str;
 
-    /// Whether the rule requires a gradient of this side. The trainer refuses an objective without
-    /// one.
+    /// Whether the rule requires a gradient of this side.
+    ///
+    /// The trainer refuses an objective without one.
     fn needs(&self, side: Side) -> bool;
 
-    /// The coefficients for gradients with these norms. Norms are finite; a side without a gradient
-    /// has norm 0.
+    /// The coefficients for gradients with these norms.
+    ///
+    /// Norms are finite; a side without a gradient has norm 0.
     ///
     /// # Errors
     /// Those of the clipper; the clippers of this crate have none.
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients>;
 
-    /// Name and settings, which must be the same when a run is resumed. The `Debug` text unless
-    /// implemented.
+    /// Name and settings, which must be the same when a run is resumed.
+    ///
+    /// The default is the `Debug` text.
     fn settings(&self) -> String {
         format!("{self:?}")
     }
 
-    /// The state that the clipper carries from step to step, for a checkpoint. Empty unless
-    /// implemented.
+    /// The state that the clipper carries from step to step, for a checkpoint.
+    ///
+    /// The default is empty.
     fn state(&self) -> Vec<f64> {
         Vec::new()
     }
@@ -212,8 +217,10 @@ impl FractionOfRetain {
         })
     }
 
-    /// The default of a steered run. The fraction is larger, because steering shrinks it as levels
-    /// are reached: what some timesteps no longer need is available to the others.
+    /// The default of a steered run.
+    ///
+    /// The fraction is larger, because steering shrinks it as levels are reached: what some
+    /// timesteps no longer need is available to the others.
     pub(crate) const STEERED: FractionOfRetain = FractionOfRetain {
         fraction: 0.3,
         max_scale: None,

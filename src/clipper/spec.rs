@@ -126,6 +126,8 @@ fn kind(text: &str) -> &str {
 impl FromStr for ClipperSpec {
     type Err = Error;
 
+    /// Parses a clipper from its text.
+    ///
     /// # Errors
     /// [`Error::UnknownName`].
     fn from_str(text: &str) -> Result<Self> {
