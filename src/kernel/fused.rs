@@ -10,8 +10,10 @@ use ::burn::tensor::{DType, Tensor};
 use super::{Mixture, WeightedSquaredError};
 
 /// `backend_extension` names burn's fusion in `burn::backend`, which exports it only if fusion is
-/// enabled. Any crate of a program can enable it. `Cube` is then a fusion over `CubeBackend`, and
-/// both need the kernels.
+/// enabled.
+///
+/// Any crate of a program can enable it. `Cube` is then a fusion over `CubeBackend`, and both need
+/// the kernels.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod burn {
     pub(super) mod backend {
@@ -20,7 +22,9 @@ mod burn {
     }
 }
 
-/// Losses and seed in one pass over prediction and target. Every tensor is `f32` and not empty.
+/// Losses and seed in one pass over prediction and target.
+///
+/// Every tensor is `f32` and not empty.
 #[backend_extension(
     Flex: cfg(feature = "flex-kernels"),
     Cube: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))),
@@ -41,8 +45,9 @@ pub(crate) trait LossKernel: Backend {
 /// drawn from the forgotten point, else 0.
 pub(super) const ROW_NUMBERS: usize = 4;
 
-/// The mixture draw in one pass over both points and the noise. Every tensor is `f32` and not
-/// empty; `rows` is `[ROW_NUMBERS, batch]`.
+/// The mixture draw in one pass over both points and the noise.
+///
+/// Every tensor is `f32` and not empty; `rows` is `[ROW_NUMBERS, batch]`.
 #[backend_extension(
     Flex: cfg(feature = "flex-kernels"),
     Cube: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))),

@@ -1,5 +1,7 @@
 //! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff
-//! graph. Also the mixture draw in one pass, on the backends that have it.
+//! graph.
+//!
+//! Also the mixture draw in one pass, on the backends that have it.
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod cube;

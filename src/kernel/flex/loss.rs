@@ -41,8 +41,9 @@ impl LossKernel for Flex {
     }
 }
 
-/// Brings the elements of a tensor in order. A tensor that was the only owner of its memory stays
-/// so.
+/// Brings the elements of a tensor in order.
+///
+/// A tensor that was the only owner of its memory stays so.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
     tensor.to_contiguous()
 }

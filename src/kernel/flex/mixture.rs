@@ -152,8 +152,9 @@ impl<S: Simd> Explain<S> {
         }
     }
 
-    /// Returns `m`, `ε_x`, `ε_a`, and the sum with `(ε_x + ε_a)·r` added. Rounding is that of the
-    /// tensor operations.
+    /// Returns `m`, `ε_x`, `ε_a`, and the sum with `(ε_x + ε_a)·r` added.
+    ///
+    /// Rounding is that of the tensor operations.
     #[inline(always)]
     fn at(&self, simd: S, [x, a, noise]: [S::f32s; 3], sum: S::f32s) -> ([S::f32s; 3], S::f32s) {
         let (add, multiply) = (|a, b| simd.add_f32s(a, b), |a, b| simd.mul_f32s(a, b));

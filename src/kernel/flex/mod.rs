@@ -1,5 +1,6 @@
-//! The loss and the mixture draw on the CPU, in one pass each. Results depend on the processor's
-//! instructions, not on the number of threads.
+//! The loss and the mixture draw on the CPU, in one pass each.
+//!
+//! Results depend on the processor's instructions, not on the number of threads.
 
 mod loss;
 mod mixture;
