@@ -55,7 +55,9 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Recognises known problems of a run and says what to do. Each is reported once.
+/// Recognises known problems of a run and says what to do.
+///
+/// Each is reported once.
 ///
 /// It compares the mean over the latest window of steps with that over the first window, so it
 /// needs two windows to judge trends. While steering rests at its level, a forget loss that does
@@ -122,8 +124,9 @@ impl Diagnosis {
         &self.findings
     }
 
-    /// The findings since the last call. Called after each step, it reports problems while there is
-    /// still time to act.
+    /// The findings since the last call.
+    ///
+    /// Called after each step, it reports problems while there is still time to act.
     pub(crate) fn news(&mut self) -> &[Finding] {
         let told = std::mem::replace(&mut self.told, self.findings.len());
         &self.findings[told..]

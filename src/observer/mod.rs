@@ -24,7 +24,8 @@ pub trait Observer: Send + Debug {
     fn observe(&mut self, report: &StepReport) -> Result<()>;
 
     /// Called before a checkpoint is written: the observations must last as long as the checkpoint.
-    /// Does nothing unless implemented.
+    ///
+    /// The default does nothing.
     ///
     /// # Errors
     /// Becomes the error of [`Checkpoints::save`](crate::Checkpoints::save), which then writes no
@@ -34,7 +35,9 @@ pub trait Observer: Send + Debug {
     }
 
     /// Called when a run is resumed at step `next_step`: observations of that step and later ones
-    /// must be discarded. Does nothing unless implemented.
+    /// must be discarded.
+    ///
+    /// The default does nothing.
     ///
     /// # Errors
     /// Becomes the error of [`Checkpoints::resume`](crate::Checkpoints::resume), which then resumes

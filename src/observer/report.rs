@@ -45,8 +45,9 @@ pub struct StepReport {
     pub clip_factor: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// The paths of the trained parameters to which neither side gave a gradient. Determined in
-    /// step 0, and empty in all other steps.
+    /// The paths of the trained parameters to which neither side gave a gradient.
+    ///
+    /// Determined in step 0, and empty in all other steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without_gradient: Vec<String>,
 }
@@ -65,7 +66,9 @@ pub struct TermReport {
     /// The weights before thinning.
     pub weights: WeightSummary,
     /// Mean factor of steering, rows weighted by `|w|`: 1 forgets at full strength, 0 rests at the
-    /// level, below 0 returns to it. `None` without steering.
+    /// level, below 0 returns to it.
+    ///
+    /// `None` without steering.
     #[serde(default)]
     pub steering: Option<f64>,
 }
@@ -114,8 +117,10 @@ impl WeightSummary {
 }
 
 impl TermReport {
-    /// The report of a thinned term. `weights` are those before thinning, `losses` the
-    /// `‖ŷ − target‖²` of its rows, `factors` those of steering, if there are any.
+    /// The report of a thinned term.
+    ///
+    /// `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows, `factors`
+    /// those of steering, if there are any.
     pub(crate) fn of<const D: usize>(
         term: &LossTerm<D>,
         weights: WeightSummary,
