@@ -12,7 +12,9 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::files::{path_text, sha256};
 
-/// Name of the manifest. It is written last: a folder without it is not a checkpoint.
+/// Name of the manifest.
+///
+/// It is written last: a folder without it is not a checkpoint.
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// Version of the format of the files and their contents.
@@ -50,8 +52,9 @@ impl FileRecord {
     }
 }
 
-/// The files of a checkpoint. The manifest has a digest of its own, so that a change to it is
-/// noticed as well.
+/// The files of a checkpoint.
+///
+/// The manifest has a digest of its own, so that a change to it is noticed as well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {

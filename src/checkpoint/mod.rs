@@ -122,8 +122,9 @@ impl Resumed {
 }
 
 impl Checkpoints {
-    /// Opens the checkpoints in `folder`, which is created if it does not exist. The last three are
-    /// kept unless [`keep`](Self::keep) says otherwise.
+    /// Opens the checkpoints in `folder`, which is created if it does not exist.
+    ///
+    /// The last three are kept unless [`keep`](Self::keep) says otherwise.
     ///
     /// # Errors
     /// [`Error::FolderInUse`] if another writer uses the folder; [`Error::Io`].
@@ -170,8 +171,9 @@ impl Checkpoints {
         self.store.is_locked()
     }
 
-    /// The newest checkpoint that is complete and intact; every byte of it is checked. `None` in a
-    /// folder without checkpoints.
+    /// The newest checkpoint that is complete and intact; every byte of it is checked.
+    ///
+    /// `None` in a folder without checkpoints.
     ///
     /// # Errors
     /// [`Error::NoUsableCheckpoint`] if there are checkpoints and none is intact; [`Error::Io`] if
@@ -254,8 +256,9 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes all but the last of the checkpoints up to a step. Incomplete or damaged ones do not
-    /// count.
+    /// Removes all but the last of the checkpoints up to a step.
+    ///
+    /// Incomplete or damaged ones do not count.
     fn prune(&mut self, step: u64) -> Result<()> {
         let candidates = self.store.candidates()?.into_iter();
         let (bad, whole): (Vec<_>, Vec<_>) = candidates
@@ -272,6 +275,7 @@ impl Checkpoints {
     }
 
     /// Makes a newly built trainer and its observers continue from the newest intact checkpoint.
+    ///
     /// Returns `None` if there is no checkpoint: the run starts from the beginning.
     ///
     /// # Errors

@@ -38,7 +38,9 @@ struct State {
     program: Value,
 }
 
-/// The files of a checkpoint of the trainer's current state. Each is created when it is written.
+/// The files of a checkpoint of the trainer's current state.
+///
+/// Each is created when it is written.
 pub(super) fn save<M: Denoiser<D>, const D: usize>(
     trainer: &SissTrainer<M, D>,
     mut settings: Settings,
@@ -163,7 +165,9 @@ pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
 
 impl<M> Restored<M> {
     /// Makes the trainer and its observers continue from the checkpoint, or leaves the trainer
-    /// unchanged. Returns the program's own state.
+    /// unchanged.
+    ///
+    /// Returns the program's own state.
     pub fn apply<const D: usize>(self, trainer: &mut SissTrainer<M, D>) -> Result<Value>
     where
         M: Denoiser<D>,

@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::files::{Lock, entries, is_there, remove_all, rename, sync_file, sync_folder};
 
 const LOCK: &str = "lock";
-/// Prefix of folders that are being written or removed. The remains of a killed process are removed
-/// when the store is opened.
+/// Prefix of folders that are being written or removed.
+///
+/// The remains of a killed process are removed when the store is opened.
 const SCRATCH: &str = ".scratch-";
 const PREFIX: &str = "step-";
 /// Suffix of a checkpoint that is being replaced by another of the same step.
@@ -118,8 +119,9 @@ impl Store {
         Ok(target)
     }
 
-    /// Replaces a checkpoint by another of the same step. The old one is a candidate under one of
-    /// its two names until the new one is in place.
+    /// Replaces a checkpoint by another of the same step.
+    ///
+    /// The old one is a candidate under one of its two names until the new one is in place.
     fn replace(&self, scratch: &Scratch, target: &Path) -> Result<()> {
         let mut old = target.as_os_str().to_owned();
         old.push(REPLACED);
@@ -151,7 +153,9 @@ impl Store {
         self.folder.join(format!("{SCRATCH}{name}"))
     }
 
-    /// The names in the folder. Names that are not UTF-8 are skipped: they are not checkpoints.
+    /// The names in the folder.
+    ///
+    /// Names that are not UTF-8 are skipped: they are not checkpoints.
     fn names(&self) -> Result<Vec<String>> {
         let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
         Ok(entries(&self.folder)?

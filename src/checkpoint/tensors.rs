@@ -18,8 +18,9 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::parameters::parameters;
 
-/// Writes the values of all parameters under their names. One parameter at a time is brought to the
-/// host.
+/// Writes the values of all parameters under their names.
+///
+/// One parameter at a time is brought to the host.
 ///
 /// # Errors
 /// [`Error::DeviceRead`]; [`Error::Io`]; [`Error::CannotSave`] for two parameters with the same
@@ -28,8 +29,9 @@ pub(super) fn save_model<M: Module>(model: &M, path: &Path) -> Result<()> {
     write(Writer::new(values(model)?), path)
 }
 
-/// Loads the values written by [`save_model`] into a model. Ids, devices and which parameters are
-/// trained stay the same.
+/// Loads the values written by [`save_model`] into a model.
+///
+/// Ids, devices and which parameters are trained stay the same.
 ///
 /// # Errors
 /// A sentence that names what does not fit.
@@ -73,8 +75,9 @@ pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
     Ok(format!("{:x}", digest.finalize()))
 }
 
-/// Writes the optimiser's state for the parameters of a model. The state of one parameter at a time
-/// is brought to the host.
+/// Writes the optimiser's state for the parameters of a model.
+///
+/// The state of one parameter at a time is brought to the host.
 ///
 /// # Errors
 /// [`Error::CannotSave`] if burn would not restore it exactly; [`Error::Io`].
@@ -104,8 +107,9 @@ fn check_types(types: impl Iterator<Item = DType>) -> Result<()> {
     Ok(())
 }
 
-/// Loads the state written by [`save_optimizer`] into an optimiser. [`check_optimizer`] tells
-/// whether it was restored.
+/// Loads the state written by [`save_optimizer`] into an optimiser.
+///
+/// [`check_optimizer`] tells whether it was restored.
 ///
 /// # Errors
 /// A sentence that says why the optimiser is not the same.
@@ -144,8 +148,9 @@ pub(super) fn check_optimizer<M: Module>(
     }
 }
 
-/// The result of three optimiser steps on a small parameter. It identifies the optimiser's
-/// settings, which burn's optimisers do not expose.
+/// The result of three optimiser steps on a small parameter.
+///
+/// It identifies the optimiser's settings, which burn's optimisers do not expose.
 pub(super) fn behaviour(optimizer: &ModuleOptimizer, device: &Device) -> Result<Vec<String>> {
     use burn::optim::GradientsParams;
     let value = |values: [f32; 4]| -> Tensor<2> {
@@ -216,7 +221,9 @@ fn ids_by_name<M: Module>(model: &M) -> Vec<u64> {
     ids
 }
 
-/// The contents of an optimiser's record. All names in it have the form `{id}` or `{id}.{field}`.
+/// The contents of an optimiser's record.
+///
+/// All names in it have the form `{id}` or `{id}.{field}`.
 #[derive(Clone, Default)]
 struct States {
     tensors: Vec<burn_pack::Tensor>,
@@ -282,7 +289,9 @@ impl States {
         writer
     }
 
-    /// Whether two are the same, to the bit. One tensor of each is held at a time.
+    /// Whether two are the same, to the bit.
+    ///
+    /// One tensor of each is held at a time.
     fn is(self, other: Self) -> std::result::Result<bool, String> {
         let is_like = self.scalars == other.scalars && self.paths == other.paths;
         if !is_like || self.tensors.len() != other.tensors.len() {
@@ -301,8 +310,9 @@ impl States {
 
 const STRANGER: &str = "it has a parameter that the model does not have";
 
-/// The states of an optimiser, with ids replaced by the numbers of the model's parameters. Each
-/// tensor is brought to the host only when it is needed.
+/// The states of an optimiser, with ids replaced by the numbers of the model's parameters.
+///
+/// Each tensor is brought to the host only when it is needed.
 fn states<M: Module>(
     optimizer: &ModuleOptimizer,
     model: &M,
@@ -334,8 +344,9 @@ fn states<M: Module>(
     Ok(all)
 }
 
-/// An optimiser without the state of a group of parameters. The state of the others is shared, not
-/// copied.
+/// An optimiser without the state of a group of parameters.
+///
+/// The state of the others is shared, not copied.
 fn without(optimizer: &ModuleOptimizer, group: ParamGroup) -> ModuleOptimizer {
     // burn drops the state of a group that is given to another optimiser.
     let another = SgdConfig::new().build();
@@ -359,8 +370,9 @@ fn later(
     burn_pack::Tensor::deferred(name, tensor.dtype, shape, tensor.param_id, length, bytes)
 }
 
-/// All parameters, in the order of their names. A float tensor is brought to the host only when it
-/// is needed.
+/// All parameters, in the order of their names.
+///
+/// A float tensor is brought to the host only when it is needed.
 fn values<M: Module>(model: &M) -> Result<Vec<burn_pack::Tensor>> {
     let mut collect = Collect::default();
     model.visit(&mut collect);
