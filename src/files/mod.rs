@@ -1,6 +1,8 @@
-//! Reading and writing of files and folders. An input that is not an ordinary file is refused
-//! before it is opened, because a pipe would block for ever and a device never ends. Outputs appear
-//! completely or not at all, with the mode that the umask gives.
+//! Reading and writing of files and folders.
+//!
+//! An input that is not an ordinary file is refused before it is opened, because a pipe would block
+//! for ever and a device never ends. Outputs appear completely or not at all, with the mode that
+//! the umask gives.
 
 pub(crate) mod json;
 pub(crate) mod path;
@@ -132,8 +134,9 @@ fn folder_of(path: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
-/// Makes the names in a folder durable, if the file system supports it. Only Unix lets a folder be
-/// opened for this.
+/// Makes the names in a folder durable, if the file system supports it.
+///
+/// Only Unix lets a folder be opened for this.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -160,8 +163,9 @@ pub(crate) fn sync_file(path: &Path) -> Result<()> {
         .map_err(Error::io("writing", path))
 }
 
-/// Whether an operation was done. It is not an error if the file system does not support it, as
-/// with some network file systems.
+/// Whether an operation was done.
+///
+/// It is not an error if the file system does not support it, as with some network file systems.
 fn where_supported(done: io::Result<()>) -> io::Result<bool> {
     match done {
         Ok(()) => Ok(true),
@@ -193,8 +197,9 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Creates the file if it does not exist, and locks it. Returns `None` if another holds the
-    /// lock.
+    /// Creates the file if it does not exist, and locks it.
+    ///
+    /// Returns `None` if another holds the lock.
     ///
     /// # Errors
     /// [`Error::Io`]. A file system without locks is not an error.
@@ -238,8 +243,9 @@ pub(crate) fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// Removes a file, or a folder with its contents, if it exists. Read-only folders are made writable
-/// first.
+/// Removes a file, or a folder with its contents, if it exists.
+///
+/// Read-only folders are made writable first.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -262,8 +268,9 @@ pub(crate) fn remove_all(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes a folder and the folders in it writable for the owner. A folder that cannot be changed
-/// causes an error later, when it is removed.
+/// Makes a folder and the folders in it writable for the owner.
+///
+/// A folder that cannot be changed causes an error later, when it is removed.
 fn make_writable(folder: &Path) {
     let Ok(metadata) = fs::symlink_metadata(folder) else {
         return;

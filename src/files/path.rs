@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// A path as text, different for any two different paths: bytes that are not UTF-8 become `\xE9`, a
-/// line break `\n`, a backslash `\\`. Everything else is unchanged.
+/// line break `\n`, a backslash `\\`.
+///
+/// Everything else is unchanged.
 ///
 /// # Example
 /// ```

@@ -56,6 +56,8 @@ impl<'a> Refusals<'a> {
         });
     }
 
+    /// Returns an error if anything was refused.
+    ///
     /// # Errors
     /// [`Error::UnsupportedConfig`] with the first key that is refused, and all others in the
     /// remedy.

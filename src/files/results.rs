@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use super::{Lock, entries, is_there, path_text, remove_all, rename, sync_file, sync_folder};
 use crate::error::{Error, Result};
 
-/// Folder of results that are being written. The remains of a killed process are removed when the
-/// folder is opened again.
+/// Folder of results that are being written.
+///
+/// The remains of a killed process are removed when the folder is opened again.
 const UNFINISHED: &str = ".unfinished";
-/// Folder of complete results that are being moved into place. If the process is killed, the move
-/// is completed when the folder is opened again.
+/// Folder of complete results that are being moved into place.
+///
+/// If the process is killed, the move is completed when the folder is opened again.
 const FINISHED: &str = ".finished";
 /// Prefix of earlier results that are being replaced.
 const REPLACED: &str = ".replaced-";
@@ -88,7 +90,9 @@ impl ResultFolder {
     }
 
     /// Moves all results into place, and removes earlier results with names that were not written
-    /// again. When this returns, everything is on disk.
+    /// again.
+    ///
+    /// When this returns, everything is on disk.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] for a file with another name; [`Error::Io`] with the path. The
@@ -202,8 +206,9 @@ fn bring_in(folder: &Path) -> Result<()> {
     sync_folder(folder)
 }
 
-/// Removes the replaced results. The empty folder is removed last: while it exists, the new results
-/// are complete.
+/// Removes the replaced results.
+///
+/// The empty folder is removed last: while it exists, the new results are complete.
 fn tidy(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
         if replaced_name(&path).is_some() {
