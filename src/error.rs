@@ -212,8 +212,10 @@ pub enum Error {
     NoTrainableParameters,
 
     /// A parameter of the model holds NaN or an infinity: before the first step, or because the
-    /// optimiser would have made it so. The trainer keeps the model of the previous step; in the
-    /// second case the state of its optimiser has changed.
+    /// optimiser would have made it so.
+    ///
+    /// The trainer keeps the model of the previous step; in the second case the state of its
+    /// optimiser has changed.
     #[error("parameter `{parameter}` {cause}; {remedy}")]
     NonFiniteParameter {
         /// The path of the parameter in the model.
@@ -224,8 +226,9 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// Too many steps in a row had a loss or a gradient that is not finite. The last of them has
-    /// been counted and observed; model and optimiser are unchanged by them.
+    /// Too many steps in a row had a loss or a gradient that is not finite.
+    ///
+    /// The last of them has been counted and observed; model and optimiser are unchanged by them.
     #[error(
         "{steps} steps in a row changed nothing: {evidence}; lower the learning rate or max_grad_norm, train in f32 or bf16 rather than f16, and check the model's output for NaN"
     )]
@@ -607,8 +610,9 @@ pub struct SettingDifference {
     /// Its name: a field of [`TrainerConfig`](crate::TrainerConfig), a part of the trainer, a
     /// parameter of the model, or a setting that the program added.
     pub setting: String,
-    /// The value in the checkpoint, as text: strings as they are, anything else as JSON. `None` if
-    /// the checkpoint has no value.
+    /// The value in the checkpoint, as text: strings as they are, anything else as JSON.
+    ///
+    /// `None` if the checkpoint has no value.
     pub saved: Option<String>,
     /// The value now, in the same form.
     pub now: Option<String>,

@@ -1,4 +1,5 @@
 //! Transfers between host and device: row indices and numbers to tensors, tensors to numbers.
+//!
 //! Everything is f32 on the device, whatever its default precision.
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};

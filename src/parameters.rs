@@ -82,8 +82,9 @@ impl ModuleVisitor for List {
     }
 }
 
-/// The path of the first parameter that holds NaN or an infinity. If all are finite, this takes one
-/// read from the device.
+/// The path of the first parameter that holds NaN or an infinity.
+///
+/// If all are finite, this takes one read from the device.
 pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String>> {
     // Small parameters are checked together; only if one of them is not finite is each checked by
     // itself.
