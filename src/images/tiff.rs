@@ -100,7 +100,7 @@ impl<'a> File<'a> {
         for entry in (first..end).step_by(entry_length as usize) {
             match self.number(entry, 2)? {
                 SUBFILE_TYPE => {
-                    // The value field ends the entry, and the value is at the beginning of the field.
+                    // The value field ends the entry, and the value is at the field's beginning.
                     // Two bytes contain the bit in either byte order.
                     let length = if self.number(entry + 2, 2)? == 3 {
                         2
