@@ -42,8 +42,8 @@ impl PipelineIndex {
     /// Reads a `model_index.json`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) if the file
-    /// is larger than 1 MiB or does not contain such JSON.
+    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) if the
+    /// file is larger than 1 MiB or does not contain such JSON.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
