@@ -299,7 +299,7 @@ fn save_model(job: &Job, model: &UNet2d, folder: &Path, progress: &dyn Progress)
         options.method, settings.steps, settings.batch, settings.learning_rate, options.seed
     );
     let left_out = save_pipeline(model, &job.checkpoint, folder, &note)?;
-    // The bundled folder also holds the retained model, which is not copied.
+    // Of the bundled folder only the retrained model is left out, which needs no note.
     if options.checkpoint.is_some() {
         for left_out in left_out {
             progress.say(&format!(
