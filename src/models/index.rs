@@ -23,7 +23,7 @@ use crate::files::{invalid, path_text, read_configuration};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineIndex {
-    /// The pipeline's class; where the file gives a module and a class, the class.
+    /// The pipeline's class; if the file gives a module and a class, only the class.
     pub class_name: Option<String>,
     /// The parts by name. An optional part that is absent is left out.
     pub parts: BTreeMap<String, PipelinePart>,

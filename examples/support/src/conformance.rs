@@ -28,7 +28,7 @@ pub enum Outcome {
     Compared(Comparison),
     /// The case could not be run.
     Broken(String),
-    /// The case needs a feature that is not compiled in.
+    /// The case asks for something that is not implemented.
     Skipped(String),
 }
 
