@@ -31,7 +31,7 @@ fn without_terminal_signal(prediction_type: PredictionType) -> DdpmScheduler {
     DdpmScheduler::from_config(&config).unwrap()
 }
 
-/// All random numbers that an objective may ask for, at given timesteps.
+/// All random numbers that an objective may need, at given timesteps.
 fn draws(timesteps: &[f64], device: &Device) -> Draws<2> {
     let noise = |seed| normal_noise([ROWS, 3], seed, 0, 0, Stream::Noise, device);
     let from_forget = (0..ROWS).map(|row| row % 2 == 1).collect();
@@ -68,8 +68,8 @@ fn terms(
     loss(method, &batch).terms(&inputs).unwrap()
 }
 
-/// The noise that a target stands for at its noisy point, element by element in f64, by solving the definition of the
-/// prediction type together with `m = γ x + σ ε`.
+/// The noise that corresponds to a target at its noisy point, element by element in f64, from the
+/// definition of the prediction type and `m = γ x + σ ε`.
 fn implied_noise(term: &LossTerm<2>, kind: PredictionType, scheduler: &dyn Scheduler) -> Vec<f64> {
     let (noisy, target) = (host(term.noisy.clone()), host(term.target.clone()));
     let elements = noisy.iter().zip(target).enumerate();
@@ -92,7 +92,8 @@ fn implied_noise(term: &LossTerm<2>, kind: PredictionType, scheduler: &dyn Sched
         .collect()
 }
 
-/// Noisy points and weights are the same for every prediction type, and the targets say the same about the noise.
+/// Noisy points and weights are the same for every prediction type, and the targets correspond to
+/// the same noise.
 #[test]
 fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
     let device = device();
@@ -139,7 +140,7 @@ fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
             }
         }
     }
-    // Two processes, four kinds, five methods of two terms and two of one.
+    // Two processes, four prediction types, five methods with two terms and two with one.
     assert_eq!(compared, 2 * 4 * 12);
 }
 
@@ -170,8 +171,8 @@ fn every_objective_steps_with_every_prediction_type() {
     }
 }
 
-/// Zero terminal SNR: at `γ = 0` both points explain the noisy one equally well, and EraseDiff leaves out what it cannot
-/// map.
+/// Zero terminal SNR: at `γ = 0` both points explain the noisy point equally well, and EraseDiff
+/// omits the rows that it cannot map.
 #[test]
 fn every_objective_steps_where_there_is_no_signal() {
     let device = device();
@@ -196,7 +197,8 @@ fn every_objective_steps_where_there_is_no_signal() {
     }
 }
 
-/// An objective from outside the crate works as those inside: two terms, one of them with rows left out.
+/// An objective from outside the crate works like those of the crate: two terms, one with rows left
+/// out.
 #[test]
 fn an_objective_of_ones_own_steps() {
     #[derive(Debug)]
@@ -230,7 +232,7 @@ fn an_objective_of_ones_own_steps() {
     assert!(report.retain.is_none());
 }
 
-/// The first term of an objective from outside that does not fit the batch.
+/// An objective from outside the crate whose first term does not fit the batch.
 #[test]
 fn a_term_that_does_not_fit_the_batch_is_refused_by_name() {
     type Change = fn(&mut LossTerm<2>);

@@ -1,4 +1,5 @@
-//! Unlearning images from a diffusers model: `cargo run --release --example unlearn -- --help`. See `examples/README.md`.
+//! Unlearns images from a diffusers model: `cargo run --release --example unlearn -- --help`. See
+//! `examples/README.md`.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -104,16 +105,16 @@ fn print_table(summary: &Summary) {
     );
 }
 
-/// Below this percentile the loss of an image betrays that the model knows it.
+/// Below this percentile the loss of an image suggests that the model has memorised it.
 const MEMORISED: f64 = 5.0;
-/// From this percentile on nothing betrays it.
+/// From this percentile on the loss suggests nothing.
 const UNSUSPICIOUS: f64 = 25.0;
-/// A forgotten loss this many times the control images' goes too far.
+/// A loss on forgotten images this many times that of the control images is too high.
 const OVERDONE: f64 = 10.0;
-/// A control loss this much higher is a loss of quality.
+/// An increase of the control loss by this factor means a loss of quality.
 const HARMED: f64 = 1.05;
 
-/// What the figures suggest.
+/// Advice that follows from the results.
 fn advice(summary: &Summary) -> Vec<String> {
     let (before, after) = (&summary.before, &summary.after);
     let lowest = |figures: &Evaluation| {

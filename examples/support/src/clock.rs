@@ -1,4 +1,4 @@
-//! Seconds of the wall, or of the process.
+//! A clock that measures wall time or the running time of the process.
 
 use std::error::Error;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// Seconds since some beginning.
+    /// Seconds since a fixed point in time.
     pub fn now(self) -> Result<f64> {
         static BEGAN: OnceLock<Instant> = OnceLock::new();
         match self {

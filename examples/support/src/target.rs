@@ -1,4 +1,4 @@
-//! Where forgetting stops.
+//! The target at which forgetting stops.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -15,14 +15,15 @@ use crate::recipe::Recipe;
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// At the loss that a model retrained without the forgotten images is predicted to have on them.
+    /// At the loss that a model retrained without the forgotten images is predicted to have on
+    /// them.
     #[default]
     Retrained,
     /// Nowhere.
     None,
 }
 
-/// Control images that are looked at, at most.
+/// Most control images that are used.
 const MOST_CONTROLS: usize = 200;
 
 /// Predicts the losses that a model retrained without the forgotten images would have on them.
@@ -38,7 +39,7 @@ pub fn predict(
     let controls = controls.clone().narrow(0, 0, count);
     let data = CounterfactualData::new(retained, &controls, forgotten);
     let settings = CounterfactualConfig {
-        // Many images need fewer noises each.
+        // With many images, fewer noises per image suffice.
         noises: (256 / forgotten.dims()[0]).clamp(4, 64),
         ..CounterfactualConfig::default()
     };
@@ -48,7 +49,8 @@ pub fn predict(
     Ok(fit.levels)
 }
 
-/// A method of the command line, where the tables' `siss-to-level` is two options.
+/// Parses a method on the command line. The tables' `siss-to-level` is rejected, because it is set
+/// by two options.
 pub fn parse_method(text: &str) -> Result<Method> {
     if text == Recipe::SissToLevel.name() {
         return Err(Error::InvalidSetting {
