@@ -182,7 +182,7 @@ pub(crate) struct Measured {
     pub(crate) losses: Sides<Vec<f32>>,
     /// The factor of each row of a steered forget term.
     pub(crate) factors: Vec<f32>,
-    /// The loss over the level of each row of a steered forget term.
+    /// The ratio of the loss to the level for each row of a steered forget term.
     pub(crate) ratios: Vec<f32>,
     pub(crate) norms: GradientNorms,
 }

@@ -18,14 +18,14 @@ use burn::tensor::Tensor;
 /// |---|---|---|---|---|
 /// | `Siss` | [`Siss`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
 /// | `SissNoIs` | [`SissNoIs`] | – | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
-/// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | code of 2503.01034 |
+/// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | see below |
 /// | `NaiveDeletion` | [`NaiveDeletion`] | – | [`FractionOfRetain`], no effect | arXiv 2503.01034 |
 /// | `NegGrad` | [`NegGrad`] | – | [`ConstantScale`] 1 | arXiv 2503.01034 |
 /// | `EraseDiff` | [`EraseDiff`] | – | [`EraseDiffRule`] `η` = 1e-3 | arXiv 2401.05779 |
 /// | `ReTrack` | [`ReTrack`], 10 neighbours | – | [`Blend`] 0.005 | arXiv 2509.13007 |
 ///
-/// EraseDiff is set as arXiv 2503.01034 runs it. The blend of ReTrack is 0.02 for CIFAR-10 and 0.5
-/// for Stable Diffusion in its paper.
+/// `Bernoulli` is the code of arXiv 2503.01034. EraseDiff is set as arXiv 2503.01034 runs it. The
+/// blend of ReTrack is 0.02 for CIFAR-10 and 0.5 for Stable Diffusion in its paper.
 ///
 /// Each method with a forget term can be steered to a level: see
 /// [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).

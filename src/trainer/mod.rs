@@ -282,7 +282,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(report)
     }
 
-    /// Every observer sees the step; the first failure is returned.
+    /// Shows the step to every observer, and returns the first failure.
     fn tell_observers(&mut self, report: &StepReport) -> Result<()> {
         let observers = self.observers.iter_mut();
         let observed = observers.map(|observer| observer.observe(report));
