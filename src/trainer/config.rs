@@ -10,7 +10,7 @@ use crate::draws::TimestepSampling;
 /// |---|---|---|---|
 /// | `seed` | 0 | key of all draws | |
 /// | `timestep_sampling` | low discrepancy | how timesteps are drawn | |
-/// | `forget_within` | none | timesteps at which forget rows count; `None` for all | one timestep or more |
+/// | `forget_within` | none | timesteps at which forget rows count; `None` for all | one or more |
 /// | `thin_below` | 1 | rows with a smaller weight are thinned without bias; 0 is exact | ≥ 0 |
 /// | `micro_batch_size` | the whole batch | rows run at a time; changes memory, not results | ≥ 1 |
 /// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
