@@ -755,8 +755,7 @@ mod tests {
         DdpmScheduler::linear(1000).unwrap()
     }
 
-    /// Images of three channels of different brightness, from −1 to 1: a step from dark to light,
-    /// at a different place in each image.
+    /// Random images from −1 to 1, whose three channels differ in brightness.
     fn pictures(count: usize, seed: u64) -> Tensor<4> {
         let device = Device::flex();
         let noise: Tensor<4> = normal_noise([count, 3, 6, 6], seed, 0, 0, Stream::Noise, &device);
