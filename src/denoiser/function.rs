@@ -39,8 +39,8 @@ use crate::process::PredictionType;
 /// let layer = trainer.into_model().into_inner();
 /// # Ok::<(), siss::Error>(())
 /// ```
-/// If the type must be written down, use a function pointer: `FnDenoiser<Linear, fn(&Linear,
-/// Tensor<2>, Tensor<1>, &()) -> Tensor<2>>`.
+/// If the type must be written down, use a function pointer:
+/// `FnDenoiser<Linear, fn(&Linear, Tensor<2>, Tensor<1>, &()) -> Tensor<2>>`.
 #[derive(Clone)]
 pub struct FnDenoiser<M, F, C = ()> {
     module: M,
