@@ -124,7 +124,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// The frozen model that an objective asks
+    /// The frozen model that an objective queries
     /// ([`LossInputs::teacher`](crate::objective::LossInputs::teacher)), instead of the model
     /// before the run.
     ///
@@ -224,10 +224,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Sets how many steps in a row may be not finite before the run fails with
-    /// [`Error::TooManySkippedSteps`].
+    /// Sets how many non-finite steps in a row end the run with [`Error::TooManySkippedSteps`].
     ///
-    /// Such a step changes nothing, and a run of them will not recover by itself.
+    /// Such a step changes nothing, and after this many the run will not recover by itself.
     pub fn max_skipped_steps(mut self, steps: u64) -> Self {
         self.config.max_skipped_steps = steps;
         self

@@ -37,7 +37,7 @@ pub struct TrainerConfig {
     pub ema_decay: Option<f64>,
     /// Whether cheap operations are recomputed in the backward pass instead of stored.
     pub gradient_checkpointing: bool,
-    /// How many steps in a row may lack a finite loss and gradient before the run fails.
+    /// How many steps in a row without a finite loss and gradient end the run with an error.
     pub max_skipped_steps: u64,
 }
 

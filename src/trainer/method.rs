@@ -24,8 +24,8 @@ use burn::tensor::Tensor;
 /// | `EraseDiff` | [`EraseDiff`] | – | [`EraseDiffRule`] `η` = 1e-3 | arXiv 2401.05779 |
 /// | `ReTrack` | [`ReTrack`], 10 neighbours | – | [`Blend`] 0.005 | arXiv 2509.13007 |
 ///
-/// `Bernoulli` is the code of arXiv 2503.01034. EraseDiff is set as arXiv 2503.01034 runs it. The
-/// blend of ReTrack is 0.02 for CIFAR-10 and 0.5 for Stable Diffusion in its paper.
+/// `Bernoulli` comes from the code of arXiv 2503.01034, which also runs EraseDiff with this `η`.
+/// The blend of ReTrack is 0.02 for CIFAR-10 and 0.5 for Stable Diffusion in its paper.
 ///
 /// Each method with a forget term can be steered to a level: see
 /// [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).

@@ -80,7 +80,7 @@ pub use self_check::SelfCheck;
 #[derive(Debug)]
 pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     model: M,
-    /// The frozen model that an objective asks: the model before the run, unless the builder set
+    /// The frozen model that an objective queries: the model before the run, unless the builder set
     /// another.
     teacher: Option<M>,
     /// Parameters frozen by the builder; they become trainable again in the returned model.

@@ -90,7 +90,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         observers.try_for_each(|observer| observer.rewind(next_step))
     }
 
-    /// Asks all observers to write their observations to disk.
+    /// Asks all observers to make their observations as durable as the checkpoint.
     pub(crate) fn persist_observers(&mut self) -> Result<()> {
         let mut observers = self.observers.iter_mut();
         observers.try_for_each(|observer| observer.persist())
