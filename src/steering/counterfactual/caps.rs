@@ -12,8 +12,8 @@ use crate::host::read_f32;
 /// An upper limit for the predicted loss of each point.
 ///
 /// It is the loss of the best linear denoiser of the retained data, times the ratio of the model's
-/// loss to that denoiser's on control points. Without it, a point far from all data would get a
-/// wrong prediction, because its nearest neighbours say nothing about it.
+/// loss to that denoiser's on control points. It is needed for a point far from all data, about
+/// which its nearest neighbours say nothing.
 pub(super) struct Caps {
     /// By point and timestep.
     caps: Vec<Vec<f64>>,

@@ -40,9 +40,9 @@ use crate::steering::levels::{Levels, Origin, check_timesteps};
 ///
 /// # Limits
 /// The control points must be like the retained ones, and unseen. The prediction is best at the
-/// noise that decides recall. For 64 images that a model of digits never saw, it was off by 9 to 22
-/// % on average from `t = 400` to 800 of 1,000, by half to three quarters below 250 and at 900, and
-/// by a factor of 5 at worst. See the repository's `docs/results.md`.
+/// noise that decides recall. For 64 images that a model of digits never saw, it was off by
+/// 9 to 22 % on average from `t = 400` to 800 of 1,000, by half to three quarters below 250 and at
+/// 900, and by a factor of 5 at worst. See the repository's `docs/results.md`.
 ///
 /// # Example
 /// ```
@@ -286,7 +286,7 @@ impl Measured {
     }
 }
 
-/// Derives the prediction from the measurements.
+/// The measurements, and the prediction that follows from them.
 struct Prediction<'a> {
     timesteps: &'a [f64],
     measured: &'a Measured,
