@@ -97,8 +97,8 @@ fn points(k: usize) -> Tensor<2> {
     Tensor::<2>::random([200, 2], spread, &Device::flex()) + centre(k)
 }
 
-/// The ideal denoiser without component 0. With v = γ²s² + σ², its output at m = γx + σε is E[ε |
-/// m] = σ Σ_k p_k (m − γμ_k) / v, where p = softmax_k(−‖m − γμ_k‖² / 2v).
+/// The ideal denoiser without component 0. At m = γx + σε its output is, with v = γ²s² + σ²,
+/// E[ε | m] = σ Σ_k p_k (m − γμ_k) / v, where p = softmax_k(−‖m − γμ_k‖² / 2v).
 #[derive(Module, Debug)]
 struct Exact {
     centres: Tensor<3>,    // μ_k: [1, components, elements]
