@@ -19,7 +19,7 @@ const COMPONENTS: usize = 6;
 const RADIUS: f32 = 0.7;
 const SPREAD: f32 = 0.09;
 
-/// A small network forgets one of six Gaussians. A quarter of a minute on two CPU cores.
+/// A small network forgets one of six Gaussians. Takes about 15 seconds on two CPU cores.
 #[derive(Parser)]
 struct Options {
     #[arg(long, default_value_t = 0)]
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(trainer.into_model())
     };
 
-    // Naive deletion is ordinary training on the retained points: here on all of them.
+    // Naive deletion is ordinary training on the retained points; here these are all points.
     let layer = |sizes: &[usize]| LinearConfig::new(sizes[0], sizes[1]).init(&device);
     let layers = [18, 128, 128, 128, 2].windows(2).map(layer).collect();
     let net = Net { layers };

@@ -1,4 +1,5 @@
-//! What a model makes of data that it is said to have been trained on, looked at before the first step.
+//! A check before the first step: whether a model knows the data that it is said to have been
+//! trained on.
 
 use std::fmt;
 
@@ -14,24 +15,30 @@ use crate::error::{Error, Result, check_device, check_prediction_type, check_ran
 use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
-/// Looks whether a model knows its training data as they are given to it.
+/// Checks whether a model knows its training data in the form in which they are given to it.
 ///
-/// A model that was trained on pixels from 0 to 1 and is given pixels from −1 to 1 runs, unlearns and is ruined by it. Nothing of the data
-/// shows that, but the model does: under another preprocessing it knows them better.
+/// A model that was trained on pixels from 0 to 1 still runs and unlearns on pixels from −1 to 1,
+/// but is ruined by it. Nothing in the data shows the error, but the model does: under another
+/// preprocessing it knows the data better.
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `range` | −1 to 1 | the values of black and white as the data are given; `None` where they have none, as latents: then no other preprocessing is tried | ascending, finite |
+/// | `range` | −1 to 1 | the values of black and white | ascending, finite |
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
 ///
+/// `range` describes the data as they are given. It is `None` for data without black and white,
+/// such as latents; then no other preprocessing is tried.
+///
 /// # How preprocessings are compared
-/// Losses at the same timestep cannot be: of smaller values less can be known, and the noise is easier to tell. They are compared
-/// at the same ratio `γ² s²/σ²` of signal to noise, with the variance `s²` of the data as preprocessed, in the space of
-/// the noise. There the mean over the logarithm of the ratio is, up to a number that all have in common, the negative
-/// log-likelihood that the model gives to the data (Kong et al. 2023, *Information-Theoretic Diffusion*), so the preprocessing of the
-/// training has the lowest. A denoiser that knows mean and variance of the data alone has the loss
-/// `γ² s²/(γ² s² + σ²)`, the same for all.
+/// Losses at the same timestep are not comparable: smaller values reveal less, and their noise is
+/// easier to recognise. Losses are compared at the same ratio `γ² s²/σ²` of signal to noise, with
+/// the variance `s²` of the preprocessed data, in the space of the noise. There the mean over the
+/// logarithm of the ratio is, up to a number that all preprocessings share, the negative
+/// log-likelihood that the model gives to the data (Kong et al. 2023, *Information-Theoretic
+/// Diffusion*). So the preprocessing of the training has the lowest mean. A denoiser that knows
+/// only the mean and variance of the data has the loss `γ² s²/(γ² s² + σ²)` under every
+/// preprocessing.
 ///
 /// # Example
 /// ```
@@ -59,7 +66,7 @@ use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelCheck {
-    /// The values of black and white as the data are given.
+    /// The values of black and white in the data as they are given; `None` for data without them.
     pub range: Option<[f64; 2]>,
     /// Key of the noises.
     pub seed: u64,
@@ -77,28 +84,29 @@ impl Default for ModelCheck {
     }
 }
 
-/// What was seen.
+/// The measured losses, and what they show.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ModelReport {
-    /// The model's loss on the data as they are given, in the space of the noise, mean over elements and ratios.
+    /// The model's loss on the data as they are given, in the space of the noise, mean over
+    /// elements and ratios.
     pub loss: f64,
-    /// That of a denoiser that knows mean and variance of the data alone.
+    /// The loss of a denoiser that knows only the mean and variance of the data.
     pub trivial_loss: f64,
     /// The loss under other common preprocessings.
     pub others: Vec<(Preprocessing, f64)>,
-    /// What is wrong, if something seems to be.
+    /// The problem, if there seems to be one.
     pub finding: Option<ModelFinding>,
 }
 
-/// Values as a model may have been trained on them.
+/// A preprocessing under which a model may have been trained.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Preprocessing {
     /// The values of black and white.
     pub range: [f64; 2],
-    /// Whether black is white and white is black.
+    /// Whether black and white are exchanged.
     pub is_inverted: bool,
-    /// Whether the order of the channels is turned round, BGR for RGB.
+    /// Whether the order of the channels is reversed, BGR for RGB.
     pub are_channels_reversed: bool,
 }
 
@@ -116,8 +124,9 @@ impl fmt::Display for Preprocessing {
     }
 }
 
-/// A forgotten point whose mirror image the model knows as well. Losses are means over noises and ratios of signal to noise, in the space of
-/// the noise.
+/// A forgotten point whose mirror image the model knows about as well.
+///
+/// Losses are means over noises and ratios of signal to noise, in the space of the noise.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct KnownMirror {
@@ -138,35 +147,37 @@ impl KnownMirror {
     }
 }
 
-/// What of a model does not go with its data.
+/// A way in which a model does not match its data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ModelFinding {
-    /// The model knows the data clearly better under another preprocessing: it was trained with that. Unlearning would ruin it.
+    /// The model knows the data clearly better under another preprocessing, so it was trained with
+    /// that one. Unlearning would ruin it.
     OtherPreprocessing {
-        /// That of the data as they are given.
+        /// The preprocessing of the data as they are given.
         given: Preprocessing,
-        /// The better one.
+        /// The better preprocessing.
         better: Preprocessing,
         /// The loss as given.
         loss: f64,
-        /// The loss under the better one.
+        /// The loss under the better preprocessing.
         better_loss: f64,
     },
-    /// The model can tell noise, but knows less of the data than their mean and variance: it was trained on others, or on these
-    /// as they looked otherwise, or not for long.
+    /// The model recognises noise, but knows less about the data than their mean and variance. It
+    /// was trained on other data, on differently prepared data, or not for long.
     KnowsLittle {
-        /// Its loss.
+        /// The model's loss.
         loss: f64,
-        /// That of mean and variance alone.
+        /// The loss of a denoiser that knows only mean and variance.
         trivial_loss: f64,
     },
-    /// The model cannot tell noise where there is hardly anything else: it has hardly been trained.
+    /// The model does not recognise noise even where there is hardly anything else: it is hardly
+    /// trained.
     Untrained {
-        /// Its loss.
+        /// The model's loss.
         loss: f64,
-        /// That of mean and variance alone.
+        /// The loss of a denoiser that knows only mean and variance.
         trivial_loss: f64,
     },
 }
@@ -198,45 +209,52 @@ impl fmt::Display for ModelFinding {
     }
 }
 
-/// Points that are looked at, at most.
+/// The most points that are examined.
 const POINTS: usize = 16;
 /// Logarithms of the ratio of signal to noise at which losses are compared.
 const LOG_RATIOS: [f64; 6] = [-4.0, -2.5, -1.0, 0.5, 2.0, 3.5];
-/// How far from it the ratio of a timestep may be.
+/// How far the ratio of a timestep may be from one of them, as a logarithm.
 const SLACK: f64 = 0.3;
-/// Fewest of the ratios that a process must have.
+/// The smallest number of these ratios that a process must have.
 const FEWEST_RATIOS: usize = 3;
-/// Values that models are trained on, the common ones and rarer ones.
+/// Ranges of values that models are trained on: common ones and rarer ones.
 const COMMON_RANGES: [[f64; 2]; 2] = [[-1.0, 1.0], [0.0, 1.0]];
 const RARE_RANGES: [[f64; 2]; 1] = [[-0.5, 0.5]];
-/// Share of the loss by which another preprocessing must be better, and by how many standard errors.
+/// How much better another preprocessing must be: as a share of the loss, and in standard errors.
 const CLEARLY: f64 = 0.1;
 const STANDARD_ERRORS: f64 = 3.0;
-/// Share of a loss below which a model learns anew.
+/// The share of a loss below which a model is learning the data anew.
 const RELEARNT: f64 = 0.5;
-/// Controls that are looked at, at most, and noises of each forgotten point and its mirror image.
+/// The most controls that are examined, and the noises per forgotten point and mirror image.
 const CONTROLS: usize = 32;
 const NOISES: usize = 4;
-/// Share of the controls' loss below which a point is known.
+/// The share of the controls' loss below which a point counts as known.
 const KNOWN: f64 = 0.5;
-/// The loss of a mirror image that is known as well is at most this many times the point's.
+/// The mirror image counts as known equally well up to this multiple of the point's loss.
 const ALIKE: f64 = 2.0;
-/// Share of the variance below which the mean squared difference to the mirror image makes a point symmetric.
+/// The share of the variance below which the mean squared difference to the mirror image makes a
+/// point symmetric.
 const SYMMETRIC: f64 = 0.05;
-/// A model whose loss is above this where there is hardly a signal cannot tell noise; one that was not trained has 1.
+/// A model with a higher loss where there is hardly a signal does not recognise noise; an untrained
+/// one has 1.
 const TELLS_NOISE: f64 = 0.5;
 
 impl ModelCheck {
-    /// Looks at the model as it is now, on data that it was trained on: 16 points of them, spread over the set. `None` where nothing can
-    /// be said: the process has too few timesteps, or all values are the same.
+    /// Checks the current model on 16 points of its training data, spread over the set.
+    ///
+    /// The result is `None` if nothing can be said: the process has too few timesteps, or all
+    /// values are the same.
     ///
     /// # Shapes
     /// - `points`: `[n, …]`; `condition`: `n` rows
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`]; [`Error::PredictionTypeDiffers`]
-    /// for a scheduler whose configuration says otherwise than the model; [`Error::InvalidSetting`] for a range that is none;
-    /// [`Error::DeviceMismatch`]; [`Error::OutOfRange`] for a micro-batch of none, or if the model's loss is no number.
+    /// - [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`],
+    ///   [`Error::DeviceMismatch`]
+    /// - [`Error::PredictionTypeDiffers`] if the scheduler's configuration names another prediction
+    ///   type than the model's
+    /// - [`Error::InvalidSetting`] for an invalid range
+    /// - [`Error::OutOfRange`] for a micro-batch size of 0, or if the model's loss is not finite
     pub fn run<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -328,17 +346,22 @@ impl ModelCheck {
         }))
     }
 
-    /// The forgotten points whose mirror image the model knows about as well: it was trained on both, with random flips, and draws both.
-    /// What is forgotten of such a point alone is drawn on as its mirror image.
+    /// The forgotten points whose mirror image the model knows about as well.
     ///
-    /// A point is *known* whose loss is below half the median of the controls'; mirrored are points along their last dimension.
-    /// Symmetric ones are not named. At most 16 forgotten points are looked at, spread over the set.
+    /// Such a model was trained on both, with random flips, and generates both. If only the point
+    /// is forgotten, the model still generates its mirror image.
+    ///
+    /// A point is *known* if its loss is below half the median of the controls'. Points are
+    /// mirrored along their last dimension, and symmetric ones are left out. At most 16 forgotten
+    /// points are examined, spread over the set.
     ///
     /// # Shapes
-    /// - `forgotten`: `[k, …, width]`; `controls`: `[c, …, width]`, like the others and not memorised; each condition: as many rows
+    /// - `forgotten`: `[k, …, width]`
+    /// - `controls`: `[c, …, width]`, like the forgotten points but not memorised
+    /// - each condition: as many rows as its points
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// Those of [`run`](Self::run).
     pub fn known_mirrors<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -375,7 +398,7 @@ impl ModelCheck {
         usual.sort_by(f64::total_cmp);
         let usual = usual[usual.len() / 2];
 
-        // Each under several noises; the mirror image under the mirror image of each.
+        // Each point under several noises; its mirror image under their mirror images.
         let rows: Vec<usize> = (0..NOISES).flat_map(|_| 0..chosen.len()).collect();
         let condition = condition.take_rows(&chosen).take_rows(&rows);
         let mut shape = points.dims();
@@ -430,8 +453,10 @@ impl ModelCheck {
     }
 }
 
-/// Refuses to go on where a loss on points that are not forgotten fell by half while unlearning: a model that was trained has nothing
-/// left to learn of its data, so it is learning others, or the same as they look otherwise, and forgetting what it was.
+/// Refuses to continue if a loss on points that are not forgotten fell by half during unlearning.
+///
+/// A trained model has nothing left to learn about its own data. So it is learning other data, or
+/// the same data in another form, and forgetting what it knew.
 ///
 /// # Shapes
 /// - `before`, `now`: the losses at the same timesteps, in any order
@@ -448,7 +473,7 @@ pub fn refuse_relearning(before: &[f64], now: &[f64]) -> Result<()> {
 }
 
 impl Preprocessing {
-    /// Data of a range under this preprocessing.
+    /// Converts data of a given range to this preprocessing.
     fn of<const D: usize>(&self, points: Tensor<D>, [least, most]: [f64; 2]) -> Tensor<D> {
         let [low, high] = self.range;
         // As a share of the range, from 0 for black to 1 for white.
@@ -463,7 +488,7 @@ impl Preprocessing {
     }
 }
 
-/// The other common preprocessings: of data with this mean and variance.
+/// The other common preprocessings of data with this mean and variance.
 fn others(
     given: Preprocessing,
     centre: f64,
@@ -495,7 +520,7 @@ fn others(
 
 /// Losses of some points at some timesteps, in the space of the noise.
 struct Losses {
-    /// By timestep, from the noisiest, and point.
+    /// By timestep, noisiest first, and point.
     values: Vec<Vec<f64>>,
 }
 
@@ -510,14 +535,14 @@ impl Losses {
             .map_or(f64::INFINITY, |losses| mean(losses.iter().copied()))
     }
 
-    /// Mean over the timesteps of each point.
+    /// The mean over the timesteps for each point.
     fn of_points(&self) -> Vec<f64> {
         let points = self.values.first().map_or(0, Vec::len);
         let of_point = |point: usize| mean(self.values.iter().map(|losses| losses[point]));
         (0..points).map(of_point).collect()
     }
 
-    /// Whether these are below others by a good share, and by more than chance.
+    /// Whether these losses are below others by a clear share, and by more than chance.
     fn is_clearly_below(&self, others: &Self) -> bool {
         let (own, others) = (self.of_points(), others.of_points());
         let gains: Vec<f64> = others
@@ -532,7 +557,7 @@ impl Losses {
     }
 }
 
-/// A model and its process, looked at.
+/// A model and its process, as the check examines them.
 struct Looker<'a, M> {
     model: M,
     scheduler: &'a dyn Scheduler,
@@ -540,7 +565,8 @@ struct Looker<'a, M> {
 }
 
 impl<M> Looker<'_, M> {
-    /// The timestep of each of the ratios, for data of a variance; none where the process has no such ratio.
+    /// A timestep for each of the ratios, for data with this variance; `None` if the process lacks
+    /// the ratio.
     fn timesteps(&self, variance: f64) -> Vec<Option<f64>> {
         let range = self.scheduler.time_range();
         let log_ratio = |timestep| (self.scheduler.snr(timestep) * variance).ln();
@@ -619,7 +645,8 @@ impl<M> Looker<'_, M> {
             let scales = self.scheduler.scales(&vec![timestep; rows])?;
             let condition = condition.take_rows(&indices);
             let of_rows = row_losses(&self.model, timestep, &scales, &clean, &noise, &condition)?;
-            // What one unit of noise, with the clean point that makes up for it, does to the output.
+            // The change of the output for one unit of noise, together with the clean point that
+            // compensates for it.
             let unit = unit_of_noise(kind, &scales);
             let of_rows = read_f32(of_rows, "the model's losses")?;
             let in_noise = |loss: f32| f64::from(loss) / (unit * unit);
@@ -629,8 +656,8 @@ impl<M> Looker<'_, M> {
     }
 }
 
-/// By how much the output changes where the noise that explains a noisy point is by 1 larger, and the clean point
-/// by `σ/γ` smaller.
+/// The change of the output if the noise in a given noisy point is larger by 1, and its clean point
+/// smaller by `σ/γ`.
 fn unit_of_noise(kind: PredictionType, scales: &Scales) -> f64 {
     let (gamma, sigma) = (scales.signal[0], scales.noise[0]);
     match kind {
@@ -641,7 +668,7 @@ fn unit_of_noise(kind: PredictionType, scales: &Scales) -> f64 {
     }
 }
 
-/// Numbers of rows, at most `most`, spread evenly.
+/// At most `most` row numbers, spread evenly.
 fn spread(count: usize, most: usize) -> Vec<usize> {
     let chosen = count.min(most);
     (0..chosen).map(|index| index * count / chosen).collect()
@@ -672,7 +699,7 @@ mod tests {
     use burn::module::{Module, Param};
     use burn::tensor::{Device, Distribution};
 
-    /// The ideal denoiser of some points: what a model that has memorised them says.
+    /// The ideal denoiser of some points: the output of a model that has memorised them.
     #[derive(Module, Debug)]
     struct Memory {
         points: Param<Tensor<4>>,
@@ -710,7 +737,7 @@ mod tests {
         }
     }
 
-    /// Says nothing.
+    /// Always predicts 0.
     #[derive(Module, Debug)]
     struct Silent {
         factor: Param<Tensor<1>>,
@@ -728,7 +755,7 @@ mod tests {
         DdpmScheduler::linear(1000).unwrap()
     }
 
-    /// Pictures of three channels of different brightness, from −1 to 1: steps from dark to light, at another place in each.
+    /// Random images from −1 to 1, whose three channels differ in brightness.
     fn pictures(count: usize, seed: u64) -> Tensor<4> {
         let device = Device::flex();
         let noise: Tensor<4> = normal_noise([count, 3, 6, 6], seed, 0, 0, Stream::Noise, &device);
@@ -849,7 +876,7 @@ mod tests {
                 micro_batch_size: 5,
                 ..ModelCheck::default()
             };
-            // Others than those it has memorised, so that there is a loss.
+            // Other images than the model has memorised, so that there is a loss.
             let model = Memory {
                 kind,
                 ..Memory::of(&pictures(40, 2))
@@ -916,7 +943,8 @@ mod tests {
         assert!(matches!(none.unwrap_err(), Error::NonFiniteData { .. }));
     }
 
-    /// A model that has memorised a point and its mirror image, one that has memorised the point alone, and a symmetric point.
+    /// A model that has memorised a point and its mirror image, one that has memorised only the
+    /// point, and a symmetric point.
     #[test]
     fn a_mirror_image_that_is_known_as_well_is_told() {
         let (retained, controls) = (pictures(60, 1), pictures(32, 2));

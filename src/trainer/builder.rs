@@ -27,8 +27,9 @@ use crate::steering::Steering;
 
 /// Collects a trainer's settings. Made by [`SissTrainer::builder`].
 ///
-/// Unset, they are: SISS with `λ = ½` in fixed allocation, [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 %,
-/// AdamW (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6, the paper's) at 5e-5, and those of [`TrainerConfig`].
+/// Defaults: SISS with `λ = ½` in fixed allocation,
+/// [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 %, AdamW with the paper's settings
+/// (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6) at 5e-5, and those of [`TrainerConfig`].
 pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     model: M,
     scheduler: Box<dyn Scheduler>,
@@ -76,13 +77,17 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         }
     }
 
-    /// Objective and clipper of a published method; [`loss`](Self::loss) and [`clipper`](Self::clipper) override it.
+    /// Objective and clipper of a published method; [`loss`](Self::loss) and
+    /// [`clipper`](Self::clipper) override them.
     pub fn method(mut self, method: Method) -> Self {
         self.method = method;
         self
     }
 
-    /// The whole retain set, `[n, …]`, for a method that looks for points in it ([`Method::ReTrack`]). Shared, not copied.
+    /// The whole retain set, `[n, …]`, for a method that searches it for points
+    /// ([`Method::ReTrack`]).
+    ///
+    /// The tensor is shared, not copied.
     pub fn retained_points(mut self, retained: Tensor<D>) -> Self {
         self.retained = Some(retained);
         self
@@ -100,44 +105,52 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// How the two gradients are weighed.
+    /// How the two gradients are weighted.
     pub fn clipper(mut self, clipper: impl GradientClipper + 'static) -> Self {
         self.clipper = Some(Box::new(clipper));
         self
     }
 
-    /// Forgetting that stops at a level for each point and timestep, such as the loss that a retrained model would have
-    /// ([`Counterfactual`](crate::steering::Counterfactual)): for every method with a forget term.
+    /// Stops forgetting at a level for each point and timestep, such as the loss that a retrained
+    /// model would have ([`Counterfactual`](crate::steering::Counterfactual)).
     ///
-    /// Unless another clipper is set, a method whose clipper is [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 % takes
-    /// 30 %, a share that shrinks as the levels are reached.
+    /// It works with every method that has a forget term.
+    ///
+    /// For methods whose clipper is [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 %,
+    /// the default rises to 30 %, a share that shrinks as the levels are reached. A clipper that
+    /// you set is not changed.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
         self
     }
 
-    /// The frozen model that an objective asks ([`LossInputs::teacher`](crate::objective::LossInputs::teacher)),
-    /// in place of the model before the run. Ignored by objectives without a teacher.
+    /// The frozen model that an objective queries
+    /// ([`LossInputs::teacher`](crate::objective::LossInputs::teacher)), instead of the model
+    /// before the run.
+    ///
+    /// Objectives without a teacher ignore it.
     pub fn teacher(mut self, teacher: M) -> Self {
         self.teacher = Some(teacher);
         self
     }
 
-    /// Any burn optimiser: `AdamWConfig::new().init()`, `SgdConfig::new().init()`, … Leave its own gradient
-    /// clipping off: burn clips each tensor by itself, [`max_grad_norm`](Self::max_grad_norm) the whole gradient.
+    /// Any burn optimiser: `AdamWConfig::new().init()`, `SgdConfig::new().init()`, …
+    ///
+    /// Leave its own gradient clipping off: burn clips each tensor separately, while
+    /// [`max_grad_norm`](Self::max_grad_norm) clips the whole gradient.
     pub fn optimizer(mut self, optimizer: ModuleOptimizer) -> Self {
         self.optimizer = Some(optimizer);
         self
     }
 
-    /// A number for the same learning rate in every step, or any of burn's schedulers (`….init()?`), also with
-    /// rates of their own for groups of parameters.
+    /// A number for a constant learning rate, or any of burn's schedulers (`….init()?`), also with
+    /// separate rates for groups of parameters.
     pub fn learning_rate(mut self, learning_rate: impl Into<ModuleLrScheduler>) -> Self {
         self.learning_rate = learning_rate.into();
         self
     }
 
-    /// Called after each step, in the order they were added.
+    /// Adds an observer; observers are called after each step, in the order they were added.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observers.push(Box::new(observer));
         self
@@ -149,7 +162,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Key of all draws of the run.
+    /// Sets the key of all draws of the run.
     pub fn seed(mut self, seed: u64) -> Self {
         self.config.seed = seed;
         self
@@ -161,23 +174,26 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Forgets at the timesteps from `low` up to, but not including, `high` alone, while the retained points are learnt at all that are
-    /// drawn: a [`Window`](TimestepSampling::Window) would leave the others to themselves.
+    /// Forgets only at the timesteps from `low` up to, but not including, `high`, while retained
+    /// points are learnt at all timesteps that are drawn.
+    ///
+    /// A [`Window`](TimestepSampling::Window) would leave the other timesteps untrained.
     pub fn forget_within(mut self, low: f64, high: f64) -> Self {
         self.config.forget_within = Some([low, high]);
         self
     }
 
-    /// `τ`: rows that weigh less are thinned without bias, see [`survivors`](crate::objective::survivors). 0 is exact.
+    /// Sets `τ`: rows with a smaller weight are thinned without bias, see
+    /// [`survivors`](crate::objective::survivors). 0 is exact.
     ///
-    /// It applies to every objective: at `τ = 2` one whose weights are all 1 runs half its rows, each with weight 2. A `τ`
-    /// above `1/λ` and `1/(1−λ)` only adds variance.
+    /// It applies to every objective: with `τ = 2`, an objective whose weights are all 1 runs half
+    /// its rows, each with weight 2. A `τ` above `1/λ` and `1/(1−λ)` only adds variance.
     pub fn thin_below(mut self, thin_below: f64) -> Self {
         self.config.thin_below = thin_below;
         self
     }
 
-    /// Rows run through the model at a time. Changes memory and nothing else.
+    /// Sets how many rows run through the model at a time. It changes only memory.
     pub fn micro_batch_size(mut self, micro_batch_size: usize) -> Self {
         self.config.micro_batch_size = Some(micro_batch_size);
         self
@@ -189,37 +205,45 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Keeps a moving average of the weights beside the weights themselves, see [`SissTrainer::ema_model`].
+    /// Keeps a moving average of the weights in addition to the weights, see
+    /// [`SissTrainer::ema_model`].
     ///
-    /// `decay` is the largest: at the `k`-th step it is at most `(1 + k) / (10 + k)`, so that a short run is not an average over the model before.
+    /// `decay` is an upper limit: at the `k`-th step the decay is at most `(1 + k) / (10 + k)`, so
+    /// that the average of a short run does not include much of the original model.
     pub fn ema(mut self, decay: f64) -> Self {
         self.config.ema_decay = Some(decay);
         self
     }
 
-    /// Computes cheap operations again in the backward pass instead of storing their results: less memory for more time.
-    /// burn stores convolutions and matrix products all the same.
+    /// Recomputes cheap operations in the backward pass instead of storing their results: less
+    /// memory for more time.
+    ///
+    /// burn still stores the results of convolutions and matrix products.
     pub fn gradient_checkpointing(mut self, enabled: bool) -> Self {
         self.config.gradient_checkpointing = enabled;
         self
     }
 
-    /// A step that is not finite changes nothing; this many in a row are an error
-    /// ([`Error::TooManySkippedSteps`]), for the run will not recover by itself.
+    /// Sets how many non-finite steps in a row end the run with [`Error::TooManySkippedSteps`].
+    ///
+    /// Such a step changes nothing, and after this many the run will not recover by itself.
     pub fn max_skipped_steps(mut self, steps: u64) -> Self {
         self.config.max_skipped_steps = steps;
         self
     }
 
-    /// Trains the parameters of a group alone. Paths are the names of the model's fields joined by dots, and a group
-    /// matches them by a piece, as `ParamGroup::from_predicate("attentions")`, by the whole, or by id.
-    /// For a regular expression: [`train_only_matching`](Self::train_only_matching).
+    /// Trains only the parameters of a group.
+    ///
+    /// Paths are the names of the model's fields joined by dots. A group matches a part of a path,
+    /// as `ParamGroup::from_predicate("attentions")`, a whole path, or an id. For a regular
+    /// expression: [`train_only_matching`](Self::train_only_matching).
     pub fn train_only(mut self, group: ParamGroup) -> Self {
         self.trainable = Some(group);
         self
     }
 
-    /// Trains the parameters alone whose path a regular expression matches, anywhere in it unless anchored.
+    /// Trains only the parameters whose path a regular expression matches, anywhere in the path
+    /// unless anchored.
     ///
     /// ```
     /// # use burn::module::Module;
@@ -256,11 +280,14 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// Checks the settings and switches the model to training.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
-    /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
-    /// [`Error::PredictionTypeDiffers`] a scheduler, or levels, of a model that predicts something else;
-    /// [`Error::InvalidSetting`] a group without a trainable parameter; [`Error::MissingPart`] a method without its
-    /// retained points or groups.
+    /// - [`Error::OutOfRange`] for a setting outside its range
+    /// - [`Error::IncompatibleClipper`] for a clipper that needs a gradient which the objective
+    ///   does not have
+    /// - [`Error::TimestepOutOfRange`] for timesteps that the scheduler does not have
+    /// - [`Error::PredictionTypeDiffers`] for a scheduler or levels of another prediction type than
+    ///   the model's
+    /// - [`Error::InvalidSetting`] for a group without a trainable parameter
+    /// - [`Error::MissingPart`] for a method without its retained points or groups
     pub fn build(self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
         let prediction_type = self.model.prediction_type();
@@ -344,7 +371,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     }
 }
 
-/// AdamW as the paper runs it; every number set, for burn's own defaults differ from PyTorch's.
+/// AdamW with the paper's settings; all are set, because burn's own defaults differ from PyTorch's.
 fn default_optimizer() -> ModuleOptimizer {
     AdamWConfig::new()
         .with_beta_1(0.95)
@@ -396,7 +423,8 @@ fn check_steering<const D: usize, C>(
     check_prediction_type(prediction_type, "the table of levels", stated)
 }
 
-/// At the ends of `λ` one side of a mixture is never drawn from.
+/// Refuses `λ = 0`, and `λ = 1` with a clipper that needs the retain gradient: one side is never
+/// drawn.
 fn check_mixture<const D: usize, C>(
     sampler: &dyn MixtureSampler,
     loss: &dyn SissLoss<D, C>,
