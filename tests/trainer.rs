@@ -975,7 +975,8 @@ fn steering_that_cannot_mean_anything_is_refused() {
     assert!(error.contains("which of 2 points"), "{error}");
 }
 
-/// A model says once what it predicts; a scheduler's file that says otherwise is refused, and so is a resumed run.
+/// A model says once what it predicts; a scheduler's file that says otherwise is refused, and so is
+/// a resumed run.
 #[test]
 fn a_model_that_predicts_something_else_than_its_scheduler_says_is_refused() {
     let config = SchedulerConfig {

@@ -68,7 +68,8 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// let device = Device::flex();
     /// let (retain, forget) = (Tensor::<2>::zeros([3, 8], &device), Tensor::ones([1, 8], &device));
     /// let prompts = ["a dog", "a cat", "a hat"].map(String::from).to_vec();
-    /// let pairs = PairSampler::with_conditions(retain, forget, prompts, vec!["a face".into()], 0)?;
+    /// let face = vec!["a face".into()];
+    /// let pairs = PairSampler::with_conditions(retain, forget, prompts, face, 0)?;
     /// assert_eq!(pairs.batch(0, 16)?.batch_size(), 16);
     /// # Ok::<(), siss::Error>(())
     /// ```

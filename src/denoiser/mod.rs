@@ -35,7 +35,8 @@ pub use function::FnDenoiser;
 ///
 /// let device = Device::flex();
 /// let model = Model { linear: LinearConfig::new(4, 3).init(&device) };
-/// let prediction = model.predict(Tensor::zeros([5, 3], &device), Tensor::zeros([5], &device), &());
+/// let noisy = Tensor::zeros([5, 3], &device);
+/// let prediction = model.predict(noisy, Tensor::zeros([5], &device), &());
 /// assert_eq!(prediction.dims(), [5, 3]);
 /// ```
 pub trait Denoiser<const D: usize>: Module {

@@ -180,7 +180,8 @@ impl Images {
     /// };
     /// let (images, account) = Images::read_all(ImageFiles::find(folder)?, format, |_| {})?;
     /// assert_eq!((images.len(), account.resized), (1, 0));
-    /// let values: Vec<f32> = images.tensor(0..1, &burn::tensor::Device::flex()).into_data().iter().collect();
+    /// let tensor = images.tensor(0..1, &burn::tensor::Device::flex());
+    /// let values: Vec<f32> = tensor.into_data().iter().collect();
     /// assert_eq!(values, [-1.0, 1.0]);
     /// # Ok::<(), siss::Error>(())
     /// ```

@@ -15,7 +15,8 @@ use crate::files::{invalid, path_text, read_configuration};
 /// ```
 /// use siss::models::PipelineIndex;
 ///
-/// let text = r#"{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
+/// let text = r#"{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"],
+///     "scheduler": ["diffusers", "DDPMScheduler"]}"#;
 /// let index = PipelineIndex::from_json(text, "model_index.json")?;
 /// assert_eq!(index.class_name.as_deref(), Some("DDPMPipeline"));
 /// assert_eq!(index.parts["scheduler"].class_name, "DDPMScheduler");

@@ -91,7 +91,8 @@ impl PredictionType {
     /// let (clean, noise, gamma, sigma) = (one(2.0), one(3.0), one(0.8), one(0.6));
     /// let noisy = clean.clone() * gamma.clone() + noise.clone() * sigma.clone();
     /// let velocity = PredictionType::Velocity.target(clean, noise, gamma.clone(), sigma.clone());
-    /// let (clean, noise) = PredictionType::Velocity.clean_and_noise(noisy, velocity, gamma, sigma);
+    /// let kind = PredictionType::Velocity;
+    /// let (clean, noise) = kind.clean_and_noise(noisy, velocity, gamma, sigma);
     /// assert!((clean.into_scalar::<f32>() - 2.0).abs() < 1e-6);
     /// assert!((noise.into_scalar::<f32>() - 3.0).abs() < 1e-6);
     /// ```

@@ -45,7 +45,8 @@ const MOST_PIXELS: usize = 100_000_000;
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("before-after.png");
-/// let (before, after) = (Tensor::zeros([6, 3, 8, 8], &Device::flex()), Tensor::ones([6, 3, 8, 8], &Device::flex()));
+/// let before = Tensor::zeros([6, 3, 8, 8], &Device::flex());
+/// let after = Tensor::ones([6, 3, 8, 8], &Device::flex());
 /// let grid = |images| Ok::<_, siss::Error>(ImageGrid::new(images)?.columns(3).scale(4));
 /// grid(before)?.title("before").beside(grid(after)?.title("after")).save(path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())

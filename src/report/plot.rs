@@ -275,7 +275,8 @@ fn lines_of(legend: &[LegendEntry<'_>]) -> i32 {
 /// use siss::report::{Panel, Plot, Series};
 ///
 /// let retain = Series::new("retain", (1..=50).map(|step| (f64::from(step), 0.06)));
-/// let forget = Series::new("forget", (1..=50).map(|step| (f64::from(step), 0.001 * f64::from(step))));
+/// let points = (1..=50).map(|step| (f64::from(step), 0.001 * f64::from(step)));
+/// let forget = Series::new("forget", points);
 /// let panel = Panel::new("Denoising loss").x_label("step").y_label("loss").log_y();
 /// let panel = panel.series(retain).series(forget).reference("retrained", 0.3);
 /// let svg = Plot::new().panel(panel).to_svg()?;

@@ -276,7 +276,8 @@ impl Case {
         let mut config = DdimConfig::from_scheduler(&config, self.number("num_inference_steps")?);
         config.eta = self.number("eta")?;
         let sampler = DdimSampler::new(&scheduler, config)?;
-        // diffusers takes each step so far down, also where the visited timesteps are not evenly apart.
+        // diffusers takes each step so far down, even if the visited timesteps are not evenly
+        // spaced.
         let stride = scheduler.num_timesteps() / sampler.config().visits.num_inference_steps;
         self.sampler(&sampler, |timestep| timestep.checked_sub(stride))
     }
