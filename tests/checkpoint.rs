@@ -445,6 +445,10 @@ impl GradientClipper for NoNumber {
         "NoNumber"
     }
 
+    fn settings(&self) -> String {
+        "NoNumber".into()
+    }
+
     fn needs(&self, _: Side) -> bool {
         false
     }
@@ -751,6 +755,10 @@ impl SteeringRule for Factor {
         "Factor"
     }
 
+    fn settings(&self) -> String {
+        format!("Factor {}", self.0)
+    }
+
     fn factors(&self, losses: Tensor<1>, _: Tensor<1>, _: Tensor<1>) -> Tensor<1> {
         losses.zeros_like() + self.0
     }
@@ -1051,6 +1059,10 @@ impl Calls {
 impl GradientClipper for Calls {
     fn name(&self) -> &'static str {
         "Calls"
+    }
+
+    fn settings(&self) -> String {
+        "Calls".into()
     }
 
     fn needs(&self, _: Side) -> bool {

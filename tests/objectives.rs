@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use siss::clipper::ConstantScale;
-use siss::draws::{Draws, Stream, normal_noise};
+use siss::draws::{Draws, ExtraDraws, Stream, normal_noise};
 use siss::objective::{LossInputs, LossTerm, LossTerms};
 use siss::observer::StepOutcome;
 use siss::process::SchedulerConfig;
@@ -281,4 +281,63 @@ fn a_term_that_does_not_fit_the_batch_is_refused_by_name() {
         let error = trainer.step(points(&device)).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
+}
+
+/// Each method of a boxed objective is that of the objective, those with a default among them.
+#[test]
+fn a_boxed_objective_is_the_objective() {
+    #[derive(Debug, Default)]
+    struct Unusual(f64);
+    impl SissLoss<2> for Unusual {
+        fn name(&self) -> &'static str {
+            "unusual"
+        }
+        fn has_term(&self, side: Side) -> bool {
+            side == Side::Forget
+        }
+        fn uses_mixture(&self) -> bool {
+            true
+        }
+        fn ignores_condition(&self) -> bool {
+            true
+        }
+        fn uses_teacher(&self) -> bool {
+            true
+        }
+        fn extra_draws(&self) -> ExtraDraws {
+            ExtraDraws::none().normal(Stream::Own("unusual"))
+        }
+        fn terms(&mut self, inputs: &LossInputs<'_, 2>) -> Result<LossTerms<2>> {
+            self.0 += 1.0;
+            Ok(LossTerms {
+                retain: None,
+                forget: Some(inputs.plain_term(Side::Forget, -1.0)),
+            })
+        }
+        fn settings(&self) -> String {
+            "unusual, very".into()
+        }
+        fn state(&self) -> Vec<f64> {
+            vec![self.0]
+        }
+        fn restore(&mut self, state: &[f64]) -> Result<()> {
+            self.0 = state[0];
+            Ok(())
+        }
+    }
+    let boxed: Box<dyn SissLoss<2>> = Box::new(Unusual::default());
+    let mut twice: Box<dyn SissLoss<2>> = Box::new(boxed);
+    assert_eq!(
+        (twice.name(), twice.settings().as_str()),
+        ("unusual", "unusual, very")
+    );
+    assert!(twice.has_term(Side::Forget) && !twice.has_term(Side::Retain));
+    assert!(twice.uses_mixture() && twice.ignores_condition() && twice.uses_teacher());
+    assert_eq!(twice.extra_draws(), Unusual(0.0).extra_draws());
+    twice.restore(&[4.0]).unwrap();
+    let device = device();
+    let (batch, draws, process) = (points(&device), draws(&[300.0; ROWS], &device), ddpm());
+    let inputs = LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).unwrap();
+    assert!(twice.terms(&inputs).unwrap().retain.is_none());
+    assert_eq!(twice.state(), [5.0]);
 }

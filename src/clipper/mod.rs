@@ -115,12 +115,8 @@ pub trait GradientClipper: Send + Debug {
     /// Those of the clipper; the clippers of this crate have none.
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients>;
 
-    /// Name and settings, which must be the same when a run is resumed.
-    ///
-    /// The default is the `Debug` text.
-    fn settings(&self) -> String {
-        format!("{self:?}")
-    }
+    /// Name and settings as text. A resumed run must have the same.
+    fn settings(&self) -> String;
 
     /// The state that the clipper carries from step to step, for a checkpoint.
     ///
@@ -488,6 +484,10 @@ pub struct Projected;
 impl GradientClipper for Projected {
     fn name(&self) -> &'static str {
         "Projected"
+    }
+
+    fn settings(&self) -> String {
+        self.name().into()
     }
 
     fn needs(&self, side: Side) -> bool {

@@ -18,12 +18,8 @@ pub trait MixtureSampler: Send + Debug {
     /// For each of `batch_size` rows, whether it is drawn from the forgotten point.
     fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool>;
 
-    /// Name and settings, which must be the same when a run is resumed.
-    ///
-    /// The default is the `Debug` text.
-    fn settings(&self) -> String {
-        format!("{self:?}")
-    }
+    /// Name and settings as text. A resumed run must have the same.
+    fn settings(&self) -> String;
 }
 
 impl MixtureSampler for Box<dyn MixtureSampler> {

@@ -32,11 +32,8 @@ pub trait SteeringRule: Send + Debug {
     ///   `[rows]`
     fn factors(&self, losses: Tensor<1>, levels: Tensor<1>, mean_ratios: Tensor<1>) -> Tensor<1>;
 
-    /// Name and settings, which must be the same when a run is resumed; the `Debug` text by
-    /// default.
-    fn settings(&self) -> String {
-        format!("{self:?}")
-    }
+    /// Name and settings as text. A resumed run must have the same.
+    fn settings(&self) -> String;
 }
 
 /// `clip((b − L)/b, −1, 1)`: forgets below the level, learns above it, and does nothing at it.
@@ -48,6 +45,10 @@ pub struct Proportional;
 impl SteeringRule for Proportional {
     fn name(&self) -> &'static str {
         "Proportional"
+    }
+
+    fn settings(&self) -> String {
+        self.name().into()
     }
 
     fn factors(&self, losses: Tensor<1>, levels: Tensor<1>, _: Tensor<1>) -> Tensor<1> {
@@ -67,6 +68,10 @@ pub struct HardStop;
 impl SteeringRule for HardStop {
     fn name(&self) -> &'static str {
         "HardStop"
+    }
+
+    fn settings(&self) -> String {
+        self.name().into()
     }
 
     fn factors(&self, _: Tensor<1>, _: Tensor<1>, mean_ratios: Tensor<1>) -> Tensor<1> {

@@ -288,47 +288,14 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     ///   the model's
     /// - [`Error::InvalidSetting`] for a group without a trainable parameter
     /// - [`Error::MissingPart`] for a method without its retained points or groups
-    pub fn build(self) -> Result<SissTrainer<M, D>> {
+    pub fn build(mut self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
-        let prediction_type = self.model.prediction_type();
-        let stated = self.scheduler.prediction_type();
-        check_prediction_type(prediction_type, "the scheduler", stated)?;
-        let time_range = self.scheduler.time_range();
-        self.config.timestep_sampling.check(time_range)?;
-        if let Some([low, high]) = self.config.forget_within {
-            TimestepSampling::Window { low, high }.check(time_range)?;
-        }
-        let sampler = match self.sampler {
-            Some(sampler) => sampler,
-            None => Box::new(FixedAllocation::new(0.5)?),
-        };
-        let loss = match self.loss {
-            Some(loss) => loss,
-            None => self.method.loss(self.retained.as_ref())?,
-        };
-        let clipper = self.clipper.unwrap_or_else(|| match &self.steering {
-            Some(_) => self.method.steered_clipper(),
-            None => self.method.clipper(),
-        });
-        check_clipper(loss.as_ref(), clipper.as_ref())?;
-        if loss.ignores_condition() && !M::Condition::IS_EMPTY {
-            return Err(Error::MissingPart {
-                owner: loss.name().into(),
-                missing: "groups of points, which a model with a condition needs: a point of another class or prompt explains nothing",
-                remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
-            });
-        }
-        if loss.uses_mixture() {
-            check_mixture(sampler.as_ref(), loss.as_ref(), clipper.as_ref())?;
-        }
-        if let Some(steering) = &self.steering {
-            check_steering(steering, loss.as_ref(), prediction_type)?;
-            let sampling = self.config.timestep_sampling;
-            steering
-                .levels()
-                .check_process(self.scheduler.as_ref(), sampling)?;
-        }
-        let teacher = loss.uses_teacher().then(|| {
+        self.check_process()?;
+        let parts = self.take_parts()?;
+        self.check_parts(&parts)?;
+        let settings = self.settings(&parts)?;
+
+        let teacher = parts.loss.uses_teacher().then(|| {
             let teacher = self.teacher.unwrap_or_else(|| self.model.clone());
             teacher.valid()
         });
@@ -340,14 +307,6 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             model = checkpoint_gradients(model);
         }
         let ema = self.config.ema_decay;
-        let mut settings = Settings::default();
-        settings.add_config(&self.config)?;
-        settings.add_process(self.scheduler.as_ref());
-        settings.add_prediction_type(prediction_type)?;
-        settings.add("sampler", sampler.settings());
-        settings.add("objective", loss.settings());
-        settings.add("clipper", clipper.settings());
-        settings.add_steering(self.steering.as_ref())?;
         Ok(SissTrainer {
             settings,
             ema: ema.map(|decay| MovingAverage::new(&model, decay)),
@@ -357,9 +316,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
             learning_rate: LearningRate::new(self.learning_rate)?,
             scheduler: self.scheduler,
-            sampler,
-            loss,
-            clipper,
+            sampler: parts.sampler,
+            loss: parts.loss,
+            clipper: parts.clipper,
             steering: self.steering,
             diagnosis: Diagnosis::default(),
             observers: self.observers,
@@ -369,6 +328,81 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             model_is_checked: false,
         })
     }
+
+    /// Whether the process fits the model, and the timesteps fit the process.
+    fn check_process(&self) -> Result<()> {
+        let (predicted, stated) = (
+            self.model.prediction_type(),
+            self.scheduler.prediction_type(),
+        );
+        check_prediction_type(predicted, "the scheduler", stated)?;
+        let range = self.scheduler.time_range();
+        self.config.timestep_sampling.check(range)?;
+        match self.config.forget_within {
+            Some([low, high]) => TimestepSampling::Window { low, high }.check(range),
+            None => Ok(()),
+        }
+    }
+
+    /// The parts that were set, or else the method's.
+    fn take_parts(&mut self) -> Result<Parts<D, M::Condition>> {
+        let clipper = self.clipper.take().unwrap_or_else(|| match &self.steering {
+            Some(_) => self.method.steered_clipper(),
+            None => self.method.clipper(),
+        });
+        Ok(Parts {
+            sampler: match self.sampler.take() {
+                Some(sampler) => sampler,
+                None => Box::new(FixedAllocation::new(0.5)?),
+            },
+            loss: match self.loss.take() {
+                Some(loss) => loss,
+                None => self.method.loss(self.retained.as_ref())?,
+            },
+            clipper,
+        })
+    }
+
+    fn check_parts(&self, parts: &Parts<D, M::Condition>) -> Result<()> {
+        let (loss, clipper) = (parts.loss.as_ref(), parts.clipper.as_ref());
+        check_clipper(loss, clipper)?;
+        if loss.ignores_condition() && !M::Condition::IS_EMPTY {
+            return Err(Error::MissingPart {
+                owner: loss.name().into(),
+                missing: "groups of points; a model with a condition needs them, because points of another class or prompt are not neighbours",
+                remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
+            });
+        }
+        if loss.uses_mixture() {
+            check_mixture(parts.sampler.as_ref(), loss, clipper)?;
+        }
+        let Some(steering) = &self.steering else {
+            return Ok(());
+        };
+        check_steering(steering, loss, self.model.prediction_type())?;
+        let (levels, sampling) = (steering.levels(), self.config.timestep_sampling);
+        levels.check_process(self.scheduler.as_ref(), sampling)
+    }
+
+    /// What shapes the run, as far as the builder knows it.
+    fn settings(&self, parts: &Parts<D, M::Condition>) -> Result<Settings> {
+        let mut settings = Settings::default();
+        settings.add_config(&self.config)?;
+        settings.add_process(self.scheduler.as_ref());
+        settings.add_prediction_type(self.model.prediction_type())?;
+        settings.add("sampler", parts.sampler.settings());
+        settings.add("objective", parts.loss.settings());
+        settings.add("clipper", parts.clipper.settings());
+        settings.add_steering(self.steering.as_ref())?;
+        Ok(settings)
+    }
+}
+
+/// The replaceable parts of a step.
+struct Parts<const D: usize, C> {
+    sampler: Box<dyn MixtureSampler>,
+    loss: Box<dyn SissLoss<D, C>>,
+    clipper: Box<dyn GradientClipper>,
 }
 
 /// AdamW with the paper's settings; all are set, because burn's own defaults differ from PyTorch's.
