@@ -258,7 +258,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// # Errors
     /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
     /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
-    /// [`Error::PredictionTypeDiffers`] a scheduler, or levels, of a model that predicts something else;
+    /// [`Error::PredictionTypeDiffers`] a scheduler or levels of a model that predicts something else, or a teacher that does;
     /// [`Error::InvalidSetting`] a group without a trainable parameter; [`Error::MissingPart`] a method without its
     /// retained points or groups.
     pub fn build(self) -> Result<SissTrainer<M, D>> {
@@ -301,6 +301,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
                 .levels()
                 .check_process(self.scheduler.as_ref(), sampling)?;
         }
+        let stated = self.teacher.as_ref().map(|teacher| teacher.prediction_type());
+        check_prediction_type(prediction_type, "the teacher", stated)?;
         let teacher = loss.uses_teacher().then(|| {
             let teacher = self.teacher.unwrap_or_else(|| self.model.clone());
             teacher.valid()
