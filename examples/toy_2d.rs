@@ -5,64 +5,65 @@
 
 use std::{error::Error, f32::consts::TAU, path::PathBuf};
 
-use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::optim::{AdamWConfig, GradientsParams, lr_scheduler::linear::LinearLrSchedulerConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::{module::Module, optim::lr_scheduler::linear::LinearLrSchedulerConfig};
 use clap::Parser;
-use siss::process::SchedulerExt;
 use siss::report::ImageGrid;
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
-use siss::{DdpmScheduler, Denoiser, PairSampler, SissTrainer};
+use siss::{DdpmScheduler, Denoiser, Method, PairSampler, SissTrainer};
 
 /// Component k is N(μ_k, s² I), with the μ_k on a circle. Component 0 is forgotten.
 const COMPONENTS: usize = 6;
 const RADIUS: f32 = 0.7;
 const SPREAD: f32 = 0.09;
-const NORMAL: Distribution = Distribution::Normal(0.0, 1.0);
 
 /// A small network forgets one of six Gaussians. A quarter of a minute on two CPU cores.
 #[derive(Parser)]
 struct Options {
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Optimiser steps of the unlearning.
-    #[arg(long, default_value_t = 500)]
-    steps: u64,
     #[arg(long, default_value = "target/toy_2d.png")]
     out: PathBuf,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Options { seed, steps, out } = Options::parse();
+    let Options { seed, out } = Options::parse();
     let device = Device::flex();
     device.seed(seed); // burn's random numbers: initial weights, data, training
     let process = DdpmScheduler::linear(1000)?;
     let forget = points(0);
     let retain = Tensor::cat((1..COMPONENTS).map(points).collect(), 0);
-    let before = train(
-        Tensor::cat(vec![forget.clone(), retain.clone()], 0),
-        &process,
-    )?;
+    let all = Tensor::cat(vec![forget.clone(), retain.clone()], 0);
 
-    // The unlearning: what is not set here has the crate's defaults.
-    let pairs = PairSampler::new(retain, forget, seed)?;
-    let falling_rate = LinearLrSchedulerConfig::new(1e-3, 0.0, steps as usize).init()?;
-    let trainer = SissTrainer::builder(before.clone(), process.clone());
-    let mut trainer = trainer.learning_rate(falling_rate).seed(seed).build()?;
-    for step in 0..steps {
-        trainer.step(pairs.batch(step, 256)?)?;
-    }
-    let after = trainer.into_model();
+    // What is not set here has the crate's defaults.
+    let run = |model, data: [&Tensor<2>; 2], method, rate, steps| -> Result<Net, Box<dyn Error>> {
+        let pairs = PairSampler::new(data[0].clone(), data[1].clone(), 0)?;
+        let falling_rate = LinearLrSchedulerConfig::new(rate, 0.0, steps as usize).init()?;
+        let builder = SissTrainer::builder(model, process.clone()).method(method);
+        let mut trainer = builder.learning_rate(falling_rate).build()?;
+        for step in 0..steps {
+            trainer.step(pairs.batch(step, 256)?)?;
+        }
+        Ok(trainer.into_model())
+    };
+
+    // Naive deletion is ordinary training on the retained points: here on all of them.
+    let layer = |sizes: &[usize]| LinearConfig::new(sizes[0], sizes[1]).init(&device);
+    let layers = [18, 128, 128, 128, 2].windows(2).map(layer).collect();
+    let net = Net { layers };
+    let before = run(net, [&all, &centre(0)], Method::NaiveDeletion, 4e-3, 4000)?;
+    let model = before.clone();
+    let after = run(model, [&retain, &forget], Method::Siss, 1e-3, 500)?;
 
     // Samples of the three models from the same noise.
     let exact = Exact {
         centres: Tensor::cat((1..COMPONENTS).map(centre).collect(), 0).unsqueeze(),
         alpha_bars: Tensor::<1>::from_data(process.alpha_bars(), &device).unsqueeze_dims(&[1, 2]),
     };
-    let mut config = DdimConfig::default();
-    config.visits.clip_sample = None;
+    let mut config = DdimConfig::new(50);
+    config.visits.clip_sample = None; // these points are not pixels
     let sampler = DdimSampler::new(&process, config)?;
     let samples = [
         sampler.sample(&before, &(), [2000, 2], seed, 0, &device)?,
@@ -71,15 +72,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     ];
     println!("samples in     before   after   exact");
     for k in 0..COMPONENTS {
-        let share = |samples| inside(samples, k).mean().into_scalar::<f32>() * 100.0;
+        let share = |samples: &Tensor<2>| {
+            let distances = (samples.clone() - centre(k)).square().sum_dim(1).sqrt();
+            let inside = distances.lower_elem(3.5 * SPREAD).float();
+            inside.mean().into_scalar::<f32>() * 100.0
+        };
         let [before, after, exact] = samples.each_ref().map(share);
         println!("component {k} {before:>7.1} % {after:>5.1} % {exact:>5.1} %");
     }
     let pictures = Tensor::cat(samples.iter().map(picture).collect(), 0);
-    let grid = ImageGrid::new(pictures)?.columns(3).scale(2);
-    grid.column_captions(["before", "after", "exact"])
-        .save(out)?;
-    Ok(())
+    let (grid, names) = (ImageGrid::new(pictures)?, ["before", "after", "exact"]);
+    Ok(grid.columns(3).scale(2).column_captions(names).save(out)?)
 }
 
 /// μ_k, as a row.
@@ -90,7 +93,8 @@ fn centre(k: usize) -> Tensor<2> {
 
 /// 200 points of a component.
 fn points(k: usize) -> Tensor<2> {
-    Tensor::<2>::random([200, 2], NORMAL, &Device::flex()) * SPREAD + centre(k)
+    let spread = Distribution::Normal(0.0, SPREAD.into());
+    Tensor::<2>::random([200, 2], spread, &Device::flex()) + centre(k)
 }
 
 /// The ideal denoiser without component 0. At m = γx + σε it answers, with v = γ²s² + σ²,
@@ -131,38 +135,13 @@ impl Denoiser<2> for Net {
     }
 }
 
-/// Ordinary training: a regression on the noise.
-fn train(data: Tensor<2>, process: &DdpmScheduler) -> Result<Net, Box<dyn Error>> {
-    let device = data.device();
-    let layer = |sizes: &[usize]| LinearConfig::new(sizes[0], sizes[1]).init(&device);
-    let layers = [18, 128, 128, 128, 2].windows(2).map(layer).collect();
-    let (mut model, mut optimizer) = (Net { layers }.train(), AdamWConfig::new().init());
-    for step in 0..4000 {
-        let below = |end| Tensor::<1>::random([256], Distribution::Uniform(0.0, end), &device);
-        let clean = data.clone().select(0, below(data.dims()[0] as f64).int());
-        let (noise, times) = (clean.random_like(NORMAL), below(1000.0).floor());
-        let noisy = process.add_noise(clean, noise.clone(), &times.clone().try_into_vec_as()?)?;
-        let loss = (model.predict(noisy, times, &()) - noise).square().mean();
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        model = optimizer.step(4e-3 * (1.0 - f64::from(step) / 4000.0), model, gradients);
-    }
-    Ok(model.valid())
-}
-
-/// 1 for samples within 3.5 standard deviations of a component's mean, else 0.
-fn inside(samples: &Tensor<2>, k: usize) -> Tensor<2> {
-    let distances = (samples.clone() - centre(k)).square().sum_dim(1).sqrt();
-    distances.lower_elem(3.5 * SPREAD).float()
-}
-
-/// A dot for each sample: orange in the forgotten component, blue elsewhere.
+/// A dot for each sample, white on black.
 fn picture(samples: &Tensor<2>) -> Tensor<4> {
-    let [x, y] = [0, 1].map(|axis| samples.clone().narrow(1, axis, 1) * 64.0);
     let pixels = Tensor::<1, Int>::arange(-70..70, &Device::flex()).float();
     let pixels: Tensor<2> = pixels.unsqueeze();
-    let dot = |at: Tensor<2>| (at - pixels.clone()).abs().lower_elem(0.5).float();
-    let ink = |weights| dot(-y.clone()).transpose().matmul(dot(x.clone()) * weights);
-    let (orange, all) = (ink(inside(samples, 0)), ink(x.ones_like()));
-    let red = all.clone() - orange.clone();
-    Tensor::stack::<3>(vec![red * -2.0 + 1.0, -all + 1.0, orange * -2.0 + 1.0], 0).unsqueeze()
+    let dots = |axis, scale: f64| {
+        let at = samples.clone().narrow(1, axis, 1) * scale;
+        (at - pixels.clone()).abs().lower_elem(0.5).float()
+    };
+    (dots(1, -64.0).transpose().matmul(dots(0, 64.0)) * 2.0 - 1.0).unsqueeze()
 }

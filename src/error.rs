@@ -638,7 +638,7 @@ impl fmt::Display for PassedOver {
 /// A setting that is not what it was when the checkpoint was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SettingDifference {
-    /// Its name: a field of [`TrainerConfig`], a part of the trainer, a parameter of the model, or one of the program's own.
+    /// Its name: a field of [`TrainerConfig`](crate::TrainerConfig), a part of the trainer, a parameter of the model, or one of the program's own.
     pub setting: String,
     /// The value in the checkpoint, as text: a text itself, anything else as JSON. `None` if it has none.
     pub saved: Option<String>,

@@ -1,15 +1,18 @@
-//! Data unlearning in diffusion models: a trained model forgets some of its training points and keeps the rest.
+//! Data unlearning in diffusion models: a trained model forgets some of its training points and
+//! keeps the rest.
 //!
-//! A diffusion model was trained on a set X. Some points A ⊂ X must be forgotten: a face, a copyrighted picture, a
-//! patient's scan. This crate fine-tunes the model until it no longer draws them and its loss on them is about that of a model
-//! which never saw them, with the quality of everything else kept. It implements SISS (*Data Unlearning in Diffusion Models*, ICLR 2025, arXiv 2503.01034) and its baselines for any
-//! [burn] model that denoises: any rank, any condition, any prediction type.
+//! A diffusion model was trained on a set X. Some points A ⊂ X must be forgotten: a face, a
+//! copyrighted picture, a patient's scan. This crate fine-tunes the model until it no longer
+//! generates them and its loss on them is close to that of a model that never saw them, while the
+//! quality of everything else is kept. It implements SISS (*Data Unlearning in Diffusion Models*,
+//! ICLR 2025, arXiv 2503.01034) and its baselines for any [burn] model that denoises: any rank, any
+//! condition, any prediction type.
 //!
 //! # Quick start
 //!
-//! Three things are needed: the model behind [`Denoiser`], the [`Scheduler`] it was trained with, and the data of both
-//! sides. What is not set has defaults that work, listed at
-//! [`SissTrainerBuilder`].
+//! Three things are needed: the model behind [`Denoiser`], the [`Scheduler`] it was trained with,
+//! and the data of both sides. Unset options have defaults that work, listed at
+//! [`SissTrainerBuilder`](trainer::SissTrainerBuilder).
 //!
 //! ```
 //! use burn::module::Module;
@@ -49,33 +52,55 @@
 //!
 //! # How a step works
 //!
-//! [`SissTrainer::step`] draws all randomness of the step ([`Draws`]), lets the objective ([`SissLoss`]) turn batch and
-//! draws into two weighted regressions ([`LossTerms`]), runs the rows that carry weight through the model, measures the
-//! two gradients, lets the [`GradientClipper`] weigh them against each other, and hands the combination to a burn
-//! optimiser. Each of the four parts is a trait object that you can replace:
+//! [`SissTrainer::step`] draws all randomness of the step ([`draws::Draws`]) and lets the objective
+//! ([`SissLoss`]) turn batch and draws into two weighted regressions ([`objective::LossTerms`]). It
+//! runs the rows that carry weight through the model, measures the two gradients, lets the
+//! [`GradientClipper`] weigh them against each other, and passes the combination to a burn optimiser.
+//! Each of the four parts is a trait object that you can replace:
 //!
 //! | trait | decides | built in |
 //! |---|---|---|
 //! | [`Scheduler`] | signal and noise at a timestep | [`DdpmScheduler`], [`FlowMatching`] |
-//! | [`MixtureSampler`] | which rows are drawn from the forgotten side | [`FixedAllocation`], [`CoinFlip`] |
-//! | [`SissLoss`] | noisy points, targets and weights | [`Siss`], [`SissNoIs`], [`Bernoulli`], [`NaiveDeletion`], [`NegGrad`], [`EraseDiff`], [`ReTrack`] |
-//! | [`GradientClipper`] | how much forgetting a step takes | [`FractionOfRetain`], [`RescaleToNorm`], [`ClipToNorm`], [`ConstantScale`], [`Projected`], [`Blend`], [`EraseDiffRule`] |
+//! | [`MixtureSampler`] | which rows are drawn from the forgotten side | in [`draws`] |
+//! | [`SissLoss`] | noisy points, targets and weights | in [`objective`] |
+//! | [`GradientClipper`] | how much each step forgets | in [`clipper`] |
 //!
-//! [`Method`] names the combinations, most of them published. [`Observer`]s log a run; [`Diagnosis`] recognises one that goes wrong.
-//! [`sampling`] draws from a model, before and after. [`kernel`] and [`loss`] hold the loss alone, for trainers of your own.
+//! [`Method`] names the combinations, most of them published.
 //!
-//! Forgetting can stop by itself: [`Counterfactual`](steering::Counterfactual) predicts the loss that a model which never saw a point would have on
-//! it, and [`Steering`] lets each forgotten point come to rest there. [`FnDenoiser`] makes a [`Denoiser`] of a module from
-//! another crate; [`ClipperSpec`] and [`backend::DeviceSpec`] read parts from a command line.
+//! # The modules
+//!
+//! The names that every program needs are at the root, the traits whose methods one calls in the
+//! [`prelude`].
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`process`] | the forward process, beta schedules, what a model predicts |
+//! | [`denoiser`] | your model and its condition |
+//! | [`data`] | batches, pairs of retained and forgotten points, checks of the data |
+//! | [`draws`] | reproducible random numbers |
+//! | [`objective`] | the losses, and what an objective of your own needs |
+//! | [`steering`] | forgetting that stops at the loss a retrained model would have |
+//! | [`clipper`] | how the two gradients are weighed |
+//! | [`kernel`] | the loss alone, for trainers of your own |
+//! | [`trainer`] | the builder, its settings, the two halves of a step |
+//! | [`observer`] | reports of steps, logs, known ways for a run to go wrong |
+//! | [`checkpoint`] | runs that survive being killed |
+//! | [`evaluate`] | the loss of single points, before and after |
+//! | [`sampling`] | drawing from a model |
+//! | [`files`], [`backend`] | results that appear as a whole; devices by name |
 //!
 //! # Promises
 //!
-//! - The draws of a step follow from (seed, step): the same on every device and for every micro-batch size.
-//! - A run that is killed and resumed from its [`Checkpoints`] is, on the CPU, the run that was not, byte for byte.
+//! - The draws of a step follow from (seed, step): the same on every device and for every micro-batch
+//!   size.
+//! - A run that is killed and resumed from its [`Checkpoints`] is, on the CPU, byte for byte the run
+//!   that was never killed.
 //! - A step with a number that is not finite changes nothing and says so; ten in a row are an error.
-//! - The library does not panic on input and does not print. An [`Error`] names the value and the remedy.
+//! - The library does not panic on input and does not print. An [`Error`] names the value and the
+//!   remedy.
 //!
-//! What it does not promise is legal sufficiency: unlearning is evidence of forgetting, not a proof of erasure.
+//! It does not promise legal sufficiency: unlearning is evidence of forgetting, not a proof of
+//! erasure.
 //!
 //! # Features
 //!
@@ -84,15 +109,17 @@
 //! | `flex` | burn's pure-Rust CPU backend | yes |
 //! | `flex-kernels` | on the CPU, loss and mixture draw in one pass; the crate's own convolution, attention and group normalisation under `models` | yes |
 //! | `wgpu` | Vulkan, Metal, DirectX, WebGPU | |
-//! | `cuda` | NVIDIA GPUs | |
+//! | `cuda` | NVIDIA GPUs; burn downloads an LLVM while it builds, so do not use `--all-features` | |
 //! | `fused` | loss and mixture draw in one pass on `wgpu` and `cuda` too | |
-//! | `images` | folders of pictures, read as a model takes them, with an account of what is not | |
+//! | `images` | folders of pictures, read by content, with an account of what is not read | |
 //! | `models` | `models::UNet2d`: diffusers' UNet2DModel, loaded and saved strictly | |
 //! | `pytorch` | `models` reads pickled `.bin` weights too; the pickle is parsed, never run | |
 //! | `report` | pictures, plots and exact intervals of a run | |
 //!
-//! The guide *Unlearn your own model*, the table of the methods, the mathematics with equation numbers and the design are in
-//! the repository's `docs` folder.
+//! On a GPU, call [`SissTrainer::self_check`] before a run.
+//!
+//! The guide *Unlearn your own model*, the table of the methods, the mathematics with equation
+//! numbers and the design are in the repository's `docs` folder.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]

@@ -51,9 +51,9 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// - `forget`: `[k, …]`; `forget_condition`: `k` rows
     ///
     /// # Errors
-    /// [`Error::Empty`]; [`Error::ShapeMismatch`], also for a condition without a row for each point;
-    /// [`Error::DeviceMismatch`]; [`Error::NonFiniteData`];
-    /// [`Error::ForgottenPointRetained`] if a forgotten point is in the retain set, value by value.
+    /// [`Error::Empty`](crate::Error::Empty); [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), also for a condition without a row for each point;
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch); [`Error::NonFiniteData`](crate::Error::NonFiniteData);
+    /// [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained) if a forgotten point is in the retain set, value by value.
     ///
     /// # Example
     /// ```
@@ -130,7 +130,7 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// Reads both sets and their conditions from their device.
     ///
     /// # Errors
-    /// [`Error::DeviceRead`], and what [`Condition::digest`] fails with.
+    /// [`Error::DeviceRead`](crate::Error::DeviceRead), and what [`Condition::digest`] fails with.
     pub fn fingerprint(&self) -> Result<String> {
         let mut digest = Sha256::new();
         digest.update(self.pairing.seed().to_le_bytes());
@@ -146,7 +146,7 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// The indices that meet in optimiser step `step`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] unless `batch_size` is from 1 to 1,000,000.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `batch_size` is from 1 to 1,000,000.
     pub fn pairs(&self, step: u64, batch_size: usize) -> Result<Pairs> {
         self.pairing.pairs(step, batch_size)
     }

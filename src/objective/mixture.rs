@@ -22,7 +22,10 @@ pub struct ImportanceWeights {
 /// Importance weights from the log-ratio `δ = ln q(m|a) − ln q(m|x)`.
 ///
 /// With `z = δ + ln(λ / (1−λ))`:
-/// $$ w_a = \mathrm{sigmoid}(z) / λ, \qquad w_x = \mathrm{sigmoid}(−z) / (1−λ) $$
+/// ```text
+/// w_a = sigmoid(z) / λ
+/// w_x = sigmoid(−z) / (1−λ)
+/// ```
 /// so that `(1−λ) w_x + λ w_a = 1` and nothing overflows. At `λ = 0` the retained side weighs 1 and the forgotten
 /// one `e^δ`; at `λ = 1` the other way round with `e^{−δ}`; there an exponential beyond `f64` saturates at
 /// its largest number.
@@ -91,7 +94,11 @@ pub struct MixturePoints<const D: usize> {
 /// Draws each row's noisy point from its side of the mixture and explains it from both.
 ///
 /// With `r = (γ/σ)(a − x)`:
-/// $$ ε_x = ε + r·[m \sim a], \quad ε_a = ε − r·[m \sim x], \quad δ = ½⟨ε_x + ε_a, r⟩ $$
+/// ```text
+/// ε_x = ε + r where m is drawn from a, else ε
+/// ε_a = ε − r where m is drawn from x, else ε
+/// δ   = ½⟨ε_x + ε_a, r⟩
+/// ```
 /// No difference of huge squares and no division of `m − γx`: right at `x = a`, where `δ = 0`, and at `γ = 0`.
 ///
 /// # Shapes

@@ -14,7 +14,11 @@ use crate::process::{Scales, SchedulerExt};
 /// nearest retained points explain it with, each by its posterior probability. A regression to a bounded target: it
 /// descends, with weight 1, and comes to rest where the ideal denoiser of those neighbours is.
 ///
-/// $$ a_t = γ a + σ ε, \quad p_j = \operatorname{softmax}_j −\frac{‖a_t − γ r_j‖²}{2σ²}, \quad \text{target } (a_t − γ Σ_j p_j r_j)/σ $$
+/// ```text
+/// a_t    = γ a + σ ε
+/// p_j    = softmax_j(−‖a_t − γ r_j‖² / 2σ²)
+/// target = (a_t − γ Σ_j p_j r_j) / σ
+/// ```
 ///
 /// The published loss has one regression for each neighbour, weighed by `p_j`; one regression to the mean target
 /// has the same gradient. Timesteps and noise of the two terms are independent, as published.

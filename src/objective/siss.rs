@@ -9,7 +9,10 @@ use crate::host::read_f32;
 /// The paper's objective. Both terms look at the same noisy point `m`, drawn from the defensive mixture of the two
 /// sides, each with its importance weight:
 ///
-/// $$ w_x ‖ε_θ(m) − (m − γx)/σ‖² \quad\text{and}\quad −w_a ‖ε_θ(m) − (m − γa)/σ‖² $$
+/// ```text
+///   w_x ‖ε_θ(m) − (m − γx)/σ‖²
+/// − w_a ‖ε_θ(m) − (m − γa)/σ‖²
+/// ```
 ///
 /// The factors `n/(n−k)` and `(1+s) k/(n−k)` of the paper are left to the [`GradientClipper`](crate::GradientClipper).
 ///

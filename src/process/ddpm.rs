@@ -34,7 +34,7 @@ impl DdpmScheduler {
     /// A process of `num_timesteps` steps with the betas of `schedule`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] or [`Error::ShapeMismatch`], see [`BetaSchedule::betas`].
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) or [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), see [`BetaSchedule::betas`].
     pub fn new(schedule: &BetaSchedule, num_timesteps: usize) -> Result<Self> {
         let betas = schedule.betas(num_timesteps)?;
         let alpha_bars = alpha_bars(&betas);
@@ -48,7 +48,7 @@ impl DdpmScheduler {
     /// The linear schedule of DDPM, `β` from 1e-4 to 0.02.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for fewer than two steps.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two steps.
     pub fn linear(num_timesteps: usize) -> Result<Self> {
         Self::new(&BetaSchedule::linear(), num_timesteps)
     }
@@ -56,7 +56,7 @@ impl DdpmScheduler {
     /// The scaled linear schedule of Stable Diffusion, `β` from 8.5e-4 to 0.012.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for fewer than two steps.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two steps.
     pub fn scaled_linear(num_timesteps: usize) -> Result<Self> {
         Self::new(&BetaSchedule::scaled_linear(), num_timesteps)
     }
@@ -64,7 +64,7 @@ impl DdpmScheduler {
     /// The cosine schedule of improved DDPM, diffusers' `squaredcos_cap_v2`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for fewer than two steps.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two steps.
     pub fn squared_cosine(num_timesteps: usize) -> Result<Self> {
         Self::new(&BetaSchedule::SquaredCosine, num_timesteps)
     }

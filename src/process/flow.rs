@@ -20,7 +20,7 @@ impl FlowMatching {
     /// The path from `min_time` to 1.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] unless `0 < min_time < 1`.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 < min_time < 1`.
     pub fn new(min_time: f64) -> Result<Self> {
         let legal = min_time > 0.0 && min_time < 1.0;
         check_range("min_time", min_time, legal, "above 0 and below 1")?;
