@@ -132,14 +132,14 @@ pub enum Error {
     /// A model predicts something else than its scheduler's configuration, or what was computed for
     /// it, says.
     #[error(
-        "the model predicts {model:?}, and {what} is for a model that predicts {stated:?}; if the model is not told rightly what it predicts, use `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
+        "the model predicts {model:?}, and {what} says {stated:?}; if the model is not told rightly what it predicts, use `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
     )]
     PredictionTypeDiffers {
         /// What the model says that it predicts.
         model: PredictionType,
         /// What disagrees.
         what: &'static str,
-        /// What the model predicts according to that.
+        /// What the model predicts according to that, or a teacher predicts itself.
         stated: PredictionType,
     },
 

@@ -995,6 +995,11 @@ fn a_model_that_predicts_something_else_than_its_scheduler_says_is_refused() {
     let (epsilon, velocity) = (PredictionType::Epsilon, PredictionType::Velocity);
     assert_eq!((model, stated), (epsilon, velocity));
     built(PredictionType::Velocity).unwrap();
+    let model = |kind| Mlp::new(1, &device()).predicting(kind);
+    let builder = SissTrainer::builder(model(PredictionType::Velocity), scheduler());
+    let error = builder.teacher(model(PredictionType::Sample)).build();
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("the teacher says Sample"), "{error}");
 }
 
 /// What the model predicts decides the targets, whoever built the trainer.

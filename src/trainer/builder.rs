@@ -284,8 +284,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// - [`Error::IncompatibleClipper`] for a clipper that needs a gradient which the objective
     ///   does not have
     /// - [`Error::TimestepOutOfRange`] for timesteps that the scheduler does not have
-    /// - [`Error::PredictionTypeDiffers`] for a scheduler or levels of another prediction type than
-    ///   the model's
+    /// - [`Error::PredictionTypeDiffers`] for a scheduler, levels or a teacher of another prediction
+    ///   type than the model's
     /// - [`Error::InvalidSetting`] for a group without a trainable parameter
     /// - [`Error::MissingPart`] for a method without its retained points or groups
     pub fn build(mut self) -> Result<SissTrainer<M, D>> {
@@ -366,6 +366,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     fn check_parts(&self, parts: &Parts<D, M::Condition>) -> Result<()> {
         let (loss, clipper) = (parts.loss.as_ref(), parts.clipper.as_ref());
         check_clipper(loss, clipper)?;
+        let taught = self.teacher.as_ref().map(Denoiser::prediction_type);
+        check_prediction_type(self.model.prediction_type(), "the teacher", taught)?;
         if loss.ignores_condition() && !M::Condition::IS_EMPTY {
             return Err(Error::MissingPart {
                 owner: loss.name().into(),

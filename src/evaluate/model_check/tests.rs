@@ -1,8 +1,9 @@
 //! The model check.
 
 use super::*;
+use crate::draws::{Stream, normal_noise};
 use crate::host::column;
-use crate::process::DdpmScheduler;
+use crate::process::{DdpmScheduler, PredictionType, SchedulerExt};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution};
 
