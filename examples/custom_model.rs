@@ -45,7 +45,7 @@ struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: Option<u64>,
 
-    /// Goes on from the newest checkpoint, as if the run had not been ended; begins where there is
+    /// Resumes from the newest checkpoint as if the run had never stopped, or starts if there is
     /// none.
     #[arg(long)]
     resume: bool,
@@ -121,13 +121,13 @@ fn unlearn(
         false => match checkpoints.latest()? {
             Some(found) => {
                 let found = path_text(found.path);
-                return Err(format!("{found} is a checkpoint of an earlier run; go on from it by --resume, or give another --out").into());
+                return Err(format!("{found} is a checkpoint of an earlier run; resume it with --resume, or choose another --out").into());
             }
             None => drop(cut_log(&log, 0)?),
         },
         true => match checkpoints.resume(&mut trainer)? {
-            Some(resumed) => println!("unlearning: goes on at step {}", resumed.step),
-            None => println!("unlearning: no checkpoint to go on from"),
+            Some(resumed) => println!("unlearning: resumes at step {}", resumed.step),
+            None => println!("unlearning: no checkpoint to resume from"),
         },
     }
     while trainer.next_step() < steps {

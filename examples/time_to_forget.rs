@@ -62,7 +62,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// What seconds are: those of the wall, or those that all threads together were running, for a
+    /// Which time is measured: wall time, or the running time of all threads together, for a
     /// machine that others use as well.
     #[arg(long, value_enum, default_value_t = Clock::Wall)]
     clock: Clock,

@@ -55,7 +55,7 @@ pub enum Error {
     },
 
     /// Two tensors (or lists) that belong together differ in shape.
-    #[error("{what} has shape {got:?} where {expected:?} is needed; {remedy}")]
+    #[error("{what} has shape {got:?}, but {expected:?} is needed; {remedy}")]
     ShapeMismatch {
         /// Which tensor or list.
         what: &'static str,
@@ -132,7 +132,7 @@ pub enum Error {
     /// A model predicts something else than its scheduler's configuration, or what was computed for
     /// it, says.
     #[error(
-        "the model predicts {model:?}, and {what} says {stated:?}; if the model is not told rightly what it predicts, use `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
+        "the model predicts {model:?}, but {what} says {stated:?}; if the model's prediction type is wrong, correct it with `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
     )]
     PredictionTypeDiffers {
         /// What the model says that it predicts.
@@ -178,7 +178,7 @@ pub enum Error {
 
     /// Two tensors that are used together, or the points and the model, are on different devices.
     #[error(
-        "{what} are on {got}, where {expected} is needed; move everything to the model's device"
+        "{what} are on {got}, but must be on {expected}; move everything to the model's device"
     )]
     DeviceMismatch {
         /// Which tensors.
@@ -191,7 +191,7 @@ pub enum Error {
 
     /// An id names a forgotten point about which something that is needed is not known.
     #[error(
-        "the forgotten point of id {id} has no {missing}, only ids below {known} have; {remedy}"
+        "the forgotten point with id {id} has no {missing}; only ids below {known} have one; {remedy}"
     )]
     UnknownPoint {
         /// The id.
@@ -206,7 +206,7 @@ pub enum Error {
 
     /// An id belongs to one point in an earlier batch and to another in this one.
     #[error(
-        "row {row} has id {id} and is another point than that id's first; give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`"
+        "id {id} in row {row} was used for a different point before; give each forgotten point its own id with `UnlearningBatch::with_forget_ids`"
     )]
     PointChanged {
         /// The row of the batch.
@@ -217,7 +217,7 @@ pub enum Error {
 
     /// No retained point may explain a point: its group has none, or only the point itself.
     #[error(
-        "{what} point {point}{group} has no other retained point that may explain it; give more retained points, or put groups together until each has some",
+        "{what} point {point}{group} has no other retained point to explain it; give more retained points, or merge groups until each has some",
         group = group.map(|group| format!(" of group {group}")).unwrap_or_default()
     )]
     UnexplainedPoint {
@@ -254,7 +254,8 @@ pub enum Error {
     ///
     /// The last of them has been counted and observed; model and optimiser are unchanged by them.
     #[error(
-        "{steps} steps in a row changed nothing: {evidence}; lower the learning rate or max_grad_norm, train in f32 or bf16 rather than f16, and check the model's output for NaN"
+        "{skipped} skipped: {evidence}; lower the learning rate or max_grad_norm, train in f32 or bf16 rather than f16, and check the model's output for NaN",
+        skipped = match steps { 1 => "1 step was".into(), _ => format!("{steps} steps in a row were") }
     )]
     TooManySkippedSteps {
         /// The number of such steps.
@@ -265,7 +266,7 @@ pub enum Error {
 
     /// The same parameter occurs in two places of the model.
     #[error(
-        "the parameter `{again}` is that of `{first}`, and burn would train one of the two; hold a shared layer once in the module and call it twice"
+        "`{again}` and `{first}` are the same parameter, and burn would train only one of them; store a shared layer once in the module and call it twice"
     )]
     SharedParameter {
         /// Its first place.
@@ -276,7 +277,7 @@ pub enum Error {
 
     /// While unlearning, the loss on points that are not forgotten fell.
     #[error(
-        "while unlearning, the loss on points that are not forgotten fell from {before:.4} to {now:.4}: the model learns them, so it was not trained on such; check that they look as they did in training: range of the values, size, crop, colours"
+        "while unlearning, the loss on points that are not forgotten fell from {before:.4} to {now:.4}: the model is still learning such points, so it was probably not trained on them in this form; check that they are prepared as for training: range of the values, size, crop, colours"
     )]
     Relearning {
         /// The loss before the first step.
@@ -296,7 +297,7 @@ pub enum Error {
 
     /// A device computes gradients that differ from those of the reference device.
     #[error(
-        "the gradient of `{parameter}` on this device is off by {difference:.1e} of its norm on the reference device (tolerance {tolerance:.1e}): the device, its driver or a feature of burn computes something else; train on another device (`flex` is the CPU), or build with other features of burn (`vulkan`, `autotune`, `fusion`)"
+        "the gradient of `{parameter}` on this device is off by {difference:.1e} of its norm on the reference device (tolerance {tolerance:.1e}): the device, its driver or a feature of burn computes wrong values; train on another device (`flex` is the CPU), or build with different features of burn (`vulkan`, `autotune`, `fusion`)"
     )]
     DeviceDisagrees {
         /// The parameter that differs most.
@@ -310,7 +311,7 @@ pub enum Error {
     /// A row's output depends on the other rows: the model has active batch normalisation, or the
     /// device computes wrong results.
     #[error(
-        "the model mixes the rows of a batch: {evidence}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it; if the model has none, the device computes wrongly, as some GPUs do with a feature of burn: see `self_check`"
+        "the model mixes the rows of a batch: {evidence}; the two sides are run in separate groups of rows: replace batch normalisation by group normalisation, or freeze it; if the model has none, the device computes wrong results, as some GPUs do with a feature of burn: see `self_check`"
     )]
     BatchDependentModel {
         /// The evidence, in words.
@@ -359,9 +360,10 @@ pub enum Error {
 
     /// Some pictures of a folder cannot be read, and all of them must be.
     #[error(
-        "{path}: {count} not read; mend, convert or remove each, so that no picture is missed:{list}",
+        "{path}: {count} could not be read; repair, convert or remove {them}, so that no picture is missed:{list}",
         path = path_text(path),
-        count = match files.len() { 1 => "1 file is".into(), count => format!("{count} files are") },
+        count = match files.len() { 1 => "1 file".into(), count => format!("{count} files") },
+        them = if files.len() == 1 { "it" } else { "them" },
         list = files.iter().map(|file| format!("\n  {file}")).collect::<String>()
     )]
     #[cfg(feature = "images")]
@@ -399,7 +401,7 @@ pub enum Error {
 
     /// Another process, or another part of this one, is writing to the folder.
     #[error(
-        "{folder}: another process writes here; wait for it, end it, or give this run a folder of its own",
+        "{folder}: another process is writing to this folder; wait for it, stop it, or use another folder for this run",
         folder = path_text(folder)
     )]
     FolderInUse {
@@ -409,7 +411,7 @@ pub enum Error {
 
     /// The folder holds checkpoints of a run that this one was not asked to continue.
     #[error(
-        "{checkpoint} is a checkpoint of a run that this one does not continue; resume that run, or give this one another folder",
+        "{checkpoint} is a checkpoint of a run that this one does not continue; resume that run, or use another folder for this one",
         checkpoint = path_text(checkpoint)
     )]
     AnotherRun {
@@ -418,7 +420,10 @@ pub enum Error {
     },
 
     /// A trainer that has taken steps cannot resume another run.
-    #[error("the trainer has taken {steps} steps; resume with a trainer that was just built")]
+    #[error(
+        "the trainer has taken {taken}; resume with a trainer that was just built",
+        taken = match steps { 1 => "1 step".into(), _ => format!("{steps} steps") }
+    )]
     AlreadyStarted {
         /// How many steps it has taken.
         steps: u64,
@@ -427,7 +432,7 @@ pub enum Error {
     /// A saved state does not fit the clipper, the objective or the steering that must resume from
     /// it.
     #[error(
-        "the state of {what} has {got} numbers where {expected} are needed; resume with the clipper, the objective and the levels of the run that was saved"
+        "the state of {what} has length {got}, but {expected} is needed; resume with the clipper, the objective and the levels of the run that was saved"
     )]
     StateMismatch {
         /// The part that the state was given to.
@@ -449,7 +454,7 @@ pub enum Error {
 
     /// A setting, a state or a condition cannot be written as JSON.
     #[error(
-        "{what} cannot be written as JSON: {reason}; use numbers, texts, lists, and maps whose keys are texts"
+        "{what} cannot be written as JSON: {reason}; use numbers, strings, lists, and maps with string keys"
     )]
     NotJson {
         /// The value that cannot be written.
@@ -460,7 +465,7 @@ pub enum Error {
 
     /// The folder has checkpoints, but none is complete and intact.
     #[error(
-        "{folder}: no checkpoint is usable ({list}); bring one back from a copy, or remove them to start afresh",
+        "{folder}: no checkpoint is usable ({list}); restore one from a backup, or remove them to start again",
         folder = path_text(folder),
         list = list(passed_over)
     )]
@@ -473,7 +478,7 @@ pub enum Error {
 
     /// A checkpoint belongs to a run with other settings or another model.
     #[error(
-        "{path} is of another run: {list}; set up the trainer as it was, or start afresh in another folder",
+        "{path} belongs to another run: {list}; use the settings of that run, or start in another folder",
         path = path_text(path),
         list = list(differences)
     )]

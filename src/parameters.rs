@@ -109,7 +109,7 @@ pub(crate) fn check_parameters<M: Module>(model: &M) -> Result<()> {
         Some(parameter) => Err(Error::NonFiniteParameter {
             parameter,
             cause: "contains NaN or an infinity before the first step",
-            remedy: "load the model again, from files that are whole",
+            remedy: "reload the model from undamaged files",
         }),
     }
 }

@@ -633,7 +633,7 @@ fn what_differs_is_named_with_both_values() {
         matches!(error, Error::AlreadyStarted { steps: 1 }),
         "{error}"
     );
-    assert!(error.to_string().contains("has taken 1 steps"), "{error}");
+    assert!(error.to_string().contains("has taken 1 step;"), "{error}");
 }
 
 /// A model with a text prompt for each point, whose letters it counts.

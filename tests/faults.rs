@@ -275,10 +275,7 @@ fn a_model_whose_parameters_are_not_finite_is_refused_by_the_parameter() {
                 matches!(&error, Error::NonFiniteParameter { parameter, .. } if parameter == place),
                 "{place} {value}: {error}"
             );
-            assert!(
-                error.to_string().contains("load the model again"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("reload the model"), "{error}");
             assert_eq!(bits(trainer.model()), before);
             cases += 1;
         }

@@ -262,18 +262,23 @@ fn safetensors() -> Vec<Case> {
         }),
         with_weights(
             "an endless device for weights",
-            "no ordinary file",
+            "not an ordinary file",
             Vec::new,
         )
         .with(|folder| {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             symlink("/dev/zero", folder.join(WEIGHTS)).unwrap();
         }),
-        with_weights("a pipe that nobody writes to", "no ordinary file", Vec::new).with(|folder| {
+        with_weights(
+            "a pipe that nobody writes to",
+            "not an ordinary file",
+            Vec::new,
+        )
+        .with(|folder| {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             pipe(&folder.join(WEIGHTS));
         }),
-        with_weights("a folder for weights", "no ordinary file", Vec::new).with(|folder| {
+        with_weights("a folder for weights", "not an ordinary file", Vec::new).with(|folder| {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             fs::create_dir(folder.join(WEIGHTS)).unwrap();
         }),
@@ -403,11 +408,11 @@ fn indices() -> Vec<Case> {
             "same folder",
             move || map(&format!(r#""conv_in.bias": "{}""#, "x".repeat(1_000_000))),
         ),
-        with_index("a pipe for a part", "no ordinary file", move || {
+        with_index("a pipe for a part", "not an ordinary file", move || {
             map(r#""conv_in.bias": "c.safetensors""#)
         })
         .with(|folder| pipe(&folder.join("c.safetensors"))),
-        with_index("a pipe for an index", "no ordinary file", Vec::new).with(|folder| {
+        with_index("a pipe for an index", "not an ordinary file", Vec::new).with(|folder| {
             fs::remove_file(folder.join(INDEX)).unwrap();
             pipe(&folder.join(INDEX));
         }),
@@ -485,13 +490,18 @@ fn configurations() -> Vec<Case> {
         with_config("a class that runs code", "_class_name", move || {
             network(r#""_class_name": "os.system""#)
         }),
-        with_config("a pipe for a configuration", "no ordinary file", Vec::new).with(|folder| {
+        with_config(
+            "a pipe for a configuration",
+            "not an ordinary file",
+            Vec::new,
+        )
+        .with(|folder| {
             fs::remove_file(folder.join("config.json")).unwrap();
             pipe(&folder.join("config.json"));
         }),
         with_config(
             "an endless device for a configuration",
-            "no ordinary file",
+            "not an ordinary file",
             Vec::new,
         )
         .with(|folder| {
@@ -515,7 +525,7 @@ fn configurations() -> Vec<Case> {
         with_scheduler("a schedule that is none", "beta_schedule", || {
             scheduler(r#""beta_schedule": "__import__('os')""#)
         }),
-        with_scheduler("a pipe for a schedule", "no ordinary file", Vec::new).with(|folder| {
+        with_scheduler("a pipe for a schedule", "not an ordinary file", Vec::new).with(|folder| {
             fs::remove_file(folder.join("scheduler_config.json")).unwrap();
             pipe(&folder.join("scheduler_config.json"));
         }),
@@ -716,7 +726,12 @@ fn pickles() -> Vec<Case> {
                 whole[..whole.len() / 2].to_vec()
             },
         ),
-        with_pickled("a pipe for pickled weights", "no ordinary file", Vec::new).with(|folder| {
+        with_pickled(
+            "a pipe for pickled weights",
+            "not an ordinary file",
+            Vec::new,
+        )
+        .with(|folder| {
             fs::remove_file(folder.join(PICKLED)).unwrap();
             pipe(&folder.join(PICKLED));
         }),
@@ -785,9 +800,11 @@ fn pictures() -> Vec<Case> {
         idx("four billion images", "4294967295 images", || {
             gzipped(&idx_header(u32::MAX, 28, 28))
         }),
-        idx("ten images, then 300 MB of zeros", "goes on", || {
-            gzipped(&[idx_header(10, 28, 28), vec![0; 300_000_000]].concat())
-        }),
+        idx(
+            "ten images, then 300 MB of zeros",
+            "continues after",
+            || gzipped(&[idx_header(10, 28, 28), vec![0; 300_000_000]].concat()),
+        ),
         idx("images of four billion rows", "4294967295", || {
             gzipped(&idx_header(1, u32::MAX, u32::MAX))
         }),

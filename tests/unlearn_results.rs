@@ -452,7 +452,7 @@ fn an_output_that_would_be_in_the_way_is_refused() {
         ("model/unet", "model", "lies in --model"),
         ("model/new", "model", "lies in --model"),
         ("earlier", "earlier/model", "would be overwritten"),
-        ("file", "model", "is no folder"),
+        ("file", "model", "is not a folder"),
         ("file/new", "model", "--out "),
         #[cfg(target_os = "linux")]
         // Nobody can create files there.

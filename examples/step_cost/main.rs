@@ -60,13 +60,13 @@ pub struct Arguments {
     #[arg(long)]
     threads: Option<usize>,
 
-    /// What seconds are: those of the wall, or those that all threads together were running. On a
+    /// Which time is measured: wall time, or the running time of all threads together. On a
     /// machine that others use as well, with one thread, the second is the step's own time.
     #[arg(long, value_enum, default_value_t = Clock::Wall)]
     clock: Clock,
 
     /// Whose operations the network runs on the CPU: the crate's or burn's. With `both`, an
-    /// ordinary step and a SISS step on burn's are measured beside the others.
+    /// ordinary step and a SISS step on burn's are measured in addition.
     #[arg(long, value_enum, default_value_t = Kernels::Siss)]
     kernels: Kernels,
 

@@ -48,7 +48,7 @@ fn forget(options: Options) -> Result<(), Box<dyn Error>> {
 fn print_table(summary: &Summary) {
     let (before, after) = (&summary.before, &summary.after);
     let row = |name: &str, before: String, after: String| {
-        println!("{name:<40} {before:>20} {after:>20}");
+        println!("{name:<50} {before:>20} {after:>20}");
     };
     let share = |figures: &Evaluation| {
         let [low, high] = figures.near_share_interval.map(|end| 100.0 * end);
@@ -67,7 +67,7 @@ fn print_table(summary: &Summary) {
             let percentile = figures.forget_loss_percentile[&key];
             format!("{:.4} ({percentile:.0} %)", figures.forget_loss[&key])
         };
-        let name = format!("loss of the forgotten, t = {timestep} (2)");
+        let name = format!("loss of the forgotten images, t = {timestep} (2)");
         row(&name, loss(before), loss(after));
     }
     for timestep in summary.timesteps {
@@ -83,7 +83,7 @@ fn print_table(summary: &Summary) {
         );
     }
     row(
-        "L2, forgotten to their denoised copies",
+        "L2 from forgotten images to their denoised copies",
         format!("{:.2}", before.denoise_l2),
         format!("{:.2}", after.denoise_l2),
     );
@@ -124,8 +124,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     let mut advice = Vec::new();
     if lowest(before) >= UNSUSPICIOUS {
         advice.push(
-            "before, the forgotten images' loss was no lower than that of others: the model may not have memorised them, or they \
-             are not as it was trained on them (size, crop, colours)"
+            "before, the forgotten images' loss was no lower than that of others: the model may not have memorised them, or they differ from those it was trained on (size, crop, colours)"
                 .into(),
         );
     }
@@ -155,7 +154,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     let rise = after.control_loss.iter().map(rise).fold(0.0, f64::max);
     if rise > HARMED {
         advice.push(format!(
-            "the control images' loss rose by up to {:.0} %, so the model draws worse: take a lower learning rate, less forgetting \
+            "the control images' loss rose by up to {:.0} %, so its generated images are worse: take a lower learning rate, less forgetting \
              (--clipper fraction:0.05) or more retained images",
             100.0 * (rise - 1.0)
         ));

@@ -97,15 +97,17 @@ impl Manifest {
         };
         if found.format != FORMAT {
             return Err(format!(
-                "{MANIFEST} has format {}, this version reads {FORMAT}",
+                "{MANIFEST} has format {}, but this version reads {FORMAT}",
                 found.format
             ));
         }
         if sealed.text().as_bytes() != bytes {
-            return Err(format!("{MANIFEST} is not as it was written"));
+            return Err(format!("{MANIFEST} has changed since it was written"));
         }
         match found.files.keys().find(|name| !is_plain(name)) {
-            Some(name) => Err(format!("{MANIFEST} lists `{name}`, which is no file name")),
+            Some(name) => Err(format!(
+                "{MANIFEST} lists `{name}`, which is not a file name"
+            )),
             None => Ok(found),
         }
     }
@@ -126,7 +128,7 @@ impl Manifest {
             let found = size_of(&folder.join(name))?;
             if found != written.bytes {
                 return Err(format!(
-                    "{name} has {found} bytes where {} were written",
+                    "{name} has {found} bytes, but {} were written",
                     written.bytes
                 ));
             }
@@ -135,7 +137,9 @@ impl Manifest {
             let found = FileRecord::of_file(&folder.join(name), |_| {})
                 .map_err(|error| format!("{name} cannot be read: {error}"))?;
             if found != *written {
-                return Err(format!("{name} is not as it was written (SHA-256)"));
+                return Err(format!(
+                    "{name} has changed since it was written (SHA-256 differs)"
+                ));
             }
         }
         Ok(manifest)
@@ -157,8 +161,7 @@ impl Manifest {
         }
         Err(Error::InvalidFile {
             path,
-            message: "is not as the manifest has it; resume again to take an older checkpoint"
-                .into(),
+            message: "does not match the manifest; resume again to use an older checkpoint".into(),
         })
     }
 }
@@ -184,7 +187,7 @@ fn size_of(path: &Path) -> std::result::Result<u64, String> {
     let metadata = fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", name()))?;
     match metadata.is_file() {
         true => Ok(metadata.len()),
-        false => Err(format!("{} is no file", name())),
+        false => Err(format!("{} is not a file", name())),
     }
 }
 
@@ -261,7 +264,7 @@ mod tests {
         assert_eq!(read("model.bpk").unwrap()[..], b"weights"[..]);
         fs::write(&path, "Weights").unwrap();
         let error = read("model.bpk").unwrap_err().to_string();
-        assert!(error.contains("not as the manifest has it"), "{error}");
+        assert!(error.contains("does not match the manifest"), "{error}");
         // A file that exists but is not listed.
         fs::write(folder.path().join("notes"), "").unwrap();
         assert!(read("notes").is_err());

@@ -62,7 +62,7 @@ pub use tensors::model_fingerprint;
 ///     .setting("batch", &16)?
 ///     .setting("pairs", &pairs.fingerprint()?)?;
 /// if let Some(resumed) = checkpoints.resume(&mut trainer)? {
-///     println!("goes on at step {}", resumed.step);
+///     println!("resumes at step {}", resumed.step);
 /// }
 /// while trainer.next_step() < 20 {
 ///     trainer.step(pairs.batch(trainer.next_step(), 16)?)?;
@@ -115,7 +115,7 @@ impl Resumed {
         T::deserialize(&self.state).map_err(|error| Error::InvalidFile {
             path: self.path.clone(),
             message: format!(
-                "the program's state is not what is read now: {error}; resume with the program that saved it"
+                "the saved program state does not have the type requested: {error}; resume with the program that saved it"
             ),
         })
     }
@@ -194,7 +194,7 @@ impl Checkpoints {
                     };
                     return Ok(Some((manifest, found)));
                 }
-                Ok(manifest) => format!("is that of step {}", manifest.step),
+                Ok(manifest) => format!("belongs to step {}", manifest.step),
                 Err(reason) => reason,
             };
             passed_over.push(PassedOver { path, reason });

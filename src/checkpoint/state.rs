@@ -128,7 +128,7 @@ pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
         .map_err(|error| unfit(folder, STATE)(error.to_string()))?;
     if (state.format, state.trainer.step) != (FORMAT, manifest.step) {
         return Err(unfit(folder, STATE)(
-            "its step is not the manifest's".into(),
+            "its step differs from that in the manifest".into(),
         ));
     }
     add_trainer(&mut settings, trainer, state.trainer.step)?;
@@ -183,6 +183,8 @@ fn unfit(folder: &Path, name: &str) -> impl FnOnce(String) -> Error {
     let path = folder.join(name);
     move |message| Error::InvalidFile {
         path,
-        message: format!("{message}; set up the trainer as it was when the checkpoint was saved"),
+        message: format!(
+            "{message}; build the trainer with the settings the checkpoint was saved with"
+        ),
     }
 }

@@ -100,7 +100,7 @@ fn check_types(types: impl Iterator<Item = DType>) -> Result<()> {
                 reason: format!(
                     "the optimiser's is {dtype:?}, and burn would restore it as {default:?}"
                 ),
-                remedy: "make the precision the device's default by `Device::configure`, or train in f32",
+                remedy: "make the precision the device's default with `Device::configure`, or train in f32",
             });
         }
     }
@@ -127,7 +127,7 @@ pub(super) fn load_optimizer<M: Module>(
     // panics too if that backend is compiled in but the device does not exist.
     let loaded = catch_unwind(AssertUnwindSafe(|| optimizer.load_record(record)));
     loaded.map_err(|_| {
-        "it is not the state of this optimiser, or burn could not make its tensors on its default device; name the device in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)".into()
+        "it is not the state of this optimiser, or burn could not create its tensors on its default device; set the environment variable BURN_DEVICE to the device in use (flex, wgpu, cuda)".into()
     })
 }
 
@@ -174,7 +174,7 @@ pub(super) fn behaviour(optimizer: &ModuleOptimizer, device: &Device) -> Result<
 fn unsaved(error: impl ToString) -> Error {
     Error::CannotSave {
         reason: error.to_string(),
-        remedy: "give each parameter of the model a name of its own, and leave checkpoints out where that is no remedy",
+        remedy: "give each parameter of the model its own name; if that does not help, run without checkpoints",
     }
 }
 
@@ -256,14 +256,16 @@ impl States {
         };
         let rename = |name: &str| {
             let (id, field) = name.split_once('.').unwrap_or((name, ""));
-            let id = id.parse().map_err(|_| format!("`{name}` is nobody's"))?;
+            let id = id
+                .parse()
+                .map_err(|_| format!("`{name}` belongs to no parameter"))?;
             let dot = if field.is_empty() { "" } else { "." };
             Ok::<_, String>(format!("{}{dot}{field}", number(id)?))
         };
         let mut renumbered = Self::default();
         for mut tensor in self.tensors {
             let id = tensor.param_id;
-            let id = id.ok_or_else(|| format!("`{}` is nobody's", tensor.name))?;
+            let id = id.ok_or_else(|| format!("`{}` belongs to no parameter", tensor.name))?;
             (tensor.name, tensor.param_id) = (rename(&tensor.name)?, Some(number(id)?));
             renumbered.tensors.push(tensor);
         }

@@ -93,8 +93,8 @@ impl fmt::Display for DataFinding {
         match *self {
             DataFinding::NearDuplicate(pair) => write!(
                 formatter,
-                "retained point {} is almost forgotten point {}: their distance is {:.3} of the typical one; look at both, and \
-                 take the retained one out if it is a copy",
+                "retained point {} is almost identical to forgotten point {}: their distance is {:.3} of the typical one; compare both, and \
+                 remove the retained one if it is a copy",
                 pair.retain, pair.forget, pair.relative
             ),
             DataFinding::OutsideRange {
@@ -103,20 +103,19 @@ impl fmt::Display for DataFinding {
                 range,
             } => write!(
                 formatter,
-                "the {side} data go {}, the model was trained on values {}; scale them as for its training, or set \
-                 `DataCheck::range`",
+                "the {side} data range {}, but the model was trained on values {}; scale them as for training, or set `DataCheck::range`",
                 span(values),
                 span(range)
             ),
             DataFinding::PartOfRange { values, range } => write!(
                 formatter,
-                "the retain data go {} only, of a range {}; check that they are scaled as for the model's training",
+                "the retain data range only {}, but the model was trained on values {}; check that they are scaled as for training",
                 span(values),
                 span(range)
             ),
             DataFinding::SidesDiffer { retain, forget } => write!(
                 formatter,
-                "the forget data go {}, the retain data {}; scale both sides alike",
+                "the forget data range {}, but the retain data {}; scale both sides alike",
                 span(forget),
                 span(retain)
             ),

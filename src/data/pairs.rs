@@ -357,7 +357,7 @@ mod tests {
             PairSampler::with_conditions(set(0, 5), set(9, 2), retain, forget, 0)
         };
         assert!(build(5, 2).is_ok());
-        for (retain, forget, found) in [(4, 2, "[4] where [5]"), (5, 3, "[3] where [2]")] {
+        for (retain, forget, found) in [(4, 2, "[4], but [5]"), (5, 3, "[3], but [2]")] {
             let error = build(retain, forget).unwrap_err();
             assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
             assert!(error.to_string().contains(found), "{error}");

@@ -115,7 +115,7 @@ pub(crate) fn load<const D: usize>(
     let mut shape = points.dims();
     shape[0] = rows.len();
     let loaded = points.load(rows)?;
-    let remedy = "load as many points as are asked for, of the shape that was announced";
+    let remedy = "return exactly the requested points, with the announced shape";
     check_shape("the loaded points", &shape, &loaded.dims(), remedy)?;
     check_device("loaded points", device, &loaded.device())?;
     Ok(to_f32(loaded.inner()))

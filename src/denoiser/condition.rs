@@ -63,7 +63,7 @@ use crate::trainer::settings::no_json;
 ///     mask: Tensor::<2>::zeros([3, 77], &device).bool(),
 /// };
 /// let error = text.check_rows("the prompts", 2).unwrap_err();
-/// assert!(error.to_string().contains("[3] where [2] is needed"));
+/// assert!(error.to_string().contains("[3], but [2] is needed"));
 /// ```
 pub trait Condition: Clone + Send {
     /// Whether no value of the type has information about a point, such as `()`.
@@ -341,7 +341,7 @@ mod tests {
             );
             let text = error.to_string();
             assert!(
-                text.contains("the prompts has shape [4] where [3]"),
+                text.contains("the prompts has shape [4], but [3]"),
                 "{text}"
             );
         }

@@ -354,9 +354,9 @@ impl<const D: usize> Draws<D> {
 }
 
 const ASK_FOR_TIMESTEPS: &str =
-    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_timesteps`";
+    "ask for them in `SissLoss::extra_draws`, or add them with `Draws::with_timesteps`";
 const ASK_FOR_NUMBERS: &str =
-    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_numbers`";
+    "ask for them in `SissLoss::extra_draws`, or add them with `Draws::with_numbers`";
 
 fn not_drawn(stream: Stream, missing: &'static str, remedy: &'static str) -> Error {
     Error::MissingPart {

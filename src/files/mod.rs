@@ -38,7 +38,7 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let reading = || Error::io("reading", path);
     let metadata = std::fs::metadata(path).map_err(reading())?;
     if !metadata.is_file() {
-        return Err(invalid(path, "it is no ordinary file"));
+        return Err(invalid(path, "it is not an ordinary file"));
     }
     let mut file = File::open(path).map_err(reading())?;
     if metadata.len() < LONGEST_POINTER && is_pointer(&mut file).map_err(reading())? {
@@ -67,7 +67,7 @@ pub(crate) fn read_configuration(path: &Path) -> Result<String> {
         .read_to_end(&mut bytes)
         .map_err(Error::io("reading", path))?;
     if bytes.len() as u64 > LONGEST_CONFIGURATION {
-        let message = format!("it has {length} bytes; a configuration of at most 1 MiB is read");
+        let message = format!("it has {length} bytes; configurations may have at most 1 MiB");
         return Err(invalid(path, message));
     }
     String::from_utf8(bytes)

@@ -69,7 +69,7 @@ impl<'a> Refusals<'a> {
         };
         let others: String = all
             .map(|Refusal { key, value, remedy }| {
-                format!("; nor is `{key}`, which is `{value}`: {remedy}")
+                format!("; `{key}` is `{value}`, which is not supported either: {remedy}")
             })
             .collect();
         Err(Error::UnsupportedConfig {
@@ -97,7 +97,7 @@ fn together(unknown: Vec<Refusal>) -> Option<Refusal> {
             }
             let are = if count == 1 { "is" } else { "are" };
             format!(
-                "the key is unknown, as {are} {named}: remove those that do not change the computation"
+                "the key is unknown, and so {are} {named}: remove those that do not change the computation"
             )
         }
     };

@@ -135,8 +135,8 @@ impl ResultFolder {
         match self.staged()?.iter().find(is_other) {
             None => Ok(()),
             Some(path) => Err(Error::InvalidSetting {
-                what: format!("{} is none of the results", path_text(path)),
-                remedy: "give its name to `ResultFolder::open`",
+                what: format!("{} is not one of the announced results", path_text(path)),
+                remedy: "pass its name to `ResultFolder::open`",
             }),
         }
     }
@@ -402,7 +402,10 @@ mod tests {
         let results = open(&folder);
         fs::write(results.path().join("notes"), "").unwrap();
         let error = results.publish().unwrap_err().to_string();
-        assert!(error.contains("notes is none of the results"), "{error}");
+        assert!(
+            error.contains("notes is not one of the announced results"),
+            "{error}"
+        );
         // The error names a path that is not a folder.
         fs::write(scratch.path().join("file"), "").unwrap();
         let error = ResultFolder::open(scratch.path().join("file"), &NAMES).unwrap_err();

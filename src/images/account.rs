@@ -115,20 +115,20 @@ impl Account {
         }
         for TakenOut { of, files } in &self.taken_out {
             lines.push(format!(
-                "{} taken out that {} also of {}",
+                "{} left out because {} also in {}",
                 counted(*files, "file"),
-                if *files == 1 { "is" } else { "are" },
+                if *files == 1 { "it is" } else { "they are" },
                 path_text(of)
             ));
         }
         if self.copies_taken_out > 0 {
             lines.push(format!(
-                "{} taken out that {} the same as an image of another side, pixel by pixel",
+                "{} left out because {} identical to an image of another side",
                 counted(self.copies_taken_out, "file"),
                 if self.copies_taken_out == 1 {
-                    "shows"
+                    "it is"
                 } else {
-                    "show"
+                    "they are"
                 },
             ));
         }
@@ -143,7 +143,7 @@ impl Account {
         if !self.companions.is_empty() {
             let named = self.companions.iter().take(NAMED).cloned();
             lines.push(format!(
-                "{} passed over that {} pictures: {}",
+                "{} skipped that {} pictures: {}",
                 counted(self.companions.len(), "file"),
                 if self.companions.len() == 1 {
                     "goes with"
@@ -155,8 +155,13 @@ impl Account {
         }
         if litter > 0 {
             lines.push(format!(
-                "{} passed over that are no pictures, as .DS_Store or Thumbs.db",
-                counted(litter, "hidden file")
+                "{} skipped that {}, such as .DS_Store or Thumbs.db",
+                counted(litter, "hidden file"),
+                if litter == 1 {
+                    "is not a picture"
+                } else {
+                    "are not pictures"
+                }
             ));
         }
         lines

@@ -42,7 +42,7 @@ pub(super) fn decode(path: &Path, transparency: Transparency) -> Result<Decoded,
         other => return Err(other.refusal().unwrap_or_default()),
     };
     if format == ImageFormat::Jpeg && !is_whole_jpeg(&bytes) {
-        return Err("the JPEG breaks off before its end; fetch it again, or take it out".into());
+        return Err("the JPEG is cut off; download it again or remove it".into());
     }
     let mut decoder = ImageReader::with_format(Cursor::new(&bytes), format);
     decoder.limits(limits());
@@ -160,9 +160,7 @@ fn holds_several(bytes: &[u8], format: ImageFormat) -> Result<bool, String> {
         ImageFormat::Gif => match gif_frames(bytes) {
             Some(frames) => frames > 1,
             None => {
-                return Err(
-                    "the GIF breaks off before its end; fetch it again, or take it out".into(),
-                );
+                return Err("the GIF is cut off; download it again or remove it".into());
             }
         },
         ImageFormat::Tiff => match pages(bytes) {
@@ -170,7 +168,7 @@ fn holds_several(bytes: &[u8], format: ImageFormat) -> Result<bool, String> {
             Pages::Several => true,
             Pages::PreviewFirst => {
                 return Err(
-                    "a TIFF that begins with a preview, as the raw files of cameras do; convert it to PNG"
+                    "a TIFF that begins with a preview, like a camera's raw file; convert it to PNG"
                         .into(),
                 );
             }

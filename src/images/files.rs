@@ -182,9 +182,8 @@ impl ImageFiles {
 
     /// The target of a link to a file.
     fn link(&self, path: &Path) -> std::result::Result<PathBuf, String> {
-        let metadata = fs::metadata(path).map_err(|error| {
-            format!("a link that leads nowhere ({error}); remove it or mend it")
-        })?;
+        let metadata = fs::metadata(path)
+            .map_err(|error| format!("a broken link ({error}); remove or repair it"))?;
         match metadata.file_type() {
             kind if kind.is_dir() => {
                 Err("a link to a folder, which is not followed; put the folder itself there".into())
@@ -222,7 +221,7 @@ impl ImageFiles {
         };
         match kind.refusal() {
             _ if is_hidden && kind.is_picture() => {
-                let reason = "a hidden picture, and hidden files are not read; give it a name without a dot at its beginning, or remove it".into();
+                let reason = "a hidden picture, which is not read; rename it without the leading dot, or remove it".into();
                 self.unread.push(UnreadFile { path, reason });
                 None
             }

@@ -55,9 +55,9 @@ impl Kind {
             Kind::Foreign(name) => Some(format!(
                 "a picture in {name}, which is not read; convert it to PNG"
             )),
-            Kind::Known(name, remedy) => Some(format!("{name}, no picture; {remedy}")),
+            Kind::Known(name, remedy) => Some(format!("{name}, not a picture; {remedy}")),
             Kind::Empty => Some("the file is empty: 0 bytes".into()),
-            Kind::Other => Some("not a picture of a kind that is known".into()),
+            Kind::Other => Some("not a picture of a known kind".into()),
         }
     }
 }
@@ -98,7 +98,7 @@ const KNOWN: [(&[u8], &str, &str); 10] = [
     (b"\x00\x05\x16\x07", "data of macOS", "remove it"),
     (
         b"version https://git-lfs",
-        "the pointer of git-lfs to a file that was not fetched",
+        "a git-lfs pointer to a file that was not downloaded",
         "run `git lfs pull`",
     ),
     (b"\xd0\xcf\x11\xe0", "data of Windows or Office", CONVERT),
@@ -109,12 +109,12 @@ const TEXTS: [(&str, &str, &str); 4] = [
     (
         "<!doctype html",
         "a web page",
-        "fetch the picture again: the download failed",
+        "download the picture again: the download failed",
     ),
     (
         "<html",
         "a web page",
-        "fetch the picture again: the download failed",
+        "download the picture again: the download failed",
     ),
     ("<svg", "an SVG drawing", CONVERT),
     ("<?xml", "XML", CONVERT),
@@ -187,7 +187,7 @@ fn text(start: &[u8]) -> Kind {
     let lower = valid.trim_start().to_ascii_lowercase();
     match TEXTS.iter().find(|(mark, ..)| lower.starts_with(mark)) {
         Some(&(_, name, remedy)) => Kind::Known(name, remedy),
-        None => Kind::Known("text", "take it out, or fetch the picture again"),
+        None => Kind::Known("text", "remove it, or download the picture again"),
     }
 }
 
@@ -221,15 +221,18 @@ mod tests {
             ),
             (
                 b"\n <!DOCTYPE HTML><p>",
-                Kind::Known("a web page", "fetch the picture again: the download failed"),
+                Kind::Known(
+                    "a web page",
+                    "download the picture again: the download failed",
+                ),
             ),
             (
                 "caf\u{e9}".as_bytes(),
-                Kind::Known("text", "take it out, or fetch the picture again"),
+                Kind::Known("text", "remove it, or download the picture again"),
             ),
             (
                 &"caf\u{e9}".as_bytes()[..4],
-                Kind::Known("text", "take it out, or fetch the picture again"),
+                Kind::Known("text", "remove it, or download the picture again"),
             ),
             (b"\x01\x02\x03\x04\xff\xff\xff\xff", Kind::Other),
         ];

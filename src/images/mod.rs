@@ -121,7 +121,7 @@ impl Format {
             true => {
                 let [found_height, found_width] = found;
                 return Err(format!(
-                    "it has {found_height}x{found_width} pixels, others {height}x{width}; the model's configuration has no \
+                    "it has {found_height}x{found_width} pixels, but others have {height}x{width}; the model's configuration has no \
                      `sample_size`, so all images must have the size it was trained with"
                 ));
             }

@@ -122,14 +122,14 @@ fn everything_that_is_not_read_is_refused_at_once_and_by_name() {
         ("h.png", "not read"),
         ("notes.txt", "text"),
         ("i", "not a picture"),
-        ("j.png", "leads nowhere"),
+        ("j.png", "a broken link"),
         ("k", "link to a folder"),
         ("l.png", "socket"),
     ];
     assert_eq!(refused.len(), parts.len(), "{refused:?}");
     for (name, part) in parts {
         let found = refused.iter().find(|(found, _)| found == name);
-        let (_, reason) = found.unwrap_or_else(|| panic!("{name} is passed over: {refused:?}"));
+        let (_, reason) = found.unwrap_or_else(|| panic!("{name} is missing: {refused:?}"));
         assert!(reason.contains(part), "{name}: {reason}");
     }
     let error = read(folder.path()).unwrap_err().to_string();
@@ -162,10 +162,13 @@ fn litter_and_companions_are_counted_and_a_reader_goes_on() {
     );
     let lines = account.lines().join("\n");
     assert!(
-        lines.contains("4 files passed over that go with pictures"),
+        lines.contains("4 files skipped that go with pictures"),
         "{lines}"
     );
-    assert!(lines.contains("5 hidden files passed over"), "{lines}");
+    assert!(
+        lines.contains("5 hidden files skipped that are not pictures"),
+        "{lines}"
+    );
 
     // A copy of the same picture is left out, and unread files are counted and named.
     let at = |name: &str| folder.path().join(name);

@@ -188,7 +188,7 @@ impl Export<'_> {
                     self.folder(&path, &target, is_code)?;
                 }
                 Some(Kind::Folder) if lower.starts_with(NETWORK) => {
-                    self.leave_out(&path, "weights as they were before");
+                    self.leave_out(&path, "weights from before the unlearning");
                 }
                 Some(Kind::Folder) => self.leave_out(&path, "not a part of the pipeline"),
                 Some(Kind::File(_)) if lower == CARD => {}
@@ -197,7 +197,7 @@ impl Export<'_> {
             }
         }
         for name in parts.iter().filter(|&&part| part != SCHEDULER) {
-            self.leave_out(&root.join(name), "named by model_index.json and not there");
+            self.leave_out(&root.join(name), "named in model_index.json but missing");
         }
         Ok(())
     }
@@ -228,7 +228,7 @@ impl Export<'_> {
             || (!lower.starts_with('.') && ends(&SUPPORT))
             || LEGAL.iter().any(|beginning| lower.starts_with(beginning));
         if ends(&WEIGHT_FILES) || lower.ends_with(".index.json") {
-            self.leave_out(path, "weights as they were before");
+            self.leave_out(path, "weights from before the unlearning");
         } else if !is_support {
             self.leave_out(path, "not a part of the pipeline");
         } else if bytes > LONGEST_SUPPORT {
@@ -270,11 +270,11 @@ impl Export<'_> {
             Ok(metadata) if metadata.is_dir() => Ok(Some(Kind::Folder)),
             Ok(metadata) if metadata.is_file() => Ok(Some(Kind::File(metadata.len()))),
             Ok(_) => {
-                self.leave_out(path, "no ordinary file");
+                self.leave_out(path, "not an ordinary file");
                 Ok(None)
             }
             Err(error) if error.kind() == ErrorKind::NotFound || is_link(path) => {
-                self.leave_out(path, "a link that leads nowhere");
+                self.leave_out(path, "a broken link");
                 Ok(None)
             }
             Err(error) => Err(Error::io("reading", path)(error)),
@@ -305,7 +305,7 @@ impl Export<'_> {
         card.extend(
             format!(
                 "## Unlearning\n\nThe weights of this model were changed with siss {version} so that it forgets some of its training \
-                 data: {note}\n\nWhat else this page says is of the model as it was before.\n"
+                 data: {note}\n\nEverything else on this page describes the model before that.\n"
             )
             .bytes(),
         );
@@ -575,7 +575,7 @@ mod tests {
         let origin = ModelFolder::find(model.join("unet_ema")).unwrap();
         let left = save_pipeline(&network(), &origin, &new, "").unwrap();
         let left: Vec<_> = left.iter().map(ToString::to_string).collect();
-        assert_eq!(left, ["unet (weights as they were before)"]);
+        assert_eq!(left, ["unet (weights from before the unlearning)"]);
         UNet2d::load(new.join("unet"), &Device::flex()).unwrap();
         assert!(!new.join("unet_ema").exists());
     }
@@ -631,9 +631,9 @@ mod tests {
         let left = save_pipeline(&network(), &origin, at("new"), "").unwrap();
         let left: Vec<_> = left.iter().map(ToString::to_string).collect();
         let expected = [
-            "NOTICE (a link that leads nowhere)",
+            "NOTICE (a broken link)",
             "vae/round/vae (a link to a folder that it is in)",
-            "vae/weights.bin (a link that leads nowhere)",
+            "vae/weights.bin (a broken link)",
         ];
         assert_eq!(left, expected);
         let expected = [

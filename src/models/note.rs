@@ -59,7 +59,7 @@ impl fmt::Display for LoadNote {
             }
             LoadNote::AverageBeside { taken, average } => write!(
                 formatter,
-                "the network is {}; the moving average of its weights is beside it: to unlearn that one, give {}",
+                "the network is {}; the moving average of its weights is next to it; to unlearn that one, give {}",
                 path_text(taken),
                 path_text(average)
             ),
@@ -86,7 +86,7 @@ impl fmt::Display for LoadNote {
             }
             LoadNote::Prefix { prefix } => write!(
                 formatter,
-                "all names of tensors began with `{prefix}`, which was taken off"
+                "all names of tensors began with `{prefix}`, which was removed"
             ),
             LoadNote::Dropout { probability } => write!(
                 formatter,

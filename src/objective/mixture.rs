@@ -127,7 +127,7 @@ pub fn mixture_points<const D: usize>(
             what,
             &retain.dims(),
             &other.dims(),
-            "draw for the batch that the step is given",
+            "make the draws for the batch of this step",
         )?;
         check_device(what, &device, &other.device())?;
     }

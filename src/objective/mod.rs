@@ -86,7 +86,7 @@ impl<'a, const D: usize, C: Condition> LossInputs<'a, D, C> {
         prediction_type: PredictionType,
     ) -> Result<Self> {
         let (shape, drawn) = (batch.retain().dims(), draws.noise.dims());
-        let remedy = "draw for the batch that the step is given";
+        let remedy = "make the draws for the batch of this step";
         check_shape("the drawn noise", &shape, &drawn, remedy)?;
         let (device, drawn) = (batch.retain().device(), draws.noise.device());
         check_device("the drawn noise values", &device, &drawn)?;
@@ -130,7 +130,7 @@ impl<'a, const D: usize, C> LossInputs<'a, D, C> {
             return Err(Error::MissingPart {
                 owner: "the objective".into(),
                 missing: "teacher to ask",
-                remedy: "return true from the objective's `uses_teacher`, or give one by `LossInputs::with_teacher`",
+                remedy: "return true from the objective's `uses_teacher`, or give one with `LossInputs::with_teacher`",
             });
         };
         answer(noisy, timesteps, condition)

@@ -108,7 +108,7 @@ impl<const D: usize> Neighbours<D> {
             _ => 0,
         };
         let legal = (1..=most).contains(&count);
-        let requirement = "from 1 to the number of retained points, of a point's group where there are groups, set before the first step";
+        let requirement = "from 1 to the number of retained points, of a point's group if there are groups, set before the first step";
         check_range("neighbour_count", count as f64, legal, requirement)?;
         self.count = count;
         Ok(self)
@@ -122,7 +122,7 @@ impl<const D: usize> Neighbours<D> {
             Some(retain) if self.known.is_empty() => retain.dims()[0],
             _ => {
                 return Err(Error::InvalidSetting {
-                    what: "groups are given where neighbours are known already".into(),
+                    what: "groups were given after neighbours were known".into(),
                     remedy: "give groups before the first step, to a ReTrack that searches for its neighbours",
                 });
             }
@@ -220,9 +220,9 @@ impl<const D: usize> Neighbours<D> {
     fn search(&mut self, id: u64, point: Tensor<D>) -> Result<()> {
         let retain = self.retain.as_ref().ok_or(Error::UnknownPoint {
             id,
-            missing: "neighbours",
+            missing: "list of neighbours",
             known: self.known.len(),
-            remedy: "give neighbours for every forgotten point, or ids that count the points",
+            remedy: "give neighbours for every forgotten point, or number the ids from 0 in the order of the points",
         })?;
         let (shape, remedy) = (
             retain.dims(),

@@ -405,7 +405,7 @@ mod tests {
             .unwrap()
             .terms(&case.inputs(PredictionType::Epsilon))
             .unwrap_err();
-        assert!(error.to_string().contains("row 1 has id 0"), "{error}");
+        assert!(error.to_string().contains("id 0 in row 1"), "{error}");
     }
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
             .terms(&inputs(&case, PredictionType::Epsilon))
             .unwrap_err();
         assert!(
-            error.to_string().contains("id 1 has no neighbours"),
+            error.to_string().contains("id 1 has no list of neighbours"),
             "{error}"
         );
     }

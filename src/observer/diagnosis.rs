@@ -186,7 +186,7 @@ impl Diagnosis {
             self.find(
                 report,
                 Symptom::RetainLossClimbing,
-                format!("the retain loss is {ratio:.2} times what it was at the start"),
+                format!("the retain loss is {ratio:.2} times its initial value"),
                 "the forget term dominates: lower the learning rate, the forget scale (FractionOfRetain, RescaleToNorm) or the number of steps",
             );
         }
@@ -203,8 +203,8 @@ impl Diagnosis {
             self.find(
                 report,
                 Symptom::NothingForgotten,
-                format!("after {} steps the forget loss is {ratio:.2} times what it was", self.forget.steps),
-                "raise the learning rate or the forget scale, and check that the forgotten points are those the model was trained on (same size, same pixel range)",
+                format!("after {} steps the forget loss is {ratio:.2} times its initial value", self.forget.steps),
+                "raise the learning rate or the forget scale, and check that the model was trained on the forgotten points in this form (same size, same pixel range)",
             );
         }
     }
@@ -249,7 +249,7 @@ impl Diagnosis {
             self.find(
                 report,
                 Symptom::VanishingForgetGradient,
-                format!("the forget gradient's norm is {:.1e} beside {:.1e} of the retain gradient", report.norms.forget, report.norms.retain),
+                format!("the forget gradient's norm is {:.1e}, the retain gradient's {:.1e}", report.norms.forget, report.norms.retain),
                 "a clipper that rescales would amplify noise: use a forget_prob away from 0, or a max_scale",
             );
         }
@@ -268,7 +268,7 @@ impl Diagnosis {
                 report,
                 Symptom::OneSidedSteps,
                 format!("{} of {} steps had rows on one side only", self.one_sided, self.steps),
-                "use larger batches (micro_batch_size bounds the memory): a step of one side has no other gradient to be weighed against, and FractionOfRetain goes by the average of those before",
+                "use larger batches (micro_batch_size bounds the memory): a step with rows on one side only has no second gradient to compare with, and FractionOfRetain falls back on the average of earlier steps",
             );
         }
     }
@@ -277,13 +277,17 @@ impl Diagnosis {
         let Some(first) = report.without_gradient.first() else {
             return;
         };
-        let count = report.without_gradient.len();
-        self.find(
-            report,
-            Symptom::UntouchedParameters,
-            format!("no gradient reaches {count} of the trained parameters, `{first}` among them"),
-            "they stay as they are: use their layers in `predict`, or freeze them if that is meant",
-        );
+        let (evidence, advice) = match report.without_gradient.len() {
+            1 => (
+                format!("no gradient reaches 1 of the trained parameters, `{first}`"),
+                "it will not change: use its layer in `predict`, or freeze it if that is intended",
+            ),
+            count => (
+                format!("no gradient reaches {count} of the trained parameters, such as `{first}`"),
+                "they will not change: use their layers in `predict`, or freeze them if that is intended",
+            ),
+        };
+        self.find(report, Symptom::UntouchedParameters, evidence, advice);
     }
 
     fn look_at_weights(&mut self, report: &StepReport) {

@@ -131,7 +131,7 @@ fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
             return Err(invalid(
                 path,
                 format!(
-                    "the log ends before step {step}, and the run goes on at step {next_step}; bring the log back from a copy, or start afresh"
+                    "the log ends before step {step}, but the run resumes at step {next_step}; restore the log from a backup, or start again"
                 ),
             ));
         };
@@ -140,7 +140,7 @@ fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
             return Err(invalid(
                 path,
                 format!(
-                    "line {} is not that of step {step}; bring the log back from a copy, or start afresh",
+                    "line {} does not belong to step {step}; restore the log from a backup, or start again",
                     step + 1
                 ),
             ));
@@ -189,12 +189,12 @@ mod tests {
             (
                 "{\"step\":0}\n{\"step\":2}\n",
                 2,
-                "line 2 is not that of step 1",
+                "line 2 does not belong to step 1",
             ),
             (
                 "{\"step\":0}\n\u{fffd}\n",
                 2,
-                "line 2 is not that of step 1",
+                "line 2 does not belong to step 1",
             ),
             ("nothing\n", 1, "line 1"),
         ] {

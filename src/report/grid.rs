@@ -311,7 +311,7 @@ fn check_captions(what: &'static str, captions: &[String], needed: usize) -> Res
         what,
         expected: vec![needed],
         got: vec![captions.len()],
-        remedy: "give one caption a column or row, or none",
+        remedy: "give one caption per column or row, or none",
     })
 }
 

@@ -170,7 +170,7 @@ impl Sampler for DdpmSampler {
             return Err(Error::MissingPart {
                 owner: format!("the step from timestep {timestep}"),
                 missing: "noise",
-                remedy: "give standard normal noise: DDPM adds some in every step but the one from timestep 0",
+                remedy: "give standard normal noise: DDPM adds noise in every step except the one from timestep 0",
             });
         };
         Ok(mean + noise * variance.sqrt())

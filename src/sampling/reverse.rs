@@ -163,7 +163,7 @@ pub(super) fn check_signal(
     }
     Err(Error::InvalidSetting {
         what: format!(
-            "timestep {timestep} has no signal, so a predicted noise says nothing about the clean point"
+            "timestep {timestep} has no signal, so predicted noise says nothing about the clean point"
         ),
         remedy: "use a model that predicts Sample or Velocity, or a schedule without zero terminal SNR",
     })

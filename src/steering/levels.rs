@@ -244,9 +244,9 @@ impl Levels {
         if outside > MOST_OUTSIDE * width {
             return Err(Error::InvalidSetting {
                 what: format!(
-                    "the levels are for timesteps from {first} to {last}, and steps draw from {low} to {high}"
+                    "the levels are for timesteps from {first} to {last}, but steps draw from {low} to {high}"
                 ),
-                remedy: "predict them on a grid that reaches over the timesteps that are drawn; beyond its ends a level is a guess",
+                remedy: "predict them on a grid that covers all timesteps drawn; beyond its ends a level is a guess",
             });
         }
         Ok(())

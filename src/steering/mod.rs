@@ -342,7 +342,7 @@ mod tests {
                 .restore(&[1.0])
                 .unwrap_err()
                 .to_string()
-                .contains("1 numbers where 4 are needed")
+                .contains("length 1, but 4 is needed")
         );
     }
 }

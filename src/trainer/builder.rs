@@ -372,7 +372,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             return Err(Error::MissingPart {
                 owner: loss.name().into(),
                 missing: "groups of points; a model with a condition needs them, because points of another class or prompt are not neighbours",
-                remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
+                remedy: "say which points belong together with `ReTrack::with_groups`, or give neighbours with `ReTrack::from_neighbours`",
             });
         }
         if loss.uses_mixture() {
@@ -452,7 +452,7 @@ fn check_steering<const D: usize, C>(
     if !loss.has_term(Side::Forget) {
         return Err(Error::InvalidSetting {
             what: format!("{} has no forget term to steer", loss.name()),
-            remedy: "leave steering out, or take an objective that forgets",
+            remedy: "remove the steering, or use an objective that forgets",
         });
     }
     let stated = steering.levels().prediction_type();
@@ -471,18 +471,18 @@ fn check_mixture<const D: usize, C>(
     if forget_prob == 0.0 {
         return Err(Error::InvalidSetting {
             what: format!(
-                "λ is 0, so {name} never draws from a forgotten point and forgets next to nothing"
+                "λ is 0, so {name} never draws from a forgotten point and forgets almost nothing"
             ),
-            remedy: "take a λ above 0, as ½; or, to train on retained points alone, NaiveDeletion",
+            remedy: "use a λ above 0, such as ½; to train on retained points alone, use NaiveDeletion",
         });
     }
     if forget_prob == 1.0 && clipper.needs(Side::Retain) {
         return Err(Error::InvalidSetting {
             what: format!(
-                "λ is 1, so {name} never draws from a retained point and has next to no retain gradient, on which {} depends",
+                "λ is 1, so {name} never draws from a retained point and has almost no retain gradient, on which {} depends",
                 clipper.name()
             ),
-            remedy: "take a λ below 1, as ½, or RescaleToNorm, ClipToNorm or ConstantScale",
+            remedy: "use a λ below 1, such as ½, or RescaleToNorm, ClipToNorm or ConstantScale",
         });
     }
     Ok(())

@@ -107,7 +107,7 @@ impl Method {
                 let retained = retained.ok_or_else(|| Error::MissingPart {
                     owner: self.name().into(),
                     missing: "retained points to search for neighbours",
-                    remedy: "give the retain set by `SissTrainerBuilder::retained_points`",
+                    remedy: "give the retain set with `SissTrainerBuilder::retained_points`",
                 })?;
                 Box::new(ReTrack::new(retained.clone())?)
             }

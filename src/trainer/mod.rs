@@ -299,7 +299,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             return Err(Error::NonFiniteParameter {
                 parameter,
                 cause: "became NaN or infinite in the optimiser, whose step was not taken",
-                remedy: "build a new trainer from this model, for the optimiser's state is spoilt: with a lower learning rate, with parameters in f32, or with a larger epsilon for those in f16",
+                remedy: "build a new trainer from this model, because the optimiser's state is no longer usable: with a lower learning rate, with parameters in f32, or with a larger epsilon for those in f16",
             });
         }
         self.model = model;
@@ -410,7 +410,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             return Err(Error::MissingPart {
                 owner: "the batch".into(),
                 missing: "ids to say which of several points its rows are to be steered for",
-                remedy: "give the ids of the forgotten points by `UnlearningBatch::with_forget_ids`",
+                remedy: "give the ids of the forgotten points with `UnlearningBatch::with_forget_ids`",
             });
         }
         self.model.check_input(batch.retain.dims())

@@ -116,7 +116,7 @@ fn check_alone<const D: usize>(
     if difference > tolerance(pair.dtype()) {
         return Err(Error::BatchDependentModel {
             evidence: format!(
-                "a row's output changes by {difference:.1e} of its norm with the row beside it{}",
+                "a row's output changes by {difference:.1e} of its norm if another row is added{}",
                 layers.described()
             ),
         });

@@ -91,11 +91,12 @@ pub fn read_idx_images(path: &Path) -> Result<Vec<u8>> {
     match got.cmp(&length) {
         std::cmp::Ordering::Equal => Ok(pixels),
         std::cmp::Ordering::Less => {
-            let message = format!("it ends after {got} of the {length} pixels its header promises");
+            let message =
+                format!("it ends after {got} of the {length} pixels that its header states");
             Err(invalid(path, message))
         }
         std::cmp::Ordering::Greater => {
-            let message = format!("it goes on after the {length} pixels its header promises");
+            let message = format!("it continues after the {length} pixels that its header states");
             Err(invalid(path, message))
         }
     }
@@ -122,7 +123,7 @@ fn checked_idx_length(header: &[u8; 16]) -> std::result::Result<usize, String> {
     }
     if count > MOST_IMAGES {
         return Err(format!(
-            "it promises {count} images; at most {MOST_IMAGES} are read"
+            "its header states {count} images; at most {MOST_IMAGES} are read"
         ));
     }
     Ok(count * PIXELS)

@@ -21,13 +21,14 @@ pub struct Checkpointing {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub checkpoint_every: Option<u64>,
 
-    /// Goes on from the newest checkpoint, as if the run had not been ended; begins where there is
-    /// none. What shapes the run must be as it was; the images run at a time may change.
+    /// Resumes from the newest checkpoint as if the run had never stopped, or starts if there is
+    /// none. Settings that affect the result must be unchanged; the number of images run at a time
+    /// may change.
     #[arg(long)]
     pub resume: bool,
 
-    /// Begins anew where the output folder holds an earlier run: its checkpoints are removed before
-    /// the first step, its results are replaced when those of this run are complete.
+    /// Starts over if the output folder holds an earlier run: its checkpoints are removed before
+    /// the first step, and its results are replaced when those of this run are complete.
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
 }
@@ -64,7 +65,7 @@ impl Checkpointing {
         let is_refused = unfinished.is_some() || is_strict;
         if is_refused && !self.resume && !self.overwrite {
             return Err(format!(
-                "{} is {what}; go on from it by --resume, begin anew by --overwrite, or give another --out",
+                "{} is {what}; resume it with --resume, start over with --overwrite, or choose another --out",
                 path_text(found)
             )
             .into());
@@ -106,7 +107,7 @@ impl Checkpointing {
             .setting("model", &model_fingerprint(trainer.model())?)?;
         if !checkpoints.is_locked() {
             say(
-                "note: the file system of --out has no locks: let no other process write there meanwhile",
+                "note: the file system of --out does not support locks: make sure that no other process writes there",
             );
         }
         if !self.resume {
@@ -114,7 +115,7 @@ impl Checkpointing {
         }
         if let Some(resumed) = checkpoints.resume(trainer)? {
             for torn in &resumed.passed_over {
-                say(&format!("note: checkpoint passed over: {torn}"));
+                say(&format!("note: checkpoint skipped: {torn}"));
             }
             say(&format!("resumed at step {}", resumed.step));
         }

@@ -166,7 +166,7 @@ impl DenoisingLoss {
         }
         let (noises, rows) = (self.noises, self.micro_batch_size);
         let legal = noises >= 1 && points.checked_mul(noises).is_some();
-        let requirement = "at least 1, and so many that the rows can be counted";
+        let requirement = "at least 1, and small enough that the rows can be counted";
         check_range("noises", noises as f64, legal, requirement)?;
         check_range("micro_batch_size", rows as f64, rows >= 1, "at least 1")?;
         Ok(())

@@ -195,18 +195,16 @@ impl fmt::Display for ModelFinding {
                 better_loss,
             } => write!(
                 formatter,
-                "the model was trained on data that look otherwise: its loss on the data as they are given ({given}) is {loss:.4}, and \
-                 {better_loss:.4} on the same with {better}"
+                "the model was trained on data in another form: its loss on the data as given ({given}) is {loss:.4}, but {better_loss:.4} on the \
+                 same data with {better}"
             ),
             ModelFinding::KnowsLittle { loss, trivial_loss } => write!(
                 formatter,
-                "the model's loss on its training data is {loss:.4}, above the {trivial_loss:.4} of a denoiser that knows mean and \
-                 variance alone: it was hardly trained, or not on such data; check their size, crop, colours and range"
+                "the model's loss on its training data is {loss:.4}, above the {trivial_loss:.4} of a denoiser that knows only mean and variance: it was hardly trained, or not on data like these; check their size, crop, colours and range"
             ),
             ModelFinding::Untrained { loss, trivial_loss } => write!(
                 formatter,
-                "the model is hardly trained: its loss on its training data is {loss:.4}, and a denoiser that knows mean and variance \
-                 alone has {trivial_loss:.4}"
+                "the model is hardly trained: its loss on its training data is {loss:.4}, and that of a denoiser that knows only mean and variance is {trivial_loss:.4}"
             ),
         }
     }

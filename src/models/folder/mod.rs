@@ -42,7 +42,7 @@ pub(super) fn save<M: Module>(module: &M, config: &str, folder: &Path) -> Result
     std::fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
     let index = folder.join(INDEX);
     if index.exists() {
-        let message = "it names the parts of other weights, which diffusers reads instead of the file that would be written beside it; \
+        let message = "it names the parts of other weights, which diffusers reads instead of the file that would be written next to it; \
                        write into another folder, or remove it and its parts";
         return Err(invalid(&index, message));
     }
@@ -86,7 +86,7 @@ pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<(M
         None => Ok((module, notes)),
         Some(parameter) => {
             let name = prefix + &file_spelling(&parameter);
-            let detail = ": it holds NaN or an infinity, in f32; take the weights of an earlier checkpoint, or the file anew";
+            let detail = ": it holds NaN or an infinity, in f32; use the weights of an earlier checkpoint, or download the file again";
             Err(mismatch(&path, "non-finite", name, detail))
         }
     }
@@ -197,13 +197,16 @@ fn check(
         };
         if tensor.shape[..] != shape[..] {
             let detail = format!(
-                ": its shape is {:?}, {shape:?} is needed",
+                ": its shape is {:?}, but {shape:?} is needed",
                 &tensor.shape[..]
             );
             return Err(mismatch(path, "misshapen", spelling, detail));
         }
         if !tensor.dtype.is_float() {
-            let detail = format!(": its type is {:?}, a float type is needed", tensor.dtype);
+            let detail = format!(
+                ": its type is {:?}, but a float type is needed",
+                tensor.dtype
+            );
             return Err(mismatch(path, "unreadable", spelling, detail));
         }
     }

@@ -114,7 +114,7 @@ impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
             None => Err(Error::MissingPart {
                 owner: "the data for a model with a condition".into(),
                 missing: "groups to say which points may explain each other",
-                remedy: "give `CounterfactualData::with_groups`: a key for each point, as its class",
+                remedy: "give `CounterfactualData::with_groups`: a key for each point, such as its class",
             }),
         }
     }

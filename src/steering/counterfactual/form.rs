@@ -52,9 +52,7 @@ impl IdealForm {
         };
         if rank != 4 {
             return Err(Error::InvalidSetting {
-                what: format!(
-                    "patches are wanted of points of rank {rank}, not of images of rank 4"
-                ),
+                what: format!("patches need images of rank 4, but the points have rank {rank}"),
                 remedy: "use `IdealForm::Whole`, which takes any rank",
             });
         }

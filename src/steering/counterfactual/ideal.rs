@@ -41,7 +41,7 @@ impl<const D: usize> Points<2> for Flat<'_, D> {
         let count = points.dims()[0];
         let mut shape = self.0.dims();
         shape[0] = count;
-        let remedy = "load points of the shape that was announced";
+        let remedy = "return points with the announced shape";
         check_shape("the loaded points", &shape, &points.dims(), remedy)?;
         Ok(points.reshape([count, elements]))
     }

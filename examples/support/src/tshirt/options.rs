@@ -16,7 +16,7 @@ use crate::resume::Checkpointing;
 use crate::target::{Target, parse_method};
 
 /// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps
-/// drawing digits.
+/// generating digits.
 ///
 /// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes
 /// two to five minutes on two CPU cores.
@@ -38,8 +38,8 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub method: Method,
 
-    /// Where forgetting is to stop: at the predicted loss of a model retrained without the T-shirt,
-    /// or nowhere
+    /// Where forgetting stops: at the predicted loss of a model retrained without the T-shirt, or
+    /// nowhere
     /// [default: retrained; none with --protocol paper].
     #[arg(long, value_enum)]
     #[serde(skip)]

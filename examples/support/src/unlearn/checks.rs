@@ -55,7 +55,7 @@ pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
 fn output(out: &Path, images: &[(&str, &PathBuf)], model: &Path) -> Result<()> {
     let name = path_text(out);
     if out.exists() && !out.is_dir() {
-        return Err(format!("--out {name} is no folder").into());
+        return Err(format!("--out {name} is not a folder").into());
     }
     let images = images
         .iter()
@@ -133,8 +133,8 @@ pub fn images(
     };
     let copy = |pair: &NearDuplicate, side: &Images, what| {
         progress.say(&format!(
-            "{} is almost {}, which is to be forgotten ({:.2} of the distance of two neighbours): if it is a copy, take it out \
-             of the {what} images",
+            "{} is almost identical to {}, which is to be forgotten ({:.2} of the distance of two neighbours): if it is a copy, remove it \
+             from the {what} images",
             side.name(pair.retain),
             data.forget.name(pair.forget),
             pair.relative

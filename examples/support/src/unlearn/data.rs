@@ -136,7 +136,7 @@ impl Data {
                     &options.retain,
                     &self.accounts.retain,
                     format!(
-                        "it holds {}, {} are needed: {count} to compare with, which are never trained on, and {batch} for a step; give \
+                        "it holds {}, but {} are needed: {count} to compare with, which are never trained on, and {batch} for a step; give \
                          more, or a smaller --batch",
                         images(control + retain),
                         count.saturating_add(batch)
@@ -147,7 +147,7 @@ impl Data {
                 let account = self.accounts.control.as_ref();
                 let account = account.unwrap_or(&self.accounts.retain);
                 let text = format!(
-                    "it holds {}, at least {LEAST_CONTROL} are needed",
+                    "it holds {}, but at least {LEAST_CONTROL} are needed",
                     images(control)
                 );
                 Some((folder, account, text))
@@ -155,7 +155,10 @@ impl Data {
             Some(_) if retain < batch => Some((
                 &options.retain,
                 &self.accounts.retain,
-                format!("it holds {}, at least {batch} are needed", images(retain)),
+                format!(
+                    "it holds {}, but at least {batch} are needed",
+                    images(retain)
+                ),
             )),
             _ => None,
         };
@@ -228,8 +231,11 @@ fn refuse_nothing(
             .into())
         }
         (true, _) => Err(format!(
-            "--{option} {root}: nothing is left of its {} without those of {other} {}; give images besides those",
-            images(found),
+            "--{option} {root}: {} once the images of {other} {} are removed; give further images",
+            match found {
+                1 => "nothing is left of its 1 image".into(),
+                _ => format!("none of its {found} images is left"),
+            },
             path_text(of)
         )
         .into()),
@@ -246,7 +252,7 @@ fn format(model: &UNet2dConfig, found: &ImageFiles, options: &Options) -> Result
     if !matches!((channels, out), (1, 1) | (3, 3)) {
         return Err(format!(
             "{folder}: the model takes {channels} channels and predicts {out}; only models of 1 (grey) or 3 (RGB) on both sides are unlearned here, \
-             and none that learn the variance beside the noise"
+             and none that also learn the variance"
         )
         .into());
     }
@@ -255,9 +261,10 @@ fn format(model: &UNet2dConfig, found: &ImageFiles, options: &Options) -> Result
     let [height, width] = size.unwrap_or([1, 1]);
     let pixels = height.saturating_mul(width);
     if !(1..=MOST_VALUES / 128).contains(&pixels) {
-        return Err(
-            format!("{folder}: `sample_size` is {height}x{width}, no size of an image").into(),
-        );
+        return Err(format!(
+            "{folder}: `sample_size` is {height}x{width}, which is not a valid image size"
+        )
+        .into());
     }
     Ok(Format {
         channels,

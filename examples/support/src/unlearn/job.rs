@@ -168,7 +168,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let control = data.control.all(&device);
     progress.phase("looking for copies");
     checks::images(&data, &pairs, &control, progress)?;
-    progress.phase("looking whether the model knows the images");
+    progress.phase("checking whether the model knows the images");
     let asked = (&options, &settings);
     let scheduler = &model.scheduler;
     let is_trained = checks::model(&unet, scheduler, &data, &pairs, &control, asked, progress)?;

@@ -14,10 +14,10 @@ use crate::options::{at_least_one, clipper, learning_rate};
 use crate::resume::Checkpointing;
 use crate::target::{Target, parse_method};
 
-/// Makes an unconditional diffusion model forget images and go on drawing everything else.
+/// Makes an unconditional diffusion model forget images and keep generating everything else.
 ///
 /// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it), the images to forget,
-/// and images of what it must keep drawing. Measures, unlearns, measures again; writes pictures,
+/// and images of what it must keep generating. Measures, unlearns, measures again; writes pictures,
 /// curves, numbers and the unlearned model.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(name = "siss", version, allow_negative_numbers = true)]
@@ -34,7 +34,7 @@ pub struct Options {
     pub forget: PathBuf,
 
     /// Images the model was trained on and keeps: a folder, with its subfolders. Those to forget
-    /// are taken out of it.
+    /// are removed from it.
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_text")]
     pub retain: PathBuf,
@@ -55,7 +55,7 @@ pub struct Options {
     #[arg(long, default_value_t)]
     pub transparency: Transparency,
 
-    /// Random changes of the images in the model's training, which are forgotten along: none, or
+    /// Random changes of the images in the model's training, which are forgotten as well: none, or
     /// flip (left for right).
     #[arg(long, value_enum, default_value_t)]
     pub augment: Augment,
@@ -69,8 +69,8 @@ pub struct Options {
     #[arg(long, default_value_t, value_parser = parse_method)]
     pub method: Method,
 
-    /// Where forgetting is to stop: at the predicted loss of a model retrained without the images,
-    /// or nowhere.
+    /// Where forgetting stops: at the predicted loss of a model retrained without the images, or
+    /// nowhere.
     #[arg(long, value_enum, default_value_t)]
     pub target: Target,
 
@@ -138,7 +138,7 @@ fn parse_range(text: &str) -> Result<ValueRange, String> {
     });
     match ends {
         Some([low, high]) if low < high && (high - low).is_finite() => Ok([low, high]),
-        _ => Err("write two numbers, the lower first, as -1:1 or 0:1".into()),
+        _ => Err("write two numbers, the lower first, such as -1:1 or 0:1".into()),
     }
 }
 
@@ -206,7 +206,7 @@ impl Options {
         let most = MOST_SAMPLED_VALUES / format.values();
         if settings.samples > most {
             return Err(format!(
-                "--samples is {}; at most {most} of {}x{} pixels are kept in memory; --save-samples has no such bound",
+                "--samples is {}; at most {most} of {}x{} pixels are kept in memory; --save-samples has no such limit",
                 settings.samples, format.height, format.width
             ));
         }

@@ -58,15 +58,21 @@ pub fn announcement(
         images(data.control.len()),
         match options.control {
             Some(_) => "",
-            None => "; images that the model was not trained on either are better (--control)",
+            None => "; better: images that the model was never trained on (--control)",
         },
     ));
     lines.extend(files.control.iter().flat_map(said));
     let read = forget + trained + data.control.len();
     if forget > pairs {
         lines.push(format!(
-            "         {} steps of {} see {pairs} of those to forget: take more steps",
-            options.steps, options.batch
+            "         {} of {} {} only {pairs} of the images to forget: take more steps",
+            counted(options.steps, "step"),
+            counted(options.batch, "pair"),
+            if options.steps == 1 {
+                "covers"
+            } else {
+                "cover"
+            },
         ));
     }
     let origin = match options.learning_rate {
@@ -142,7 +148,7 @@ impl Forecast {
             None => String::new(),
         };
         Some(format!(
-            "time     {} steps, about {} by the first two; then about {} to measure again{memory}\n",
+            "time     {} steps, about {}, judging from the first two; then about {} to measure again{memory}\n",
             self.steps,
             duration(total),
             duration(self.measuring),
@@ -179,9 +185,13 @@ pub fn duration(seconds: f64) -> String {
 
 /// A number of images in words.
 pub fn images(count: usize) -> String {
+    counted(count, "image")
+}
+
+fn counted(count: usize, what: &str) -> String {
     match count {
-        1 => "1 image".into(),
-        _ => format!("{count} images"),
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
     }
 }
 

@@ -167,11 +167,18 @@ fn none(folder: &Path, names: &[String]) -> Error {
     let first = names.iter().find_map(|name| Some((name, kind(name)?.1)));
     let found = match (parts.first(), first) {
         (Some(part), _) => format!(
-            "{} of several parts lies there, {part}, but no index of them: download the .index.json beside them",
-            if parts.len() == 1 { "one" } else { "some" }
+            "the folder holds {}, {part}, but no index: download the .index.json next to {}",
+            if parts.len() == 1 {
+                "a part of the weights"
+            } else {
+                "parts of the weights, such as"
+            },
+            if parts.len() == 1 { "it" } else { "them" }
         ),
         (None, Some((name, what))) => {
-            format!("{name} lies there ({what}); save the model from Python with `save_pretrained`")
+            format!(
+                "the folder holds {name} ({what}); save the model from Python with `save_pretrained`"
+            )
         }
         (None, None) => {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -223,7 +230,8 @@ fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
             match map.get(&name) {
                 Some(place) if place == file => drop(all.insert(name, tensor)),
                 Some(place) => {
-                    let detail = format!(": the index has it in {place}, where it is too");
+                    let detail =
+                        format!(": the index assigns it to {place}, which also contains it");
                     return Err(mismatch(&path, "duplicate", name, detail));
                 }
                 None => {
@@ -250,7 +258,7 @@ fn weight_map(text: &str, index: &Path, format: Format) -> Result<BTreeMap<Strin
     for (name, place) in map {
         let Some(place) = place.as_str() else {
             return refuse(format!(
-                "it places `{name}` in {place}, which is no file name"
+                "it places `{name}` in {place}, which is not a file name"
             ));
         };
         if !is_file_name(place) || !place.ends_with(format.extension()) {

@@ -48,7 +48,7 @@ impl UNet2dConfig {
             false => format!("{below} or {above}"),
         };
         Some(format!(
-            "the network halves it {halvings} times, so height and width must be multiples of {unit}, as {nearest}"
+            "the network halves it {halvings} times, so height and width must be multiples of {unit}, such as {nearest}"
         ))
     }
 

@@ -23,7 +23,7 @@ const OF_AVERAGES: [&str; 7] = [
 ];
 /// Advice where the weights belong to a computation that is not implemented, so that changing the
 /// setting would not help.
-const OTHER_NETWORK: &str = "a network of another kind is unlearned as a `siss::Denoiser` of your own, as in examples/custom_model.rs";
+const OTHER_NETWORK: &str = "to unlearn another kind of network, implement `siss::Denoiser` for it, as in examples/custom_model.rs";
 
 /// `Err` with the reason why a value is refused.
 type Refusal = std::result::Result<(), String>;

@@ -165,8 +165,8 @@ impl Keys<'_> {
                 .map(|(name, _)| name.trim_end_matches("Scheduler"))
                 .collect();
             let remedy = format!(
-                "a scheduler is read whose process is discrete and that of its betas ({}): give the one that the model was trained with, \
-                 or implement `siss::Scheduler` for a process of another kind (`siss::FlowMatching` is that of flow matching)",
+                "only schedulers with a discrete process given by betas are read ({}): give the one that the model was trained with, \
+                 or implement `siss::Scheduler` for another kind of process (`siss::FlowMatching` implements flow matching)",
                 names.join(", ")
             );
             self.refusals.add("_class_name", value, remedy);
@@ -216,7 +216,7 @@ impl Keys<'_> {
         const KEY: &str = "rescale_betas_zero_snr";
         let rescales = self.flag(KEY, false);
         if rescales && !class.rescales {
-            let remedy = "its class has no such setting and leaves the betas as they are: give the scheduler that the model was trained with";
+            let remedy = "its class has no such setting and does not change the betas: give the scheduler that the model was trained with";
             self.refusals.add(KEY, true, remedy);
         }
         rescales
@@ -232,7 +232,7 @@ impl Keys<'_> {
             Some("sample") => PredictionType::Sample,
             Some(other) if predicts_clean => {
                 let remedy = format!(
-                    "it says that the model predicts the clean point, and `prediction_type` says {other}: keep the one that is true"
+                    "it says that the model predicts the clean point, but `prediction_type` says {other}: keep only the right one"
                 );
                 self.refusals.add("predict_epsilon", false, remedy);
                 PredictionType::Sample
@@ -298,12 +298,12 @@ impl Keys<'_> {
             self.refusals.add("thresholding", true, remedy);
         }
         if self.flag("use_flow_sigmas", false) {
-            let remedy = "the process is that of flow matching then, not that of the betas: use `siss::FlowMatching` with the model";
+            let remedy = "it makes the process flow matching instead of the one given by the betas: use `siss::FlowMatching` with the model";
             self.refusals.add("use_flow_sigmas", true, remedy);
         }
         let kind = self.take("timestep_type", "discrete".to_string());
         if kind != "discrete" {
-            let remedy = "the model takes other numbers than whole timesteps: implement `siss::Scheduler` for its process";
+            let remedy = "the model takes numbers other than whole timesteps: implement `siss::Scheduler` for its process";
             self.refuse_text("timestep_type", &kind, remedy);
         }
         if let Some(value) = self.take("snr_shift_scale", None::<Value>) {
@@ -338,7 +338,7 @@ impl Keys<'_> {
         for (key, end) in ["sigma_min", "sigma_max"].into_iter().zip(ends) {
             if let Some(end) = end.filter(|end| !of_process.contains(end)) {
                 let remedy = format!(
-                    "the betas have a σ from {least:.3} to {most:.3}, so the process is another: implement `siss::Scheduler` for it"
+                    "the betas give a σ from {least:.3} to {most:.3}, so this is a different process: implement `siss::Scheduler` for it"
                 );
                 self.refusals.add(key, end, remedy);
             }
