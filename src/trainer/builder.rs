@@ -284,8 +284,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// - [`Error::IncompatibleClipper`] for a clipper that needs a gradient which the objective
     ///   does not have
     /// - [`Error::TimestepOutOfRange`] for timesteps that the scheduler does not have
-    /// - [`Error::PredictionTypeDiffers`] for a scheduler, levels or a teacher of another prediction
-    ///   type than the model's
+    /// - [`Error::PredictionTypeDiffers`] for a scheduler, levels or a teacher of another
+    ///   prediction type than the model's
     /// - [`Error::InvalidSetting`] for a group without a trainable parameter
     /// - [`Error::MissingPart`] for a method without its retained points or groups
     pub fn build(mut self) -> Result<SissTrainer<M, D>> {
