@@ -518,7 +518,7 @@ fn a_point_of_a_rare_class_is_predicted_from_its_class() {
         ..groups
     };
     let error = fit(Some(unknown)).unwrap_err().to_string();
-    assert!(error.contains("forgotten point 3 is of group 5"), "{error}");
+    assert!(error.contains("forgotten point 3 of group 5"), "{error}");
     let short = Groups {
         controls: &controls[1..],
         ..groups
