@@ -54,7 +54,6 @@ fn settings() -> Vec<Setting> {
 
 /// A UNet with convolutions, attention and group normalisation, loaded from a file: fresh
 /// parameters would come from a generator that the whole process shares.
-/// whole process.
 fn unet() -> UNet2d {
     let folder = concat!(
         env!("CARGO_MANIFEST_DIR"),

@@ -72,8 +72,9 @@ impl BetaSchedule {
     /// The betas of a process of `num_timesteps` steps.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] if a beta is not in `(0, 1)`, if there are fewer than two steps, or if
-    /// [`Trained`](BetaSchedule::Trained) has another number of betas.
+    /// [`Error::OutOfRange`] if a beta is not in `(0, 1)` or the number of steps is not from 2 to
+    /// 1,000,000; [`Error::ShapeMismatch`] if [`Trained`](BetaSchedule::Trained) has another number
+    /// of betas.
     pub fn betas(&self, num_timesteps: usize) -> Result<Vec<f64>> {
         check_range(
             "num_timesteps",

@@ -15,7 +15,7 @@ use burn::tensor::{Device, Tensor};
 use crate::error::{Error, Result, check_range, check_shape};
 use crate::host::column;
 
-pub use beta::BetaSchedule;
+pub use beta::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
 pub use config::SchedulerConfig;
 pub use ddpm::DdpmScheduler;
 pub use flow::FlowMatching;

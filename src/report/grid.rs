@@ -160,7 +160,7 @@ impl ImageGrid {
     /// # Errors
     /// [`Error::Io`] with the path, [`Error::OutOfRange`] for 0 columns, scale 0 or a picture of
     /// more than 100 million pixels, [`Error::ShapeMismatch`] if the number of captions differs
-    /// from the number of rows or columns.
+    /// from the number of rows or columns, [`Error::InvalidFile`] if the PNG cannot be encoded.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let mut png = Cursor::new(Vec::new());

@@ -163,7 +163,7 @@ impl Levels {
     /// The loss to which a forgotten point is steered at a timestep, mean over elements.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for an id without levels.
+    /// [`Error::UnknownPoint`] for an id without levels.
     pub fn level(&self, forget_id: u64, timestep: f64) -> Result<f64> {
         let found = usize::try_from(forget_id)
             .ok()

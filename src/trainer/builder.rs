@@ -286,7 +286,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// - [`Error::TimestepOutOfRange`] for timesteps that the scheduler does not have
     /// - [`Error::PredictionTypeDiffers`] for a scheduler, levels or a teacher of another
     ///   prediction type than the model's
-    /// - [`Error::InvalidSetting`] for a group without a trainable parameter
+    /// - [`Error::InvalidSetting`] for a group without a trainable parameter, a `λ` that leaves
+    ///   out a side, steering without a forget term, and levels of another process or for other
+    ///   timesteps
     /// - [`Error::MissingPart`] for a method without its retained points or groups
     pub fn build(mut self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;

@@ -145,11 +145,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     ///
     /// # Errors
     /// - The batch: [`Error::NonFiniteData`]; [`Error::DeviceMismatch`] on another device than the
-    ///   model; [`Error::MissingPart`] without ids, if several points are steered; any error of the
-    ///   model's [`check_input`](Denoiser::check_input).
+    ///   model; [`Error::MissingPart`] without ids, if several points are steered;
+    ///   [`Error::UnknownPoint`] for an id without a level; any error of the model's
+    ///   [`check_input`](Denoiser::check_input), and those of the objective.
     /// - The model: [`Error::ShapeMismatch`] if its output has another shape than its input; in the
-    ///   first step [`Error::NoTrainableParameters`], [`Error::StochasticModel`],
-    ///   [`Error::BatchDependentModel`] and [`Error::NonFiniteParameter`].
+    ///   first step [`Error::NoTrainableParameters`], [`Error::SharedParameter`],
+    ///   [`Error::StochasticModel`], [`Error::BatchDependentModel`] and
+    ///   [`Error::NonFiniteParameter`].
     /// - The optimiser: [`Error::NonFiniteParameter`] if it would make a parameter NaN.
     /// - After the step: [`Error::TooManySkippedSteps`] and [`Error::Observer`].
     ///

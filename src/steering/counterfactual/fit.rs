@@ -115,8 +115,8 @@ impl Counterfactual {
     /// - [`Error::ForgottenPointRetained`]
     /// - [`Error::MissingPart`] for a model with a condition and no [`Groups`](super::Groups);
     ///   [`Error::UnexplainedPoint`]
-    /// - [`Error::InvalidSetting`] if the model's loss on the control points is not a positive
-    ///   number
+    /// - [`Error::InvalidSetting`] if the gain on the control points is not a positive number, or
+    ///   for patches of points that are not of rank 4
     /// - [`Error::DeviceMismatch`] if model and data are on different devices
     /// - the errors of the retained set
     pub fn fit<const D: usize, M: Denoiser<D>>(
