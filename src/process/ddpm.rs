@@ -2,7 +2,7 @@
 
 use super::PredictionType;
 use super::Scheduler;
-use super::beta::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
+use super::beta::{BetaSchedule, alpha_bars};
 use super::config::SchedulerConfig;
 use super::time::TimeRange;
 use crate::error::Result;
@@ -80,7 +80,7 @@ impl DdpmScheduler {
     pub fn from_config(config: &SchedulerConfig) -> Result<Self> {
         let mut scheduler = Self::new(&config.beta_schedule, config.num_timesteps)?;
         if config.zero_terminal_snr {
-            scheduler.alpha_bars = rescale_to_zero_terminal_snr(&scheduler.alpha_bars);
+            scheduler.alpha_bars = config.alpha_bars()?;
             let before = std::iter::once(&1.0).chain(&scheduler.alpha_bars);
             scheduler.betas = before
                 .zip(&scheduler.alpha_bars)

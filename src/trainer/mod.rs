@@ -220,13 +220,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let mut measured = measure(&self.model, &sides)?;
         measured.weigh(&terms, batch.batch_size());
         let coefficients = self.coefficients(&measured)?;
-        self.remember_losses(&terms, batch, &measured);
-
         let combined_norm = measured.norms.combined(coefficients.unwrap_or_default());
         let is_finite = coefficients.is_some() && combined_norm.is_finite();
         if !is_finite {
             batch.check_finite()?;
         }
+        self.remember_losses(&terms, batch, &measured);
         let thinned = terms.sides();
         let term = |side, factors| {
             let (term, weights) = (thinned.get(side).as_ref()?, (*weights.get(side))?);

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::files::{path_text, read_configuration};
-use crate::process::{BetaSchedule, PredictionType};
+use crate::process::beta::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
+use crate::process::prediction::PredictionType;
 
 /// Which of the training steps a sampler visits (diffusers' `timestep_spacing`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -97,6 +98,15 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
+    /// `ᾱ_t` of every step of the process.
+    pub(crate) fn alpha_bars(&self) -> Result<Vec<f64>> {
+        let alpha_bars = alpha_bars(&self.beta_schedule.betas(self.num_timesteps)?);
+        Ok(match self.zero_terminal_snr {
+            true => rescale_to_zero_terminal_snr(&alpha_bars),
+            false => alpha_bars,
+        })
+    }
+
     /// Reads a diffusers `scheduler_config.json`, strictly.
     ///
     /// The class must have a discrete process that follows from its betas. A key that is unknown or

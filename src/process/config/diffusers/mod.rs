@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::files::invalid;
 use crate::files::json::python_object;
 use crate::files::refusals::Refusals;
-use crate::process::{BetaSchedule, DdpmScheduler, PredictionType};
+use crate::process::beta::BetaSchedule;
+use crate::process::prediction::PredictionType;
 
 /// A class's defaults for keys that its file lacks.
 #[derive(Debug, Clone, Copy)]
@@ -326,13 +327,12 @@ impl Keys<'_> {
     /// far a sampler goes.
     fn check_sigma_ends(&mut self, ends: [Option<f64>; 2], config: &SchedulerConfig) {
         // Betas out of range cause an error of their own when they are used.
-        let Ok(scheduler) = DdpmScheduler::from_config(config) else {
+        let Ok(alpha_bars) = config.alpha_bars() else {
             return;
         };
         let sigma = |alpha_bar: &f64| ((1.0 - alpha_bar) / alpha_bar).sqrt();
-        let sigmas = scheduler.alpha_bars();
-        let least = sigmas.first().map_or(0.0, sigma);
-        let most = sigmas.last().map_or(0.0, sigma);
+        let least = alpha_bars.first().map_or(0.0, sigma);
+        let most = alpha_bars.last().map_or(0.0, sigma);
         // Files hold rounded values.
         let of_process = 0.99 * least..=1.01 * most;
         for (key, end) in ["sigma_min", "sigma_max"].into_iter().zip(ends) {
