@@ -1,9 +1,11 @@
 //! What a model knows of data: the loss of single points, and whether the data are prepared as the
 //! model was trained on them.
 
+mod answer_distance;
 mod denoising_loss;
 mod model_check;
 
+pub use answer_distance::{AnswerComparison, AnswerDistance};
 pub use denoising_loss::DenoisingLoss;
 pub(crate) use denoising_loss::{parts, residual, row_losses};
 pub use model_check::{

@@ -1,5 +1,6 @@
 //! The objectives. Each is two weighted regressions, a retain and a forget term; nothing else differs between them.
 
+mod answers;
 mod bernoulli;
 mod erase_diff;
 pub(crate) mod mixture;
@@ -16,6 +17,7 @@ use std::fmt::{self, Debug};
 use burn::tensor::{Device, Tensor};
 
 pub use self::siss::Siss;
+pub use answers::Answers;
 pub use bernoulli::Bernoulli;
 pub use erase_diff::EraseDiff;
 pub use mixture::{ImportanceWeights, MixturePoints, importance_weights, mixture_points};

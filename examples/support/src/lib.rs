@@ -20,3 +20,4 @@ pub mod small;
 pub mod target;
 pub mod tshirt;
 pub mod unlearn;
+pub mod way;
