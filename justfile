@@ -14,6 +14,8 @@ lint:
     cargo clippy --workspace --release --all-targets -- -D warnings
     cargo deny check
     typos
+    # Comments fit 100 columns, except rows of tables and hidden lines of examples.
+    ! LC_ALL=C.UTF-8 grep -rnP --include='*.rs' '^(?=.{101,})\s*//(?![/!]? ?[|#])' src tests examples benches
 
 # The documentation, without a warning.
 doc:

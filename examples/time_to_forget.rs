@@ -283,7 +283,7 @@ impl<'a> Trial<'a> {
 
 fn table(runs: &[Run]) -> String {
     let mut table = String::from(
-        "| method | steps to 0 T-shirts | of | clock | seconds of the steps | predicting the level | in all |\n|---|---|---|---|---|---|---|\n",
+        "| method | steps to 0 T-shirts | of | clock | seconds of the steps | predicting the level | total |\n|---|---|---|---|---|---|---|\n",
     );
     for run in runs {
         let steps = match run.steps {

@@ -329,20 +329,24 @@ fn samplers<'a>() -> Vec<Case<'a>> {
                 ..DdimConfig::default()
             })
         }),
-        case("a stochastic step without noise", "eta is 0.5", move || {
-            let sampler = ddim(DdimConfig {
-                eta: 0.5,
-                ..DdimConfig::default()
-            })?;
-            sampler.step_to(
-                zeros([1, 3]),
-                zeros([1, 3]),
-                PredictionType::Epsilon,
-                500,
-                Some(400),
-                None,
-            )
-        }),
+        case(
+            "a stochastic step without noise",
+            "eta 0.5 has no noise",
+            move || {
+                let sampler = ddim(DdimConfig {
+                    eta: 0.5,
+                    ..DdimConfig::default()
+                })?;
+                sampler.step_to(
+                    zeros([1, 3]),
+                    zeros([1, 3]),
+                    PredictionType::Epsilon,
+                    500,
+                    Some(400),
+                    None,
+                )
+            },
+        ),
         case("an output of another shape", "[1, 4]", move || {
             ddim(DdimConfig::default())?.step_to(
                 zeros([1, 3]),

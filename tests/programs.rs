@@ -241,8 +241,7 @@ mod own_objective {
             layer: LinearConfig::new(3, 3).init(&device),
             class: EmbeddingConfig::new(2, 3).init(&device),
         };
-        let classes =
-            |class: i64, rows: i64| Tensor::<1, Int>::arange(0..rows, &device) * 0 + class;
+        let classes = |class: i64, rows: usize| Tensor::<1, Int>::full([rows], class, &device);
         let retain = Tensor::<2>::random([40, 3], burn::tensor::Distribution::Default, &device);
         let forget = Tensor::<2>::ones([2, 3], &device) * 2.0;
         let pairs =

@@ -29,7 +29,7 @@ fn key(run: &Run) -> Key<'_> {
 
 fn table(runs: &[Run], belongs: impl Fn(&Run) -> bool) -> String {
     let mut table = String::from(
-        "| method | steps | T-shirts | of | loss at t = 100 | 250 | 400 | distance | digits' loss | rows a sample |\n\
+        "| method | steps | T-shirts | of | loss at t = 100 | 250 | 400 | distance | digits' loss | rows per sample |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
     let Some(before) = runs.iter().find(|run| run.method == BEFORE) else {

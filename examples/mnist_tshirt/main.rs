@@ -104,7 +104,7 @@ fn print_table(summary: &Summary) {
         row(&name, before, after, "1; 0".into());
     }
     println!(
-        "\ndistance to the retrained model {:.2} (mean |ln| of the T-shirt's loss over its own); {} steps, {:.2} rows a sample, {:.0} s of {:.0} s",
+        "\ndistance to the retrained model {:.2} (mean |ln| of the T-shirt's loss over its own); {} steps, {:.2} rows per sample, {:.0} s of {:.0} s",
         summary.distance_to_retrained,
         summary.steps,
         summary.rows_per_sample,

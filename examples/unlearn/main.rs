@@ -96,7 +96,7 @@ fn print_table(summary: &Summary) {
         None => String::new(),
     };
     println!(
-        "\n{} steps in {} of {}, {:.2} rows a sample{memory}",
+        "\n{} steps in {} of {}, {:.2} rows per sample{memory}",
         summary.steps,
         duration(summary.unlearning_seconds),
         duration(summary.seconds),

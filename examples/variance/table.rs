@@ -6,7 +6,7 @@ use crate::estimator::Figures;
 /// which is times the rows; and the forget gradient's variance over the squared norm of its mean.
 pub fn table(figures: &[Figures]) -> String {
     let mut table = String::from(
-        "| objective | draws | rows a sample | retain: variance | at equal cost | forget: variance | at equal cost | over the mean's square |\n\
+        "| objective | draws | rows per sample | retain: variance | at equal cost | forget: variance | at equal cost | divided by the squared mean |\n\
          |---|---|---|---|---|---|---|---|\n",
     );
     let squares = figures.iter().map(|line| line.forget_squared_mean);

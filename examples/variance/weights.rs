@@ -188,7 +188,7 @@ pub fn plot(points: &[Point]) -> Plot {
     ];
     let panel = Panel::new("Rows of digits that are run")
         .x_label("timestep")
-        .y_label("rows a sample");
+        .y_label("rows per sample");
     let panel = rows
         .into_iter()
         .fold(panel, |panel, (label, source, value)| {

@@ -212,7 +212,7 @@ impl<const D: usize> Neighbours<D> {
 
     /// Searches for the neighbours of one more point, `[1, …]`.
     fn search(&mut self, id: u64, point: Tensor<D>) -> Result<()> {
-        let retain = self.retain.as_ref().ok_or_else(|| Error::UnknownPoint {
+        let retain = self.retain.as_ref().ok_or(Error::UnknownPoint {
             id,
             missing: "neighbours",
             known: self.known.len(),
@@ -247,7 +247,7 @@ impl<const D: usize> Neighbours<D> {
         };
         let own = usize::try_from(id).ok();
         let own = own.and_then(|id| groups.forgotten.get(id));
-        let own = own.ok_or_else(|| Error::UnknownPoint {
+        let own = own.ok_or(Error::UnknownPoint {
             id,
             missing: "group",
             known: groups.forgotten.len(),

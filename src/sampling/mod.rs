@@ -22,7 +22,7 @@ pub use reverse::Visits;
 /// Goes from noise to samples, step by step.
 ///
 /// What the output of a model is, the model says
-/// ([`Denoiser::prediction_type`](crate::Denoiser::prediction_type)).
+/// ([`Denoiser::prediction_type`]).
 ///
 /// A sampler of your own says which timesteps it visits and what a step is. Noise comes from a seed: row `i` of a run is
 /// the same in any batch and on any device.

@@ -164,7 +164,7 @@ impl Levels {
         let found = usize::try_from(forget_id)
             .ok()
             .and_then(|id| self.levels.get(id));
-        let levels = found.ok_or_else(|| Error::UnknownPoint {
+        let levels = found.ok_or(Error::UnknownPoint {
             id: forget_id,
             missing: "level",
             known: self.levels.len(),

@@ -46,7 +46,7 @@ pub fn step_panels<A>(records: &[StepRecord<A>]) -> [Panel; 4] {
         .series(series("forget, mean", &|r| {
             Some(r.forget.as_ref()?.weights.mean)
         }))
-        .series(series("rows run a sample", &|r| Some(r.rows_per_sample())));
+        .series(series("rows run per sample", &|r| Some(r.rows_per_sample())));
     [losses, norms, scale, weights]
 }
 

@@ -3,7 +3,6 @@
 use burn::tensor::Tensor;
 
 use super::groups::Groups;
-use crate::data::common::refuse_common_points;
 use crate::data::finite::check_finite;
 use crate::data::points::check_not_empty;
 use crate::data::{Points, Side};
@@ -100,8 +99,8 @@ impl<'a, const D: usize, C> CounterfactualData<'a, D, C> {
 
 impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
     /// # Errors
-    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`], [`Error::InvalidSetting`], and those of the retained
-    /// set.
+    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`], [`Error::DeviceMismatch`],
+    /// [`Error::MissingPart`], [`Error::UnexplainedPoint`].
     pub(crate) fn check(&self) -> Result<()> {
         self.check_points()?;
         self.check_conditions()?;
@@ -136,7 +135,7 @@ impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
             check_device("points", &device, &points.device())?;
             check_finite(points, side)?;
         }
-        refuse_common_points(self.retained, self.forgotten)
+        Ok(())
     }
 
     fn check_conditions(&self) -> Result<()> {

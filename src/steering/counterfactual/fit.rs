@@ -10,6 +10,7 @@ use super::form::{Forms, IdealForm};
 use super::grid::default_timesteps;
 use super::ideal::{Flat, Ideal, flat, on_host};
 use super::probe::{LossMoments, PROBES, Probe, Progress, same_patches};
+use crate::data::common::refuse_common_points;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_device, check_prediction_type, check_range};
 use crate::parameters::check_parameters;
@@ -103,8 +104,9 @@ impl Counterfactual {
     /// [`Error::PredictionTypeDiffers`] for a scheduler whose configuration says otherwise than the model;
     /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
     /// [`Error::NonFiniteParameter`] for a model with NaN or infinities;
-    /// [`Error::InvalidSetting`] for a model with a condition and no [`Groups`](super::Groups), if the model's loss on the control
-    /// points is no positive number, or if model and data are on different devices; those of the retained set.
+    /// [`Error::MissingPart`] for a model with a condition and no [`Groups`](super::Groups); [`Error::UnexplainedPoint`];
+    /// [`Error::InvalidSetting`] if the model's loss on the control points is not a positive number;
+    /// [`Error::DeviceMismatch`]; those of the retained set.
     pub fn fit<const D: usize, M: Denoiser<D>>(
         model: &M,
         scheduler: &dyn Scheduler,
@@ -136,6 +138,7 @@ impl Counterfactual {
         check_timesteps(&timesteps)?;
         let scales = scheduler.scales(&timesteps)?;
         check_model(model, data.controls)?;
+        refuse_common_points(data.retained, data.forgotten)?;
         let retained = Flat(data.retained);
         let host = match config.form {
             IdealForm::Whole => Vec::new(),

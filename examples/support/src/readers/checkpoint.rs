@@ -87,7 +87,7 @@ fn seal(files: &Files) -> String {
     }
     let text = |digest: &str| {
         format!(
-            "{{\n  \"format\": 1,\n  \"step\": {STEPS},\n  \"files\": {{{records}\n  }},\n  \"sha256\": \"{digest}\"\n}}\n"
+            "{{\n  \"format\": 2,\n  \"step\": {STEPS},\n  \"files\": {{{records}\n  }},\n  \"sha256\": \"{digest}\"\n}}\n"
         )
     };
     text(&sha256(text("").as_bytes()))
