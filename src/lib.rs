@@ -80,6 +80,7 @@
 //! | [`data`] | batches, pairs of retained and forgotten points, checks of the data |
 //! | [`draws`] | reproducible random numbers |
 //! | [`objective`] | the losses, and what an objective of your own needs |
+//! | [`answer`] | what a model that never saw a point would answer there |
 //! | [`steering`] | forgetting that stops at the loss a retrained model would have |
 //! | [`clipper`] | how the two gradients are weighed |
 //! | [`kernel`] | the loss alone, for trainers of your own |
@@ -137,6 +138,7 @@
     )
 )]
 
+pub mod answer;
 pub mod backend;
 pub mod checkpoint;
 pub mod clipper;

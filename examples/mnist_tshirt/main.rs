@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use siss_support::progress::Bar;
-use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
+use siss_support::tshirt::evaluate::{ANSWERED, Evaluation, TIMESTEPS};
 use siss_support::tshirt::job::{self, Summary};
 use siss_support::tshirt::options::Options;
 
@@ -97,6 +97,13 @@ fn print_table(summary: &Summary) {
         format!("{:.2}", after.tshirt_denoise_l2),
         format!("{:.2}", summary.retrained.tshirt_denoise_l2),
     );
+    for timestep in ANSWERED {
+        let key = timestep.to_string();
+        let answers = [&summary.answers_before, &summary.answers_after].map(|of| of[&key]);
+        let [before, after] = answers.map(|of| format!("{:.2}; {:.2}", of.cosine, of.distance));
+        let name = format!("errors' cosine; distance, t = {timestep}");
+        row(&name, before, after, "1; 0".into());
+    }
     println!(
         "\ndistance to the retrained model {:.2} (mean |ln| of the T-shirt's loss over its own); {} steps, {:.2} rows per sample, {:.0} s of {:.0} s",
         summary.distance_to_retrained,

@@ -3,6 +3,7 @@
 //! Each consists of two weighted regressions, a retain term and a forget term; they differ in
 //! nothing else.
 
+mod answers;
 mod bernoulli;
 mod erase_diff;
 pub(crate) mod mixture;
@@ -19,6 +20,7 @@ use std::fmt::{self, Debug};
 use burn::tensor::{Device, Tensor};
 
 pub use self::siss::Siss;
+pub use answers::Answers;
 pub use bernoulli::Bernoulli;
 pub use erase_diff::EraseDiff;
 pub use mixture::{ImportanceWeights, MixturePoints, importance_weights, mixture_points};

@@ -229,14 +229,7 @@ impl Levels {
         scheduler: &dyn Scheduler,
         sampling: TimestepSampling,
     ) -> Result<()> {
-        if let Some(origin) = &self.origin
-            && !origin.is_of(&scheduler.scales(&self.timesteps)?)
-        {
-            return Err(Error::InvalidSetting {
-                what: "the levels were predicted for another process: signal and noise at their timesteps differ from the trainer's".into(),
-                remedy: "predict them with the scheduler that the trainer gets",
-            });
-        }
+        self.check_origin(scheduler)?;
         let [low, high] = sampling.ends(scheduler.time_range());
         let (first, last) = (self.timesteps[0], self.timesteps[self.timesteps.len() - 1]);
         let outside = (first - low).max(0.0) + (high - last).max(0.0);
@@ -247,6 +240,22 @@ impl Levels {
                     "the levels are for timesteps from {first} to {last}, but steps draw from {low} to {high}"
                 ),
                 remedy: "predict them on a grid that covers all timesteps drawn; beyond its ends a level is a guess",
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the levels are those of this process, as far as that is known.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`], [`Error::TimestepOutOfRange`].
+    pub(crate) fn check_origin(&self, scheduler: &dyn Scheduler) -> Result<()> {
+        if let Some(origin) = &self.origin
+            && !origin.is_of(&scheduler.scales(&self.timesteps)?)
+        {
+            return Err(Error::InvalidSetting {
+                what: "the levels were predicted for another process: signal and noise at their timesteps differ from the trainer's".into(),
+                remedy: "predict them with the scheduler that the trainer gets",
             });
         }
         Ok(())

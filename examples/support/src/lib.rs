@@ -21,3 +21,4 @@ pub mod small;
 pub mod target;
 pub mod tshirt;
 pub mod unlearn;
+pub mod way;

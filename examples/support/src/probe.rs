@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use siss::burn::tensor::{Device, Tensor};
-use siss::evaluate::DenoisingLoss;
+use siss::evaluate::{AnswerComparison, AnswerDistance, DenoisingLoss};
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Sampler};
@@ -105,6 +105,17 @@ impl Probe {
             loss.measure(model, &self.scheduler, &images, &())
         })?;
         Ok(losses.concat().concat())
+    }
+
+    /// The answers of a model at images against those of a reference, by timestep and image.
+    pub fn answers(
+        &self,
+        compare: &AnswerDistance,
+        model: &UNet2d,
+        reference: &UNet2d,
+        images: &Tensor<4>,
+    ) -> Result<Vec<Vec<AnswerComparison>>> {
+        compare.measure(model, reference, &self.scheduler, images, &())
     }
 
     /// Each image, noised to a timestep and denoised from there.

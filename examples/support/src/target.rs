@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use serde::Serialize;
+use siss::answer::{PredictedAnswer, PredictedAnswerConfig};
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
@@ -35,8 +36,18 @@ pub fn predict(
     forgotten: &Tensor<4>,
     progress: &dyn Progress,
 ) -> Result<Levels> {
-    let count = controls.dims()[0].min(MOST_CONTROLS);
-    let controls = controls.clone().narrow(0, 0, count);
+    let points = [retained, controls, forgotten];
+    Ok(predict_losses(model, config, points, progress)?.levels)
+}
+
+/// The same with all that is known of the prediction; `points`: retained, control and forgotten ones.
+pub fn predict_losses(
+    model: &UNet2d,
+    config: &SchedulerConfig,
+    [retained, controls, forgotten]: [&Tensor<4>; 3],
+    progress: &dyn Progress,
+) -> Result<Counterfactual> {
+    let controls = few(controls);
     let data = CounterfactualData::new(retained, &controls, forgotten);
     let settings = CounterfactualConfig {
         // With many images, fewer noises per image suffice.
@@ -45,8 +56,28 @@ pub fn predict(
     };
     let scheduler = DdpmScheduler::from_config(config)?;
     let tell = |share| progress.phase(&format!("predicting the target: {:.0} %", 100.0 * share));
-    let fit = Counterfactual::fit_with_progress(model, &scheduler, data, settings, tell)?;
-    Ok(fit.levels)
+    Counterfactual::fit_with_progress(model, &scheduler, data, settings, tell)
+}
+
+/// Predicts the answers that a model retrained without the forgotten images would give at them.
+pub fn predict_answers(
+    model: &UNet2d,
+    config: &SchedulerConfig,
+    [retained, controls, forgotten]: [&Tensor<4>; 3],
+    losses: &Counterfactual,
+    progress: &dyn Progress,
+) -> Result<PredictedAnswer<4>> {
+    let controls = few(controls);
+    let data = CounterfactualData::new(retained, &controls, forgotten);
+    let scheduler = DdpmScheduler::from_config(config)?;
+    let settings = PredictedAnswerConfig::default();
+    let tell = |share| progress.phase(&format!("predicting answers: {:.0} %", 100.0 * share));
+    PredictedAnswer::fit_with_progress(model, &scheduler, &data, losses, &settings, tell)
+}
+
+fn few(controls: &Tensor<4>) -> Tensor<4> {
+    let count = controls.dims()[0].min(MOST_CONTROLS);
+    controls.clone().narrow(0, 0, count)
 }
 
 /// Parses a method on the command line. The tables' `siss-to-level` is rejected, because it is set

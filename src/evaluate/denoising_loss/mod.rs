@@ -157,7 +157,7 @@ impl DenoisingLoss {
         Ok(means)
     }
 
-    fn check(&self, points: usize) -> Result<()> {
+    pub(super) fn check(&self, points: usize) -> Result<()> {
         if self.timesteps.is_empty() {
             return Err(Error::Empty {
                 what: "the list of timesteps to measure at",
@@ -184,6 +184,23 @@ impl DenoisingLoss {
         points: &dyn Points<D>,
         condition: &M::Condition,
         device: &Device,
+        take: impl FnMut(&[usize], &[f32]),
+    ) -> Result<()> {
+        let losses = |timestep, scales: &_, clean: &_, noise: &_, condition: &_| {
+            row_losses(model, timestep, scales, clean, noise, condition)
+        };
+        self.each_part_with(losses, scales, points, condition, device, take)
+    }
+
+    /// [`each_part`](Self::each_part) of anything that is measured of rows at a timestep: their
+    /// scales, clean points, noise and condition.
+    pub(super) fn each_part_with<const D: usize, C: Condition>(
+        &self,
+        measure: impl Fn(f64, &Scales, &Tensor<D>, &Tensor<D>, &C) -> Result<Tensor<1>>,
+        scales: &Scales,
+        points: &dyn Points<D>,
+        condition: &C,
+        device: &Device,
         mut take: impl FnMut(&[usize], &[f32]),
     ) -> Result<()> {
         let first_row = self.first_point.wrapping_mul(self.noises as u64);
@@ -196,7 +213,7 @@ impl DenoisingLoss {
             let condition = condition.take_rows(&rows);
             let losses = self.timesteps.iter().enumerate().map(|(index, &timestep)| {
                 let scales = scales.repeat(index, rows.len());
-                row_losses(model, timestep, &scales, &clean, &noise, &condition)
+                measure(timestep, &scales, &clean, &noise, &condition)
             });
             let losses = Tensor::cat(losses.collect::<Result<_>>()?, 0);
             take(&rows, &read_f32(losses, "the model's losses")?);

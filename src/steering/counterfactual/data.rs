@@ -36,12 +36,12 @@ use crate::error::{Error, Result, check_device, check_shape};
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct CounterfactualData<'a, const D: usize, C = ()> {
-    pub(super) retained: &'a dyn Points<D>,
-    pub(super) controls: &'a Tensor<D>,
-    pub(super) control_condition: &'a C,
-    pub(super) forgotten: &'a Tensor<D>,
+    pub(crate) retained: &'a dyn Points<D>,
+    pub(crate) controls: &'a Tensor<D>,
+    pub(crate) control_condition: &'a C,
+    pub(crate) forgotten: &'a Tensor<D>,
     pub(super) forgotten_condition: &'a C,
-    pub(super) groups: Option<Groups<'a>>,
+    pub(crate) groups: Option<Groups<'a>>,
 }
 
 impl<'a, const D: usize> CounterfactualData<'a, D> {
@@ -105,7 +105,7 @@ impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
     /// # Errors
     /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`],
     /// [`Error::DeviceMismatch`], [`Error::MissingPart`], [`Error::UnexplainedPoint`].
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.check_points()?;
         self.check_conditions()?;
         match &self.groups {

@@ -1,9 +1,12 @@
 //! Measures a model on the T-shirt and on digits it has never seen.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use siss::Result;
 use siss::backend::DeviceSpec;
 use siss::burn::tensor::Tensor;
+use siss::evaluate::{AnswerComparison, AnswerDistance};
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
 
@@ -16,6 +19,8 @@ pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
 pub const CURVE: [usize; 10] = [25, 50, 100, 150, 250, 400, 500, 600, 800, 900];
 /// A generated image this close to the T-shirt, with pixels in `[0, 1]`, counts as the T-shirt.
 pub const TSHIRT_DISTANCE: f64 = 10.0;
+/// Timesteps at which answers are compared with the retrained model's.
+pub const ANSWERED: [usize; 5] = [50, 100, 250, 400, 600];
 /// The T-shirt is noised to this timestep and denoised.
 pub const DENOISE_FROM: usize = 250;
 /// Noises over which the T-shirt's loss is averaged.
@@ -32,6 +37,9 @@ pub fn chunks(device: DeviceSpec) -> Chunks {
         in_parallel,
     }
 }
+
+/// How a model's answers compare with another's, by timestep.
+pub type Answered = BTreeMap<String, AnswerComparison>;
 
 /// The results of measuring a model.
 #[derive(Debug, Clone, Serialize)]
@@ -129,6 +137,16 @@ impl Examiner {
             ))
         };
         timesteps.iter().map(loss).collect()
+    }
+
+    /// The answers at the T-shirt against a reference model's.
+    pub fn answers(&self, model: &UNet2d, reference: &UNet2d) -> Result<Answered> {
+        let compare = AnswerDistance::at(ANSWERED.map(|timestep| timestep as f64));
+        let found = self
+            .probe
+            .answers(&compare, model, reference, &self.tshirt)?;
+        let keys = ANSWERED.iter().map(usize::to_string);
+        Ok(keys.zip(found.into_iter().flatten()).collect())
     }
 
     /// Copies of the T-shirt noised to [`DENOISE_FROM`] and denoised.

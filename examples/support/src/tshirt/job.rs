@@ -6,16 +6,18 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use siss::answer::PredictedAnswer;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::data::DataCheck;
 use siss::draws::{CoinFlip, FixedAllocation};
 use siss::files::ResultFolder;
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
+use siss::objective::Answers;
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
-use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
+use siss::{DdpmScheduler, Error as SissError, PairSampler, SissTrainer, Steering};
 
 use crate::digits;
 use crate::files;
@@ -23,12 +25,13 @@ use crate::probe::{ByTimestep, Probe};
 use crate::progress::Progress;
 use crate::resume::open_results;
 use crate::run::{LOG, Plan, Run, Unlearned};
-use crate::target::{Target, predict};
+use crate::target::{Target, predict_answers, predict_losses};
 use crate::tshirt::evaluate::{
-    COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
+    Answered, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
 };
 use crate::tshirt::options::{Options, Protocol, Settings};
 use crate::tshirt::pictures;
+use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -66,6 +69,9 @@ pub struct Summary {
     pub retrained: Retrained,
     /// The predicted loss of a retrained model on the T-shirt, if it was the target.
     pub predicted: Option<ByTimestep>,
+    /// The answers at the T-shirt against the retrained model's, by timestep.
+    pub answers_before: Answered,
+    pub answers_after: Answered,
     /// Mean over the timesteps of |ln(after / retrained)| of the T-shirt's loss.
     pub distance_to_retrained: f64,
     /// Rows run through the model per pair of images.
@@ -96,15 +102,18 @@ pub struct Retrained {
     pub tshirt_denoise_l2: f64,
     #[serde(skip)]
     pub denoised: Tensor<4>,
+    #[serde(skip)]
+    model: UNet2d,
 }
 
 impl Retrained {
-    fn measure(examiner: &Examiner, model: &UNet2d) -> siss::Result<Self> {
-        let denoised = examiner.denoise(model, COPIES)?;
+    fn measure(examiner: &Examiner, model: UNet2d) -> siss::Result<Self> {
+        let denoised = examiner.denoise(&model, COPIES)?;
         Ok(Self {
-            tshirt_loss: examiner.tshirt_loss(model, TSHIRT_NOISES, &CURVE)?,
+            tshirt_loss: examiner.tshirt_loss(&model, TSHIRT_NOISES, &CURVE)?,
             tshirt_denoise_l2: examiner.distance(&denoised),
             denoised,
+            model,
         })
     }
 
@@ -132,6 +141,8 @@ pub struct Job {
     pairs: PairSampler<4>,
     /// The levels from which that prediction was made.
     pub levels: Option<Levels>,
+    /// What is taught in place of the T-shirt, with [`Way::Counterfactual`].
+    pub answer: Option<PredictedAnswer<4>>,
 }
 
 impl Job {
@@ -155,11 +166,12 @@ impl Job {
         };
         let retrained = UNet2d::load(base.join("retrained"), &device)?;
         let mut job = Self {
-            retrained: Retrained::measure(&examiner, &retrained)?,
+            retrained: Retrained::measure(&examiner, retrained)?,
             model: UNet2d::load(checkpoint.network(), &device)?,
             pairs: PairSampler::new(digits.retain, tshirt, options.seed)?,
             predicted: None,
             levels: None,
+            answer: None,
             options,
             settings,
             examiner,
@@ -182,14 +194,14 @@ impl Job {
     /// Predicts the losses that a model retrained without the T-shirt would have on it.
     fn predict(&mut self, controls: &Tensor<4>, progress: &dyn Progress) -> Result<()> {
         let (retained, tshirt) = (self.pairs.retain(), self.pairs.forget());
-        let levels = predict(
-            &self.model,
-            &self.config,
-            retained,
-            controls,
-            tshirt,
-            progress,
-        )?;
+        let (model, config) = (&self.model, &self.config);
+        let points = [retained, controls, tshirt];
+        let losses = predict_losses(model, config, points, progress)?;
+        if self.options.method == Way::Counterfactual {
+            let answer = predict_answers(model, config, points, &losses, progress)?;
+            self.answer = Some(answer);
+        }
+        let levels = losses.levels;
         let level = |timestep: usize| Ok((timestep.to_string(), levels.level(0, timestep as f64)?));
         self.predicted = Some(CURVE.into_iter().map(level).collect::<siss::Result<_>>()?);
         self.levels = Some(levels);
@@ -199,7 +211,7 @@ impl Job {
     /// A trainer of the loaded model, steered to levels if there are any.
     pub fn trainer(
         &self,
-        method: Method,
+        method: impl Into<Way>,
         seed: u64,
         levels: Option<&Levels>,
     ) -> Result<SissTrainer<UNet2d, 4>> {
@@ -210,19 +222,24 @@ impl Job {
     pub fn trainer_of(
         &self,
         model: UNet2d,
-        method: Method,
+        method: impl Into<Way>,
         seed: u64,
         levels: Option<&Levels>,
     ) -> Result<SissTrainer<UNet2d, 4>> {
         let (options, settings) = (&self.options, &self.settings);
         let scheduler = DdpmScheduler::from_config(&self.config)?;
         let mut builder = SissTrainer::builder(model, scheduler)
-            .method(method)
             .retained_points(self.pairs.retain().clone())
             .timestep_sampling(settings.timesteps)
             .thin_below(settings.thin_below)
             .seed(seed);
-        if let Some(levels) = levels {
+        builder = match method.into() {
+            Way::Method(method) => builder.method(method),
+            Way::Counterfactual => builder
+                .loss(Answers::new(self.answer()?))
+                .clipper(Answers::<4>::clipper()),
+        };
+        if let Some(levels) = levels.filter(|_| self.answer.is_none()) {
             builder = builder.steering(Steering::new(levels.clone()));
         }
         if let Some(clipper) = settings.clipper {
@@ -241,6 +258,14 @@ impl Job {
                 .learning_rate(settings.learning_rate),
         };
         Ok(builder.build()?)
+    }
+
+    fn answer(&self) -> siss::Result<PredictedAnswer<4>> {
+        self.answer.clone().ok_or_else(|| SissError::MissingPart {
+            owner: "--method counterfactual".into(),
+            missing: "predicted answers",
+            remedy: "leave --target at retrained",
+        })
     }
 
     /// The pairs of retained and forgotten images under a seed.
@@ -267,7 +292,10 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let folder = results.path();
     save_model(&job, &unlearned.model, &folder.join("model"), progress)?;
     pictures::save(&job, &folder, &before, &after, &unlearned.records)?;
+    let answered = |model| job.examiner.answers(model, &job.retrained.model);
     let summary = Summary {
+        answers_before: answered(&job.model)?,
+        answers_after: answered(&unlearned.model)?,
         distance_to_retrained: job.retrained.distance(&after.figures.tshirt_loss),
         before: before.figures,
         after: after.figures,

@@ -13,7 +13,8 @@ use crate::digits::ASSETS;
 use crate::files::{as_optional_text, as_text as as_path_text};
 use crate::options::{at_least_one, clipper, learning_rate, number};
 use crate::resume::Checkpointing;
-use crate::target::{Target, parse_method};
+use crate::target::Target;
+use crate::way::Way;
 
 /// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps
 /// generating digits.
@@ -33,10 +34,11 @@ pub struct Options {
     #[serde(skip)]
     pub batch: Option<usize>,
 
-    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track.
-    #[arg(long, default_value_t, value_parser = parse_method)]
+    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or counterfactual, which
+    /// teaches the answers that a model retrained without the T-shirt is predicted to give.
+    #[arg(long, default_value_t)]
     #[serde(serialize_with = "as_text")]
-    pub method: Method,
+    pub method: Way,
 
     /// Where forgetting stops: at the predicted loss of a model retrained without the T-shirt, or
     /// nowhere
@@ -130,7 +132,7 @@ pub enum Protocol {
     Paper,
 }
 
-fn as_text<S: serde::Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_text<S: serde::Serializer>(method: &Way, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(method)
 }
 
@@ -203,7 +205,7 @@ impl Options {
     /// The published runs rescale the forget gradient of the methods that combine ascent with
     /// learning; the other methods keep their own clipper.
     fn paper_clipper(&self) -> Option<ClipperSpec> {
-        let rescaled = [Method::Siss, Method::SissNoIs, Method::Bernoulli];
+        let rescaled = [Method::Siss, Method::SissNoIs, Method::Bernoulli].map(Way::Method);
         let is_rescaled = rescaled.contains(&self.method);
         is_rescaled.then_some(ClipperSpec::Rescale(5.0))
     }

@@ -1,0 +1,264 @@
+//! The predicted answer of a model that never saw the point.
+
+use burn::tensor::{Device, Tensor};
+use sha2::{Digest, Sha256};
+
+use super::combination::{Combination, UsedPoints};
+use super::posterior::{NoisyRow, References, errors};
+use super::surrogate::rows_of;
+use super::{Answer, Asked};
+use crate::data::Points;
+use crate::data::points::load;
+use crate::denoiser::Condition;
+use crate::error::{Error, Result, check_prediction_type, check_shape};
+use crate::host::{read_f32, select_rows, tensor};
+
+/// The answer that a model retrained without a forgotten point would give, predicted from the retained
+/// data without training one.
+///
+/// An ideal denoiser of the retained data gives the posterior mean `x̂` of the clean point at a noisy one
+/// `m`, which differs from the forgotten point `a` by an error `e` in the space of the model's output.
+/// There is one for whole points and one for each width of patches around each place, which is how
+/// convolutional networks generalise (Kamb and Ganguli 2024, arXiv 2412.20292). On control points that
+/// the model never saw, its own error is regressed on theirs at each timestep of a grid, which gives
+/// coefficients `c_p(t)`. The answer for a forgotten point is then
+///
+/// ```text
+/// y(a, ε) + s Σ_p c_p(t) e_p(m, t)
+/// ```
+///
+/// with the target `y(a, ε)` of the point itself, and `s` such that the error has the predicted loss of
+/// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). Where the model before the
+/// run has at least that loss, the answer is the model's own, which is frozen: no request makes the
+/// model know a point better.
+///
+/// The posteriors are computed on the host, whatever the device, over at most
+/// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each group.
+///
+/// # Example
+/// ```
+/// # use burn::module::Module;
+/// # use burn::nn::{Linear, LinearConfig};
+/// # use burn::tensor::{Device, Distribution, Tensor};
+/// # use siss::{DdpmScheduler, Denoiser, SissTrainer};
+/// # #[derive(Module, Debug)]
+/// # struct Model { linear: Linear }
+/// # impl Denoiser<2> for Model {
+/// #     type Condition = ();
+/// #     fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> { self.linear.forward(noisy) }
+/// # }
+/// # let device = Device::flex();
+/// # let model = Model { linear: LinearConfig::new(3, 3).init(&device) };
+/// # let random = |rows: usize| Tensor::<2>::random([rows, 3], Distribution::Default, &device);
+/// # let (retained, controls, forgotten) = (random(100), random(20), Tensor::zeros([1, 3], &device));
+/// use siss::answer::{PredictedAnswer, PredictedAnswerConfig};
+/// use siss::objective::Answers;
+/// use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData};
+///
+/// let scheduler = DdpmScheduler::linear(1000)?;
+/// let data = CounterfactualData::new(&retained, &controls, &forgotten);
+/// let losses = Counterfactual::fit(&model, &scheduler, data, CounterfactualConfig::default())?;
+/// let config = PredictedAnswerConfig::default();
+/// let answer = PredictedAnswer::fit(&model, &scheduler, &data, &losses, &config)?;
+///
+/// // Saved without the retained points, and read back with them.
+/// let text = serde_json::to_string(answer.combination()).unwrap();
+/// let answer = PredictedAnswer::new(serde_json::from_str(&text).unwrap(), &retained, &device)?;
+///
+/// let trainer = SissTrainer::builder(model, scheduler)
+///     .loss(Answers::new(answer))
+///     .clipper(Answers::<2>::clipper())
+///     .build()?;
+/// # Ok::<(), siss::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct PredictedAnswer<const D: usize> {
+    pub(super) combination: Combination,
+    /// Of each group, in the combination's order.
+    pub(super) references: Vec<References>,
+}
+
+impl<const D: usize> PredictedAnswer<D> {
+    /// A combination that was fitted before, with the retained points that it was fitted to.
+    ///
+    /// # Shapes
+    /// - `retained`: `[n, …]`, on `device`
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for other points than those of the fit; those of the set.
+    pub fn new(
+        combination: Combination,
+        retained: &dyn Points<D>,
+        device: &Device,
+    ) -> Result<Self> {
+        let shape = retained.dims();
+        let rows = combination.used().iter().flat_map(|used| &used.rows);
+        let fits = rows.max().is_none_or(|&last| last < shape[0]);
+        let points = match fits {
+            true => load_used(retained, combination.used(), device)?,
+            false => Vec::new(),
+        };
+        if digest(&points) != combination.digest() {
+            return Err(Error::InvalidSetting {
+                what: "the retained points are not those that the combination was fitted to".into(),
+                remedy: "give the same retained set in the same order, or fit again",
+            });
+        }
+        let references = points.iter();
+        let references = references.map(|points| References::new(points, &shape[1..]));
+        Ok(Self {
+            references: references.collect(),
+            combination,
+        })
+    }
+
+    /// Which ideal denoisers make it up, and how well they explain the model.
+    pub fn combination(&self) -> &Combination {
+        &self.combination
+    }
+
+    fn check<C>(&self, asked: &Asked<'_, D, C>) -> Result<()> {
+        let (kind, levels) = (asked.prediction_type, self.combination.levels());
+        check_prediction_type(kind, "the predicted answer", levels.prediction_type())?;
+        levels.check_origin(asked.scheduler)?;
+        let elements = asked.noisy.dims()[1..].iter().product();
+        let known = self.references.iter().map(References::elements).max();
+        let remedy = "fit the answer to points of the shape that the trainer is given";
+        let expected = [known.unwrap_or(elements)];
+        check_shape("a forgotten point", &expected, &[elements], remedy)
+    }
+
+    /// `s Σ_p c_p e_p` of some rows, one after another.
+    fn errors<C>(
+        &self,
+        asked: &Asked<'_, D, C>,
+        points: &[usize],
+        wanted: &[(usize, f64)],
+    ) -> Result<Vec<f32>> {
+        let rows: Vec<usize> = wanted.iter().map(|&(row, _)| row).collect();
+        let noisy = read_f32(select_rows(&asked.noisy, &rows), "the noisy points")?;
+        let clean = read_f32(select_rows(&asked.clean, &rows), "the forgotten points")?;
+        let elements = noisy.len() / rows.len();
+        let noisy_row = |((&row, noisy), clean)| {
+            let (signal, sigma) = (asked.scales.signal[row], asked.scales.noise[row]);
+            NoisyRow {
+                references: &self.references[self.combination.group(points[row])],
+                noisy,
+                clean,
+                scales: [signal, sigma],
+                slope: asked.prediction_type.slope(signal, sigma),
+                without_copies: false,
+            }
+        };
+        let values = noisy.chunks(elements).zip(clean.chunks(elements));
+        let noisy: Vec<_> = (rows.iter().zip(values))
+            .map(|(row, (noisy, clean))| noisy_row(((row, noisy), clean)))
+            .collect();
+        let errors = errors(&noisy, self.combination.patches());
+        let combined = errors.iter().zip(wanted).map(|(errors, &(row, loss))| {
+            combine(errors, &self.combination.at(asked.timesteps[row]), loss)
+        });
+        Ok(combined.collect::<Vec<_>>().concat())
+    }
+}
+
+/// `s Σ_p c_p e_p` with a mean square of `loss`; 0 where the sum is.
+fn combine(errors: &[Vec<f32>], coefficients: &[f64], loss: f64) -> Vec<f32> {
+    let elements = errors.first().map_or(0, Vec::len);
+    let mut sum = vec![0.0; elements];
+    for (errors, coefficient) in errors.iter().zip(coefficients) {
+        for (sum, &error) in sum.iter_mut().zip(errors) {
+            *sum += coefficient * f64::from(error);
+        }
+    }
+    let power = sum.iter().map(|value| value * value).sum::<f64>() / elements as f64;
+    let scale = if power > 0.0 {
+        (loss / power).sqrt()
+    } else {
+        0.0
+    };
+    sum.into_iter()
+        .map(|value| (scale * value) as f32)
+        .collect()
+}
+
+impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
+    fn name(&self) -> &'static str {
+        "predicted answer"
+    }
+
+    fn uses_teacher(&self) -> bool {
+        true
+    }
+
+    fn settings(&self) -> String {
+        format!("predicted answer {}", self.combination.fingerprint())
+    }
+
+    fn answers(&mut self, asked: &Asked<'_, D, C>) -> Result<Tensor<D>> {
+        self.check(asked)?;
+        let remedy = "fit the answer to every forgotten point, in the order of their ids";
+        let points = rows_of(
+            asked.ids,
+            self.combination.points(),
+            "predicted answer",
+            remedy,
+        )?;
+        let loss = |row: usize| self.combination.loss(points[row], asked.timesteps[row]);
+        let (mut wanted, mut kept) = (Vec::new(), Vec::new());
+        for row in 0..asked.rows() {
+            match loss(row) {
+                Some(loss) => wanted.push((row, loss)),
+                None => kept.push(row),
+            }
+        }
+
+        let (mut parts, mut order) = (Vec::new(), Vec::new());
+        if !wanted.is_empty() {
+            let rows: Vec<usize> = wanted.iter().map(|&(row, _)| row).collect();
+            let mut shape = asked.noisy.dims();
+            shape[0] = rows.len();
+            let errors = self.errors(asked, &points, &wanted)?;
+            let errors = tensor(errors, shape, &asked.noisy.device());
+            parts.push(select_rows(&asked.own_target(), &rows) + errors);
+            order.extend(rows);
+        }
+        if !kept.is_empty() {
+            let timesteps: Vec<f64> = kept.iter().map(|&row| asked.timesteps[row]).collect();
+            let condition = asked.condition.take_rows(&kept);
+            let noisy = select_rows(&asked.noisy, &kept);
+            parts.push(asked.teacher(noisy, &timesteps, &condition)?);
+            order.extend(kept);
+        }
+        let mut place = vec![0; order.len()];
+        for (at, &row) in order.iter().enumerate() {
+            place[row] = at;
+        }
+        Ok(select_rows(&Tensor::cat(parts, 0), &place))
+    }
+}
+
+/// The points used of each group, one after another on the host.
+pub(super) fn load_used<const D: usize>(
+    retained: &dyn Points<D>,
+    used: &[UsedPoints],
+    device: &Device,
+) -> Result<Vec<Vec<f32>>> {
+    let of_group = |used: &UsedPoints| {
+        let mut values = Vec::new();
+        for &row in &used.rows {
+            let point = load(retained, row..row + 1, device)?;
+            values.extend(read_f32(point, "a retained point")?);
+        }
+        Ok(values)
+    };
+    used.iter().map(of_group).collect()
+}
+
+pub(super) fn digest(points: &[Vec<f32>]) -> String {
+    let mut digest = Sha256::new();
+    for value in points.iter().flatten() {
+        digest.update(value.to_le_bytes());
+    }
+    format!("{:x}", digest.finalize())
+}

@@ -1,0 +1,283 @@
+//! Forgotten points are answered as by a model that never saw them.
+
+use std::fmt::{self, Debug};
+
+use burn::tensor::Tensor;
+
+use super::{LossInputs, LossTerm, LossTerms, SissLoss};
+use crate::answer::{Answer, Asked};
+use crate::clipper::FractionOfRetain;
+use crate::data::Side;
+use crate::denoiser::Condition;
+use crate::draws::{ExtraDraws, Stream};
+use crate::error::{Result, check_range, check_shape};
+use crate::process::SchedulerExt;
+
+/// Retained points are learnt as ever; at a noisy forgotten point the model is taught what a model that
+/// never saw the point would answer there ([`Answer`]). A regression to a bounded target: it descends,
+/// and rests where that answer is given.
+///
+/// Few of the batch's forgotten points are enough: a quarter of them take part, the first ones, each
+/// with the weight `batch / forget_rows`, so that the term is their mean. They have timesteps and noise
+/// of their own, and the timesteps cover the range whatever their number.
+///
+/// The clipper to use is [`Answers::clipper`]. Steering is not needed; with it, the term is weakened
+/// where the point's own loss reaches the level.
+///
+/// # Example
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use siss::answer::Surrogate;
+/// use siss::objective::Answers;
+///
+/// let edited = Tensor::<4>::zeros([1, 3, 8, 8], &Device::flex());
+/// let objective = Answers::<4>::new(Surrogate::new(edited)?).with_forget_rows(8)?;
+/// # Ok::<(), siss::Error>(())
+/// ```
+pub struct Answers<const D: usize, C = ()> {
+    answer: Box<dyn Answer<D, C>>,
+    /// `None` for a share of the batch.
+    forget_rows: Option<usize>,
+}
+
+impl<const D: usize, C> Debug for Answers<D, C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Answers")
+            .field("answer", &self.answer)
+            .field("forget_rows", &self.forget_rows)
+            .finish()
+    }
+}
+
+/// The batch's share of forgotten points that take part unless their number is set: one of so many.
+const ONE_OF: usize = 4;
+
+impl<const D: usize, C> Answers<D, C> {
+    /// Teaches this answer.
+    pub fn new(answer: impl Answer<D, C> + 'static) -> Self {
+        Self {
+            answer: Box::new(answer),
+            forget_rows: None,
+        }
+    }
+
+    /// How many of the batch's forgotten points take part: a quarter of the batch, rounded up, unless
+    /// set.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for 0; in a step, for more than the batch has.
+    pub fn with_forget_rows(self, rows: usize) -> Result<Self> {
+        check_range("forget_rows", rows as f64, rows >= 1, "at least 1")?;
+        Ok(Self {
+            forget_rows: Some(rows),
+            ..self
+        })
+    }
+
+    /// The clipper for this objective: 30 % of the retain gradient's norm, with a largest scale of 1.
+    /// As text it is `fraction:0.3:1`.
+    pub fn clipper() -> FractionOfRetain {
+        FractionOfRetain::ANSWERS
+    }
+
+    fn rows_of(&self, batch: usize) -> Result<usize> {
+        let rows = self.forget_rows.unwrap_or(batch.div_ceil(ONE_OF));
+        let requirement = "no more than the pairs of a batch";
+        check_range("forget_rows", rows as f64, rows <= batch, requirement)?;
+        Ok(rows)
+    }
+}
+
+impl<const D: usize, C: Condition> SissLoss<D, C> for Answers<D, C> {
+    fn name(&self) -> &'static str {
+        "answers"
+    }
+
+    fn has_term(&self, _side: Side) -> bool {
+        true
+    }
+
+    fn uses_teacher(&self) -> bool {
+        self.answer.uses_teacher()
+    }
+
+    fn extra_draws(&self) -> ExtraDraws {
+        ExtraDraws::none()
+            .timesteps(Stream::ForgetTimesteps)
+            .normal(Stream::ForgetNoise)
+    }
+
+    fn settings(&self) -> String {
+        let rows = match self.forget_rows {
+            Some(rows) => rows.to_string(),
+            None => format!("a share of 1/{ONE_OF} of"),
+        };
+        format!("answers, {rows} forget rows, {}", self.answer.settings())
+    }
+
+    fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
+        Ok(LossTerms {
+            retain: Some(inputs.plain_term(Side::Retain, 1.0)),
+            forget: Some(self.forget_term(inputs)?),
+        })
+    }
+}
+
+impl<const D: usize, C: Condition> Answers<D, C> {
+    fn forget_term(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerm<D>> {
+        let batch = inputs.forget_ids.len();
+        let rows = self.rows_of(batch)?;
+        let drawn = inputs.draws.timesteps_of(Stream::ForgetTimesteps)?;
+        let timesteps = spread(drawn, rows);
+        let noise = inputs.draws.numbers_of(Stream::ForgetNoise)?;
+        let scales = inputs.scheduler.scales(&timesteps)?;
+        let noisy = scales.noisy(inputs.forget, noise);
+        let own = scales.target(inputs.prediction_type, inputs.forget, noise);
+
+        let first = |all: &Tensor<D>| all.clone().narrow(0, 0, rows);
+        let numbers: Vec<usize> = (0..rows).collect();
+        let asked = Asked {
+            clean: first(inputs.forget),
+            noise: first(noise),
+            noisy: first(&noisy),
+            timesteps: timesteps[..rows].to_vec(),
+            scales: inputs.scheduler.scales(&timesteps[..rows])?,
+            ids: &inputs.forget_ids[..rows],
+            condition: inputs.forget_condition.take_rows(&numbers),
+            retain_condition: inputs.retain_condition.take_rows(&numbers),
+            scheduler: inputs.scheduler,
+            prediction_type: inputs.prediction_type,
+            frozen: &|noisy, timesteps, condition| inputs.teacher(noisy, timesteps, condition),
+        };
+        let answers = self.answer.answers(&asked)?;
+        let remedy = "give one answer for every noisy point";
+        check_shape("the answers", &asked.noisy.dims(), &answers.dims(), remedy)?;
+
+        let target = match rows == batch {
+            true => answers,
+            false => Tensor::cat(vec![answers, own.clone().narrow(0, rows, batch - rows)], 0),
+        };
+        let weight = batch as f64 / rows as f64;
+        let term = LossTerm::new(noisy, timesteps, target, vec![weight; batch]);
+        Ok(term.with_own_target(own).keep_rows(|row| row < rows))
+    }
+}
+
+/// The timesteps of a batch with those of its first rows taken from all over it: a batch's timesteps are
+/// at even distances in the order of its rows.
+fn spread(drawn: &[f64], rows: usize) -> Vec<f64> {
+    let mut timesteps = drawn.to_vec();
+    for (row, timestep) in timesteps.iter_mut().enumerate().take(rows) {
+        *timestep = drawn[row * drawn.len() / rows];
+    }
+    timesteps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_inputs::{Case, host};
+    use super::*;
+    use crate::draws::normal_noise;
+    use crate::error::Error;
+    use crate::process::PredictionType;
+    use burn::tensor::Device;
+
+    /// Says ten times what it is shown.
+    #[derive(Debug, Default)]
+    struct Tenfold;
+
+    impl<const D: usize, C> Answer<D, C> for Tenfold {
+        fn name(&self) -> &'static str {
+            "tenfold"
+        }
+
+        fn answers(&mut self, asked: &Asked<'_, D, C>) -> Result<Tensor<D>> {
+            assert_eq!(asked.rows(), asked.ids.len());
+            Ok(asked.noisy.clone() * 10.0)
+        }
+    }
+
+    fn case() -> Case {
+        let mut case = Case::new(0.5);
+        let noise = normal_noise([4, 2, 3], 4, 0, 0, Stream::Noise, &Device::flex());
+        case.draws = (case.draws)
+            .with_timesteps(Stream::ForgetTimesteps, vec![100.0, 350.0, 600.0, 850.0])
+            .and_then(|draws| draws.with_numbers(Stream::ForgetNoise, noise))
+            .unwrap();
+        case
+    }
+
+    fn terms(objective: Answers<3>, case: &Case) -> Result<LossTerms<3>> {
+        let mut objective = objective;
+        objective.terms(&case.inputs(PredictionType::Epsilon))
+    }
+
+    #[test]
+    fn the_first_rows_descend_to_the_answers_with_a_mean_weight_of_one() {
+        let case = case();
+        let noise = case.draws.numbers_of(Stream::ForgetNoise).unwrap();
+        for (rows, timesteps) in [
+            (None, vec![100.0]),
+            (Some(2), vec![100.0, 600.0]),
+            (Some(3), vec![100.0, 350.0, 600.0]),
+            (Some(4), vec![100.0, 350.0, 600.0, 850.0]),
+        ] {
+            let mut objective = Answers::new(Tenfold);
+            if let Some(rows) = rows {
+                objective = objective.with_forget_rows(rows).unwrap();
+            }
+            let terms = terms(objective, &case).unwrap();
+            assert_eq!(terms.retain.unwrap().weights, [1.0; 4]);
+            let forget = terms.forget.unwrap();
+            let rows = rows.unwrap_or(1);
+            assert_eq!(forget.rows, (0..rows).collect::<Vec<_>>());
+            assert_eq!(forget.weights, vec![4.0 / rows as f64; rows]);
+            assert_eq!(forget.timesteps[..rows], timesteps);
+            forget.check([4, 2, 3]).unwrap();
+
+            let scales = case.scheduler.scales(&forget.timesteps).unwrap();
+            let noisy = host(&scales.noisy(case.batch.forget(), noise));
+            assert_eq!(host(&forget.noisy), noisy);
+            let target = host(&forget.target);
+            for (target, noisy) in target.iter().zip(&noisy).take(rows * 6) {
+                assert_eq!(*target, 10.0 * noisy);
+            }
+            assert_eq!(host(&forget.own_target.unwrap()), host(noise));
+        }
+    }
+
+    #[test]
+    fn a_number_of_rows_that_no_batch_has_is_refused() {
+        let error = Answers::<3>::new(Tenfold).with_forget_rows(0).unwrap_err();
+        assert!(error.to_string().contains("forget_rows is 0"), "{error}");
+        let objective = Answers::new(Tenfold).with_forget_rows(5).unwrap();
+        let error = terms(objective, &case()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::OutOfRange {
+                    name: "forget_rows",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(matches!(
+            terms(Answers::new(Tenfold), &Case::new(0.5)).unwrap_err(),
+            Error::MissingPart { .. }
+        ));
+    }
+
+    #[test]
+    fn the_settings_name_answer_and_rows_and_the_clipper_has_a_ceiling() {
+        let objective = Answers::<3>::new(Tenfold).with_forget_rows(2).unwrap();
+        assert_eq!(objective.settings(), "answers, 2 forget rows, tenfold");
+        let text = "fraction:0.3:1"
+            .parse::<crate::clipper::ClipperSpec>()
+            .unwrap();
+        let clipper = Answers::<3>::clipper();
+        let settings = crate::clipper::GradientClipper::settings(&clipper);
+        assert_eq!(settings, text.build().unwrap().settings());
+    }
+}
