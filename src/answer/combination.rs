@@ -7,8 +7,9 @@ use crate::error::{Error, Result, check_range, check_shape};
 use crate::files::sha256;
 use crate::steering::Levels;
 
-/// The combination of ideal denoisers that a [`PredictedAnswer`](super::PredictedAnswer) consists of,
-/// without the retained points: what is saved of a fit. Reading it back refuses what is not one.
+/// The combination of ideal denoisers that a [`PredictedAnswer`](super::PredictedAnswer) consists
+/// of, without the retained points: what is saved of a fit. Reading it back refuses what is not
+/// one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct Combination {
@@ -167,7 +168,8 @@ impl Combination {
         &self.digest
     }
 
-    /// Of all that decides the answers; the same where the last digit of a number is lost in a file.
+    /// Of all that decides the answers; the same where the last digit of a number is lost in a
+    /// file.
     pub(super) fn fingerprint(&self) -> String {
         let tables = [&self.coefficients, &self.predicted];
         let own = self.levels.own_losses().iter().flatten();
@@ -192,7 +194,8 @@ impl Combination {
         self.groups.len()
     }
 
-    /// The loss that the answer is to have; `None` where the model answers no better before the run.
+    /// The loss that the answer is to have; `None` where the model answers no better before the
+    /// run.
     pub(super) fn loss(&self, point: usize, timestep: f64) -> Option<f64> {
         let (low, high, share) = self.place(timestep);
         let between = |losses: &[f64]| {

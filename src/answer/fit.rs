@@ -19,18 +19,18 @@ use crate::steering::{Counterfactual, CounterfactualData};
 impl<const D: usize> PredictedAnswer<D> {
     /// Fits the combination to the model as it is now.
     ///
-    /// `prediction` is that of the same model, scheduler and data: the answers have its losses, at the
-    /// timesteps of its grid.
+    /// `prediction` is that of the same model, scheduler and data: the answers have its losses, at
+    /// the timesteps of its grid.
     ///
     /// Memory is that of the retained points used, and for each control point that of one error per
-    /// patch width. The time is that of the model on the control points at each timestep of the grid,
-    /// and of as many posteriors.
+    /// patch width. The time is that of the model on the control points at each timestep of the
+    /// grid, and of as many posteriors.
     ///
     /// # Errors
     /// Those of [`Counterfactual::fit`]; [`Error::OutOfRange`] for a setting;
-    /// [`Error::PredictionTypeDiffers`] and [`Error::InvalidSetting`] for a prediction of another model,
-    /// process or set of points; [`Error::UnexplainedPoint`] for a control point that is the only
-    /// retained one used of its group.
+    /// [`Error::PredictionTypeDiffers`] and [`Error::InvalidSetting`] for a prediction of another
+    /// model, process or set of points; [`Error::UnexplainedPoint`] for a control point that is the
+    /// only retained one used of its group.
     pub fn fit<M: Denoiser<D>>(
         model: &M,
         scheduler: &dyn Scheduler,
@@ -110,8 +110,8 @@ fn check_model<const D: usize, M: Denoiser<D>>(
     check_parameters(model)
 }
 
-/// The retained points used of each group that has forgotten or control points, and the group of each
-/// forgotten point. Without groups all points are of one.
+/// The retained points used of each group that has forgotten or control points, and the group of
+/// each forgotten point. Without groups all points are of one.
 fn used_points<const D: usize, C>(
     data: &CounterfactualData<'_, D, C>,
     limit: usize,

@@ -24,8 +24,8 @@ pub use other_condition::OtherCondition;
 pub use predicted::PredictedAnswer;
 pub use surrogate::Surrogate;
 
-/// What a model that never saw a forgotten point would answer at a noisy version of it: the target of
-/// [`Answers`](crate::objective::Answers).
+/// What a model that never saw a forgotten point would answer at a noisy version of it: the target
+/// of [`Answers`](crate::objective::Answers).
 ///
 /// # Example
 /// An answer of your own, for models that know nothing of any point:

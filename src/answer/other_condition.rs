@@ -10,8 +10,8 @@ use super::{Answer, Asked};
 use crate::denoiser::Condition;
 use crate::error::{Error, Result};
 
-/// The answer of the model before the run under another condition: a neighbouring class, a prompt that
-/// is not memorised, or the empty one.
+/// The answer of the model before the run under another condition: a neighbouring class, a prompt
+/// that is not memorised, or the empty one.
 ///
 /// It is right where the model memorised the pair of point and condition, not the point by itself.
 ///
@@ -33,11 +33,12 @@ pub struct OtherCondition<C> {
 }
 
 impl<C: Condition> OtherCondition<C> {
-    /// Under these conditions, `points` rows: the forgotten point of id `i` is answered under row `i`.
+    /// Under these conditions, `points` rows: the forgotten point of id `i` is answered under row
+    /// `i`.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`]; [`Error::InvalidSetting`] for a condition that says nothing, as `()`;
-    /// those of [`Condition::digest`].
+    /// [`Error::ShapeMismatch`]; [`Error::InvalidSetting`] for a condition that says nothing, as
+    /// `()`; those of [`Condition::digest`].
     pub fn given(condition: C, points: usize) -> Result<Self> {
         check_not_unconditional::<C>()?;
         condition.check_rows("the other condition", points)?;

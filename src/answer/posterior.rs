@@ -1,7 +1,8 @@
-//! Ideal denoisers of retained points on the host: of patches of several widths and of whole points.
+//! Ideal denoisers of retained points on the host: of patches of several widths and of whole
+//! points.
 //!
-//! All of them follow from the squared differences between a noisy point and each retained one, so one
-//! pass over the retained points serves every width.
+//! All of them follow from the squared differences between a noisy point and each retained one, so
+//! one pass over the retained points serves every width.
 
 use std::thread;
 
@@ -96,8 +97,8 @@ pub(super) struct NoisyRow<'a> {
     pub(super) without_copies: bool,
 }
 
-/// The errors of the ideal denoisers in the space of the model's output, `slope · (x̂ − u)`: for each row
-/// those of each patch width and of whole points, rows in parallel.
+/// The errors of the ideal denoisers in the space of the model's output, `slope · (x̂ − u)`: for
+/// each row those of each patch width and of whole points, rows in parallel.
 pub(super) fn errors(rows: &[NoisyRow<'_>], patches: &[usize]) -> Vec<Vec<Vec<f32>>> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let share = rows.len().div_ceil(threads).max(1);
@@ -161,7 +162,8 @@ impl Vectorised for Work<'_, '_> {
     }
 }
 
-/// Squared difference of a retained point that is left out. Sums of it and their multiples are finite.
+/// Squared difference of a retained point that is left out. Sums of it and their multiples are
+/// finite.
 const FAR: f32 = 1e18;
 
 impl Work<'_, '_> {
@@ -411,8 +413,8 @@ const LOWEST: f32 = -87.0;
 /// `1.5 · 2^23`: added to a small number, it leaves the nearest integer in the last bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// `e^x` for `x ≤ 0`, to some units of the last place: `2^n · 2^f` with `|f| ≤ ½`, the second factor by
-/// its series. Without a branch or a call, so that loops over it are vectorised.
+/// `e^x` for `x ≤ 0`, to some units of the last place: `2^n · 2^f` with `|f| ≤ ½`, the second
+/// factor by its series. Without a branch or a call, so that loops over it are vectorised.
 #[inline(always)]
 fn exponential(x: f32) -> f32 {
     let scaled = x.max(LOWEST) * std::f32::consts::LOG2_E;
@@ -485,7 +487,8 @@ mod tests {
         weights.zip(values).map(|(p, x)| p * x).sum::<f64>() / total
     }
 
-    /// Sequences, images and videos of several channels, with a number of points that no block divides.
+    /// Sequences, images and videos of several channels, with a number of points that no block
+    /// divides.
     #[test]
     fn means_are_those_of_their_definition_at_every_rank() {
         for shape in [vec![7], vec![2, 9], vec![3, 5, 6], vec![1, 3, 4, 5]] {

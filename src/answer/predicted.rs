@@ -13,27 +13,28 @@ use crate::denoiser::Condition;
 use crate::error::{Error, Result, check_prediction_type, check_shape};
 use crate::host::{read_f32, select_rows, tensor};
 
-/// The answer that a model retrained without a forgotten point would give, predicted from the retained
-/// data without training one.
+/// The answer that a model retrained without a forgotten point would give, predicted from the
+/// retained data without training one.
 ///
-/// An ideal denoiser of the retained data gives the posterior mean `x̂` of the clean point at a noisy one
-/// `m`, which differs from the forgotten point `a` by an error `e` in the space of the model's output.
-/// There is one for whole points and one for each width of patches around each place, which is how
-/// convolutional networks generalise (Kamb and Ganguli 2024, arXiv 2412.20292). On control points that
-/// the model never saw, its own error is regressed on theirs at each timestep of a grid, which gives
-/// coefficients `c_p(t)`. The answer for a forgotten point is then
+/// An ideal denoiser of the retained data gives the posterior mean `x̂` of the clean point at a
+/// noisy one `m`, which differs from the forgotten point `a` by an error `e` in the space of the
+/// model's output. There is one for whole points and one for each width of patches around each
+/// place, which is how convolutional networks generalise (Kamb and Ganguli 2024, arXiv 2412.20292).
+/// On control points that the model never saw, its own error is regressed on theirs at each
+/// timestep of a grid, which gives coefficients `c_p(t)`. The answer for a forgotten point is then
 ///
 /// ```text
 /// y(a, ε) + s Σ_p c_p(t) e_p(m, t)
 /// ```
 ///
-/// with the target `y(a, ε)` of the point itself, and `s` such that the error has the predicted loss of
-/// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). Where the model before the
-/// run has at least that loss, the answer is the model's own, which is frozen: no request makes the
-/// model know a point better.
+/// with the target `y(a, ε)` of the point itself, and `s` such that the error has the predicted
+/// loss of [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). Where the
+/// model before the run has at least that loss, the answer is the model's own, which is frozen: no
+/// request makes the model know a point better.
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
-/// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each group.
+/// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each
+/// group.
 ///
 /// # Example
 /// ```

@@ -10,11 +10,12 @@ use crate::error::{Error, Result, check_device, check_shape};
 use crate::files::sha256;
 use crate::host::{column, read_f32, select_rows, to_f32};
 
-/// The answer of a model that knows another point in the forgotten one's place, as an edited picture.
+/// The answer of a model that knows another point in the forgotten one's place, as an edited
+/// picture.
 ///
-/// The noisy point `m` comes from the forgotten point, and the model is to explain it by the surrogate
-/// `s`: the target is that of `s` and the noise `(m − γ s)/σ`. Where there is little noise this is far
-/// from what any model says unless `s` is near the forgotten point.
+/// The noisy point `m` comes from the forgotten point, and the model is to explain it by the
+/// surrogate `s`: the target is that of `s` and the noise `(m − γ s)/σ`. Where there is little
+/// noise this is far from what any model says unless `s` is near the forgotten point.
 ///
 /// # Example
 /// ```

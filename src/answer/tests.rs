@@ -137,8 +137,8 @@ fn a_model_that_is_one_of_the_ideal_denoisers_is_fitted_as_such() {
     }
 }
 
-/// The posterior mean of standard Gaussian data is `γ m / (γ² + σ²)`; the answer's error points along its
-/// error and has the predicted power.
+/// The posterior mean of standard Gaussian data is `γ m / (γ² + σ²)`; the answer's error points
+/// along its error and has the predicted power.
 #[test]
 fn the_answer_of_gaussian_data_is_that_of_the_posterior_with_the_predicted_loss() {
     let points = Points([
@@ -183,7 +183,8 @@ fn the_answer_of_gaussian_data_is_that_of_the_posterior_with_the_predicted_loss(
     }
 }
 
-/// Point 1 is known no better than predicted; between the grid's timesteps losses are compared there.
+/// Point 1 is known no better than predicted; between the grid's timesteps losses are compared
+/// there.
 #[test]
 fn a_point_that_the_model_does_not_know_keeps_the_models_own_answer() {
     let points = Points([random(1, [50, 4]), random(2, [10, 4]), random(3, [2, 4])]);

@@ -223,8 +223,9 @@ impl FractionOfRetain {
         retain_norm: None,
     };
 
-    /// What a regression of forgotten points to another answer takes: enough to get there in a short run, and never
-    /// more than the gradient itself, so that the scale does not grow as the answer is reached.
+    /// What a regression of forgotten points to another answer takes: enough to get there in a
+    /// short run, and never more than the gradient itself, so that the scale does not grow as the
+    /// answer is reached.
     pub(crate) const ANSWERS: FractionOfRetain = FractionOfRetain {
         fraction: 0.3,
         max_scale: Some(1.0),

@@ -23,9 +23,9 @@ use crate::process::{Scheduler, SchedulerExt};
 /// cosine   = mean ⟨u, r⟩ / (‖u‖ ‖r‖)
 /// ```
 ///
-/// at each timestep. Both are free of units. The noise is that of [`DenoisingLoss`]: it follows from
-/// the seed and the point's number alone and is the same at each timestep, so figures of several
-/// models against one reference can be compared.
+/// at each timestep. Both are free of units. The noise is that of [`DenoisingLoss`]: it follows
+/// from the seed and the point's number alone and is the same at each timestep, so figures of
+/// several models against one reference can be compared.
 ///
 /// | field | [`at`](AnswerDistance::at) | purpose | range |
 /// |---|---|---|---|

@@ -13,16 +13,16 @@ use crate::draws::{ExtraDraws, Stream};
 use crate::error::{Result, check_range, check_shape};
 use crate::process::SchedulerExt;
 
-/// Retained points are learnt as ever; at a noisy forgotten point the model is taught what a model that
-/// never saw the point would answer there ([`Answer`]). A regression to a bounded target: it descends,
-/// and rests where that answer is given.
+/// Retained points are learnt as ever; at a noisy forgotten point the model is taught what a model
+/// that never saw the point would answer there ([`Answer`]). A regression to a bounded target: it
+/// descends, and rests where that answer is given.
 ///
-/// Few of the batch's forgotten points are enough: a quarter of them take part, the first ones, each
-/// with the weight `batch / forget_rows`, so that the term is their mean. They have timesteps and noise
-/// of their own, and the timesteps cover the range whatever their number.
+/// Few of the batch's forgotten points are enough: a quarter of them take part, the first ones,
+/// each with the weight `batch / forget_rows`, so that the term is their mean. They have timesteps
+/// and noise of their own, and the timesteps cover the range whatever their number.
 ///
-/// The clipper to use is [`Answers::clipper`]. Steering is not needed; with it, the term is weakened
-/// where the point's own loss reaches the level.
+/// The clipper to use is [`Answers::clipper`]. Steering is not needed; with it, the term is
+/// weakened where the point's own loss reaches the level.
 ///
 /// # Example
 /// ```
@@ -62,11 +62,12 @@ impl<const D: usize, C> Answers<D, C> {
         }
     }
 
-    /// How many of the batch's forgotten points take part: a quarter of the batch, rounded up, unless
-    /// set.
+    /// How many of the batch's forgotten points take part: a quarter of the batch, rounded up,
+    /// unless set.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for 0; in a step, for more than the batch has.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for 0; in a step, for more than the batch
+    /// has.
     pub fn with_forget_rows(self, rows: usize) -> Result<Self> {
         check_range("forget_rows", rows as f64, rows >= 1, "at least 1")?;
         Ok(Self {
@@ -75,8 +76,8 @@ impl<const D: usize, C> Answers<D, C> {
         })
     }
 
-    /// The clipper for this objective: 30 % of the retain gradient's norm, with a largest scale of 1.
-    /// As text it is `fraction:0.3:1`.
+    /// The clipper for this objective: 30 % of the retain gradient's norm, with a largest scale of
+    /// 1. As text it is `fraction:0.3:1`.
     pub fn clipper() -> FractionOfRetain {
         FractionOfRetain::ANSWERS
     }
@@ -164,8 +165,8 @@ impl<const D: usize, C: Condition> Answers<D, C> {
     }
 }
 
-/// The timesteps of a batch with those of its first rows taken from all over it: a batch's timesteps are
-/// at even distances in the order of its rows.
+/// The timesteps of a batch with those of its first rows taken from all over it: a batch's
+/// timesteps are at even distances in the order of its rows.
 fn spread(drawn: &[f64], rows: usize) -> Vec<f64> {
     let mut timesteps = drawn.to_vec();
     for (row, timestep) in timesteps.iter_mut().enumerate().take(rows) {

@@ -40,7 +40,8 @@ pub fn predict(
     Ok(predict_losses(model, config, points, progress)?.levels)
 }
 
-/// The same with all that is known of the prediction; `points`: retained, control and forgotten ones.
+/// The same with all that is known of the prediction; `points`: retained, control and forgotten
+/// ones.
 pub fn predict_losses(
     model: &UNet2d,
     config: &SchedulerConfig,

@@ -34,8 +34,9 @@ pub struct Options {
     #[serde(skip)]
     pub batch: Option<usize>,
 
-    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or counterfactual, which
-    /// teaches the answers that a model retrained without the T-shirt is predicted to give.
+    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or
+    /// counterfactual, which teaches the answers that a model retrained without the T-shirt is
+    /// predicted to give.
     #[arg(long, default_value_t)]
     #[serde(serialize_with = "as_text")]
     pub method: Way,
