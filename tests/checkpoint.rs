@@ -1033,7 +1033,7 @@ fn a_rate_that_differs_later_and_another_steering_rule_are_seen() {
         ),
         (
             built(500, Steering::new(levels()).with_rule(Factor(0.5))),
-            "steering.rule was Proportional and is Factor(0.5)",
+            "steering.rule was Proportional and is Factor 0.5",
         ),
     ] {
         let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
