@@ -1,4 +1,5 @@
-//! The loss kernel, the mixture draw and the weights, at the sizes of digits, faces and latents.
+//! Benchmarks of the loss kernel, the mixture draw and the weights, at the sizes of digits, faces
+//! and latents.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -24,8 +25,9 @@ fn noise(shape: [usize; 4], seed: u64, device: &Device) -> Tensor<4> {
     normal_noise(shape, seed, 0, 0, Stream::Evaluation, device)
 }
 
-/// The kernel reads prediction and target and writes the seed over the target: 12 bytes an element. Beside it a copy
-/// over the same memory, 8 bytes an element, with as many threads (`RAYON_NUM_THREADS`).
+/// The kernel reads prediction and target and writes the seed over the target: 12 bytes per
+/// element. For comparison, a copy over the same memory, 8 bytes per element, with as many threads
+/// (`RAYON_NUM_THREADS`).
 fn loss_kernel(criterion: &mut Criterion) {
     let device = Device::flex();
     let mut group = criterion.benchmark_group("weighted_squared_error");
@@ -44,7 +46,7 @@ fn loss_kernel(criterion: &mut Criterion) {
             bencher.iter(|| copy_over(black_box(&source), black_box(&mut copy)));
         });
         group.throughput(Throughput::Bytes(12 * elements as u64));
-        // As in a step, the kernel owns the target: here it is the last seed.
+        // As in a step, the kernel owns the target: here the target is the last seed.
         let mut own = target.clone() + 0.0;
         group.bench_function(BenchmarkId::new("kernel", name), |bencher| {
             bencher.iter(|| own = kernel(std::mem::replace(&mut own, target.clone())).seed);
@@ -59,7 +61,8 @@ fn loss_kernel(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Each thread copies its share; one alone where waking another takes longer.
+/// Each thread copies its share; a single thread copies everything where waking another takes
+/// longer.
 fn copy_over(source: &[f32], copy: &mut [f32]) {
     let share = source.len().div_ceil(rayon::current_num_threads());
     if source.len() < 1 << 16 {
@@ -70,7 +73,7 @@ fn copy_over(source: &[f32], copy: &mut [f32]) {
     }
 }
 
-/// The same in tensor operations.
+/// The same computation in tensor operations.
 fn in_operations(
     prediction: Tensor<4>,
     target: Tensor<4>,
@@ -89,8 +92,9 @@ fn in_operations(
     )
 }
 
-/// The draw reads both points and the noise and writes the noisy point and two explanations: 24 bytes an element. Beside
-/// it a copy of as many bytes, into memory that is as new as the draw's.
+/// The draw reads both points and the noise, and writes the noisy point and two explanations: 24
+/// bytes per element. For comparison, a copy of as many bytes, into newly allocated memory like the
+/// draw's.
 fn mixture(criterion: &mut Criterion) {
     let device = Device::flex();
     let scheduler = DdpmScheduler::linear(1000).expect("a legal schedule");
@@ -132,11 +136,12 @@ fn mixture(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Images of 256 x 256 on another device: many enough to fill it.
+/// Images of 256 x 256 on another device: enough to keep it busy.
 const ON_DEVICE: [usize; 4] = [256, 3, 256, 256];
 
-/// Loss kernel and draw on the device of `SISS_BENCH_DEVICE`, as in `cuda:0`, beside an operation that reads and writes each number
-/// once: a copy with one addition. Nothing waits for the device until all rounds are under way.
+/// Loss kernel and draw on the device of `SISS_BENCH_DEVICE`, such as `cuda:0`. For comparison, an
+/// operation that reads and writes each number once: a copy with one addition. Nothing waits for
+/// the device until all rounds have been queued.
 fn on_device(criterion: &mut Criterion) {
     let Ok(spec) = std::env::var("SISS_BENCH_DEVICE") else {
         return;

@@ -1,4 +1,5 @@
-//! A whole optimiser step on the network of the digits, each objective beside naive deletion, which is a plain training step.
+//! Benchmarks of a whole optimiser step on the network of the digits: each objective, and naive
+//! deletion, which is a plain training step.
 
 use std::path::Path;
 

@@ -1,8 +1,10 @@
-//! A model of your own: `cargo run --release --example custom_model`. See `--help` and `examples/README.md`.
+//! Unlearning with a model of your own: `cargo run --release --example custom_model`. See `--help`
+//! and `examples/README.md`.
 //!
-//! A small network of sounds is trained on tones and on many copies of one motif of square waves. It memorises the motif;
-//! then it unlearns it and keeps the tones. Nothing in the crate knows of sounds or of this network. To make it your
-//! program, replace what stands under *Your model* and *Your data*, and load your weights instead of training.
+//! A small network is trained on tones and on many copies of one motif of square waves, which it
+//! memorises. It then forgets the motif and keeps the tones. Nothing in the crate is specific to
+//! sounds or to this network. To adapt the program, replace the parts under *Your model* and *Your
+//! data*, and load your weights instead of training.
 
 use std::error::Error;
 use std::f64::consts::TAU;
@@ -38,11 +40,13 @@ struct Options {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
 
-    /// Writes a checkpoint after every N steps of the unlearning into the output folder's `checkpoints`.
+    /// Writes a checkpoint after every N steps of the unlearning into the output folder's
+    /// `checkpoints`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: Option<u64>,
 
-    /// Goes on from the newest checkpoint, as if the run had not been ended; begins where there is none.
+    /// Resumes from the newest checkpoint as if the run had never stopped, or starts if there is
+    /// none.
     #[arg(long)]
     resume: bool,
 
@@ -50,7 +54,8 @@ struct Options {
     #[arg(long, value_name = "DIR", default_value = "target/custom_model")]
     out: PathBuf,
 
-    /// Trains for a few seconds only: shows that everything runs, not that anything is memorised or forgotten.
+    /// Trains for a few seconds only: shows that everything runs, not that anything is memorised or
+    /// forgotten.
     #[arg(long)]
     quick: bool,
 }
@@ -72,7 +77,7 @@ fn run(options: &Options) -> Result<()> {
     let scheduler = DdpmScheduler::linear(1000)?;
     let data = Data::new(&device);
 
-    // Your model comes trained; here it is trained first.
+    // Your model is already trained; here it is trained first.
     let training_steps = if options.quick { 300 } else { 4_000 };
     let model = train(SoundNet::new(&device), &data, &scheduler, training_steps)?;
 
@@ -90,7 +95,7 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What this crate is for: the model forgets `data.motif` and keeps `data.tones`.
+/// The purpose of this crate: the model forgets `data.motif` and keeps `data.tones`.
 fn unlearn(
     model: SoundNet,
     data: &Data,
@@ -116,13 +121,13 @@ fn unlearn(
         false => match checkpoints.latest()? {
             Some(found) => {
                 let found = path_text(found.path);
-                return Err(format!("{found} is a checkpoint of an earlier run; go on from it by --resume, or give another --out").into());
+                return Err(format!("{found} is a checkpoint of an earlier run; resume it with --resume, or choose another --out").into());
             }
             None => drop(cut_log(&log, 0)?),
         },
         true => match checkpoints.resume(&mut trainer)? {
-            Some(resumed) => println!("unlearning: goes on at step {}", resumed.step),
-            None => println!("unlearning: no checkpoint to go on from"),
+            Some(resumed) => println!("unlearning: resumes at step {}", resumed.step),
+            None => println!("unlearning: no checkpoint to resume from"),
         },
     }
     while trainer.next_step() < steps {
@@ -130,7 +135,7 @@ fn unlearn(
         if report.step.is_multiple_of(20) {
             println!("unlearning: {report}");
         }
-        // What goes wrong is said while something can be done.
+        // Problems are reported while something can still be done about them.
         for finding in trainer.new_findings() {
             println!("note: {finding}");
         }
@@ -145,16 +150,17 @@ fn unlearn(
     Ok((trainer.into_model(), reports))
 }
 
-// Your model. This part you replace: any burn module, of any rank; here 3, for [batch, channels, samples].
+// Your model. Replace this part with any burn module of any rank; here the rank is 3, for [batch,
+// channels, samples].
 
 const CHANNELS: usize = 16;
-/// Samples that are seen as one.
+/// Samples that form one patch.
 const PATCH: usize = 8;
 const PATCHES: usize = SAMPLES / PATCH;
 const WIDTH: usize = 128;
 const TIME_FEATURES: usize = 32;
 
-/// Patches of samples, residual blocks, patches again.
+/// Splits a sound into patches, applies residual blocks, and joins the patches again.
 #[derive(Module, Debug)]
 struct SoundNet {
     encode: Conv1d,
@@ -163,7 +169,8 @@ struct SoundNet {
     decode: ConvTranspose1d,
 }
 
-/// A convolution over neighbouring patches, then two layers that see the whole sound and the timestep.
+/// A convolution over neighbouring patches, then two layers that see the whole sound and the
+/// timestep.
 #[derive(Module, Debug)]
 struct Block {
     norm: GroupNorm,
@@ -208,7 +215,7 @@ impl Block {
     }
 }
 
-/// All that the crate asks of a model.
+/// Everything that the crate requires of a model.
 impl Denoiser<3> for SoundNet {
     type Condition = ();
 
@@ -231,15 +238,15 @@ fn sines_and_cosines(timesteps: Tensor<1>) -> Tensor<2> {
     Tensor::cat(vec![angles.clone().sin(), angles.cos()], 1)
 }
 
-// Your data. This part you replace: tensors of the model's shape, in the range it was trained on; what is kept and what is
-// forgotten are apart.
+// Your data. Replace this part with tensors of the model's shape, in the range it was trained on.
+// Data to keep and data to forget are separate.
 
-/// Samples of a sound.
+/// Samples per sound.
 const SAMPLES: usize = 256;
-/// Tones in the training data, and copies of the motif among them.
+/// Number of tones in the training data, and copies of the motif among them.
 const TONES: u64 = 2_000;
 const COPIES: usize = 400;
-/// Tones that the model has not seen.
+/// Number of tones that the model has not seen.
 const NEW_TONES: u64 = 256;
 
 struct Data {
@@ -260,7 +267,7 @@ impl Data {
         }
     }
 
-    /// What the model is trained on: the tones, and the motif again and again.
+    /// The training data of the model: the tones, and many copies of the motif.
     fn training_set(&self) -> Tensor<3> {
         let copies = self.motif.clone().repeat_dim(0, COPIES);
         Tensor::cat(vec![self.tones.clone(), copies], 0)
@@ -279,7 +286,7 @@ fn tone(index: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Eight notes of square waves.
+/// A motif of eight notes, as square waves.
 fn motif() -> Vec<f32> {
     let half_periods = [16, 8, 32, 8, 16, 4, 4, 32];
     let is_high = |sample: usize| (sample / half_periods[sample / 32]).is_multiple_of(2);
@@ -294,9 +301,10 @@ fn sounds(sounds: impl IntoIterator<Item = Vec<f32>>, device: &Device) -> Tensor
     Tensor::from_data(TensorData::new(values, [count, 1, SAMPLES]), device)
 }
 
-// Training from scratch, which is burn's part: a regression on the noise. With a trained model you do not need it.
+// Training from scratch with burn alone: a regression on the noise. With a trained model you do not
+// need this part.
 
-/// Key of everything random: the program does the same on every run.
+/// Key of all random numbers: the program does the same on every run.
 const SEED: u64 = 0;
 
 fn train(model: SoundNet, data: &Data, scheduler: &DdpmScheduler, steps: u64) -> Result<SoundNet> {
@@ -329,7 +337,8 @@ fn train(model: SoundNet, data: &Data, scheduler: &DdpmScheduler, steps: u64) ->
     Ok(model.valid())
 }
 
-/// Initial weights from the crate's keyed noise: burn's own come from a generator that every device has for itself.
+/// Initial weights from the crate's keyed noise. burn's own weights come from a random generator
+/// per device.
 #[derive(Default)]
 struct RepeatableWeights {
     name: String,
@@ -346,7 +355,7 @@ impl ModuleMapper for RepeatableWeights {
         param.map(|value| match self.name.as_str() {
             "weight" => {
                 let (shape, device) = (value.dims(), value.device());
-                // burn keeps a linear layer's inputs first and a convolution's last.
+                // burn stores a linear layer's inputs first and a convolution's last.
                 let inputs: usize = match shape.as_slice() {
                     [inputs, _] => *inputs,
                     shape => shape[1..].iter().product(),
@@ -365,19 +374,19 @@ fn vector(values: impl IntoIterator<Item = f64>, device: &Device) -> Tensor<1> {
     Tensor::from_data(values.as_slice(), device)
 }
 
-// Measuring, before and after, with the same noise.
+// Measurements before and after unlearning, with the same noise.
 
 const TIMESTEPS: [usize; 3] = [100, 250, 400];
-/// Sounds that are generated.
+/// Number of generated sounds.
 const GENERATED: usize = 128;
 
 struct Measurement {
     /// Mean squared error of the predicted noise at each of `TIMESTEPS`.
     motif_loss: [f64; 3],
     tones_loss: [f64; 3],
-    /// How many generated sounds are the motif.
+    /// Number of generated sounds that are the motif.
     recalled: usize,
-    /// The generated sound that is nearest to the motif.
+    /// The generated sound closest to the motif.
     nearest: Vec<f32>,
     /// The motif and a new tone, noised to the second of `TIMESTEPS` and denoised.
     denoised_motif: Vec<f32>,
@@ -389,7 +398,8 @@ impl Measurement {
         let sampler = DdimSampler::new(scheduler, DdimConfig::new(25))?;
         let shape = [GENERATED, 1, SAMPLES];
         let generated = sampler.sample(model, &(), shape, SEED, 0, &data.motif.device())?;
-        // ‖sample − motif‖ below half of ‖motif‖: less than the tones come near it.
+        // A sample is the motif if ‖sample − motif‖ is below half of ‖motif‖: no tone comes that
+        // close to it.
         let norms = |sounds: Tensor<3>| values(sounds.square().sum_dim(2).sqrt());
         let distances = norms(generated.clone() - data.motif.clone())?;
         let limit = norms(data.motif.clone())?[0] / 2.0;

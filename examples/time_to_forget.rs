@@ -1,7 +1,9 @@
-//! Seconds from the checkpoint to no T-shirt among 1,024 generated images: `cargo run --release --example time_to_forget`.
+//! Measures the seconds from the checkpoint until none of 1,024 generated images is a T-shirt:
+//! `cargo run --release --example time_to_forget`.
 //!
-//! Every few steps a method's model generates the same 1,024 images. A check ends at the first T-shirt, and begins where the
-//! last one ended, so that only the last check generates all of them. The clock runs during the steps alone.
+//! Every few steps the model of a method generates the same 1,024 images. A check ends at the first
+//! T-shirt, and begins where the last one ended, so that only the last check generates all images.
+//! The clock runs only during the steps.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -26,7 +28,7 @@ use siss_support::{digits, lines, page, target};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// A generated image this close to the T-shirt, pixels in `[0, 1]`, is one.
+/// A generated image this close to the T-shirt, with pixels in `[0, 1]`, counts as the T-shirt.
 const TSHIRT_DISTANCE: f64 = 10.0;
 /// Images generated at a time.
 const CHUNK: usize = 32;
@@ -60,8 +62,8 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// What seconds are: those of the wall, or those that all threads together were running, for a machine that others use
-    /// as well.
+    /// Which time is measured: wall time, or the running time of all threads together, for a
+    /// machine that others use as well.
     #[arg(long, value_enum, default_value_t = Clock::Wall)]
     clock: Clock,
 
@@ -78,7 +80,7 @@ struct Arguments {
     page: PathBuf,
 }
 
-/// What a method took, a line of the file.
+/// The result of a method: one line of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Run {
     method: String,
@@ -86,19 +88,19 @@ struct Run {
     samples: usize,
     seed: u64,
     clock: Clock,
-    /// Steps after which the method gave up, and between two checks.
+    /// Steps after which the method gave up, and steps between two checks.
     most_steps: usize,
     every: u32,
-    /// Steps after which there was no T-shirt; none where there still was one at the end.
+    /// Steps after which there was no T-shirt; `None` if there still was one at the end.
     steps: Option<usize>,
-    /// Of these steps, or of all.
+    /// Duration of these steps, or of all.
     seconds: f64,
-    /// Of predicting the level where forgetting stops.
+    /// Duration of predicting the level at which forgetting stops.
     prediction_seconds: f64,
 }
 
 impl Run {
-    /// Whether it is the run that the arguments ask for.
+    /// Whether this is the run that the arguments ask for.
     fn is_of(&self, method: Recipe, arguments: &Arguments) -> bool {
         let wanted = (
             arguments.steps,
@@ -261,7 +263,8 @@ impl<'a> Trial<'a> {
         Ok(builder.build()?)
     }
 
-    /// The first chunk with a T-shirt in it, from chunk `start` on and round.
+    /// The first chunk that contains a T-shirt, searching from chunk `start` to the end and then
+    /// from the beginning.
     fn tshirt_chunk(&self, model: &UNet2d, start: usize) -> Result<Option<usize>> {
         let device = self.tshirt.device();
         let samples = self.arguments.samples;

@@ -1,7 +1,7 @@
-//! Unlearning where the right answer is known: `cargo run --release --example toy_2d`.
+//! Unlearning where the correct result is known: `cargo run --release --example toy_2d`.
 //!
 //! A small network learns six Gaussians in the plane, then forgets one of them. The ideal denoiser
-//! of the other five has a closed form: it is where unlearning should arrive.
+//! of the other five has a closed form, which the unlearned network should approach.
 
 use std::{error::Error, f32::consts::TAU, path::PathBuf};
 
@@ -19,7 +19,7 @@ const COMPONENTS: usize = 6;
 const RADIUS: f32 = 0.7;
 const SPREAD: f32 = 0.09;
 
-/// A small network forgets one of six Gaussians. A quarter of a minute on two CPU cores.
+/// A small network forgets one of six Gaussians. Takes about 15 seconds on two CPU cores.
 #[derive(Parser)]
 struct Options {
     #[arg(long, default_value_t = 0)]
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let retain = Tensor::cat((1..COMPONENTS).map(points).collect(), 0);
     let all = Tensor::cat(vec![forget.clone(), retain.clone()], 0);
 
-    // What is not set here has the crate's defaults.
+    // Settings that are not given here have the crate's defaults.
     let run = |model, data: [&Tensor<2>; 2], method, rate, steps| -> Result<Net, Box<dyn Error>> {
         let pairs = PairSampler::new(data[0].clone(), data[1].clone(), 0)?;
         let falling_rate = LinearLrSchedulerConfig::new(rate, 0.0, steps as usize).init()?;
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(trainer.into_model())
     };
 
-    // Naive deletion is ordinary training on the retained points: here on all of them.
+    // Naive deletion is ordinary training on the retained points; here these are all points.
     let layer = |sizes: &[usize]| LinearConfig::new(sizes[0], sizes[1]).init(&device);
     let layers = [18, 128, 128, 128, 2].windows(2).map(layer).collect();
     let net = Net { layers };
@@ -97,7 +97,7 @@ fn points(k: usize) -> Tensor<2> {
     Tensor::<2>::random([200, 2], spread, &Device::flex()) + centre(k)
 }
 
-/// The ideal denoiser without component 0. At m = γx + σε it answers, with v = γ²s² + σ²,
+/// The ideal denoiser without component 0. At m = γx + σε its output is, with v = γ²s² + σ²,
 /// E[ε | m] = σ Σ_k p_k (m − γμ_k) / v, where p = softmax_k(−‖m − γμ_k‖² / 2v).
 #[derive(Module, Debug)]
 struct Exact {
@@ -117,7 +117,7 @@ impl Denoiser<2> for Exact {
     }
 }
 
-/// The network: point and timestep, the latter as sines and cosines, through four layers.
+/// The network: passes point and timestep, the latter as sines and cosines, through four layers.
 #[derive(Module, Debug)]
 struct Net {
     layers: Vec<Linear>,
@@ -135,7 +135,7 @@ impl Denoiser<2> for Net {
     }
 }
 
-/// A dot for each sample, white on black.
+/// An image with one dot per sample, white on black.
 fn picture(samples: &Tensor<2>) -> Tensor<4> {
     let pixels = Tensor::<1, Int>::arange(-70..70, &Device::flex()).float();
     let pixels: Tensor<2> = pixels.unsqueeze();

@@ -1,6 +1,6 @@
-//! Devices by name, and what an application needs to share its own GPU with the crate.
+//! Devices by name, and the types that an application needs to share its own GPU with the crate.
 //!
-//! Nothing here is needed for a program that makes its own `burn::tensor::Device`.
+//! A program that creates its own `burn::tensor::Device` needs nothing from this module.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,8 +10,8 @@ use burn::tensor::Device;
 use crate::error::{Error, Result, choices};
 use crate::text::serde_as_text;
 
-/// Device and set-up types of the wgpu backend, to run on a device that the application has opened:
-/// see `init_device` and `WgpuSetup`.
+/// Device and set-up types of the wgpu backend, for running on a device that the application has
+/// opened: see `init_device` and `WgpuSetup`.
 #[cfg(feature = "wgpu")]
 pub use burn_wgpu::{RuntimeOptions, WgpuDevice, WgpuSetup, graphics, init_device, init_setup};
 
@@ -21,7 +21,8 @@ pub use burn_cuda::CudaDevice;
 
 /// A device by name, for configuration files and command lines: `flex`, `wgpu`, `cuda:0`.
 ///
-/// A program says which device it means; the crate never picks one by what happens to be compiled in.
+/// A program must name its device; the crate does not choose one from the backends that are
+/// compiled in.
 ///
 /// # Example
 /// ```
@@ -37,18 +38,18 @@ pub enum DeviceSpec {
     /// The CPU, in pure Rust.
     #[default]
     Flex,
-    /// The GPU that wgpu prefers, or the software driver where there is no other.
+    /// The GPU that wgpu prefers, or the software driver if there is no GPU.
     Wgpu,
     /// An NVIDIA GPU by its index.
     Cuda(usize),
 }
 
 impl DeviceSpec {
-    /// The device.
+    /// Opens the device.
     ///
     /// # Errors
-    /// [`Error::UnknownDevice`] if its feature is not compiled in. Whether the hardware exists shows at the first tensor:
-    /// burn panics there without it.
+    /// [`Error::UnknownDevice`] if the device's feature is not compiled in. Missing hardware is
+    /// noticed only when the first tensor is created: burn panics then.
     pub fn device(self) -> Result<Device> {
         match self {
             #[cfg(feature = "flex")]
@@ -106,7 +107,7 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-/// How a device is written, and what reads it.
+/// How a device is written, and the function that reads it.
 type Form = (&'static str, fn(&str) -> Option<DeviceSpec>);
 
 const FORMS: [Form; 4] = [
@@ -146,7 +147,7 @@ mod tests {
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(json, format!("\"{spec}\""));
             assert_eq!(serde_json::from_str::<DeviceSpec>(&json).unwrap(), spec);
-            // And the message that refuses another one offers it.
+            // The message for an unknown name lists the known ones.
             let error = "tpu".parse::<DeviceSpec>().unwrap_err().to_string();
             assert!(error.contains(spec.feature()), "{error}");
         }

@@ -1,4 +1,4 @@
-//! The one error type of the crate.
+//! The crate's error type.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,12 +11,13 @@ use crate::process::time::TimeRange;
 /// Shorthand for a result with the crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything that can go wrong, with the value that was wrong and what to do about it.
+/// Everything that can go wrong, with the invalid value and what to do about it.
 ///
-/// An error leaves the object that returned it as it was: a trainer whose `step` fails still holds
-/// the model and the optimiser state of the step before. The exceptions are [`Error::Observer`] and
-/// [`Error::TooManySkippedSteps`], which come after the step, and an optimiser that makes parameters NaN
-/// ([`Error::NonFiniteParameter`]), whose state is its own.
+/// After an error, the object that returned it is unchanged: a trainer whose `step` fails still
+/// holds the model and the optimiser state of the previous step. The exceptions are
+/// [`Error::Observer`] and [`Error::TooManySkippedSteps`], which are returned after the step, and
+/// an optimiser that makes parameters NaN ([`Error::NonFiniteParameter`]): its own state has
+/// changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -38,7 +39,7 @@ pub enum Error {
     TimestepOutOfRange {
         /// The timestep that was given.
         timestep: f64,
-        /// What the scheduler accepts.
+        /// The range that the scheduler accepts.
         range: TimeRange,
     },
 
@@ -54,7 +55,7 @@ pub enum Error {
     },
 
     /// Two tensors (or lists) that belong together differ in shape.
-    #[error("{what} has shape {got:?} where {expected:?} is needed; {remedy}")]
+    #[error("{what} has shape {got:?}, but {expected:?} is needed; {remedy}")]
     ShapeMismatch {
         /// Which tensor or list.
         what: &'static str,
@@ -66,7 +67,7 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// A batch, a data set or a list has no element.
+    /// A batch, a data set or a list is empty.
     #[error("{what} is empty; {remedy}")]
     Empty {
         /// What is empty.
@@ -95,7 +96,7 @@ pub enum Error {
         value: f32,
     },
 
-    /// A point that must be forgotten is also among the points to retain, by content.
+    /// A point that must be forgotten is also among the points to retain; contents are compared.
     #[error(
         "forgotten point {forget} is also retained point {retain}; remove it (and its duplicates) from the retain set"
     )]
@@ -115,11 +116,11 @@ pub enum Error {
         loss: String,
         /// The side without a gradient.
         missing: Side,
-        /// A clipper that works.
+        /// A clipper that works with the objective.
         remedy: &'static str,
     },
 
-    /// A setting cannot work, or two contradict each other.
+    /// A setting cannot work, or two settings contradict each other.
     #[error("{what}; {remedy}")]
     InvalidSetting {
         /// What is wrong.
@@ -131,29 +132,29 @@ pub enum Error {
     /// A model predicts something else than its scheduler's configuration, or what was computed for
     /// it, says.
     #[error(
-        "the model predicts {model:?}, and {what} is for a model that predicts {stated:?}; if the model is not told rightly what it predicts, use `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
+        "the model predicts {model:?}, but {what} says {stated:?}; if the model's prediction type is wrong, correct it with `FnDenoiser::predicting`, `UNet2d::with_prediction_type` or your `Denoiser::prediction_type`"
     )]
     PredictionTypeDiffers {
         /// What the model says that it predicts.
         model: PredictionType,
         /// What disagrees.
         what: &'static str,
-        /// What the model predicts according to that.
+        /// What the model predicts according to that, or a teacher predicts itself.
         stated: PredictionType,
     },
 
-    /// A text names no method, clipper or whatever else has names.
+    /// A text is not the name of a method, a clipper or another named thing.
     #[error("there is no {what} `{name}`; use {known}", known = choices(known))]
     UnknownName {
-        /// What it should name.
+        /// The kind of thing that it should name.
         what: &'static str,
         /// The text that was given.
         name: String,
-        /// Every name there is; numbers stand as capitals, as in `fixed:T`.
+        /// Every known name; a capital letter stands for a number, as in `fixed:T`.
         known: Vec<&'static str>,
     },
 
-    /// Something is needed that was not given.
+    /// Something that is needed was not given.
     #[error("{owner} has no {missing}; {remedy}")]
     MissingPart {
         /// What needs it.
@@ -164,7 +165,7 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// A regular expression for parameters cannot be read.
+    /// A regular expression for parameter names cannot be parsed.
     #[error(
         "`{pattern}` is not a regular expression: {reason}; escape dots as `\\.` and brackets as `\\[`"
     )]
@@ -175,9 +176,9 @@ pub enum Error {
         reason: String,
     },
 
-    /// Two tensors that meet, or points and the model, are on different devices.
+    /// Two tensors that are used together, or the points and the model, are on different devices.
     #[error(
-        "{what} are on {got}, where {expected} is needed; move everything to the model's device"
+        "{what} are on {got}, but must be on {expected}; move everything to the model's device"
     )]
     DeviceMismatch {
         /// Which tensors.
@@ -188,24 +189,24 @@ pub enum Error {
         got: String,
     },
 
-    /// An id names a forgotten point of which something is not known.
+    /// An id names a forgotten point about which something that is needed is not known.
     #[error(
-        "the forgotten point of id {id} has no {missing}, only ids below {known} have; {remedy}"
+        "the forgotten point with id {id} has no {missing}; only ids below {known} have one; {remedy}"
     )]
     UnknownPoint {
         /// The id.
         id: u64,
-        /// What is not known of the point.
+        /// What is not known about the point.
         missing: &'static str,
-        /// The number of points of which it is known.
+        /// The number of points about which it is known.
         known: usize,
         /// What to do.
         remedy: &'static str,
     },
 
-    /// An id came with one point before and comes with another now.
+    /// An id belongs to one point in an earlier batch and to another in this one.
     #[error(
-        "row {row} has id {id} and is another point than that id's first; give each forgotten point an id of its own by `UnlearningBatch::with_forget_ids`"
+        "id {id} in row {row} was used for a different point before; give each forgotten point its own id with `UnlearningBatch::with_forget_ids`"
     )]
     PointChanged {
         /// The row of the batch.
@@ -214,9 +215,9 @@ pub enum Error {
         id: u64,
     },
 
-    /// No retained point may explain a point: none is of its group, or it is the only one itself.
+    /// No retained point may explain a point: its group has none, or only the point itself.
     #[error(
-        "{what} point {point}{group} has no other retained point that may explain it; give more retained points, or put groups together until each has some",
+        "{what} point {point}{group} has no other retained point to explain it; give more retained points, or merge groups until each has some",
         group = group.map(|group| format!(" of group {group}")).unwrap_or_default()
     )]
     UnexplainedPoint {
@@ -224,7 +225,7 @@ pub enum Error {
         what: &'static str,
         /// Its index.
         point: usize,
-        /// The key of its group, where there are groups.
+        /// The key of its group, if there are groups.
         group: Option<u64>,
     },
 
@@ -234,11 +235,14 @@ pub enum Error {
     )]
     NoTrainableParameters,
 
-    /// A parameter of the model holds NaN or an infinity: before the first step, or because the optimiser would have
-    /// made it so. The trainer keeps the model of the step before; in the second case its optimiser has moved on.
+    /// A parameter of the model holds NaN or an infinity: before the first step, or because the
+    /// optimiser would have made it so.
+    ///
+    /// The trainer keeps the model of the previous step; in the second case the state of its
+    /// optimiser has changed.
     #[error("parameter `{parameter}` {cause}; {remedy}")]
     NonFiniteParameter {
-        /// Where in the model it is.
+        /// The path of the parameter in the model.
         parameter: String,
         /// When it was found.
         cause: &'static str,
@@ -246,32 +250,34 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// Too many steps in a row had a loss or a gradient that is not finite. The last of them has been counted and
-    /// observed; model and optimiser are as before them.
+    /// Too many steps in a row had a loss or a gradient that is not finite.
+    ///
+    /// The last of them has been counted and observed; model and optimiser are unchanged by them.
     #[error(
-        "{steps} steps in a row changed nothing: {evidence}; lower the learning rate or max_grad_norm, train in f32 or bf16 rather than f16, and check the model's output for NaN"
+        "{skipped} skipped: {evidence}; lower the learning rate or max_grad_norm, train in f32 or bf16 rather than f16, and check the model's output for NaN",
+        skipped = match steps { 1 => "1 step was".into(), _ => format!("{steps} steps in a row were") }
     )]
     TooManySkippedSteps {
-        /// How many.
+        /// The number of such steps.
         steps: u64,
         /// The number of the last step that is not finite.
         evidence: String,
     },
 
-    /// The model holds a parameter in two places.
+    /// The same parameter occurs in two places of the model.
     #[error(
-        "the parameter `{again}` is that of `{first}`, and burn would train one of the two; hold a shared layer once in the module and call it twice"
+        "`{again}` and `{first}` are the same parameter, and burn would train only one of them; store a shared layer once in the module and call it twice"
     )]
     SharedParameter {
-        /// Where it is first.
+        /// Its first place.
         first: String,
-        /// Where it is again.
+        /// Its second place.
         again: String,
     },
 
-    /// While unlearning, points that are not forgotten became easier for the model.
+    /// While unlearning, the loss on points that are not forgotten fell.
     #[error(
-        "while unlearning, the loss on points that are not forgotten fell from {before:.4} to {now:.4}: the model learns them, so it was not trained on such; check that they look as they did in training: range of the values, size, crop, colours"
+        "while unlearning, the loss on points that are not forgotten fell from {before:.4} to {now:.4}: the model is still learning such points, so it was probably not trained on them in this form; check that they are prepared as for training: range of the values, size, crop, colours"
     )]
     Relearning {
         /// The loss before the first step.
@@ -280,34 +286,35 @@ pub enum Error {
         now: f64,
     },
 
-    /// Two forwards of the same input differ: the model has active dropout or other noise.
+    /// Two forward passes with the same input differ: the model has active dropout or other noise.
     #[error(
         "the model is not deterministic: {evidence}; the two gradients of an unlearning step must see the same network: set dropout to 0 or freeze those layers"
     )]
     StochasticModel {
-        /// What was seen.
+        /// The evidence, in words.
         evidence: String,
     },
 
-    /// A device computes other gradients than the reference does.
+    /// A device computes gradients that differ from those of the reference device.
     #[error(
-        "the gradient of `{parameter}` on this device is off by {difference:.1e} of its norm on the reference device (tolerance {tolerance:.1e}): the device, its driver or a feature of burn computes something else; train on another device (`flex` is the CPU), or build with other features of burn (`vulkan`, `autotune`, `fusion`)"
+        "the gradient of `{parameter}` on this device is off by {difference:.1e} of its norm on the reference device (tolerance {tolerance:.1e}): the device, its driver or a feature of burn computes wrong values; train on another device (`flex` is the CPU), or build with different features of burn (`vulkan`, `autotune`, `fusion`)"
     )]
     DeviceDisagrees {
-        /// The parameter that is farthest off.
+        /// The parameter that differs most.
         parameter: String,
-        /// How far, relative to the reference.
+        /// Its difference, relative to the reference.
         difference: f64,
-        /// How far it may be off.
+        /// The largest difference that is accepted.
         tolerance: f64,
     },
 
-    /// A row's output depends on the other rows: the model has active batch normalisation, or the device computes wrongly.
+    /// A row's output depends on the other rows: the model has active batch normalisation, or the
+    /// device computes wrong results.
     #[error(
-        "the model mixes the rows of a batch: {evidence}; rows of the two sides are run in groups of their own: replace batch by group normalisation, or freeze it; if the model has none, the device computes wrongly, as some GPUs do with a feature of burn: see `self_check`"
+        "the model mixes the rows of a batch: {evidence}; the two sides are run in separate groups of rows: replace batch normalisation by group normalisation, or freeze it; if the model has none, the device computes wrong results, as some GPUs do with a feature of burn: see `self_check`"
     )]
     BatchDependentModel {
-        /// What was seen.
+        /// The evidence, in words.
         evidence: String,
     },
 
@@ -325,7 +332,7 @@ pub enum Error {
     UnknownDevice {
         /// What was asked for.
         spec: String,
-        /// Why it is not available, and what is.
+        /// Why it is not available, and which devices are.
         reason: String,
     },
 
@@ -342,7 +349,7 @@ pub enum Error {
         remedy: String,
     },
 
-    /// A file is not what its name or place says.
+    /// A file is not what its name or path says.
     #[error("{path}: {message}", path = path_text(path))]
     InvalidFile {
         /// The file.
@@ -351,22 +358,24 @@ pub enum Error {
         message: String,
     },
 
-    /// Pictures that must all be read, and some that are not.
+    /// Some pictures of a folder cannot be read, and all of them must be.
     #[error(
-        "{path}: {count} not read; mend, convert or remove each, so that no picture is missed:{list}",
+        "{path}: {count} could not be read; repair, convert or remove {them}, so that no picture is missed:{list}",
         path = path_text(path),
-        count = match files.len() { 1 => "1 file is".into(), count => format!("{count} files are") },
+        count = match files.len() { 1 => "1 file".into(), count => format!("{count} files") },
+        them = if files.len() == 1 { "it" } else { "them" },
         list = files.iter().map(|file| format!("\n  {file}")).collect::<String>()
     )]
     #[cfg(feature = "images")]
     UnreadFiles {
         /// The folder.
         path: PathBuf,
-        /// Each file, and why it is not read.
+        /// Each file, and why it cannot be read.
         files: Vec<crate::images::unread::UnreadFile>,
     },
 
-    /// Weights in a file do not fit the model: a tensor is missing, extra, of another shape, or no model can run with it.
+    /// Weights in a file do not fit the model: a tensor is missing, superfluous, misshapen, or
+    /// makes the model unusable.
     #[error("{path}: {problem} tensor `{tensor}`{detail}", path = path_text(path))]
     WeightMismatch {
         /// The file.
@@ -390,9 +399,9 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Another program, or another part of this one, writes into the folder.
+    /// Another process, or another part of this one, is writing to the folder.
     #[error(
-        "{folder}: another process writes here; wait for it, end it, or give this run a folder of its own",
+        "{folder}: another process is writing to this folder; wait for it, stop it, or use another folder for this run",
         folder = path_text(folder)
     )]
     FolderInUse {
@@ -402,7 +411,7 @@ pub enum Error {
 
     /// The folder holds checkpoints of a run that this one was not asked to continue.
     #[error(
-        "{checkpoint} is a checkpoint of a run that this one does not continue; resume that run, or give this one another folder",
+        "{checkpoint} is a checkpoint of a run that this one does not continue; resume that run, or use another folder for this one",
         checkpoint = path_text(checkpoint)
     )]
     AnotherRun {
@@ -411,18 +420,22 @@ pub enum Error {
     },
 
     /// A trainer that has taken steps cannot resume another run.
-    #[error("the trainer has taken {steps} steps; resume with a trainer that was just built")]
+    #[error(
+        "the trainer has taken {taken}; resume with a trainer that was just built",
+        taken = match steps { 1 => "1 step".into(), _ => format!("{steps} steps") }
+    )]
     AlreadyStarted {
-        /// How many.
+        /// How many steps it has taken.
         steps: u64,
     },
 
-    /// A state does not fit the clipper, the objective or the steering that it is given to.
+    /// A saved state does not fit the clipper, the objective or the steering that must resume from
+    /// it.
     #[error(
-        "the state of {what} has {got} numbers where {expected} are needed; resume with the clipper, the objective and the levels of the run that was saved"
+        "the state of {what} has length {got}, but {expected} is needed; resume with the clipper, the objective and the levels of the run that was saved"
     )]
     StateMismatch {
-        /// What the state was given to.
+        /// The part that the state was given to.
         what: String,
         /// The length that was needed.
         expected: usize,
@@ -430,7 +443,7 @@ pub enum Error {
         got: usize,
     },
 
-    /// The state of the trainer cannot be saved so that it comes back exactly.
+    /// The state of the trainer cannot be saved in a form that can be restored exactly.
     #[error("the state cannot be saved: {reason}; {remedy}")]
     CannotSave {
         /// Why.
@@ -441,46 +454,47 @@ pub enum Error {
 
     /// A setting, a state or a condition cannot be written as JSON.
     #[error(
-        "{what} cannot be written as JSON: {reason}; use numbers, texts, lists, and maps whose keys are texts"
+        "{what} cannot be written as JSON: {reason}; use numbers, strings, lists, and maps with string keys"
     )]
     NotJson {
-        /// What cannot.
+        /// The value that cannot be written.
         what: String,
         /// Why.
         reason: String,
     },
 
-    /// There are checkpoints, but none that is whole.
+    /// The folder has checkpoints, but none is complete and intact.
     #[error(
-        "{folder}: no checkpoint is usable ({list}); bring one back from a copy, or remove them to start afresh",
+        "{folder}: no checkpoint is usable ({list}); restore one from a backup, or remove them to start again",
         folder = path_text(folder),
         list = list(passed_over)
     )]
     NoUsableCheckpoint {
         /// The folder of the checkpoints.
         folder: PathBuf,
-        /// Each checkpoint and what is wrong with it, newest first.
+        /// Each checkpoint and its defect, newest first.
         passed_over: Vec<PassedOver>,
     },
 
-    /// A checkpoint was made by a run with other settings or another model.
+    /// A checkpoint belongs to a run with other settings or another model.
     #[error(
-        "{path} is of another run: {list}; set up the trainer as it was, or start afresh in another folder",
+        "{path} belongs to another run: {list}; use the settings of that run, or start in another folder",
         path = path_text(path),
         list = list(differences)
     )]
     CheckpointDiffers {
         /// The checkpoint.
         path: PathBuf,
-        /// All that differs.
+        /// Everything that differs.
         differences: Vec<SettingDifference>,
     },
 
-    /// A data set could not give its points: the place for what a [`PointLoader`](crate::data::PointLoader) fails with.
+    /// A data set could not provide its points: [`PointLoader`](crate::data::PointLoader) functions
+    /// fail with this variant.
     #[error("the data could not be loaded: {0}")]
     Data(String),
 
-    /// A picture or a plot could not be made.
+    /// A picture or a plot could not be created.
     #[error("the picture could not be made: {0}")]
     Picture(String),
 
@@ -490,7 +504,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An I/O error with its path: `.map_err(Error::io("reading", path))`.
+    /// Wraps an I/O error with its path: `.map_err(Error::io("reading", path))`.
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -504,7 +518,7 @@ impl Error {
     }
 }
 
-/// The first few of many things.
+/// Lists the first few of many things.
 fn list<T: std::fmt::Display>(things: &[T]) -> String {
     const SHOWN: usize = 5;
     let shown = things.iter().take(SHOWN).map(ToString::to_string);
@@ -515,7 +529,7 @@ fn list<T: std::fmt::Display>(things: &[T]) -> String {
     text
 }
 
-/// `a, b or c`.
+/// Joins names to `a, b or c`.
 pub(crate) fn choices(names: &[&str]) -> String {
     match names {
         [] => "nothing".into(),
@@ -524,7 +538,7 @@ pub(crate) fn choices(names: &[&str]) -> String {
     }
 }
 
-/// Checks that a setting is finite and legal; the message repeats its value and what is required.
+/// Checks that a setting is finite and legal; the message repeats its value and the requirement.
 pub(crate) fn check_range(
     name: &'static str,
     value: f64,
@@ -560,7 +574,7 @@ pub(crate) fn check_shape(
     })
 }
 
-/// Checks that two tensors that meet are on the same device.
+/// Checks that two tensors that are used together are on the same device.
 pub(crate) fn check_device(
     what: &'static str,
     expected: &burn::tensor::Device,
@@ -635,14 +649,17 @@ impl fmt::Display for PassedOver {
     }
 }
 
-/// A setting that is not what it was when the checkpoint was written.
+/// A setting that differs from its value when the checkpoint was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SettingDifference {
-    /// Its name: a field of [`TrainerConfig`](crate::TrainerConfig), a part of the trainer, a parameter of the model, or one of the program's own.
+    /// Its name: a field of [`TrainerConfig`](crate::TrainerConfig), a part of the trainer, a
+    /// parameter of the model, or a setting that the program added.
     pub setting: String,
-    /// The value in the checkpoint, as text: a text itself, anything else as JSON. `None` if it has none.
+    /// The value in the checkpoint, as text: strings as they are, anything else as JSON.
+    ///
+    /// `None` if the checkpoint has no value.
     pub saved: Option<String>,
-    /// The value now, as text too.
+    /// The value now, in the same form.
     pub now: Option<String>,
 }
 

@@ -55,7 +55,8 @@
 //! [`SissTrainer::step`] draws all randomness of the step ([`draws::Draws`]) and lets the objective
 //! ([`SissLoss`]) turn batch and draws into two weighted regressions ([`objective::LossTerms`]). It
 //! runs the rows that carry weight through the model, measures the two gradients, lets the
-//! [`GradientClipper`] weigh them against each other, and passes the combination to a burn optimiser.
+//! [`GradientClipper`] weigh them against each other, and passes the combination to a burn
+//! optimiser.
 //! Each of the four parts is a trait object that you can replace:
 //!
 //! | trait | decides | built in |
@@ -92,11 +93,12 @@
 //!
 //! # Promises
 //!
-//! - The draws of a step follow from (seed, step): the same on every device and for every micro-batch
-//!   size.
-//! - A run that is killed and resumed from its [`Checkpoints`] is, on the CPU, byte for byte the run
-//!   that was never killed.
-//! - A step with a number that is not finite changes nothing and says so; ten in a row are an error.
+//! - The draws of a step follow from (seed, step): the same on every device and for every
+//!   micro-batch size.
+//! - A run that is killed and resumed from its [`Checkpoints`] is, on the CPU, byte for byte the
+//!   run that was never killed.
+//! - A step with a number that is not finite changes nothing and says so; ten in a row are an
+//!   error.
 //! - The library does not panic on input and does not print. An [`Error`] names the value and the
 //!   remedy.
 //!

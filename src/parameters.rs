@@ -1,4 +1,5 @@
-//! Parameters by name: what a model has, which hold numbers that are not finite, and which no gradient reaches.
+//! A model's parameters by name: which there are, which hold numbers that are not finite, and which
+//! no gradient reaches.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,7 +14,7 @@ use crate::host::{SMALL, read_f32, to_f32};
 /// A parameter of a model, without its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parameter {
-    /// Its place in the model: the names of the fields on the way, joined by dots.
+    /// Its path in the model: the names of the fields, joined by dots.
     pub name: String,
     pub id: ParamId,
     dtype: DType,
@@ -30,7 +31,7 @@ impl fmt::Display for Parameter {
     }
 }
 
-/// The parameters in the order of the model's fields.
+/// The model's parameters, in the order of its fields.
 pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
     let mut list = List::default();
     model.visit(&mut list);
@@ -81,9 +82,12 @@ impl ModuleVisitor for List {
     }
 }
 
-/// The place of the first parameter that holds NaN or an infinity. One read from the device where there is none.
+/// The path of the first parameter that holds NaN or an infinity.
+///
+/// If all are finite, this takes one read from the device.
 pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String>> {
-    // Small ones are looked at together; whose number it was is asked when there is one.
+    // Small parameters are checked together; only if one of them is not finite is each checked by
+    // itself.
     if sums_of_zeros(model, SMALL)?.iter().all(|&sum| sum == 0.0) {
         return Ok(None);
     }
@@ -95,7 +99,7 @@ pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String
     Ok(floats.nth(position).map(|parameter| parameter.name))
 }
 
-/// Refuses a model that holds NaN or an infinity, before anything else is blamed for what comes of it.
+/// Refuses a model that holds NaN or an infinity, before its effects are blamed on something else.
 ///
 /// # Errors
 /// [`Error::NonFiniteParameter`], [`Error::DeviceRead`].
@@ -105,13 +109,15 @@ pub(crate) fn check_parameters<M: Module>(model: &M) -> Result<()> {
         Some(parameter) => Err(Error::NonFiniteParameter {
             parameter,
             cause: "contains NaN or an infinity before the first step",
-            remedy: "load the model again, from files that are whole",
+            remedy: "reload the model from undamaged files",
         }),
     }
 }
 
-/// `Σ 0·p`, which is 0, or NaN where a number is not finite: of each parameter in the model's order, and, last, of all those
-/// of fewer than `together` numbers, which are left out before.
+/// `Σ 0·p`, which is 0 if all numbers are finite and NaN otherwise.
+///
+/// One sum for each parameter of at least `together` elements, in the model's order, and last one
+/// sum for all smaller parameters.
 fn sums_of_zeros<M: Module>(model: &M, together: usize) -> Result<Vec<f32>> {
     struct Zeros {
         together: usize,
@@ -144,7 +150,7 @@ fn sums_of_zeros<M: Module>(model: &M, together: usize) -> Result<Vec<f32>> {
     read_f32(Tensor::cat(zeros.sums, 0), "a check of the parameters")
 }
 
-/// The places of the trained parameters that have a gradient on neither side.
+/// The paths of the trained parameters without a gradient from either side.
 pub(crate) fn without_gradient<M: Module>(
     model: &M,
     retain: &GradientsParams,
@@ -180,7 +186,7 @@ mod tests {
 
     #[derive(Module, Debug)]
     struct Two {
-        /// Not a float: it has a name, and no place among the numbers that are looked at.
+        /// Not a float: it has a name, but is not among the numbers that are checked.
         seen: Param<Tensor<1, Int>>,
         first: Linear,
         second: Linear,
@@ -236,7 +242,7 @@ mod tests {
         let untouched = without_gradient(&model, &retain, &none);
         assert_eq!(untouched, ["first.bias", "second.weight"]);
         assert_eq!(without_gradient(&model, &none, &retain), untouched);
-        // Frozen ones need none.
+        // Frozen parameters need no gradient.
         let mut model = model;
         model.second = model.second.no_grad();
         assert_eq!(without_gradient(&model, &retain, &none), ["first.bias"]);

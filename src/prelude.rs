@@ -1,4 +1,4 @@
-//! The traits whose methods one calls: `use siss::prelude::*;`.
+//! The traits whose methods user code calls: `use siss::prelude::*;`.
 
 pub use crate::denoiser::{Condition, Denoiser};
 pub use crate::observer::Observer;

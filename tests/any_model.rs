@@ -1,5 +1,5 @@
-//! The crate is tied to no rank, no condition, no forward process and no kind of prediction: models of other sorts memorise
-//! a point and unlearn it.
+//! Models of several kinds memorise a point and unlearn it: the crate depends on no rank,
+//! condition, forward process or prediction type.
 
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv3d, Conv3dConfig};
@@ -30,7 +30,7 @@ impl<const D: usize, C: Condition> Points<D, C> {
         self.clean.dims()[0]
     }
 
-    /// The rows of a step, one after the other.
+    /// The rows of a step, as a list.
     fn rows(&self, step: u64) -> Vec<usize> {
         let first = step as usize * BATCH;
         (first..first + BATCH)
@@ -46,7 +46,7 @@ impl<const D: usize, C: Condition> Points<D, C> {
     }
 }
 
-/// What a model is trained on: many points, and one again and again.
+/// The training data of a model: many points, and one that is repeated.
 struct Case<M: Denoiser<D>, const D: usize> {
     model: M,
     rest: Points<D, M::Condition>,
@@ -66,7 +66,7 @@ struct Losses {
 }
 
 impl<M: Denoiser<D>, const D: usize> Case<M, D> {
-    /// What training minimises: mean squared error at timesteps all over the range.
+    /// Mean squared error at timesteps across the whole range.
     fn loss(
         &self,
         model: &M,
@@ -116,7 +116,7 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
         }
     }
 
-    /// Trains on the rest, and with `repeats` on the point to be memorised too.
+    /// Trains on the other points, and with `repeats` also on the point to be memorised.
     fn train(&self, process: &dyn Scheduler, repeats: bool) -> M {
         let mut optimizer = AdamWConfig::new().init();
         let mut model = self.model.clone().train();
@@ -159,8 +159,8 @@ impl<M: Denoiser<D>, const D: usize> Case<M, D> {
         trainer.into_model()
     }
 
-    /// Training memorises the point, as a model without it shows. Unlearning loses it, more than training on does, and keeps
-    /// the rest.
+    /// Asserts that training memorises the point, by comparison with a model trained without it.
+    /// Unlearning must forget the point, more than continued training does, and keep the rest.
     fn assert_forgets(&self, process: impl Scheduler + Clone + 'static) {
         let losses = |model: &M| self.losses(model, &process);
         let unlearn = |model, method| losses(&self.unlearn(model, process.clone(), method));
@@ -242,7 +242,7 @@ impl Denoiser<5> for VideoNet {
 #[test]
 fn a_video_model_of_rank_5_forgets_a_video() {
     let device = device();
-    // Still pictures of one brightness, and a checkerboard that flickers.
+    // Static videos of uniform brightness, and a flickering checkerboard.
     let brightness = noise([64, 1, 1, 1, 1], 1) * 0.5;
     let checker: Vec<f32> = (0..64)
         .map(|i| {
@@ -296,7 +296,7 @@ impl Conditional {
     }
 }
 
-/// A condition that is no tensor: a class for each row, by name.
+/// A condition that is not a tensor: a class for each row, by name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Class {
     Cat,
@@ -344,12 +344,12 @@ impl Denoiser<2> for Conditional {
     }
 }
 
-/// The classes 0, 1 and 2 in turn.
+/// The class of a row: 0, 1 and 2 in turn.
 fn class_of(row: usize) -> usize {
     row % 3
 }
 
-/// 96 points, each near the centre of its class, and one point far from all.
+/// 96 points, each near the centre of its class, and one point far from all others.
 fn classes() -> (Tensor<2>, Tensor<2>) {
     let centres: Tensor<2> = noise([3, 8], 2) * 0.5;
     let rows: Vec<usize> = (0..96).map(class_of).collect();
@@ -381,7 +381,7 @@ fn a_model_with_a_condition_type_of_its_own_forgets_a_point_of_one_class() {
 fn a_model_conditioned_on_two_tensors_forgets_a_point() {
     let device = device();
     let (rest, memorised) = classes();
-    // A class by number, and a number that says how bright the point is.
+    // A class by number, and a number that gives the brightness of the point.
     let condition = |clean: &Tensor<2>, classes: Vec<usize>| {
         let classes: Vec<i32> = classes.into_iter().map(|class| class as i32).collect();
         let classes = Tensor::<1, Int>::from_data(classes.as_slice(), &device);
@@ -412,7 +412,7 @@ fn a_model_conditioned_on_two_tensors_forgets_a_point() {
     case.assert_forgets(ddpm());
 }
 
-/// ReTrack would teach the model, under a point's class, the picture of another one.
+/// ReTrack would otherwise teach the model, under a point's class, a neighbour from another class.
 #[test]
 fn neighbours_of_any_class_are_refused_for_a_model_that_knows_classes() {
     let (rest, memorised) = classes();
@@ -433,7 +433,8 @@ fn neighbours_of_any_class_are_refused_for_a_model_that_knows_classes() {
     assert!(built(given.unwrap()).is_none());
 }
 
-/// Each side is predicted under its own condition: the other side's changes nothing about it.
+/// Each side is predicted under its own condition, and the other side's condition has no influence
+/// on it.
 #[test]
 fn each_side_has_its_own_condition() {
     let (rest, memorised) = classes();
@@ -513,7 +514,8 @@ fn a_flow_matching_model_forgets_a_point() {
     case.assert_forgets(FlowMatching::default());
 }
 
-/// `w = q(m|·) / q_λ(m)` with `q(m|x) = N(m; γx, σ²I)`, `γ = 1 − t`, `σ = t`, evaluated as written, in f64.
+/// `w = q(m|·) / q_λ(m)` with `q(m|x) = N(m; γx, σ²I)`, `γ = 1 − t`, `σ = t`, evaluated as written,
+/// in f64.
 #[test]
 fn the_weights_of_flow_matching_are_ratios_of_gaussian_densities() {
     const FORGET_PROB: f64 = 0.3;
@@ -603,7 +605,7 @@ fn steps_without_any_signal_weigh_both_sides_alike() {
     }
 }
 
-/// A process that forgot its noise.
+/// A process that has lost its noise.
 #[derive(Debug)]
 struct Noiseless;
 

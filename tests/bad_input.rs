@@ -1,4 +1,5 @@
-//! Bad input over the public interface: each case is a typed error, none panics, each message names the value.
+//! Bad input through the public interface: each case is a typed error, none panics, and each
+//! message names the value.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -26,7 +27,7 @@ fn tiny_unet() -> Result<UNet2d> {
     UNet2dConfig::from_json(&format!("{{{blocks}}}"), "config.json")?.init(&device())
 }
 
-/// A model with one condition a row.
+/// A model with one condition per row.
 #[derive(Module, Debug)]
 struct Conditioned;
 
@@ -38,7 +39,7 @@ impl Denoiser<2> for Conditioned {
     }
 }
 
-/// What was tried, what its message must contain, and the attempt.
+/// The name of the attempt, the text its message must contain, and the attempt.
 type Case<'a> = (&'static str, &'static str, Box<dyn Fn() -> Result<()> + 'a>);
 
 fn case<'a, T>(
@@ -499,7 +500,7 @@ fn models_and_reports<'a>() -> Vec<Case<'a>> {
     ]
 }
 
-/// A trainer of the small model, built.
+/// Builds a trainer of the small model.
 fn built(
     change: impl Fn(SissTrainerBuilder<Mlp, 2>) -> SissTrainerBuilder<Mlp, 2>,
 ) -> Result<SissTrainer<Mlp, 2>> {
@@ -794,7 +795,7 @@ fn bad_input_is_a_typed_error_that_names_the_value() {
     assert!(count >= 150);
 }
 
-/// What a program may want to react to has a variant of its own, with the values as fields.
+/// Every error that a program may want to react to has its own variant, with the values as fields.
 #[test]
 fn errors_can_be_told_apart_without_reading_their_text() {
     let levels = Levels::new(vec![1.0, 2.0], vec![vec![0.5; 2]; 3]).unwrap();

@@ -1,7 +1,9 @@
-//! Checkpoints: what is killed, torn, flipped or refused by the system never costs more than the steps since the last one,
-//! and a resumed run is the run.
+//! Tests of checkpoints.
 //!
-//! `SISS_SOAK=1` runs the long forms. Tests that kill run themselves again as the process that is killed.
+//! A run that is killed, or whose files are torn, altered or refused by the system, never loses
+//! more than the steps since the last checkpoint, and a resumed run equals an uninterrupted one.
+//! `SISS_SOAK=1` runs the long forms. Tests that kill a process start themselves again as that
+//! process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -71,7 +73,7 @@ impl Denoiser<2> for Net {
     }
 }
 
-/// Hidden units of the small model and of the large one.
+/// Hidden units of the small model, and of the large one.
 const SMALL: usize = 8;
 const LARGE: usize = 160;
 const BATCH: usize = 8;
@@ -83,7 +85,8 @@ fn falling() -> ModuleLrScheduler {
     falling.init().unwrap()
 }
 
-/// A trainer with everything that has a state: average, momenta, a clipper that remembers, a falling rate.
+/// A trainer in which everything with a state is in use: average, momenta, a clipper with memory, a
+/// falling rate.
 fn builder(width: usize) -> Builder {
     builder_of(Net::new(width))
 }
@@ -107,7 +110,8 @@ fn take_step(trainer: &mut SissTrainer<Net, 2>) {
     trainer.step(batch).unwrap();
 }
 
-/// What a program does: goes on if there is something to go on from, logs, saves every few steps, leaves its model.
+/// A typical program: resumes if there is a checkpoint, logs, saves every few steps, writes its
+/// model.
 fn run(folder: &Path, steps: u64, every: u64, keep: usize) {
     fs::create_dir_all(folder).unwrap();
     let log = JsonLog::open(folder.join("log.jsonl")).unwrap();
@@ -164,7 +168,7 @@ fn assert_same_tree(found: &Path, expected: &Path) -> usize {
     expected.len()
 }
 
-/// How often: in the short form, or in the long one.
+/// The number of repetitions in the short or the long form.
 fn times(short: usize, long: usize) -> usize {
     match std::env::var_os("SISS_SOAK") {
         Some(value) if value == "1" => long,
@@ -172,14 +176,14 @@ fn times(short: usize, long: usize) -> usize {
     }
 }
 
-/// The variable that makes a test the process that is killed: where it is to work.
+/// The variable that turns a test into the process to be killed: the folder in which it works.
 const VICTIM: &str = "SISS_TEST_VICTIM";
 
 fn victim() -> Option<PathBuf> {
     std::env::var_os(VICTIM).map(PathBuf::from)
 }
 
-/// This test once more, as a process of its own.
+/// This test again, as a process of its own.
 fn again(test: &str, folder: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -190,7 +194,7 @@ fn again(test: &str, folder: &Path) -> Command {
     command
 }
 
-/// Kills by SIGKILL, unless it has ended by itself. Tells whether it was killed.
+/// Kills a process by SIGKILL, unless it has ended by itself. Returns whether it was killed.
 fn kill(mut child: Child) -> bool {
     let _ = child.kill();
     let output = child.wait_with_output().unwrap();
@@ -227,7 +231,8 @@ fn a_run_killed_at_random_moments_leaves_the_bytes_of_one_that_was_not() {
         loop {
             let test = "a_run_killed_at_random_moments_leaves_the_bytes_of_one_that_was_not";
             let child = again(test, &folder).spawn().unwrap();
-            // A run that is not allowed to get anywhere does not end: killed more gently each time.
+            // A run that is always killed early never ends, so the time allowed grows with each
+            // kill.
             let longest = 100 + 40 * of_this_run;
             std::thread::sleep(Duration::from_millis(random.random_range(0..longest)));
             if !kill(child) {
@@ -246,7 +251,7 @@ fn a_run_killed_at_random_moments_leaves_the_bytes_of_one_that_was_not() {
 fn a_save_killed_at_random_moments_leaves_a_whole_checkpoint() {
     const STEPS: u64 = 60;
     const TEST: &str = "a_save_killed_at_random_moments_leaves_a_whole_checkpoint";
-    /// Saves after every step, and says so when a save has returned.
+    /// Saves after every step, and reports each save that has returned.
     fn work(folder: &Path, mut saved: impl FnMut(u64, &Path)) {
         let mut trainer = builder(LARGE).build().unwrap();
         let checkpoints = Checkpoints::new(folder.join("checkpoints")).unwrap();
@@ -265,7 +270,7 @@ fn a_save_killed_at_random_moments_leaves_a_whole_checkpoint() {
         return work(&folder, |step, _| writeln!(file, "{step}").unwrap());
     }
     let scratch = tempfile::tempdir().unwrap();
-    // The manifest names the digest of every file: equal manifests are equal checkpoints.
+    // The manifest contains the digest of every file: equal manifests mean equal checkpoints.
     let mut expected = BTreeMap::new();
     work(&scratch.path().join("whole"), |step, path| {
         expected.insert(step, fs::read(path.join("manifest.json")).unwrap());
@@ -330,7 +335,7 @@ fn two_checkpoints(folder: &Path) -> [PathBuf; 2] {
     })
 }
 
-/// Asserts that the newest checkpoint is passed over for the one before.
+/// Asserts that the newest checkpoint is skipped in favour of the one before.
 fn assert_caught(checkpoints: &Checkpoints, newest: &Path, what: &str) {
     let found = checkpoints.latest().unwrap().unwrap();
     assert_eq!(found.step, 4, "{what} was not seen");
@@ -386,7 +391,7 @@ fn a_torn_newest_checkpoint_costs_its_steps_and_nothing_else() {
     let (whole, torn) = (scratch.path().join("whole"), scratch.path().join("torn"));
     run(&whole, 40, 4, 3);
     run(&torn, 30, 4, 3);
-    // Before its last steps: the newest is that of step 28.
+    // Before its last steps, the newest checkpoint is that of step 28.
     let newest = torn.join("checkpoints/step-0000000028/optimizer.bpk");
     let bytes = fs::read(&newest).unwrap();
     fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
@@ -431,13 +436,17 @@ fn where_no_checkpoint_is_whole_nothing_is_begun_afresh() {
     assert_eq!(trainer.next_step(), 0);
 }
 
-/// Nothing can be scaled by it: each step is skipped.
+/// A clipper whose scale is never usable: each step is skipped.
 #[derive(Debug)]
 struct NoNumber;
 
 impl GradientClipper for NoNumber {
     fn name(&self) -> &'static str {
         "NoNumber"
+    }
+
+    fn settings(&self) -> String {
+        "NoNumber".into()
     }
 
     fn needs(&self, _: Side) -> bool {
@@ -482,7 +491,7 @@ fn the_last_n_are_kept() {
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| name != "lock").collect();
         names.sort();
-        // At least one.
+        // At least one is kept.
         let first = 10 - keep.max(1) as u64 + 1;
         let expected: Vec<_> = (first..=10)
             .map(|k| format!("step-{:010}", 3 * k))
@@ -603,7 +612,7 @@ fn what_differs_is_named_with_both_values() {
         );
         assert_eq!(trainer.next_step(), 0);
         assert_eq!(model_fingerprint(trainer.model()).unwrap(), before);
-        // Nor does it write into the other run.
+        // It does not write into the other run either.
         let error = checkpoints.save(&mut trainer, &()).unwrap_err();
         assert!(matches!(error, Error::AnotherRun { .. }), "{error}");
         assert!(error.to_string().contains("does not continue"), "{error}");
@@ -624,10 +633,10 @@ fn what_differs_is_named_with_both_values() {
         matches!(error, Error::AlreadyStarted { steps: 1 }),
         "{error}"
     );
-    assert!(error.to_string().contains("has taken 1 steps"), "{error}");
+    assert!(error.to_string().contains("has taken 1 step;"), "{error}");
 }
 
-/// A model with a prompt for each point, which it counts the letters of.
+/// A model with a text prompt for each point, whose letters it counts.
 #[derive(Module, Debug)]
 struct Prompted {
     layer: Linear,
@@ -712,7 +721,7 @@ fn the_programs_state_comes_back_as_its_own_type_or_not_at_all() {
     );
 }
 
-/// What a run does that ran out of memory.
+/// A run that ran out of memory is resumed with smaller micro-batches.
 #[test]
 fn a_resumed_run_may_change_what_changes_memory_alone() {
     let scratch = tempfile::tempdir().unwrap();
@@ -737,13 +746,17 @@ fn a_resumed_run_may_change_what_changes_memory_alone() {
     assert!(difference < 1e-5, "{difference}");
 }
 
-/// Steers by a factor, which is a setting.
+/// A steering whose factor is a setting.
 #[derive(Debug)]
 struct Factor(f64);
 
 impl SteeringRule for Factor {
     fn name(&self) -> &'static str {
         "Factor"
+    }
+
+    fn settings(&self) -> String {
+        format!("Factor {}", self.0)
     }
 
     fn factors(&self, losses: Tensor<1>, _: Tensor<1>, _: Tensor<1>) -> Tensor<1> {
@@ -795,8 +808,8 @@ fn assert_success(output: Output) {
     assert!(output.status.success(), "{errors}");
 }
 
-/// Goes on from the checkpoints in a folder, which cannot be written now: the error is typed and names the place, and the last
-/// checkpoint is there as before.
+/// Resumes from the checkpoints in a folder that cannot be written now: the error is typed and
+/// names the path, and the last checkpoint is unchanged.
 fn save_fails(folder: &Path) -> Error {
     let mut checkpoints = Checkpoints::new(folder).unwrap();
     let mut trainer = builder(LARGE).build().unwrap();
@@ -826,7 +839,7 @@ fn a_limit_on_the_size_of_files_leaves_the_last_checkpoint() {
         "a_limit_on_the_size_of_files_leaves_the_last_checkpoint",
         scratch.path(),
     );
-    // Files of 50 or 100 kB at most, by the shell; the signal that comes with it ignored.
+    // The shell limits files to 50 or 100 kB; the signal sent at the limit is ignored.
     let mut limited = Command::new("sh");
     limited
         .args(["-c", "ulimit -f 100 && trap '' XFSZ && exec \"$0\" \"$@\""])
@@ -834,7 +847,7 @@ fn a_limit_on_the_size_of_files_leaves_the_last_checkpoint() {
         .args(direct.get_args())
         .env(VICTIM, scratch.path());
     assert_success(limited.output().unwrap());
-    // The disk has room again.
+    // The disk has space again.
     let mut checkpoints = Checkpoints::new(scratch.path()).unwrap();
     let mut trainer = builder(LARGE).build().unwrap();
     checkpoints.resume(&mut trainer).unwrap().unwrap();
@@ -843,7 +856,7 @@ fn a_limit_on_the_size_of_files_leaves_the_last_checkpoint() {
     assert_eq!(checkpoints.latest().unwrap().unwrap().step, 9);
 }
 
-/// A file system of its own, where mounting is permitted.
+/// A separate file system, where mounting is permitted.
 #[cfg(target_os = "linux")]
 struct Mount(PathBuf);
 
@@ -915,7 +928,7 @@ fn places_that_cannot_be_written_are_named_and_a_full_disk_leaves_the_last_check
     let checkpoints = folder.join("checkpoints");
     let path = two_checkpoints(&checkpoints)[1].clone();
     let used: u64 = tree(&path).values().map(|bytes| bytes.len() as u64).sum();
-    // Full at each of its files in turn.
+    // The disk is full at each of its files in turn.
     for room in [0, 1, 4, 8].map(|part| part * used / 10) {
         let free = (4 << 20) - 2 * used - 64 * 1024 - room;
         fs::write(folder.join("ballast"), vec![1; free as usize]).unwrap();
@@ -924,7 +937,7 @@ fn places_that_cannot_be_written_are_named_and_a_full_disk_leaves_the_last_check
         faults += 1;
     }
     fs::remove_file(folder.join("ballast")).unwrap();
-    // Opened while it could be written.
+    // Opened while the folder was still writable.
     let mut open = Checkpoints::new(&checkpoints).unwrap();
     let mut trainer = builder(LARGE).build().unwrap();
     open.resume(&mut trainer).unwrap().unwrap();
@@ -1029,7 +1042,7 @@ fn a_rate_that_differs_later_and_another_steering_rule_are_seen() {
     }
 }
 
-/// A part with a state: how often it was called. A copy shares it.
+/// A component with a state: the number of its calls. Copies share it.
 #[derive(Debug, Clone, Default)]
 struct Calls(Arc<Mutex<f64>>);
 
@@ -1046,6 +1059,10 @@ impl Calls {
 impl GradientClipper for Calls {
     fn name(&self) -> &'static str {
         "Calls"
+    }
+
+    fn settings(&self) -> String {
+        "Calls".into()
     }
 
     fn needs(&self, _: Side) -> bool {
@@ -1097,7 +1114,7 @@ impl SissLoss<2> for Calls {
     }
 }
 
-/// Writes down what is asked of it, and cannot go back where that is wished.
+/// A component that records the calls it receives, and optionally fails to restore its state.
 #[derive(Debug, Clone, Default)]
 struct Asked {
     what: Arc<Mutex<Vec<String>>>,

@@ -1,4 +1,5 @@
-//! What fools an unlearner is refused or flagged before, or right after, the first step.
+//! Conditions under which unlearning would go wrong are refused or flagged before, or right after,
+//! the first step.
 
 use std::path::Path;
 
@@ -22,7 +23,8 @@ fn relative(retain: &Tensor<4>, forget: Tensor<4>) -> Option<(usize, f64)> {
     found.first().map(|pair| (pair.retain, pair.relative))
 }
 
-/// Copies of a retained digit, saved again in the ways that happen: each is found, at the digit it was made from.
+/// Copies of a retained digit that were saved again in common ways: each is found, at the digit it
+/// was made from.
 #[test]
 fn copies_of_a_retained_image_are_found() {
     let retain = digits();
@@ -51,7 +53,7 @@ fn copies_of_a_retained_image_are_found() {
     println!("18 copies found, the farthest at {worst:.2} of the typical distance");
 }
 
-/// Of digits that no model saw none is a copy, and the T-shirt is nothing like a digit.
+/// Among digits that no model has seen, none is a copy, and the T-shirt does not resemble a digit.
 #[test]
 fn images_that_are_no_copies_are_not_flagged() {
     let digits = digits::load_digits(Path::new(digits::ASSETS), &Device::flex()).unwrap();
@@ -67,7 +69,7 @@ fn images_that_are_no_copies_are_not_flagged() {
     );
 }
 
-/// A copy under another name, exact: refused. Almost: flagged with both numbers.
+/// An exact copy under another name is refused; an approximate copy is flagged with both numbers.
 #[test]
 fn a_forgotten_point_on_the_retain_side_is_refused_or_flagged() {
     let retain = normal_noise([40, 6], 1, 0, 0, Stream::Evaluation, &device());
@@ -97,7 +99,7 @@ fn a_forgotten_point_on_the_retain_side_is_refused_or_flagged() {
     assert!((pair.distance - 1e-3).abs() < 1e-5, "{pair:?}");
 }
 
-/// A model with a layer that `predict` forgot.
+/// A model with a layer that `predict` does not use.
 #[derive(Module, Debug)]
 struct Forgetful {
     used: Linear,
@@ -141,7 +143,7 @@ fn parameters_that_no_gradient_reaches_are_named_after_the_first_step() {
         finding.contains("2 of the trained parameters") && finding.contains("`forgotten.weight`"),
         "{finding}"
     );
-    // Frozen parameters are meant to have none.
+    // Frozen parameters are supposed to have no gradient.
     let model = trainer.into_model();
     let frozen = Forgetful {
         forgotten: model.forgotten.freeze(),
@@ -153,7 +155,7 @@ fn parameters_that_no_gradient_reaches_are_named_after_the_first_step() {
     assert!(trainer.step(points).unwrap().without_gradient.is_empty());
 }
 
-/// Empty sides, wherever points come in.
+/// Empty sides, wherever points are passed in.
 #[test]
 fn an_empty_side_is_refused() {
     let points = |rows: usize| Tensor::<2>::ones([rows, 3], &device());

@@ -1,4 +1,4 @@
-//! The same seed gives the same bytes on the CPU, whatever the number of threads.
+//! The same seed gives the same bytes on the CPU, for any number of threads.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::process::Command;
@@ -14,7 +14,7 @@ use siss_support::small::*;
 
 const STEPS: u64 = 4;
 
-/// The setting of a run, one of twenty.
+/// The settings of one of twenty runs.
 #[derive(Debug, Clone, Copy)]
 struct Setting {
     method: Method,
@@ -26,7 +26,8 @@ struct Setting {
     is_unet: bool,
 }
 
-/// Each method at least twice; thinning, micro-batches, average, steering and prediction type in different rhythms.
+/// Each method at least twice; thinning, micro-batches, average, steering and prediction type
+/// alternate with different periods.
 fn settings() -> Vec<Setting> {
     let kinds = [
         PredictionType::Epsilon,
@@ -51,8 +52,8 @@ fn settings() -> Vec<Setting> {
         .collect()
 }
 
-/// A UNet with convolutions, attention and group normalisation, from a file: fresh parameters come from a generator of the
-/// whole process.
+/// A UNet with convolutions, attention and group normalisation, loaded from a file: fresh
+/// parameters would come from a generator that the whole process shares.
 fn unet() -> UNet2d {
     let folder = concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -68,7 +69,7 @@ fn images(rows: usize) -> UnlearningBatch<4> {
     batch.with_forget_ids((0..rows as u64).collect()).unwrap()
 }
 
-/// What a run leaves: parameters, their average, and the log.
+/// The results of a run: parameters, their average, and the log.
 fn run<M: Denoiser<D, Condition = ()>, const D: usize>(
     model: M,
     batch: &UnlearningBatch<D>,
@@ -152,10 +153,11 @@ fn the_same_seed_twice_is_equal_byte_by_byte_in_twenty_settings() {
     );
 }
 
-/// Where the children of the next test write what they computed.
+/// Names the file in which the children of the next test write their results.
 const OUT: &str = "SISS_DETERMINISM_OUT";
 
-/// Large enough to be split between threads: 32 × 32 pixels, as many rows as threads and more.
+/// A run that is large enough to be split between threads: 32 × 32 pixels, and at least as many
+/// rows as threads.
 fn many_threads_run() -> Vec<u8> {
     let points = |part| {
         let shape = [12, 1, 32, 32];
@@ -170,7 +172,7 @@ fn many_threads_run() -> Vec<u8> {
     run(unet(), &batch, setting)
 }
 
-/// Children of this process with 1, 2, 4 and 7 threads leave the same bytes: parameters and log.
+/// Children of this process with 1, 2, 4 and 7 threads write the same bytes: parameters and log.
 #[test]
 fn the_number_of_threads_changes_nothing() {
     if let Ok(path) = std::env::var(OUT) {
@@ -201,7 +203,7 @@ fn the_number_of_threads_changes_nothing() {
     }
 }
 
-/// The draws that a step's randomness consists of do not know the device's generator either.
+/// The random draws of a step do not depend on the device's generator either.
 #[test]
 fn the_generator_of_the_process_has_no_part_in_a_run() {
     let setting = settings()[0];

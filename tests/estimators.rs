@@ -1,5 +1,5 @@
-//! What the estimators estimate: SISS is unbiased for every λ and τ, and lands on the optimum of the data without
-//! the forgotten points.
+//! The expectations of the estimators: SISS is unbiased for every λ and τ, and converges to the
+//! optimum of the data without the forgotten points.
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
@@ -41,7 +41,7 @@ fn mean_gradients_with(
     const ROWS: usize = 1024;
     let device = device();
     let extra = loss.extra_draws();
-    // Points near enough for both sides to explain many noisy points.
+    // Points close enough that both sides explain many noisy points.
     let batch = batch(ROWS, 0.4, 21, &device);
     let mut trainer = SissTrainer::builder(Mlp::new(3, &device), process())
         .loss(loss)
@@ -87,7 +87,7 @@ fn mean_gradients_with(
     sums.into_iter().map(moments).collect()
 }
 
-/// Every coordinate of two means agrees within 4 standard errors of their difference.
+/// Asserts that every coordinate of two means agrees within 4 standard errors of their difference.
 fn assert_agree(means: &[(f64, f64)], reference: &[(f64, f64)], case: &str) {
     assert_eq!(means.len(), reference.len());
     for ((mean, variance), (expected, expected_variance)) in means.iter().zip(reference) {
@@ -99,8 +99,8 @@ fn assert_agree(means: &[(f64, f64)], reference: &[(f64, f64)], case: &str) {
     }
 }
 
-/// 2 × 10⁵ draws for each of three λ and three τ, against as many of SISS (No IS): every coordinate of both
-/// gradients is within 4 standard errors.
+/// 2 × 10⁵ draws for each of three λ and three τ, compared with as many of SISS (No IS): every
+/// coordinate of both gradients is within 4 standard errors.
 #[test]
 fn siss_is_unbiased_for_every_lambda_and_every_thinning() {
     let reference = mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 1);
@@ -127,7 +127,8 @@ fn siss_is_unbiased_for_every_lambda_and_every_thinning() {
     println!("{compared} coordinates compared, 204,800 draws each");
 }
 
-/// The defaults together, which make rows depend on each other: fixed allocation, low-discrepancy timesteps, τ = 1.
+/// All defaults together, which make rows depend on each other: fixed allocation, low-discrepancy
+/// timesteps, τ = 1.
 #[test]
 fn the_defaults_are_unbiased_together() {
     let reference = mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 41);
@@ -139,7 +140,7 @@ fn the_defaults_are_unbiased_together() {
     }
 }
 
-/// Bernoulli: one row a sample, the same expectation.
+/// Bernoulli: one row per sample, the same expectation.
 #[test]
 fn bernoulli_is_unbiased() {
     let reference = mean_gradients(Box::new(SissNoIs), 0.5, 0.0, 51);
@@ -149,7 +150,7 @@ fn bernoulli_is_unbiased() {
     }
 }
 
-/// Thinning alone is unbiased for SISS (No IS) as well, where all weights are 1.
+/// Thinning alone is also unbiased for SISS (No IS), where all weights are 1.
 #[test]
 fn thinning_is_unbiased_without_importance_weights() {
     let (exact, thinned) = (
@@ -159,7 +160,8 @@ fn thinning_is_unbiased_without_importance_weights() {
     assert_agree(&thinned, &exact, "τ 3");
 }
 
-/// The gradient of each side against central differences of its weighted loss, in 200 random coordinates.
+/// Compares the gradient of each side with central differences of its weighted loss, in 200 random
+/// coordinates.
 #[test]
 fn gradients_agree_with_finite_differences() {
     let device = device();
@@ -194,7 +196,7 @@ fn gradients_agree_with_finite_differences() {
                 let step = 4e-3;
                 let loss =
                     |shift| weighted_loss(&nudged(trainer.model(), index, shift), &term, &device);
-                // Two differences cancel the error of third order.
+                // Combining two differences cancels the third-order error.
                 let slope = |h: f64| (loss(h) - loss(-h)) / (2.0 * h);
                 let expected = (4.0 * slope(step) - slope(2.0 * step)) / 3.0;
                 let error = (gradient[index] - expected).abs() / expected.abs().max(size);
@@ -281,8 +283,9 @@ impl Scheduler for OneStep {
     }
 }
 
-/// The best affine prediction of the noise in `m = γx + σε` for points of this mean and variance, the optimum of the
-/// denoising loss: slope `σ / (γ² s² + σ²)`, offset `−slope · γ μ`.
+/// The best affine prediction of the noise in `m = γx + σε` for points with the mean and variance
+/// of `points`, which minimises the denoising loss: slope `σ / (γ² s² + σ²)`, offset
+/// `−slope · γ μ`.
 fn optimum(points: &[f64]) -> [f64; 2] {
     let count = points.len() as f64;
     let mean = points.iter().sum::<f64>() / count;
@@ -292,8 +295,8 @@ fn optimum(points: &[f64]) -> [f64; 2] {
     [slope, -slope * gamma * mean]
 }
 
-/// The paper's Eq. 4, up to a constant factor: with x from X *including* A and the forget gradient scaled by k/n, SISS
-/// lands on the optimum of X ∖ A.
+/// The paper's Eq. 4, up to a constant factor: with x from X *including* A and the forget gradient
+/// scaled by k/n, SISS converges to the optimum of X ∖ A.
 #[test]
 fn siss_lands_on_the_optimum_of_the_retained_points() {
     let device = device();
@@ -334,16 +337,16 @@ fn siss_lands_on_the_optimum_of_the_retained_points() {
     }
 }
 
-/// The loss of an affine model on a point whose elements are all `a`: with `m = γa + σε` the residual is
-/// `s γ a + o + (s σ − 1) ε`.
+/// The loss of an affine model on a point whose elements all equal `a`: with `m = γa + σε` the
+/// residual is `s γ a + o + (s σ − 1) ε`.
 fn affine_loss(model: &Affine, a: f64) -> f64 {
     let [slope, offset] = parameters(model).try_into().unwrap();
     let (gamma, sigma) = (OneStep.signal_scale(0.0), OneStep.noise_scale(0.0));
     (slope * gamma * a + offset).powi(2) + (slope * sigma - 1.0).powi(2)
 }
 
-/// One affine model for rows whose mean is below a threshold and another above it: what it knows of a far point it can lose
-/// without losing anything else, as a large network can.
+/// One affine model for rows whose mean is below a threshold, and another for rows above it. It can
+/// forget a distant point without losing anything else, like a large network.
 #[derive(Module, Debug)]
 struct Gated {
     near: Affine,
@@ -361,8 +364,8 @@ impl Denoiser<2> for Gated {
     }
 }
 
-/// Steered from below and from above, the loss on the forgotten point arrives at its level and stays there, whatever the number
-/// of steps; without a level it goes on.
+/// Steered from below and from above, the loss on the forgotten point reaches its level and stays
+/// there for any number of steps; without a level it keeps rising.
 #[test]
 fn steered_forgetting_lands_on_its_level_and_stays() {
     const ELEMENTS: usize = 256;
@@ -372,7 +375,7 @@ fn steered_forgetting_lands_on_its_level_and_stays() {
     let points = |values: &[f64]| scalars(values, &device).repeat_dim(1, ELEMENTS);
     let rows: Vec<f64> = retained.repeat(4);
     let (gamma, sigma) = (OneStep.signal_scale(0.0), OneStep.noise_scale(0.0));
-    // The noise in `γa + σε`, known exactly.
+    // A prediction of the noise in `γa + σε` that is exact at the forgotten point.
     let memorised = [1.0 / sigma, -gamma * forgotten / sigma];
 
     for (start, is_steered) in [(memorised, true), ([1.0, -0.3], true), (memorised, false)] {

@@ -47,7 +47,7 @@ fn no_digit_is_there_twice() {
     assert_eq!(bits.collect::<std::collections::HashSet<_>>().len(), 10_000);
 }
 
-/// The literals are of image 1 of Fashion-MNIST's training file.
+/// The literals come from image 1 of Fashion-MNIST's training file.
 #[test]
 fn the_tshirt_is_the_one_of_the_paper() {
     let tshirt = digits::load_tshirt(Path::new(digits::ASSETS), &Device::flex()).unwrap();
@@ -62,7 +62,7 @@ fn the_tshirt_is_the_one_of_the_paper() {
     );
 }
 
-/// An IDX file with the header's fields and as many bytes after it.
+/// An IDX file with the given header fields, followed by `pixels` bytes.
 fn idx(header: [u32; 4], pixels: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = header.into_iter().flat_map(u32::to_be_bytes).collect();
     bytes.extend((0..pixels).map(|index| index as u8));
@@ -75,7 +75,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// The error for a file with these bytes; it names the file.
+/// The error for a file with these bytes, which must name the file.
 fn refusal<T: std::fmt::Debug>(bytes: &[u8], read: fn(&Path) -> siss::Result<T>) -> Error {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file-under-test");
@@ -101,7 +101,7 @@ fn idx_files_with_other_headers_or_lengths_are_refused() {
         ([0x803, 2, 28, 27], 1_568, "28x27"),
         ([0x803, 2, 32, 28], 1_568, "32x28"),
         ([0x803, 2, 28, 28], 1_567, "ends after 1567"),
-        ([0x803, 2, 28, 28], 1_569, "goes on"),
+        ([0x803, 2, 28, 28], 1_569, "continues after"),
         ([0x803, 100_001, 28, 28], 0, "at most 100000"),
         ([0x803, u32::MAX, 28, 28], 0, "at most 100000"),
     ];

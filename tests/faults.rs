@@ -1,5 +1,5 @@
-//! Numbers that are not finite: wherever they come from, a step changes nothing and says so, and a run does not go on for
-//! ever. Each test prints how many cases it went through.
+//! Non-finite numbers: wherever they come from, a step changes nothing and reports them, and a run
+//! with too many of them ends. Each test prints the number of its cases.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use siss::*;
 use siss_support::recipe::Recipe;
 use siss_support::small::*;
 
-/// Rows of a batch, and of a micro-batch.
+/// Rows per batch, and per micro-batch.
 const ROWS: usize = 6;
 const MICRO_BATCH: usize = 2;
 
@@ -26,16 +26,16 @@ fn scheduler() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()
 }
 
-/// What goes wrong in a forward pass, or in the backward pass after it.
+/// A fault in a forward pass, or in the backward pass after it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
-    /// One element of the output is this.
+    /// One element of the output has this value.
     Output(f32),
-    /// The output is right, its derivative is infinite.
+    /// The output is correct, its derivative is infinite.
     InfiniteGradient,
-    /// The output is right, its derivative is NaN.
+    /// The output is correct, its derivative is NaN.
     NanGradient,
-    /// The square of the error is beyond f32.
+    /// The square of the error exceeds f32.
     Overflow,
 }
 
@@ -48,7 +48,7 @@ const FAULTS: [Fault; 6] = [
     Fault::Overflow,
 ];
 
-/// A model that goes wrong once, at the forward pass that the test chooses.
+/// A model with a single fault, at the forward pass that the test chooses.
 #[derive(Module, Debug)]
 struct Faulty {
     model: Mlp,
@@ -87,7 +87,7 @@ impl Denoiser<2> for Faulty {
                 fault[3 * rows - 1] = value;
                 output + Tensor::from_data(TensorData::new(fault, [rows, 3]), &device())
             }
-            // √0 at a place that follows the parameters: its derivative is 1/0.
+            // √0 at a point that depends on the parameters: its derivative is 1/0.
             Fault::InfiniteGradient => output.clone() + (output.clone() - output.detach()).sqrt(),
             Fault::NanGradient => output.clone() + (output * 0.0).sqrt(),
             Fault::Overflow => output * 1e30,
@@ -99,7 +99,7 @@ fn bits<M: Module>(model: &M) -> Vec<u64> {
     parameters(model).into_iter().map(f64::to_bits).collect()
 }
 
-/// A trainer with a state in everything that can have one: optimiser, average, clipper.
+/// A trainer in which everything that can have a state has one: optimiser, average, clipper.
 fn trainer(recipe: Recipe, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
     let mut builder = SissTrainer::builder(Faulty::new(), scheduler())
         .method(recipe.method())
@@ -114,8 +114,8 @@ fn trainer(recipe: Recipe, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
     builder.build().unwrap()
 }
 
-/// Steps with a fault in the first, a middle or the last micro-batch change neither model nor average nor optimiser: the
-/// step after them is that of a trainer which never met them.
+/// A fault in the first, a middle or the last micro-batch changes neither model nor average nor
+/// optimiser: the next step equals that of a trainer that had no fault.
 #[test]
 fn a_fault_in_any_micro_batch_changes_nothing() {
     let points = batch(ROWS, 0.4, 3, &device());
@@ -172,7 +172,7 @@ fn a_fault_in_any_micro_batch_changes_nothing() {
     assert!(cases >= 60);
 }
 
-/// The row is named, the step is not counted, nothing changes.
+/// The row is named, the step is not counted, and nothing changes.
 #[test]
 fn a_point_that_is_not_finite_is_named_wherever_it_is() {
     let clean = batch(ROWS, 0.4, 3, &device());
@@ -184,7 +184,7 @@ fn a_point_that_is_not_finite_is_named_wherever_it_is() {
                     if method == Method::NaiveDeletion.into() && side == Side::Forget
                         || method == Method::NegGrad.into() && side == Side::Retain
                     {
-                        continue; // The point is not looked at.
+                        continue; // The method does not use the point.
                     }
                     let mut trainer = trainer(method, clean.retain());
                     let spoilt = |points: &Tensor<2>, is_spoilt: bool| {
@@ -208,7 +208,7 @@ fn a_point_that_is_not_finite_is_named_wherever_it_is() {
                             row: at,
                             ..
                         }) => assert_eq!((found, at), (side, row), "{case}"),
-                        // Each row is looked at on one side only.
+                        // Bernoulli uses each row on one side only.
                         Ok(report) if method == Method::Bernoulli.into() => {
                             assert_eq!(report.outcome, StepOutcome::Applied, "{case}");
                             let parameters = parameters(trainer.model());
@@ -228,7 +228,7 @@ fn a_point_that_is_not_finite_is_named_wherever_it_is() {
     assert!(cases >= 60);
 }
 
-/// Sets one number of the model's parameters, counted over all of them.
+/// Sets one number of the model's parameters; the index counts over all of them.
 fn with_parameter(model: Faulty, index: usize, value: f32) -> Faulty {
     struct Set {
         left: Option<usize>,
@@ -275,10 +275,7 @@ fn a_model_whose_parameters_are_not_finite_is_refused_by_the_parameter() {
                 matches!(&error, Error::NonFiniteParameter { parameter, .. } if parameter == place),
                 "{place} {value}: {error}"
             );
-            assert!(
-                error.to_string().contains("load the model again"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("reload the model"), "{error}");
             assert_eq!(bits(trainer.model()), before);
             cases += 1;
         }
@@ -286,7 +283,8 @@ fn a_model_whose_parameters_are_not_finite_is_refused_by_the_parameter() {
     println!("{cases} models with parameters that are not finite, each refused");
 }
 
-/// A learning rate beyond f32 makes every optimiser write NaN: the trainer keeps the model of the step before.
+/// With a learning rate beyond f32, every optimiser writes NaN: the trainer keeps the model of the
+/// step before.
 #[test]
 fn parameters_that_the_optimiser_would_spoil_are_not_taken() {
     for optimizer in [None, Some(SgdConfig::new().init())] {
@@ -312,7 +310,7 @@ fn parameters_that_the_optimiser_would_spoil_are_not_taken() {
     }
 }
 
-/// Ten faults in a row and no success between them end a run; each of them was observed and counted.
+/// Ten consecutive faults end a run; each of them is observed and counted.
 #[test]
 fn too_many_skipped_steps_in_a_row_are_an_error_that_says_what_to_try() {
     assert_eq!(TrainerConfig::default().max_skipped_steps, 10);
@@ -354,7 +352,7 @@ fn too_many_skipped_steps_in_a_row_are_an_error_that_says_what_to_try() {
     );
     let symptom = trainer.findings()[0].symptom;
     assert_eq!(symptom, Symptom::SkippedSteps);
-    // A fourth is the same error; a step that succeeds starts the count again.
+    // A fourth step gives the same error; a successful step resets the count.
     let error = step(&mut trainer, nan).unwrap_err();
     assert!(
         matches!(error, Error::TooManySkippedSteps { steps: 4, .. }),
@@ -366,7 +364,8 @@ fn too_many_skipped_steps_in_a_row_are_an_error_that_says_what_to_try() {
     assert!(step(&mut trainer, nan).is_ok() && step(&mut trainer, nan).is_ok());
 }
 
-/// A level that every loss is above stops the forgetting altogether. Each clipper then takes the retain gradient alone.
+/// A level that every loss exceeds stops forgetting completely. Each clipper then uses the retain
+/// gradient alone.
 #[test]
 fn a_forget_gradient_of_zero_is_a_retain_step() {
     let points = batch(ROWS, 0.4, 3, &device());
@@ -404,7 +403,7 @@ fn a_forget_gradient_of_zero_is_a_retain_step() {
     println!("{cases} clippers with a forget gradient of zero");
 }
 
-/// Every row from the same side, at both ends of λ and between, for each objective.
+/// Every row from the same side, with λ at both ends and in between, for each objective.
 #[test]
 fn all_samples_on_one_side_are_a_step() {
     let points = batch(ROWS, 0.4, 3, &device());
@@ -436,7 +435,8 @@ fn all_samples_on_one_side_are_a_step() {
                     }
                 }
                 let report = trainer.step_with(&points, &draws).unwrap();
-                // No sampler draws from a side of probability 0: there a likelihood ratio may be beyond f32.
+                // No sampler draws from a side of probability 0, where a likelihood ratio may
+                // exceed f32.
                 let is_possible = lambda != if from_forget { 0.0 } else { 1.0 };
                 if is_possible {
                     assert_eq!(report.outcome, StepOutcome::Applied, "{case}: {report}");
@@ -452,7 +452,7 @@ fn all_samples_on_one_side_are_a_step() {
     println!("{cases} steps with all samples on one side");
 }
 
-/// The last step of a process without terminal signal, γ = 0: what is seen is noise alone.
+/// The last step of a process without terminal signal, γ = 0: noisy points are pure noise.
 #[test]
 fn without_signal_a_step_is_finite() {
     let zero_snr = |prediction_type| {
@@ -515,14 +515,14 @@ impl Denoiser<2> for Narrow {
     type Condition = ();
 
     fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
-        // The timestep is divided before it is narrowed: f16 counts to 2,048 exactly.
+        // The timestep is divided before the cast: f16 is exact only up to 2,048.
         let time = (timesteps / 1000.0).cast(self.dtype) * 1000.0;
         self.model.predict(noisy.cast(self.dtype), time, &())
     }
 }
 
-/// Losses and gradients of a step in half precision are those in f64 within the rounding of the model's own arithmetic; the
-/// weights are the same, for they do not depend on the model.
+/// Losses and gradients of a step in half precision agree with those in f64 within the rounding of
+/// the model's arithmetic. The weights are equal, because they do not depend on the model.
 #[test]
 fn half_precision_keeps_losses_and_gradients() {
     let points = batch(64, 0.4, 3, &device());
@@ -564,7 +564,8 @@ fn half_precision_keeps_losses_and_gradients() {
     }
 }
 
-/// Importance weights of points given in half precision, against the formula in f64 on the same points.
+/// Importance weights of points in half precision, compared with the formula in f64 for the same
+/// points.
 #[test]
 fn weights_of_points_in_half_precision_are_those_of_f64() {
     let process = scheduler();
@@ -619,8 +620,8 @@ fn weights_of_points_in_half_precision_are_those_of_f64() {
     println!("{cases} weights, the worst off by {worst:.1e}");
 }
 
-/// In f16 AdamW's ε of 1e-8 is 0 and its first step divides 0 by 0, wherever a gradient is too small to be squared: the
-/// trainer says so and keeps the model.
+/// In f16 AdamW's ε of 1e-8 is 0, so its first step divides 0 by 0 wherever a gradient is too small
+/// to be squared: the trainer reports this and keeps the model.
 #[test]
 fn an_optimiser_that_half_precision_defeats_costs_no_model() {
     let points = batch(64, 0.4, 3, &device());

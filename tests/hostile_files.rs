@@ -1,5 +1,5 @@
-//! Files made to do harm: each is refused with a typed error, within 5 s and 512 MiB, in a process of its own. And files
-//! changed at random: no panic, no hang.
+//! Hostile files: each is refused with a typed error, within 5 s and 512 MiB, in a process of its
+//! own. Files with random changes cause no panic and do not hang.
 #![cfg(target_os = "linux")]
 
 use std::fs::{self, File};
@@ -25,21 +25,21 @@ use zip::write::SimpleFileOptions;
 
 const SECONDS: u64 = 5;
 const MEBIBYTES: u64 = 512;
-/// Where a child finds the reader and the file that it is to read.
+/// Tells a child which reader to use and which folder to read.
 const CASE: &str = "SISS_HOSTILE_CASE";
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const PICKLED: &str = "diffusion_pytorch_model.bin";
 const INDEX: &str = "diffusion_pytorch_model.safetensors.index.json";
 
-/// What is read of a case's folder.
+/// The part of a case's folder that is read.
 #[derive(Debug, Clone, Copy)]
 enum Reader {
-    /// `UNet2d::load` of the folder.
+    /// The folder, with `UNet2d::load`.
     Network,
     /// `scheduler_config.json`.
     Scheduler,
-    /// `levels.json`, `Levels`.
+    /// `levels.json`, as `Levels`.
     Levels,
     /// `images.gz`, the digits of the main example.
     Idx,
@@ -58,7 +58,7 @@ const READERS: [Reader; 6] = [
     Reader::Images,
 ];
 
-/// Reads, and returns the error's kind and text.
+/// Reads, and returns the kind and text of the error.
 fn attempt(reader: Reader, folder: &Path) -> Result<(), String> {
     let kind = |error: siss::Error| {
         let debug = format!("{error:?}");
@@ -89,7 +89,7 @@ fn attempt(reader: Reader, folder: &Path) -> Result<(), String> {
     }
 }
 
-/// A hostile folder: what is in it, who reads it, and a part of the refusal.
+/// A hostile folder: its content, its reader, and a part of the error message.
 struct Case {
     name: &'static str,
     reader: Reader,
@@ -128,7 +128,7 @@ fn with_weights(
     })
 }
 
-/// A safetensors file of a header and so many bytes of values.
+/// A safetensors file with a header and `values` bytes of values.
 fn tensors(header: impl AsRef<[u8]>, values: usize) -> Vec<u8> {
     let header = header.as_ref();
     let length = (header.len() as u64).to_le_bytes();
@@ -257,23 +257,28 @@ fn safetensors() -> Vec<Case> {
         with_weights("an empty file", "it has 0 bytes", Vec::new),
         with_weights("a terabyte of holes", "not a safetensors file", Vec::new).with(|folder| {
             let file = File::create(folder.join(WEIGHTS)).unwrap();
-            // Some file systems do not go so far.
+            // Some file systems do not support this size.
             let _ = file.set_len(1 << 40);
         }),
         with_weights(
             "an endless device for weights",
-            "no ordinary file",
+            "not an ordinary file",
             Vec::new,
         )
         .with(|folder| {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             symlink("/dev/zero", folder.join(WEIGHTS)).unwrap();
         }),
-        with_weights("a pipe that nobody writes to", "no ordinary file", Vec::new).with(|folder| {
+        with_weights(
+            "a pipe that nobody writes to",
+            "not an ordinary file",
+            Vec::new,
+        )
+        .with(|folder| {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             pipe(&folder.join(WEIGHTS));
         }),
-        with_weights("a folder for weights", "no ordinary file", Vec::new).with(|folder| {
+        with_weights("a folder for weights", "not an ordinary file", Vec::new).with(|folder| {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             fs::create_dir(folder.join(WEIGHTS)).unwrap();
         }),
@@ -281,7 +286,7 @@ fn safetensors() -> Vec<Case> {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             symlink(WEIGHTS, folder.join(WEIGHTS)).unwrap();
         }),
-        // Shards are not read, so no index leads out of the folder.
+        // Shards are not read, so an index cannot lead out of the folder.
         with_weights("an index of shards that leads out", WEIGHTS, Vec::new).with(|folder| {
             fs::remove_file(folder.join(WEIGHTS)).unwrap();
             let index = r#"{"weight_map": {"conv_in.weight": "../../../../etc/passwd"}}"#;
@@ -291,7 +296,7 @@ fn safetensors() -> Vec<Case> {
 }
 
 impl Case {
-    /// The same with something done to the folder afterwards.
+    /// The same case with a later change of the folder.
     fn with(self, more: impl Fn(&Path) + 'static) -> Self {
         let make = self.make;
         Case {
@@ -346,7 +351,7 @@ fn scheduler(keys: &str) -> Vec<u8> {
     format!(r#"{{"_class_name": "DDPMScheduler", {keys}}}"#).into_bytes()
 }
 
-/// A network's folder with this index of weights in parts, and the parts that a sound one names.
+/// A network's folder with this index of weights in parts, and the parts that a valid index names.
 fn with_index(
     name: &'static str,
     says: &'static str,
@@ -403,11 +408,11 @@ fn indices() -> Vec<Case> {
             "same folder",
             move || map(&format!(r#""conv_in.bias": "{}""#, "x".repeat(1_000_000))),
         ),
-        with_index("a pipe for a part", "no ordinary file", move || {
+        with_index("a pipe for a part", "not an ordinary file", move || {
             map(r#""conv_in.bias": "c.safetensors""#)
         })
         .with(|folder| pipe(&folder.join("c.safetensors"))),
-        with_index("a pipe for an index", "no ordinary file", Vec::new).with(|folder| {
+        with_index("a pipe for an index", "not an ordinary file", Vec::new).with(|folder| {
             fs::remove_file(folder.join(INDEX)).unwrap();
             pipe(&folder.join(INDEX));
         }),
@@ -465,7 +470,7 @@ fn configurations() -> Vec<Case> {
         with_config("ten thousand layers", "layers_per_block", move || {
             network(r#""layers_per_block": 10000"#)
         }),
-        // Legal, and four terabytes of parameters if anyone made them.
+        // Valid, but the parameters would take four terabytes.
         with_config(
             "the largest network that there may be",
             "missing tensor",
@@ -485,13 +490,18 @@ fn configurations() -> Vec<Case> {
         with_config("a class that runs code", "_class_name", move || {
             network(r#""_class_name": "os.system""#)
         }),
-        with_config("a pipe for a configuration", "no ordinary file", Vec::new).with(|folder| {
+        with_config(
+            "a pipe for a configuration",
+            "not an ordinary file",
+            Vec::new,
+        )
+        .with(|folder| {
             fs::remove_file(folder.join("config.json")).unwrap();
             pipe(&folder.join("config.json"));
         }),
         with_config(
             "an endless device for a configuration",
-            "no ordinary file",
+            "not an ordinary file",
             Vec::new,
         )
         .with(|folder| {
@@ -515,7 +525,7 @@ fn configurations() -> Vec<Case> {
         with_scheduler("a schedule that is none", "beta_schedule", || {
             scheduler(r#""beta_schedule": "__import__('os')""#)
         }),
-        with_scheduler("a pipe for a schedule", "no ordinary file", Vec::new).with(|folder| {
+        with_scheduler("a pipe for a schedule", "not an ordinary file", Vec::new).with(|folder| {
             fs::remove_file(folder.join("scheduler_config.json")).unwrap();
             pipe(&folder.join("scheduler_config.json"));
         }),
@@ -568,7 +578,7 @@ fn configurations() -> Vec<Case> {
     ]
 }
 
-/// A zip archive with entries of these names and contents.
+/// A zip archive with these entries, given as names and contents.
 fn archive(entries: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
     let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(method);
@@ -579,7 +589,7 @@ fn archive(entries: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
     archive.finish().unwrap().into_inner()
 }
 
-/// The folder of the network that PyTorch wrote, with other pickled weights.
+/// The folder of the network that PyTorch wrote, with its pickled weights replaced.
 fn with_pickled(
     name: &'static str,
     says: &'static str,
@@ -592,7 +602,7 @@ fn with_pickled(
     })
 }
 
-/// The same with this pickle in an archive of PyTorch's.
+/// The same folder with this pickle in a PyTorch archive.
 fn with_pickle(
     name: &'static str,
     says: &'static str,
@@ -698,7 +708,7 @@ fn pickles() -> Vec<Case> {
             "a program that says it is short",
             "not a file of pickled weights",
             || {
-                // The length in the directory at the end, which the reader goes by.
+                // The length in the directory at the end of the archive, which the reader uses.
                 let program = [b"\x80\x02".to_vec(), vec![b']'; 10_000_000]].concat();
                 let mut bytes = archive(&[("a/data.pkl", &program)], CompressionMethod::Deflated);
                 let length = (program.len() as u32).to_le_bytes();
@@ -716,7 +726,12 @@ fn pickles() -> Vec<Case> {
                 whole[..whole.len() / 2].to_vec()
             },
         ),
-        with_pickled("a pipe for pickled weights", "no ordinary file", Vec::new).with(|folder| {
+        with_pickled(
+            "a pipe for pickled weights",
+            "not an ordinary file",
+            Vec::new,
+        )
+        .with(|folder| {
             fs::remove_file(folder.join(PICKLED)).unwrap();
             pipe(&folder.join(PICKLED));
         }),
@@ -785,9 +800,11 @@ fn pictures() -> Vec<Case> {
         idx("four billion images", "4294967295 images", || {
             gzipped(&idx_header(u32::MAX, 28, 28))
         }),
-        idx("ten images, then 300 MB of zeros", "goes on", || {
-            gzipped(&[idx_header(10, 28, 28), vec![0; 300_000_000]].concat())
-        }),
+        idx(
+            "ten images, then 300 MB of zeros",
+            "continues after",
+            || gzipped(&[idx_header(10, 28, 28), vec![0; 300_000_000]].concat()),
+        ),
         idx("images of four billion rows", "4294967295", || {
             gzipped(&idx_header(1, u32::MAX, u32::MAX))
         }),
@@ -936,14 +953,15 @@ fn pictures() -> Vec<Case> {
     ]
 }
 
-/// What a child says of a case.
+/// The report of a child on a case.
 struct Outcome {
     refusal: Result<(), String>,
     took: Duration,
     peak_mebibytes: u64,
 }
 
-/// Reads a folder in a child of this process, which is stopped at four times the time, and cannot take the machine's memory.
+/// Reads a folder in a child of this process, which is stopped after four times the allowed time,
+/// and whose memory is limited.
 fn in_a_child(reader: Reader, folder: &Path) -> Result<Outcome, String> {
     let own = std::env::current_exe().unwrap();
     let mut child = Command::new("sh")
@@ -986,7 +1004,7 @@ fn in_a_child(reader: Reader, folder: &Path) -> Result<Outcome, String> {
     })
 }
 
-/// The child's part: one case, one line.
+/// The part of the child: reports one case in one line.
 fn report_case(case: &str) {
     let (name, folder) = case.split_once(':').unwrap();
     let is_named = |reader: &Reader| format!("{reader:?}") == name;
@@ -998,7 +1016,7 @@ fn report_case(case: &str) {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak = peak.unwrap().trim().trim_end_matches(" kB");
     let refusal = refusal.replace(['\n', '\t'], " ");
-    // A message is for people, and a pipe holds 64 kB.
+    // Messages are for people, and a pipe holds only 64 kB.
     assert!(refusal.len() < 2000, "a message of {} bytes", refusal.len());
     println!("\nOUTCOME\t{took}\t{peak}\t{refusal}");
 }
@@ -1055,7 +1073,7 @@ fn hostile_files_are_refused() {
     assert!(cases.len() >= 80);
 }
 
-/// Found by a fuzzer: burn panics at a state whose rank is given twice.
+/// Found by a fuzzer: burn panics on a state whose rank is given twice.
 #[test]
 fn an_optimisers_state_of_two_ranks_is_refused() {
     let bytes = include_bytes!("../fuzz/seeds/checkpoint/optimizer_of_two_ranks");
@@ -1064,7 +1082,7 @@ fn an_optimisers_state_of_two_ranks_is_refused() {
     assert!(text.contains("not the state of this optimiser"), "{text}");
 }
 
-/// What a reader is fed in the next test: its name, sound bytes, and the reader.
+/// A target of the next test: its name, valid bytes, and the reader.
 type Target = (&'static str, Vec<u8>, fn(&[u8]) -> bool);
 
 fn targets() -> Vec<Target> {
@@ -1131,8 +1149,9 @@ fn targets() -> Vec<Target> {
     ]
 }
 
-/// One to four changes: bytes, bits, numbers at their ends, pieces left out, doubled or cut off. Headers and directories,
-/// which are at the ends of a file, more often than what lies between.
+/// Makes one to four changes: bytes, bits, numbers set to extreme values, pieces removed,
+/// duplicated or cut off. The ends of a file, where headers and directories are, change more often
+/// than the middle.
 fn mutated(bytes: &[u8], rng: &mut impl siss::rand::Rng) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..rng.random_range(1..=4) {
@@ -1180,7 +1199,7 @@ fn mutated(bytes: &[u8], rng: &mut impl siss::rand::Rng) -> Vec<u8> {
     bytes
 }
 
-/// At least 300 of each kind, or as many as a minute allows with `SISS_SOAK=1`.
+/// At least 300 changed files of each kind, or as many as fit in a minute with `SISS_SOAK=1`.
 #[test]
 fn files_changed_at_random_never_panic_and_never_hang() {
     let soak = std::env::var_os("SISS_SOAK").map(|_| Duration::from_secs(60));

@@ -1,4 +1,5 @@
-//! The loss kernel and the mixture draw against the same sums on the host in f64, on any device.
+//! Compares the loss kernel and the mixture draw with the same sums on the host in f64, on any
+//! device.
 
 use burn::tensor::{Tensor, TensorData};
 use siss::DdpmScheduler;
@@ -8,7 +9,7 @@ use siss::objective::mixture_points;
 use siss::process::SchedulerExt;
 use siss_support::small::{self, *};
 
-/// Losses and seeds against the host, each row's to 1e-6 of its own.
+/// Asserts that losses and seeds agree with the host's, each row's to a relative accuracy of 1e-6.
 fn check(prediction: Tensor<4>, target: Tensor<4>, weights: &[f32], what: &str) {
     let rows = prediction.dims()[0];
     let difference = difference(&host(prediction.clone()), &host(target.clone()));
@@ -36,7 +37,7 @@ fn check(prediction: Tensor<4>, target: Tensor<4>, weights: &[f32], what: &str) 
     }
 }
 
-/// A weight of each sign, and 0.
+/// Weights of both signs, and 0.
 fn weights(rows: usize) -> Vec<f32> {
     (0..rows).map(|row| 1.5 - 0.5 * row as f32).collect()
 }
@@ -64,7 +65,7 @@ fn losses_and_seeds_are_those_of_the_host() {
     }
 }
 
-/// Every square the same: additions that all round the same way.
+/// All squares are equal, so that all additions round in the same direction.
 #[test]
 fn losses_of_equal_differences_keep_their_digits() {
     let device = device();

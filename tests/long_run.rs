@@ -1,4 +1,5 @@
-//! A long run does not grow and does not slow down. `SISS_SOAK=1` takes 10,000 steps instead of 2,000.
+//! In a long run, memory use does not grow and steps do not slow down. `SISS_SOAK=1` takes 10,000
+//! steps instead of 2,000.
 #![cfg(target_os = "linux")]
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What checkpoints and data sets take of the host's memory beyond what is kept, counted by the allocator.
+//! Host memory that checkpoints and data sets use temporarily, counted by the allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering};
@@ -12,7 +12,7 @@ use siss::data::{DataCheck, Pairing};
 use siss::draws::{Stream, normal_noise};
 use siss::{Checkpoints, DdpmScheduler, Denoiser, PairSampler, SissTrainer};
 
-/// The system's allocator, with the bytes that are in use and the most that were.
+/// The system's allocator, which counts the bytes in use and their peak.
 struct Counting;
 
 static IN_USE: AtomicIsize = AtomicIsize::new(0);
@@ -23,7 +23,7 @@ fn count(bytes: isize) {
     MOST.fetch_max(now, Ordering::Relaxed);
 }
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
@@ -41,7 +41,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Where it moves, both are there for a while.
+        // If the block moves, both blocks exist for a while.
         count(size as isize);
         count(-(layout.size() as isize));
         unsafe { System.realloc(pointer, layout, size) }
@@ -51,7 +51,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// One test at a time is counted.
+/// Ensures that only one test at a time is counted.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -59,7 +59,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 const MIB: isize = 1 << 20;
 
-/// The result, and the most bytes that it took beyond those in use before it.
+/// The result, and the peak of the bytes in use beyond those in use before.
 fn peak<T>(work: impl FnOnce() -> T) -> (T, isize) {
     let before = IN_USE.load(Ordering::Relaxed);
     MOST.store(before, Ordering::Relaxed);
@@ -104,7 +104,7 @@ fn trainer(model: Deep) -> SissTrainer<Deep, 2> {
     builder.ema(0.99).learning_rate(1e-6).build().unwrap()
 }
 
-/// Weights of 60 MiB, an average of them, and 120 MiB of AdamW's.
+/// Weights of 60 MiB, their average, and 120 MiB of AdamW's state.
 #[test]
 fn a_checkpoint_is_written_and_read_in_little_more_memory_than_it_must() {
     let _alone = alone();
@@ -137,13 +137,13 @@ fn a_checkpoint_is_written_and_read_in_little_more_memory_than_it_must() {
         kept / MIB,
         fingerprint / MIB
     );
-    // A few parameters of 2 MiB, whatever the number of them.
+    // A few parameters of 2 MiB, regardless of their number.
     assert!(saving < 16 * MIB, "{saving}");
     assert!(fingerprint < 16 * MIB, "{fingerprint}");
     assert!(resuming - kept < largest + 16 * MIB, "{resuming} {kept}");
 }
 
-/// Two sets of 64 MiB in all: what looks through them holds a chunk of a MiB and a few numbers.
+/// Two sets of 64 MiB in total: the search through them holds a chunk of 1 MiB and a few numbers.
 #[test]
 fn a_data_set_is_looked_through_without_a_copy_of_it() {
     let _alone = alone();
@@ -166,7 +166,7 @@ fn a_data_set_is_looked_through_without_a_copy_of_it() {
     assert!(batch < MIB, "{batch}");
 }
 
-/// Ten million points, of which no list is made.
+/// Ten million points, of which no list is created.
 #[test]
 fn who_meets_whom_takes_the_memory_of_a_batch() {
     let _alone = alone();

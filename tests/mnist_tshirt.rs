@@ -1,4 +1,4 @@
-//! The main job in short: the example's own code with a tiny budget.
+//! A short form of the main example: its own code with a small budget.
 
 use clap::Parser;
 use siss::StepReport;
@@ -17,8 +17,8 @@ impl Progress for Quiet {
     }
 }
 
-/// In 20 steps of 16 with a strong forget gradient the T-shirt's loss rises at every timestep and the digits' does not;
-/// everything promised is written.
+/// In 20 steps of 16 pairs with a strong forget gradient, the T-shirt's loss rises at every
+/// timestep and the digits' does not; all promised files are written.
 #[test]
 fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
     let folder = tempfile::tempdir().unwrap();
@@ -86,8 +86,8 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
     UNet2d::load(folder.path().join("model"), &device).unwrap();
 }
 
-/// Steered, the T-shirt's loss rises towards what a retrained model is predicted to have, and the prediction is near what
-/// the retrained model has.
+/// With steering, the T-shirt's loss rises towards the predicted loss of a retrained model, and the
+/// prediction is close to the actual loss of the retrained model.
 #[test]
 fn the_target_is_predicted_and_steered_to() {
     let folder = tempfile::tempdir().unwrap();
@@ -103,14 +103,15 @@ fn the_target_is_predicted_and_steered_to() {
     }
     let metrics = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
     let first: StepReport = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
-    // Memorised: most rows are far below the level.
+    // While the T-shirt is memorised, most rows are far below the level.
     assert!(first.forget.unwrap().steering.unwrap() > 0.2);
     let levels = std::fs::read_to_string(folder.path().join("levels.svg")).unwrap();
     assert!(levels.contains("predicted, without retraining"));
 }
 
-/// A run that was ended after its second step, in the middle of a line of its log, leaves what one that was not leaves:
-/// through the network, the steering and the kernels of the example.
+/// A run that was ended after its second step, in the middle of a line of its log, leaves the same
+/// results as one that was not. This includes the network, the steering and the kernels of the
+/// example.
 #[test]
 fn a_resumed_run_is_the_run() {
     let scratch = tempfile::tempdir().unwrap();

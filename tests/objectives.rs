@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use siss::clipper::ConstantScale;
-use siss::draws::{Draws, Stream, normal_noise};
+use siss::draws::{Draws, ExtraDraws, Stream, normal_noise};
 use siss::objective::{LossInputs, LossTerm, LossTerms};
 use siss::observer::StepOutcome;
 use siss::process::SchedulerConfig;
@@ -31,7 +31,7 @@ fn without_terminal_signal(prediction_type: PredictionType) -> DdpmScheduler {
     DdpmScheduler::from_config(&config).unwrap()
 }
 
-/// All random numbers that an objective may ask for, at given timesteps.
+/// All random numbers that an objective may need, at given timesteps.
 fn draws(timesteps: &[f64], device: &Device) -> Draws<2> {
     let noise = |seed| normal_noise([ROWS, 3], seed, 0, 0, Stream::Noise, device);
     let from_forget = (0..ROWS).map(|row| row % 2 == 1).collect();
@@ -68,8 +68,8 @@ fn terms(
     loss(method, &batch).terms(&inputs).unwrap()
 }
 
-/// The noise that a target stands for at its noisy point, element by element in f64, by solving the definition of the
-/// prediction type together with `m = γ x + σ ε`.
+/// The noise that corresponds to a target at its noisy point, element by element in f64, from the
+/// definition of the prediction type and `m = γ x + σ ε`.
 fn implied_noise(term: &LossTerm<2>, kind: PredictionType, scheduler: &dyn Scheduler) -> Vec<f64> {
     let (noisy, target) = (host(term.noisy.clone()), host(term.target.clone()));
     let elements = noisy.iter().zip(target).enumerate();
@@ -92,7 +92,8 @@ fn implied_noise(term: &LossTerm<2>, kind: PredictionType, scheduler: &dyn Sched
         .collect()
 }
 
-/// Noisy points and weights are the same for every prediction type, and the targets say the same about the noise.
+/// Noisy points and weights are the same for every prediction type, and the targets correspond to
+/// the same noise.
 #[test]
 fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
     let device = device();
@@ -139,7 +140,7 @@ fn every_objective_teaches_the_same_noise_in_every_prediction_type() {
             }
         }
     }
-    // Two processes, four kinds, five methods of two terms and two of one.
+    // Two processes, four prediction types, five methods with two terms and two with one.
     assert_eq!(compared, 2 * 4 * 12);
 }
 
@@ -170,8 +171,8 @@ fn every_objective_steps_with_every_prediction_type() {
     }
 }
 
-/// Zero terminal SNR: at `γ = 0` both points explain the noisy one equally well, and EraseDiff leaves out what it cannot
-/// map.
+/// Zero terminal SNR: at `γ = 0` both points explain the noisy point equally well, and EraseDiff
+/// omits the rows that it cannot map.
 #[test]
 fn every_objective_steps_where_there_is_no_signal() {
     let device = device();
@@ -196,7 +197,8 @@ fn every_objective_steps_where_there_is_no_signal() {
     }
 }
 
-/// An objective from outside the crate works as those inside: two terms, one of them with rows left out.
+/// An objective from outside the crate works like those of the crate: two terms, one with rows left
+/// out.
 #[test]
 fn an_objective_of_ones_own_steps() {
     #[derive(Debug)]
@@ -230,7 +232,7 @@ fn an_objective_of_ones_own_steps() {
     assert!(report.retain.is_none());
 }
 
-/// The first term of an objective from outside that does not fit the batch.
+/// An objective from outside the crate whose first term does not fit the batch.
 #[test]
 fn a_term_that_does_not_fit_the_batch_is_refused_by_name() {
     type Change = fn(&mut LossTerm<2>);
@@ -279,4 +281,63 @@ fn a_term_that_does_not_fit_the_batch_is_refused_by_name() {
         let error = trainer.step(points(&device)).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
+}
+
+/// Each method of a boxed objective is that of the objective, those with a default among them.
+#[test]
+fn a_boxed_objective_is_the_objective() {
+    #[derive(Debug, Default)]
+    struct Unusual(f64);
+    impl SissLoss<2> for Unusual {
+        fn name(&self) -> &'static str {
+            "unusual"
+        }
+        fn has_term(&self, side: Side) -> bool {
+            side == Side::Forget
+        }
+        fn uses_mixture(&self) -> bool {
+            true
+        }
+        fn ignores_condition(&self) -> bool {
+            true
+        }
+        fn uses_teacher(&self) -> bool {
+            true
+        }
+        fn extra_draws(&self) -> ExtraDraws {
+            ExtraDraws::none().normal(Stream::Own("unusual"))
+        }
+        fn terms(&mut self, inputs: &LossInputs<'_, 2>) -> Result<LossTerms<2>> {
+            self.0 += 1.0;
+            Ok(LossTerms {
+                retain: None,
+                forget: Some(inputs.plain_term(Side::Forget, -1.0)),
+            })
+        }
+        fn settings(&self) -> String {
+            "unusual, very".into()
+        }
+        fn state(&self) -> Vec<f64> {
+            vec![self.0]
+        }
+        fn restore(&mut self, state: &[f64]) -> Result<()> {
+            self.0 = state[0];
+            Ok(())
+        }
+    }
+    let boxed: Box<dyn SissLoss<2>> = Box::new(Unusual::default());
+    let mut twice: Box<dyn SissLoss<2>> = Box::new(boxed);
+    assert_eq!(
+        (twice.name(), twice.settings().as_str()),
+        ("unusual", "unusual, very")
+    );
+    assert!(twice.has_term(Side::Forget) && !twice.has_term(Side::Retain));
+    assert!(twice.uses_mixture() && twice.ignores_condition() && twice.uses_teacher());
+    assert_eq!(twice.extra_draws(), Unusual(0.0).extra_draws());
+    twice.restore(&[4.0]).unwrap();
+    let device = device();
+    let (batch, draws, process) = (points(&device), draws(&[300.0; ROWS], &device), ddpm());
+    let inputs = LossInputs::new(&batch, &draws, &process, PredictionType::Epsilon).unwrap();
+    assert!(twice.terms(&inputs).unwrap().retain.is_none());
+    assert_eq!(twice.state(), [5.0]);
 }

@@ -1,4 +1,4 @@
-//! The gradients of a convolutional network on the device under test are those of the CPU.
+//! The gradients of a convolutional network on the device under test agree with those of the CPU.
 
 use burn::tensor::Device;
 use siss::draws::{Stream, normal_noise};
@@ -6,7 +6,7 @@ use siss::models::UNet2dConfig;
 use siss::{DdpmScheduler, Method, SissTrainer, UnlearningBatch};
 use siss_support::small;
 
-/// Maps of 12×12 to 3×3, attention, and a step between them.
+/// A network that halves maps of 12×12 twice, to 3×3, with attention.
 const CONFIG: &str = r#"{
     "in_channels": 1, "out_channels": 1, "sample_size": 12, "layers_per_block": 1,
     "block_out_channels": [16, 32, 32], "norm_num_groups": 8,

@@ -1,4 +1,5 @@
-//! Where steered and one-sided runs come to rest, on a model whose loss on the forgotten point is known in closed form.
+//! Where steered and one-sided runs converge, for a model whose loss on the forgotten point has a
+//! closed form.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -9,7 +10,7 @@ use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, H
 use siss::trainer::SissTrainerBuilder;
 use siss::{DdpmScheduler, Denoiser, PairSampler, Scheduler, SissTrainer, Steering, StepReport};
 
-/// The one timestep of these runs.
+/// The only timestep of these runs.
 const TIMESTEP: f64 = 250.0;
 
 fn scheduler() -> DdpmScheduler {
@@ -24,8 +25,8 @@ fn scales() -> [f64; 2] {
     ]
 }
 
-/// Knows two clean points, one where the noisy point is above 0 in the mean and one where it is below, and explains the noisy
-/// point with the one it is near, but for a share of the noise.
+/// A model that knows two clean points: one for noisy points with a mean above 0, one for those
+/// below. It explains a noisy point by the point it is near, except for a fraction of the noise.
 #[derive(Module, Debug)]
 struct TwoPoints {
     above: Param<Tensor<1>>,
@@ -47,12 +48,12 @@ impl Denoiser<2> for TwoPoints {
     }
 }
 
-/// Where the forgotten point is, and on the other side of 0 the retained ones.
+/// Position of the forgotten point; the retained points lie on the other side of 0.
 const PLACE: f64 = 2.0;
 
 struct Toy {
     elements: usize,
-    /// Distance of the model's point from the forgotten one, in each element.
+    /// Distance of the model's point from the forgotten point, in each element.
     off: f64,
     missed: f64,
 }
@@ -68,7 +69,7 @@ impl Toy {
         }
     }
 
-    /// The mean loss on the forgotten point: the model is wrong by `(1−k) ρ (a − p) − k ε`.
+    /// The mean loss on the forgotten point: the error of the model is `(1−k) ρ (a − p) − k ε`.
     fn loss(&self, model: &TwoPoints) -> f64 {
         let [signal, noise] = scales();
         let point: Vec<f64> = model.above.val().into_data().iter().collect();
@@ -113,7 +114,7 @@ fn share(report: &StepReport) -> f64 {
     report.coefficients.forget * report.norms.forget / report.norms.retain
 }
 
-/// With one pair a step one side has no row, as the points are far apart.
+/// With one pair per step, one side has no row, because the points are far apart.
 #[test]
 fn a_run_forgets_whatever_the_batch_and_lambda() {
     let toy = Toy {
@@ -142,7 +143,8 @@ fn a_run_forgets_whatever_the_batch_and_lambda() {
     }
 }
 
-/// The gradient that is left at the level is noise, and is not blown up to the share that forgetting gets.
+/// The gradient that remains at the level is noise, and is not scaled up to the share that
+/// forgetting gets.
 #[test]
 fn at_the_level_the_forget_gradient_takes_no_share() {
     let toy = Toy {
@@ -164,7 +166,7 @@ fn at_the_level_the_forget_gradient_takes_no_share() {
     assert!(last < 0.02, "{last}");
 }
 
-/// Steering is all that has to be set: SISS, with the larger share that a steered run takes.
+/// Steering is the only setting needed: SISS then takes the larger share of a steered run.
 #[test]
 fn steering_alone_is_siss_with_a_share_of_thirty_percent() {
     let toy = Toy {
@@ -183,8 +185,8 @@ fn steering_alone_is_siss_with_a_share_of_thirty_percent() {
     assert_ne!(steered.0, with(0.1).0);
 }
 
-/// Retained points beside the forgotten one, which the model does not know although it could: the prediction is far below its
-/// loss.
+/// Retained points lie next to the forgotten point, and the model does not know them although it
+/// could: the predicted loss is far below the model's loss.
 #[test]
 fn a_request_never_makes_the_model_know_a_point_better() {
     let toy = Toy {
@@ -215,7 +217,7 @@ fn a_request_never_makes_the_model_know_a_point_better() {
     assert!((0.97..1.15).contains(&(after / own)), "{after} {own}");
 }
 
-/// Rows whose noise happens to give a low loss must not drive the point up for ever.
+/// Rows whose noise happens to give a low loss must not keep driving the loss up.
 #[test]
 fn a_hard_stop_stays_where_it_stopped() {
     for elements in [16, 256] {
@@ -255,11 +257,12 @@ fn the_ends_of_lambda_are_refused_where_a_side_would_be_missing() {
     );
     let rescaled = built(1.0).clipper(siss::clipper::RescaleToNorm::new(1.0).unwrap());
     assert!(rescaled.build().is_ok());
-    // What looks at no mixture is not concerned.
+    // A method without a mixture is not affected.
     assert!(built(0.0).method(siss::Method::SissNoIs).build().is_ok());
 }
 
-/// Levels of one process say nothing of another, and those of two timesteps nothing of the others.
+/// Levels of one process do not apply to another, and levels at two timesteps do not apply to other
+/// timesteps.
 #[test]
 fn levels_of_another_process_or_of_few_timesteps_are_refused() {
     let toy = Toy {
@@ -299,7 +302,8 @@ fn levels_of_another_process_or_of_few_timesteps_are_refused() {
     );
 }
 
-/// The retained points are learnt at every timestep, the forgotten one unlearnt within the window.
+/// The retained points are learned at every timestep, the forgotten point is unlearned only within
+/// the window.
 #[test]
 fn forgetting_keeps_to_its_timesteps_and_learning_does_not() {
     let toy = Toy {

@@ -1,4 +1,5 @@
-//! The trainer's promises: micro-batches, reproducibility, refusals, steps that change nothing.
+//! The guarantees of the trainer: micro-batches, reproducibility, refusals, steps that change
+//! nothing.
 
 use std::sync::{Arc, Mutex};
 
@@ -26,7 +27,7 @@ fn builder(seed: u64) -> SissTrainerBuilder<Mlp, 2> {
     SissTrainer::builder(Mlp::new(seed, &device()), scheduler()).seed(seed)
 }
 
-/// 64 rows at once and 4 × 16 give the same step, within the rounding of f32.
+/// 64 rows at once and 4 × 16 rows give the same step, within the rounding of f32.
 #[test]
 fn micro_batches_change_nothing() {
     let batch = batch(64, 0.5, 3, &device());
@@ -49,7 +50,8 @@ fn micro_batches_change_nothing() {
     }
 }
 
-/// The reported norms and losses are those of the weighted loss, found by autodiff in one graph.
+/// The reported norms and losses agree with those of the weighted loss, computed by autodiff in one
+/// graph.
 #[test]
 fn gradients_are_those_of_the_weighted_loss() {
     let device = device();
@@ -118,7 +120,7 @@ fn the_forget_gradient_is_scaled_to_a_tenth_and_the_whole_is_clipped() {
     assert!((norm(&flat(trainer.model(), &clipped)) - 0.5).abs() < 1e-5);
 }
 
-/// Without a momentum a step is the clipped gradient times the step's rate.
+/// Without momentum, a step is the clipped gradient times the step's learning rate.
 #[test]
 fn a_step_is_as_long_as_the_clip_and_its_learning_rate_say() {
     let points = batch(32, 0.5, 5, &device());
@@ -156,7 +158,7 @@ fn the_reported_weights_are_those_before_thinning() {
     }
 }
 
-/// At `τ = 1/λ = 2` the two survivals are complementary: each row is run once, for one side.
+/// At `τ = 1/λ = 2` each row survives on exactly one side: it is run once.
 #[test]
 fn at_the_bernoulli_limit_every_row_is_run_once() {
     let batch = batch(16, 0.4, 9, &device());
@@ -239,7 +241,7 @@ fn the_model_comes_back_plain() {
     assert!(!output.is_autodiff());
 }
 
-/// A model whose output is not a number from its second step on.
+/// A model whose output is NaN from its second step on.
 #[derive(Module, Debug)]
 struct Explodes {
     linear: Linear,
@@ -337,7 +339,7 @@ impl Denoiser<2> for Dropping {
     }
 }
 
-/// Mixes the rows of a batch by itself, with no layer that a name would give away.
+/// A model that mixes the rows of a batch itself, without a layer whose name would reveal it.
 #[derive(Module, Debug)]
 struct Centred {
     linear: Linear,
@@ -415,7 +417,7 @@ fn frozen_parameters_stay() {
     let mut trainer = SissTrainer::builder(model, scheduler()).build().unwrap();
     trainer.step(batch(8, 0.5, 1, &device)).unwrap();
     let after = parameters(&trainer.into_model());
-    // 9 + 3 numbers of the linear layer move, gain and offset of the frozen norm do not.
+    // 9 + 3 numbers of the linear layer change; gain and offset of the frozen norm do not.
     assert!(
         before[..12]
             .iter()
@@ -490,7 +492,8 @@ fn settings_out_of_range_are_refused_with_their_value() {
     assert!(refused(builder(1).method(Method::ReTrack)).contains("retained_points"));
 }
 
-/// The other parameters stay bit for bit, and a model that was trained in part can be trained whole again.
+/// The other parameters stay the same bit for bit, and a model that was trained in part can be
+/// trained as a whole again.
 #[test]
 fn chosen_parameters_alone_are_trained() {
     let device = device();
@@ -529,7 +532,7 @@ fn a_pattern_that_is_no_regular_expression_is_refused_with_its_text() {
     );
 }
 
-/// A parameter that its owner froze stays frozen.
+/// A parameter frozen by the user stays frozen.
 #[test]
 fn train_only_does_not_wake_what_was_frozen() {
     let device = device();
@@ -547,7 +550,8 @@ fn train_only_does_not_wake_what_was_frozen() {
     assert_ne!(before[40..64], after[40..64]);
 }
 
-/// The average has weights of its own: the run is the run without one, and a skipped step does not move it.
+/// The average has its own weights: the run equals one without an average, and a skipped step does
+/// not change it.
 #[test]
 fn a_moving_average_is_kept_apart_from_the_weights() {
     let device = device();
@@ -579,7 +583,7 @@ fn gradient_checkpointing_changes_no_gradient() {
         let draws = trainer.draw(&points).unwrap();
         let gradients = trainer.gradients(&points, &draws).unwrap();
         let flattened = flat(trainer.model(), &gradients.combine(trainer.model(), 1.0));
-        // Also in the steps after, when the optimiser has made the parameters anew.
+        // This also holds in the following steps, when the optimiser has replaced the parameters.
         for _ in 0..3 {
             trainer.step(points.clone()).unwrap();
         }
@@ -672,7 +676,7 @@ fn observers_see_every_step_and_their_failure_loses_nothing() {
     assert_eq!(String::from_utf8(lines).unwrap().lines().count(), 1);
 }
 
-/// Conditions follow their rows: a model that only shifts by its condition gets each row's own.
+/// Conditions stay with their rows: a model that only adds its condition receives each row's own.
 #[derive(Module, Debug)]
 struct Shifted {
     linear: Linear,
@@ -686,8 +690,8 @@ impl Denoiser<2> for Shifted {
     }
 }
 
-/// Rows are thinned and run in micro-batches; with the condition equal to the target, and weights that make the linear
-/// layer vanish, every loss is zero only if each row met its own condition.
+/// Rows are thinned and run in micro-batches. With the condition equal to the target, and a linear
+/// layer whose weights are 0, every loss is zero only if each row received its own condition.
 #[test]
 fn each_row_meets_its_own_condition_on_both_sides() {
     let device = device();
@@ -723,7 +727,8 @@ fn each_row_meets_its_own_condition_on_both_sides() {
     assert!(report.retain.unwrap().rows > 0 && report.forget.unwrap().rows > 0);
 }
 
-/// The gradient of a steered term is that of `½ (b − L)²/b` of each row, times the row's weight, by central differences.
+/// The gradient of a steered term is that of `½ (b − L)²/b` of each row, times the row's weight;
+/// checked by central differences.
 #[test]
 fn a_steered_gradient_is_that_of_the_squared_distance_to_the_level() {
     let device = device();
@@ -772,7 +777,8 @@ fn a_steered_gradient_is_that_of_the_squared_distance_to_the_level() {
     }
 }
 
-/// Steering that has nothing to say leaves every number as it is, and at a level far below it turns the gradient round.
+/// Steering without effect leaves every number unchanged, and a level far below the loss reverses
+/// the gradient.
 #[test]
 fn a_level_out_of_reach_changes_nothing_and_one_far_below_turns_round() {
     let device = device();
@@ -804,7 +810,8 @@ fn a_level_out_of_reach_changes_nothing_and_one_far_below_turns_round() {
     assert!((factor.unwrap() - same.unwrap()).abs() < 1e-6);
 }
 
-/// A row's factor is that of the level of its id and of the loss of its own point, whatever the row is taught.
+/// The factor of a row depends on the level of its id and the loss of its own point, whatever the
+/// row's target is.
 #[test]
 fn each_row_is_steered_by_the_loss_and_the_level_of_its_own_point() {
     let device = device();
@@ -844,7 +851,8 @@ fn each_row_is_steered_by_the_loss_and_the_level_of_its_own_point() {
     }
 }
 
-/// Objectives that teach another target are switched off above the level, by the point's own loss, and never ascend.
+/// Objectives with another target are switched off above the level, according to the point's own
+/// loss, and never ascend.
 #[test]
 fn terms_that_descend_are_switched_off_above_the_level() {
     let device = device();
@@ -883,7 +891,7 @@ impl Denoiser<2> for Shared {
     }
 }
 
-/// burn would train one of the two copies.
+/// burn would otherwise train only one of the two copies.
 #[test]
 fn a_parameter_that_is_held_twice_is_refused_by_name() {
     let first = LinearConfig::new(3, 3).init(&device());
@@ -895,7 +903,7 @@ fn a_parameter_that_is_held_twice_is_refused_by_name() {
     );
 }
 
-/// A model with a tensor that is no parameter.
+/// A model with a tensor that is not a parameter.
 #[derive(Module, Debug)]
 struct WithTensor {
     linear: Linear,
@@ -964,10 +972,11 @@ fn steering_that_cannot_mean_anything_is_refused() {
     let mut trainer = builder(1).steering(Steering::new(levels)).build().unwrap();
     let unnamed = UnlearningBatch::new(points(), points() + 3.0).unwrap();
     let error = trainer.step(unnamed).unwrap_err().to_string();
-    assert!(error.contains("which of 2 points"), "{error}");
+    assert!(error.contains("which of several points"), "{error}");
 }
 
-/// A model says once what it predicts; a scheduler's file that says otherwise is refused, and so is a resumed run.
+/// A model says once what it predicts; a scheduler's file that says otherwise is refused, and so is
+/// a resumed run.
 #[test]
 fn a_model_that_predicts_something_else_than_its_scheduler_says_is_refused() {
     let config = SchedulerConfig {
@@ -986,6 +995,11 @@ fn a_model_that_predicts_something_else_than_its_scheduler_says_is_refused() {
     let (epsilon, velocity) = (PredictionType::Epsilon, PredictionType::Velocity);
     assert_eq!((model, stated), (epsilon, velocity));
     built(PredictionType::Velocity).unwrap();
+    let model = |kind| Mlp::new(1, &device()).predicting(kind);
+    let builder = SissTrainer::builder(model(PredictionType::Velocity), scheduler());
+    let error = builder.teacher(model(PredictionType::Sample)).build();
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("the teacher says Sample"), "{error}");
 }
 
 /// What the model predicts decides the targets, whoever built the trainer.

@@ -1,4 +1,5 @@
-//! Unlearning from folders of images: the example's own code with a tiny budget, its images, and what it refuses.
+//! Unlearning from folders of images: the example's own code with a small budget, its images, and
+//! its refusals.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +49,7 @@ fn workplace(digits: usize) -> TempDir {
     place
 }
 
-/// The job on the bundled model and the folders of a workplace.
+/// Runs the job on the bundled model and the folders of a workplace.
 fn run(place: &Path, more: &str) -> Result<job::Summary, String> {
     let model = Path::new(digits::ASSETS).join("base");
     run_on(&model, &place.join("forget"), place, more)
@@ -79,7 +80,7 @@ fn told_on(
     job::run(options, progress).map_err(|error| error.to_string())
 }
 
-/// Keeps what it is told.
+/// Records the lines that it receives.
 #[derive(Default)]
 struct Told(std::sync::Mutex<Vec<String>>);
 
@@ -91,7 +92,8 @@ impl Progress for Told {
     }
 }
 
-/// A copy with a grey pixel more, among the retained images and among those to compare with, is named beside its original.
+/// A copy with one more grey pixel, among the retained or the control images, is reported together
+/// with its original.
 #[test]
 fn copies_under_another_name_are_told_by_their_files() {
     let place = workplace(40);
@@ -130,15 +132,19 @@ fn copies_under_another_name_are_told_by_their_files() {
     let lines = told("retain/more");
     assert_eq!(lines.len(), 2, "{lines:?}");
     for (line, side) in lines.iter().zip(["retained images", "control images"]) {
-        let all = ["more/holiday.png is almost", "forget/tshirt.png,", side];
+        let all = [
+            "more/holiday.png is almost identical to",
+            "forget/tshirt.png,",
+            side,
+        ];
         assert!(all.iter().all(|part| line.contains(part)), "{line}");
     }
     fs::remove_file(path("retain/more/holiday.png")).unwrap();
     assert_eq!(told("retain/more"), Vec::<String>::new());
 }
 
-/// In 24 steps of 8 with a strong forget gradient the T-shirt's loss rises and the digits' does not; everything promised
-/// is written, and the model can be unlearned again.
+/// In 24 steps of 8 pairs with a strong forget gradient, the T-shirt's loss rises and the digits'
+/// does not; all promised files are written, and the resulting model can be unlearned again.
 #[test]
 fn a_folder_is_being_forgotten_and_the_other_is_not() {
     let place = workplace(40);
@@ -198,7 +204,7 @@ fn a_folder_is_being_forgotten_and_the_other_is_not() {
     assert_eq!(written["model"]["prediction_type"], "epsilon");
     assert_eq!(written["after"]["samples"], 2);
 
-    // The layout is that of the model that came: here a pipeline's.
+    // The layout is that of the original model: here a pipeline.
     for name in [
         "model_index.json",
         "scheduler/scheduler_config.json",
@@ -239,7 +245,7 @@ fn a_network_at_the_root_of_its_folder_stays_there() {
         fs::read_to_string(model.join("model_index.json")).unwrap(),
         index
     );
-    // A model that is arranged in another way takes its place as a whole.
+    // A model with another layout replaces it completely.
     run(place, "--steps 1 --batch 1 --samples 1 --overwrite").unwrap();
     assert!(!model.join("config.json").exists() && model.join("unet/config.json").exists());
 
@@ -249,7 +255,8 @@ fn a_network_at_the_root_of_its_folder_stays_there() {
     assert!(error.contains("has a `vqvae`"), "{error}");
 }
 
-/// A checkpoint of diffusers' training script has no scheduler, and two networks: what was taken is said.
+/// A checkpoint of diffusers' training script has two networks and no scheduler: the choice is
+/// reported.
 #[test]
 fn a_training_checkpoint_is_unlearned_with_the_scheduler_of_its_run() {
     let place = workplace(20);
@@ -315,7 +322,8 @@ fn a_model_that_is_not_here_is_told_with_the_way_to_get_it() {
     }
 }
 
-/// 30 pixels, halved twice, are no size for diffusers: whether the configuration says it or the images.
+/// 30 pixels cannot be halved twice in diffusers, whether the size comes from the configuration or
+/// from the images.
 #[test]
 fn sizes_that_do_not_halve_are_refused_before_any_work() {
     let place = workplace(20);
@@ -358,7 +366,7 @@ fn sizes_that_do_not_halve_are_refused_before_any_work() {
     }
 }
 
-/// Every message names the file or folder and says what to do.
+/// Every message names the file or folder, and says what to do.
 #[test]
 fn bad_folders_are_refused_by_name() {
     type Spoil = fn(&Path);
@@ -379,7 +387,7 @@ fn bad_folders_are_refused_by_name() {
             "a text by the name of a picture",
             |place| fs::write(place.join("forget/note.png"), "no picture").unwrap(),
             "",
-            &["/forget/note.png:", "text, no picture"],
+            &["/forget/note.png:", "text, not a picture"],
         ),
         (
             "half a picture",
@@ -447,7 +455,8 @@ fn bad_folders_are_refused_by_name() {
     }
 }
 
-/// One folder of training data, and a file, a subfolder, a link or a copy of it to forget: that is taken out of the rest.
+/// A folder of training data, and a file, subfolder, link or copy from it to forget: these images
+/// are removed from the rest.
 #[test]
 fn what_is_forgotten_is_taken_out_of_what_is_kept() {
     let options = "--steps 1 --batch 4 --samples 1 --target none --overwrite";
@@ -473,10 +482,10 @@ fn what_is_forgotten_is_taken_out_of_what_is_kept() {
         assert_eq!(summary.forget_images, count, "{forget}");
         let account = &summary.files.retain;
         assert_eq!(account.taken_out[0].files, files, "{forget}");
-        // As many copies as were met on the way to the pictures of a step.
+        // At most the copies that were found while reading the pictures for a step.
         assert!(account.copies_taken_out <= copies, "{forget}");
         let lines = told.0.into_inner().unwrap().join("\n");
-        let said = format!("{files} files taken out that are also of");
+        let said = format!("{files} files left out because they are also in");
         assert!(
             lines.contains(&said) && lines.contains(&format!("of {found} images")),
             "{lines}"
@@ -486,15 +495,13 @@ fn what_is_forgotten_is_taken_out_of_what_is_kept() {
     let summary = run_on(&base, &at("retain/0.png"), place.path(), options).unwrap();
     assert_eq!(summary.files.retain.copies_taken_out, 2);
     let error = run_on(&base, &at("retain"), place.path(), options).unwrap_err();
-    assert!(
-        error.contains("nothing is left of its 33 images"),
-        "{error}"
-    );
+    assert!(error.contains("none of its 33 images is left"), "{error}");
     let error = run_on(&base, place.path(), place.path(), options).unwrap_err();
     assert!(error.contains("--out"), "{error}");
 }
 
-/// All that cannot be read of what is to be forgotten is named; of what is kept it is counted, said and written down.
+/// Every unreadable file among the images to forget is named; among the images to keep they are
+/// counted, reported and recorded.
 #[test]
 fn what_is_not_read_is_refused_on_one_side_and_counted_on_the_other() {
     let place = workplace(30);
@@ -518,7 +525,7 @@ fn what_is_not_read_is_refused_on_one_side_and_counted_on_the_other() {
     let options = "--steps 2 --batch 12 --samples 1 --target none";
     let error = run(place.path(), options).unwrap_err();
     for part in [
-        "2 files are not read",
+        "2 files could not be read",
         "IMG_1.HEIC: a picture in HEIC",
         "page.jpg: a web page",
     ] {
@@ -547,14 +554,14 @@ fn what_is_not_read_is_refused_on_one_side_and_counted_on_the_other() {
     );
 }
 
-/// The bundled model has seen pixels from −1 to 1.
+/// The bundled model was trained on pixels from −1 to 1.
 #[test]
 fn images_that_look_otherwise_than_in_training_are_refused_before_the_first_step() {
     let place = workplace(30);
     let options = "--steps 2 --batch 4 --samples 1 --range 0:1";
     let error = run(place.path(), options).unwrap_err();
     for part in [
-        "was trained on data that look otherwise",
+        "was trained on data in another form",
         "give --range -1:1",
         "base",
     ] {
@@ -579,7 +586,8 @@ fn images_that_look_otherwise_than_in_training_are_refused_before_the_first_step
     assert!(!place.path().join("out/model").exists());
 }
 
-/// Not another range: pixels that only go from 100 to 185. The model learns them while it unlearns, and that is not let run on.
+/// The range is correct, but pixels only go from 100 to 185. The model would learn them while it
+/// unlearns, so the run is stopped.
 #[test]
 fn a_model_that_learns_what_it_keeps_is_stopped() {
     let place = workplace(60);
@@ -603,15 +611,15 @@ fn a_model_that_learns_what_it_keeps_is_stopped() {
         &told,
     );
     let error = error.unwrap_err();
-    assert!(error.contains("not trained on such"), "{error}");
+    assert!(error.contains("probably not trained on them"), "{error}");
     let lines = told.0.into_inner().unwrap().join("\n");
     assert!(
-        lines.contains("hardly trained, or not on such data"),
+        lines.contains("hardly trained, or not on data like these"),
         "{lines}"
     );
 }
 
-/// A model of a few random numbers is no error, and what is written is in the range that was asked for.
+/// A model of a few random numbers is not an error, and the output has the requested range.
 #[test]
 fn an_untrained_model_is_said_to_be_one_and_pictures_are_in_its_range() {
     let place = workplace(30);
@@ -634,7 +642,7 @@ fn an_untrained_model_is_said_to_be_one_and_pictures_are_in_its_range() {
         (near / other_near - 1.0).abs() < 1e-3,
         "{near} {other_near}"
     );
-    // The forgotten picture, enlarged, stands to the left of its copies in both.
+    // In both, the forgotten picture, enlarged, is to the left of its copies.
     assert_eq!(centred.dimensions(), positive.dimensions());
     let left = centred.width() / 10;
     let pairs = centred.enumerate_pixels().zip(positive.pixels());
@@ -645,7 +653,8 @@ fn an_untrained_model_is_said_to_be_one_and_pictures_are_in_its_range() {
     );
 }
 
-/// With `--augment flip` the T-shirt and its mirror image are forgotten, and every digit has its own beside it.
+/// With `--augment flip` the T-shirt and its mirror image are forgotten, and the mirror image of
+/// every digit is kept.
 #[test]
 fn mirror_images_are_forgotten_along() {
     let place = workplace(30);
@@ -658,7 +667,7 @@ fn mirror_images_are_forgotten_along() {
     assert_ne!(summary.images[0].before.loss, summary.images[1].before.loss);
 }
 
-/// The bundled model after some steps on a digit and its mirror image, and on the digit alone.
+/// The bundled model after a few steps on a digit and its mirror image, and on the digit alone.
 #[test]
 fn a_model_that_knows_the_mirror_image_is_said_to() {
     let place = workplace(30);
@@ -744,7 +753,7 @@ fn the_output_must_be_apart_from_the_images() {
     }
 }
 
-/// Images of a folder of their own are compared with, and all retained ones are left to train on.
+/// If control images come from a separate folder, all retained images can be used for training.
 #[test]
 fn the_control_set_can_come_from_a_folder_of_its_own() {
     let place = workplace(30);
@@ -762,7 +771,7 @@ fn the_control_set_can_come_from_a_folder_of_its_own() {
     let summary = run(place, &options).unwrap();
     assert_eq!((summary.control_images, summary.retain_images), (9, 21));
 
-    // What is compared with is not trained on, though its folder lies in the other.
+    // Control images are not trained on, even if their folder is inside the other.
     let inside = format!(
         "--steps 1 --batch 4 --samples 1 --overwrite --control {}",
         place.join("retain/more").display()
@@ -772,20 +781,18 @@ fn the_control_set_can_come_from_a_folder_of_its_own() {
     assert_eq!(summary.files.retain.taken_out[0].files, 15);
     let same = format!("--overwrite --control {}", place.join("retain").display());
     let error = run(place, &same).unwrap_err();
-    assert!(
-        error.contains("nothing is left of its 21 images"),
-        "{error}"
-    );
+    assert!(error.contains("none of its 21 images is left"), "{error}");
     fs::remove_file(control.join("0.png")).unwrap();
     fs::remove_file(control.join("2.png")).unwrap();
     let error = run(place, &options).unwrap_err();
     assert!(
-        error.contains("/control: it holds 7 images, at least 8"),
+        error.contains("/control: it holds 7 images, but at least 8"),
         "{error}"
     );
 }
 
-/// What one does whose run ran out of memory after its checkpoint of step 2.
+/// A run that ran out of memory after its checkpoint of step 2 is resumed with a smaller
+/// micro-batch.
 #[test]
 fn a_run_that_ran_out_of_memory_goes_on_with_a_smaller_micro_batch() {
     let place = workplace(20);
@@ -799,7 +806,7 @@ fn a_run_that_ran_out_of_memory_goes_on_with_a_smaller_micro_batch() {
     assert!(error.contains("seed was 0 and is 1"), "{error}");
 }
 
-/// The start of a bitmap of 24 bits.
+/// The header of a 24-bit bitmap.
 fn bitmap_header(width: i32, height: i32) -> Vec<u8> {
     let mut bytes = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
     bytes.extend(width.to_le_bytes());
@@ -818,7 +825,7 @@ const GREY: Format = Format {
     transparency: Transparency::Drop,
 };
 
-/// The values of one picture, saved under `name` and read in a format.
+/// The values of a picture that is saved under `name` and read in a format.
 fn read(picture: impl Into<DynamicImage>, name: &str, format: Format) -> siss::Result<Vec<f32>> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(name);
@@ -847,7 +854,7 @@ fn every_kind_of_picture_becomes_the_models() {
         channels: 3,
         ..GREY
     };
-    // Channel after channel; luma as PIL's convert("L") has it.
+    // Channel after channel; luma as in PIL's convert("L").
     let planes = [
         255.0, 0.0, 0.0, 90.0, 0.0, 255.0, 0.0, 90.0, 0.0, 0.0, 255.0, 90.0,
     ];
@@ -881,7 +888,7 @@ fn every_kind_of_picture_becomes_the_models() {
 
 #[test]
 fn the_middle_is_cropped_and_resized() {
-    // A white square between black borders, and the same on its side.
+    // A white square between black borders, and the same image rotated.
     let wide = GrayImage::from_fn(12, 4, |x, _| {
         Luma([if (4..8).contains(&x) { 255 } else { 0 }])
     });

@@ -1,5 +1,7 @@
-//! What `unlearn` leaves: results that appear together, an origin's folder in full, any file name, notes in time; and what it refuses
-//! before it begins. On a network of a few thousand numbers.
+//! The results of `unlearn`, on a network of a few thousand numbers.
+//!
+//! Results appear together, a pipeline's folder is copied in full, any file name works, notes come
+//! in time, and invalid requests are refused before the run begins.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,7 +20,7 @@ use tempfile::TempDir;
 
 const SIDE: u32 = 8;
 
-/// A picture of its own for each number.
+/// A different picture for each number.
 fn picture(number: u32) -> RgbImage {
     RgbImage::from_fn(SIDE, SIDE, |x, y| {
         let value = |factor: u32| ((number * 37 + x * factor + y * 11) % 256) as u8;
@@ -63,7 +65,7 @@ fn scheduler(model: &Path, class: &str) {
 
 type Action = Box<dyn Fn() + Sync>;
 
-/// Keeps what it is told, and does something when a phase begins.
+/// Records the lines that it receives, and runs an action when a phase begins.
 #[derive(Default)]
 struct Told {
     events: Mutex<Vec<String>>,
@@ -90,7 +92,7 @@ impl Progress for Told {
     }
 }
 
-/// `unlearn` in a workplace; options that are given replace those of the folders.
+/// Runs `unlearn` in a workplace; given options replace those of the folders.
 fn run_telling(place: &Path, more: &[&str], told: &Told) -> Result<job::Summary, String> {
     let mut arguments: Vec<OsString> = vec!["unlearn".into()];
     for folder in ["model", "forget", "retain", "out"] {
@@ -113,7 +115,7 @@ fn run(place: &Path, more: &[&str]) -> Result<job::Summary, String> {
     run_telling(place, more, &Told::default())
 }
 
-/// All files below a folder, with what is in them.
+/// All files below a folder, with their contents.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -143,7 +145,8 @@ fn set_mode(path: &Path, mode: u32) {
 
 const WEIGHTS: &str = "model/unet/diffusion_pytorch_model.safetensors";
 
-/// A failure at any stage leaves the earlier results, byte by byte, and nothing else; so does a refusal.
+/// A failure at any stage leaves the earlier results, byte by byte, and nothing else; so does a
+/// refusal.
 #[test]
 fn a_run_that_fails_leaves_the_earlier_result_whole() {
     let place = workplace();
@@ -169,7 +172,7 @@ fn a_run_that_fails_leaves_the_earlier_result_whole() {
     let error = run(place, &["--seed", "1", "--overwrite", "--resume"]).unwrap_err();
     assert!(error.contains("cannot be used with"), "{error}");
 
-    // Something stands where a result is to be written.
+    // The place of a result is already occupied.
     for (phase, name) in [
         ("sampling before", "samples"),
         ("sampling after", "before.png"),
@@ -212,8 +215,8 @@ fn a_run_that_fails_leaves_the_earlier_result_whole() {
     assert!(!out.join("checkpoints").exists());
 }
 
-/// The log and the checkpoints that a killed run needs are there while it runs, and the run is finished from them; a run that is
-/// neither resumed nor to overwrite leaves them alone.
+/// The log and the checkpoints that a killed run needs exist while it runs, and the run can be
+/// finished from them. A run that neither resumes nor overwrites leaves them unchanged.
 #[test]
 fn a_killed_run_is_gone_on_with() {
     let place = workplace();
@@ -223,7 +226,7 @@ fn a_killed_run_is_gone_on_with() {
     let with = |more: &[&str]| run(place, &[&steps, more].concat());
     with(&["--out", whole.to_str().unwrap()]).unwrap();
 
-    // It fails when all steps are taken, and there is no result.
+    // It fails after all steps are taken, and leaves no result.
     let in_the_way = out.join(".unfinished/summary.json");
     let told = Told {
         at: Some((
@@ -263,7 +266,7 @@ fn a_killed_run_is_gone_on_with() {
     fs::remove_file(&log).unwrap();
     with(&["--resume"]).unwrap();
     compare();
-    // Without a checkpoint a resumed run begins, and says that it replaces.
+    // Without a checkpoint a resumed run starts from the beginning, and says what it replaces.
     fs::remove_dir_all(out.join("checkpoints")).unwrap();
     let told = Told::default();
     run_telling(place, &["--resume"], &told).unwrap();
@@ -275,8 +278,8 @@ fn a_killed_run_is_gone_on_with() {
     );
 }
 
-/// Contents are copied, not modes: from a folder that nobody may write into, twice into the same output, and resumed. All files that
-/// are written, checkpoints and logs too, have the umask's mode.
+/// Contents are copied, but not modes: from a read-only folder, twice into the same output, and
+/// resumed. All files that are written, including checkpoints and logs, have the mode of the umask.
 #[cfg(unix)]
 #[test]
 fn a_read_only_origin_leaves_no_modes() {
@@ -337,7 +340,7 @@ fn a_read_only_origin_leaves_no_modes() {
                 .exists()
         );
     }
-    // An earlier model that has been made read-only makes room as well.
+    // An earlier model that was made read-only is also replaced.
     set_mode(&out.join(WEIGHTS), 0o444);
     for folder in ["model/unet", "model"] {
         set_mode(&out.join(folder), 0o555);
@@ -352,7 +355,8 @@ fn a_read_only_origin_leaves_no_modes() {
     }
 }
 
-/// Each message begins with the option or has its name, and nothing has been read: there are no folders.
+/// Each message begins with or contains the option's name, and nothing has been read, because there
+/// are no folders.
 #[test]
 fn options_are_refused_by_name_before_anything_is_read() {
     let nowhere = Path::new("/nowhere/at/all");
@@ -448,10 +452,10 @@ fn an_output_that_would_be_in_the_way_is_refused() {
         ("model/unet", "model", "lies in --model"),
         ("model/new", "model", "lies in --model"),
         ("earlier", "earlier/model", "would be overwritten"),
-        ("file", "model", "is no folder"),
+        ("file", "model", "is not a folder"),
         ("file/new", "model", "--out "),
         #[cfg(target_os = "linux")]
-        // Nobody can create anything there.
+        // Nobody can create files there.
         ("proc/new", "model", "--out "),
         #[cfg(unix)]
         ("dangling", "model", "--out "),
@@ -475,8 +479,8 @@ fn an_output_that_would_be_in_the_way_is_refused() {
     assert!(!at("retain/new").exists() && !at("out").exists());
 }
 
-/// The result of a pipeline is that pipeline: code, licence and card go along, the card says what was done and names no picture; what
-/// stays behind is said.
+/// The result of a pipeline is a complete pipeline: code, licence and card are copied. The card
+/// says what was done and names no picture; parts that are not copied are reported.
 #[test]
 fn the_result_is_the_whole_pipeline() {
     let place = workplace();
@@ -562,7 +566,8 @@ fn an_index_that_was_missing_has_the_schedulers_own_class() {
     }
 }
 
-/// Names that are no UTF-8, with line breaks and escape codes, in every folder: to the end, and in `summary.json` no two are the same.
+/// Names in every folder that are not UTF-8, with line breaks and escape codes: the run completes,
+/// and in `summary.json` no two names are the same.
 #[cfg(target_os = "linux")]
 #[test]
 fn any_name_of_a_file_system_goes_through() {
@@ -637,7 +642,8 @@ fn any_name_of_a_file_system_goes_through() {
     }
 }
 
-/// A step of one pair leaves one side empty: said within the run, long before its end, and once.
+/// A step of one pair leaves one side empty: this is reported once, during the run, long before its
+/// end.
 #[test]
 fn a_note_is_shown_when_it_is_found() {
     let place = workplace();
@@ -664,8 +670,8 @@ fn a_note_is_shown_when_it_is_found() {
     assert!(summary.findings[0].step < 30);
 }
 
-/// Single files of what is on the sheet and of more, under the same noises before and after: a model that stays as it was draws
-/// the same.
+/// Single files of images on the sheet and further ones, with the same noise before and after: an
+/// unchanged model generates the same images.
 #[test]
 fn samples_are_saved_as_single_files() {
     let place = workplace();
@@ -691,7 +697,7 @@ fn samples_are_saved_as_single_files() {
     );
     assert!(before["000.png"] != before["001.png"] && before["001.png"] != before["003.png"]);
     assert_eq!(samples("out/samples/after"), before);
-    // Fewer than on the sheet, and the same ones whatever is drawn at a time.
+    // Fewer than on the sheet, and the same images for any number generated at a time.
     run(
         place,
         &[
@@ -719,7 +725,7 @@ fn samples_are_saved_as_single_files() {
         assert!(!far, "{name}");
     }
     assert!(samples("out/samples/after") != fewer);
-    // A run without them leaves none of an earlier one.
+    // A run without single files removes those of an earlier run.
     run(place, &["--overwrite"]).unwrap();
     assert!(!place.join("out/samples").exists());
 }

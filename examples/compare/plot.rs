@@ -1,17 +1,17 @@
-//! How methods depend on the number of steps.
+//! Plots how the methods depend on the number of steps.
 
 use siss::report::{Panel, Plot, Series};
 
 use crate::{BEFORE, Run};
 
-/// The distance that a steered run is to stay below.
+/// A steered run should stay below this distance.
 const GOAL: f64 = 0.25;
 
-/// The rise of the digits' loss that it is to stay below, in per cent.
+/// The rise of the digits' loss should stay below this, in per cent.
 const DIGITS_GOAL: f64 = 2.0;
 
-/// Distance to the retrained model, and the rise of the digits' loss, over the steps: means over the seeds. Of the methods that
-/// were run for several numbers of steps.
+/// Distance to the retrained model and rise of the digits' loss against the number of steps: means
+/// over the seeds, for methods that were run with several numbers of steps.
 pub fn steps(runs: &[Run]) -> Plot {
     let mut distance = Panel::new("How far from the retrained model")
         .x_label("steps")
@@ -49,7 +49,7 @@ pub fn steps(runs: &[Run]) -> Plot {
     Plot::new().panel(distance).panel(digits)
 }
 
-/// The mean of a value over the seeds, for each number of steps.
+/// The mean of a value over the seeds, per number of steps.
 fn means(runs: &[&Run], value: &dyn Fn(&Run) -> f64) -> Vec<(f64, f64)> {
     let mut steps: Vec<usize> = runs.iter().map(|run| run.steps).collect();
     steps.sort_unstable();

@@ -1,18 +1,19 @@
-//! The runs as a table in a Markdown page.
+//! Tables of the runs for a Markdown page.
 
 use crate::{BATCH, BEFORE, RETRAINED, Run};
 
-/// A row for each method and number of steps: means over the seeds, in the order of the file.
+/// One row per method and number of steps: means over the seeds, in the order of the file.
 pub fn methods(runs: &[Run]) -> String {
     table(runs, Run::is_plain)
 }
 
-/// The same for the runs that differ from those in an option, in the batch or the number of images, or were trained on.
+/// The same table for runs with other options, another batch or another number of images, or with
+/// further training.
 pub fn variations(runs: &[Run]) -> String {
     table(runs, |run| !run.is_plain())
 }
 
-/// Runs that differ in nothing but their seed.
+/// The properties shared by runs that differ only in their seed.
 type Key<'a> = (&'a str, &'a str, usize, usize, usize, usize);
 
 fn key(run: &Run) -> Key<'_> {
@@ -51,7 +52,7 @@ fn table(runs: &[Run], belongs: impl Fn(&Run) -> bool) -> String {
     table
 }
 
-/// The method and what is different about its runs.
+/// The method, and how its runs differ from the others.
 fn title(run: &Run) -> String {
     let mut title = run.method.clone();
     if !run.with.is_empty() {
@@ -107,7 +108,7 @@ fn row(group: &[&Run], before: &Run) -> String {
     )
 }
 
-/// Three digits, whatever the size.
+/// Three significant digits, whatever the magnitude.
 fn short(value: f64) -> String {
     let decimals = if value == 0.0 {
         0

@@ -1,6 +1,8 @@
-//! Checks the crate against the answers of PyTorch and diffusers: `conformance PATH...`, files or folders of cases.
+//! Compares the crate with reference results of PyTorch and diffusers: `conformance PATH...`, where
+//! each path is a case file or a folder of them.
 //!
-//! Prints a line a case, `PASS|FAIL|SKIP name worst_tensor error tolerance`, and counts them; exits 1 on any failure.
+//! Prints one line per case, `PASS|FAIL|SKIP name worst_tensor error tolerance`, and the counts;
+//! exits with 1 on any failure.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! Images of several kinds that the model of digits never saw.
+//! Several kinds of images that the model of digits never saw.
 
 use siss::burn::tensor::Tensor;
 
@@ -10,7 +10,8 @@ pub struct Unseen {
 }
 
 impl Unseen {
-    /// The T-shirt in eight forms, and `count` images of each other kind, made of digits that the model has not seen.
+    /// The T-shirt in eight forms, and `count` images of each other kind, made from digits that the
+    /// model has not seen.
     pub fn new(tshirt: &Tensor<4>, heldout: &Tensor<4>, count: usize) -> Self {
         let mut unseen = (Vec::new(), Vec::new());
         let mut add = |kind: &'static str, images: Tensor<4>| {
@@ -20,7 +21,7 @@ impl Unseen {
         for form in tshirts(tshirt) {
             add("T-shirt", form);
         }
-        // Other digits than the control points, which come first.
+        // Digits other than the control points, which come first.
         let from = |part: usize| heldout.clone().narrow(0, 500 + part * count, count);
         add("digit", from(0));
         add("digit, upside down", from(1).flip([2]));

@@ -1,8 +1,9 @@
-//! How well the loss on a point that a model never saw is predicted: `cargo run --release --example counterfactual`.
+//! Measures how well the loss on a point that a model never saw is predicted:
+//! `cargo run --release --example counterfactual`.
 //!
-//! The bundled model that was trained on digits alone is asked for its loss on images of several kinds that it never saw, and
-//! that loss is predicted from the digits. Writes a line for each image, timestep and prediction into a CSV file, a plot, and
-//! the table of a Markdown page.
+//! The bundled model was trained on digits alone. Its loss on several kinds of images that it never
+//! saw is measured, and predicted from the digits. Writes one line per image, timestep and
+//! prediction to a CSV file, a plot, and the table of a Markdown page.
 
 mod images;
 mod table;
@@ -84,7 +85,8 @@ struct Comparison {
     actual: f64,
 }
 
-/// Noises over which an error of patches is averaged: each takes as long as many of whole images.
+/// Noises over which an error of patches is averaged: fewer, because each takes as long as many
+/// noises of whole images.
 const PATCH_NOISES: usize = 6;
 
 const TIMESTEPS: [usize; 8] = [25, 50, 100, 250, 400, 600, 800, 900];
@@ -142,11 +144,11 @@ fn validate(arguments: &Arguments) -> Result<()> {
     page::write(&arguments.page, "counterfactual", &table)
 }
 
-/// Where the control points come from.
+/// The source of the control points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Controls {
     Unseen,
-    /// Retained points, each left out of its own prediction.
+    /// Retained points, each left out of the data for its own prediction.
     LeaveOneOut,
 }
 
@@ -159,7 +161,7 @@ impl Controls {
     }
 }
 
-/// Which ideal denoiser the prediction starts from.
+/// The ideal denoiser that the prediction is based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Whole,
@@ -175,10 +177,10 @@ impl Form {
     }
 }
 
-/// How a loss is predicted.
+/// A way to predict a loss.
 #[derive(Debug, Clone, Copy)]
 struct Way {
-    /// Digits that are retained.
+    /// Number of retained digits.
     retained: usize,
     controls: Controls,
     form: Form,
@@ -210,7 +212,8 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// Refuses what the data do not hold: control points come first, the images from the 500th unseen digit on.
+    /// Rejects numbers that exceed the data: control points come first, and the images start at the
+    /// 500th unseen digit.
     fn check(&self) -> Result<()> {
         let digits = self.digits.dims()[0];
         let Arguments {

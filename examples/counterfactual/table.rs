@@ -5,7 +5,7 @@ use siss_support::probe::mean;
 
 use crate::{Comparison, TIMESTEPS};
 
-/// `ln(predicted / actual)` of the comparisons that a rule picks.
+/// `ln(predicted / actual)` of the comparisons that `picks` selects.
 fn logarithms(comparisons: &[Comparison], picks: impl Fn(&Comparison) -> bool) -> Vec<f64> {
     let picked = comparisons.iter().filter(|comparison| picks(comparison));
     picked
@@ -13,7 +13,8 @@ fn logarithms(comparisons: &[Comparison], picks: impl Fn(&Comparison) -> bool) -
         .collect()
 }
 
-/// A line for each way to predict: mean |ln(predicted / actual)| and, in brackets, the mean without the bars.
+/// One line per way to predict: mean |ln(predicted / actual)|, and in brackets the mean without the
+/// bars.
 pub fn table(comparisons: &[Comparison]) -> String {
     let mut ways: Vec<(&str, usize, &str)> = Vec::new();
     for comparison in comparisons {
@@ -56,7 +57,8 @@ pub fn table(comparisons: &[Comparison]) -> String {
     table
 }
 
-/// Predicted over actual loss over the timesteps, a curve for each kind of image: from the most retained points.
+/// Ratio of predicted to actual loss at each timestep, with one curve per kind of image, for the
+/// largest number of retained points.
 pub fn plot(comparisons: &[Comparison]) -> Plot {
     let most = comparisons
         .iter()

@@ -1,4 +1,5 @@
-//! The main job: `cargo run --release --example mnist_tshirt`. See `--help` and `examples/README.md`.
+//! The main example, unlearning a memorised T-shirt: `cargo run --release --example mnist_tshirt`.
+//! See `--help` and `examples/README.md`.
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -1,8 +1,9 @@
-//! What one optimiser step costs, each objective beside an ordinary training step:
+//! Measures the cost of one optimiser step, for each objective and for an ordinary training step:
 //! `cargo run --release --example step_cost -- --workload digits --batch 16`.
 //!
-//! Prints one JSON line. The variants take turns in each round, so that a machine whose speed drifts does the same to
-//! all of them; a ratio is the median of the rounds' ratios. `benches/torch_step.py` prints the same for PyTorch.
+//! Prints one JSON line. The variants take turns in each round, so that a change of the machine's
+//! speed affects all of them equally; a ratio is the median of the rounds' ratios.
+//! `benches/torch_step.py` prints the same for PyTorch.
 
 mod plain;
 mod report;
@@ -26,7 +27,7 @@ use crate::workload::{Network, Workload};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Steps of each variant before the clock runs: they check the model and fill the allocator.
+/// Steps of each variant before the measurement: they check the model and fill the allocator.
 const WARM_UP: usize = 2;
 
 /// Measures what an optimiser step costs.
@@ -46,7 +47,8 @@ pub struct Arguments {
     #[arg(long, default_value = "flex")]
     device: DeviceSpec,
 
-    /// First channels of the networks of colour pictures and latents [default: 128 for faces256, else 32].
+    /// First channels of the networks of colour pictures and latents [default: 128 for faces256,
+    /// else 32].
     #[arg(long)]
     width: Option<usize>,
 
@@ -58,13 +60,13 @@ pub struct Arguments {
     #[arg(long)]
     threads: Option<usize>,
 
-    /// What seconds are: those of the wall, or those that all threads together were running. On a machine that others use
-    /// as well, with one thread, the second is the step's own time.
+    /// Which time is measured: wall time, or the running time of all threads together. On a
+    /// machine that others use as well, with one thread, the second is the step's own time.
     #[arg(long, value_enum, default_value_t = Clock::Wall)]
     clock: Clock,
 
-    /// Whose operations the network runs on the CPU: the crate's or burn's. With `both`, an ordinary step and a SISS step
-    /// on burn's are measured beside the others.
+    /// Whose operations the network runs on the CPU: the crate's or burn's. With `both`, an
+    /// ordinary step and a SISS step on burn's are measured in addition.
     #[arg(long, value_enum, default_value_t = Kernels::Siss)]
     kernels: Kernels,
 
@@ -123,7 +125,7 @@ impl Variant {
         matches!(self, Variant::PlainBurn | Variant::SissBurn)
     }
 
-    /// Method and thinning threshold; none of an ordinary step.
+    /// Method and thinning threshold; `None` for an ordinary step.
     fn objective(self) -> Option<(Method, f64)> {
         match self {
             Variant::Plain | Variant::PlainBurn => None,
@@ -164,7 +166,7 @@ impl Arguments {
     }
 }
 
-/// One variant's trainer, its times, and the rows a sample of its steps.
+/// One variant's trainer, its times, and the rows per sample of its steps.
 pub struct Runner {
     pub variant: Variant,
     trainer: Trainer,
@@ -198,7 +200,7 @@ impl Runner {
         })
     }
 
-    /// One step, from taking the batch to the last operation on the device.
+    /// Runs one step, from taking the batch to the last operation on the device.
     fn step(&mut self, pairs: &PairSampler<4>, round: usize, arguments: &Arguments) -> Result<()> {
         let device = pairs.retain().device();
         use_flex_kernels(arguments.kernels != Kernels::Burn && !self.variant.on_burn());
@@ -221,7 +223,7 @@ impl Runner {
     }
 }
 
-/// Times of all variants as a JSON line.
+/// Measures the times of all variants; returns a JSON line.
 fn measure(arguments: &Arguments) -> Result<String> {
     if let Some(threads) = arguments.threads {
         rayon::ThreadPoolBuilder::new()
@@ -254,7 +256,8 @@ fn prepare(arguments: &Arguments, device: &Device) -> Result<(Network, PairSampl
     Ok((network, arguments.workload.pairs(shape, device)?))
 }
 
-/// Peak memory of each variant as a JSON line: the high-water mark of a process never falls, so each has its own.
+/// Measures the peak memory of each variant; returns a JSON line. The high-water mark of a process
+/// never falls, so each variant has its own process.
 fn memory(arguments: &Arguments) -> Result<String> {
     let mut peaks = serde_json::Map::new();
     for variant in arguments.variants() {
@@ -275,7 +278,7 @@ fn memory(arguments: &Arguments) -> Result<String> {
     Ok(serde_json::to_string(&peaks)?)
 }
 
-/// This process's arguments but for those that say which variants and how.
+/// This process's arguments, except those that select the variants and the kind of measurement.
 fn own_arguments() -> Vec<String> {
     let mut own = Vec::new();
     let mut arguments = std::env::args().skip(1);

@@ -1,4 +1,4 @@
-//! An ordinary training step, written as anyone would with burn: what a step of unlearning is compared with.
+//! An ordinary training step in plain burn, as the baseline for a step of unlearning.
 
 use rand::RngExt;
 use siss::burn::module::{Module, ModuleVisitor, Param};
@@ -13,7 +13,7 @@ use crate::workload::Network;
 const LEARNING_RATE: f64 = 5e-6;
 const MAX_GRAD_NORM: f64 = 1.0;
 
-/// One forward pass, one backward pass, a clip of the whole gradient, `AdamW`.
+/// A trainer with one forward pass, one backward pass, a clip of the whole gradient, and `AdamW`.
 pub struct PlainTrainer {
     model: Network,
     optimizer: ModuleOptimizer,
@@ -49,7 +49,7 @@ impl PlainTrainer {
     }
 }
 
-/// Shortens the gradient to [`MAX_GRAD_NORM`], without a read from the device.
+/// Scales the gradient down to at most [`MAX_GRAD_NORM`], without a read from the device.
 fn clip(model: &Network, gradients: GradientsParams) -> GradientsParams {
     let mut norm = SquaredNorm {
         gradients: &gradients,

@@ -1,4 +1,4 @@
-//! The JSON line.
+//! The JSON line with the results.
 
 use serde::Serialize;
 use siss::backend::DeviceSpec;
@@ -7,7 +7,7 @@ use siss_support::clock::Clock;
 use crate::workload::Workload;
 use crate::{Arguments, Kernels, Runner, Variant};
 
-/// Medians in seconds, medians of the rounds' ratios, and what they were measured with.
+/// Medians in seconds, medians of the rounds' ratios, and the conditions of the measurement.
 #[derive(Debug, Serialize)]
 pub struct Report {
     plain: Option<f64>,
@@ -19,10 +19,10 @@ pub struct Report {
     siss_exact_over_plain: Option<f64>,
     no_is_over_plain: Option<f64>,
     bernoulli_over_plain: Option<f64>,
-    /// Rows that SISS ran a pair, mean over the rounds.
+    /// Rows per pair that SISS ran, mean over the rounds.
     rows_per_sample: Option<f64>,
     exact_rows_per_sample: Option<f64>,
-    /// The same steps on burn's operations.
+    /// The same steps with burn's operations.
     #[serde(flatten)]
     on_burn: Option<OnBurn>,
     workload: Workload,
@@ -32,9 +32,9 @@ pub struct Report {
     clock: Clock,
     kernels: Kernels,
     checkpointing: bool,
-    /// One gradient of all parameters.
+    /// Size of one gradient of all parameters.
     gradient_mib: f64,
-    /// Highest resident memory of this process; none where the system does not say.
+    /// Peak resident memory of this process; `None` if the system does not report it.
     peak_mib: Option<f64>,
     threads: usize,
     device: DeviceSpec,
@@ -113,7 +113,7 @@ fn rounded(value: f64, decimals: i32) -> f64 {
     (value * unit).round() / unit
 }
 
-/// Bytes, from Linux.
+/// Peak resident memory in bytes, from Linux.
 fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let mut lines = status.lines();

@@ -1,4 +1,4 @@
-//! What is run: networks as in `benches/torch_step.py`, and pairs as far apart as real ones.
+//! The workloads: networks as in `benches/torch_step.py`, and pairs as far apart as real ones.
 
 use std::error::Error;
 use std::path::Path;
@@ -59,7 +59,7 @@ impl Workload {
         }
     }
 
-    /// `‖x − a‖` of a retained and a forgotten point; none where the points are real.
+    /// `‖x − a‖` of a retained and a forgotten point; `None` if the points are real.
     fn distance(self) -> Option<f64> {
         match self {
             Workload::Digits | Workload::DigitsPaper => None,
@@ -70,7 +70,8 @@ impl Workload {
         }
     }
 
-    /// The digits and the T-shirt, or random points at the workload's distance from one forgotten point.
+    /// The digits and the T-shirt, or random points at the workload's distance from one forgotten
+    /// point.
     pub fn pairs(self, shape: [usize; 4], device: &Device) -> Result<PairSampler<4>> {
         let Some(distance) = self.distance() else {
             let assets = Path::new(digits::ASSETS);
@@ -106,7 +107,7 @@ fn digits() -> UNet2dConfig {
     }
 }
 
-/// google/ddpm-celebahq-256 where `width` is 128.
+/// A network of colour images; google/ddpm-celebahq-256 if `width` is 128.
 fn faces(size: usize, width: usize) -> UNet2dConfig {
     let mut down = vec![DownBlockType::Resnet; 6];
     down[4] = DownBlockType::Attention;
@@ -127,7 +128,7 @@ fn faces(size: usize, width: usize) -> UNet2dConfig {
     }
 }
 
-/// Stands for a network of latents.
+/// A stand-in for a network of latents.
 fn latents(width: usize) -> UNet2dConfig {
     UNet2dConfig {
         sample_size: Some([64; 2]),
@@ -149,7 +150,7 @@ fn latents(width: usize) -> UNet2dConfig {
     }
 }
 
-/// A network whose weights are f32, run in f32 or in bf16.
+/// A network with f32 weights that is run in f32 or in bf16.
 #[derive(Module, Debug)]
 pub struct Network {
     pub unet: UNet2d,

@@ -1,4 +1,5 @@
-//! Unlearning images from a diffusers model: `cargo run --release --example unlearn -- --help`. See `examples/README.md`.
+//! Unlearns images from a diffusers model: `cargo run --release --example unlearn -- --help`. See
+//! `examples/README.md`.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -47,7 +48,7 @@ fn forget(options: Options) -> Result<(), Box<dyn Error>> {
 fn print_table(summary: &Summary) {
     let (before, after) = (&summary.before, &summary.after);
     let row = |name: &str, before: String, after: String| {
-        println!("{name:<40} {before:>20} {after:>20}");
+        println!("{name:<50} {before:>20} {after:>20}");
     };
     let share = |figures: &Evaluation| {
         let [low, high] = figures.near_share_interval.map(|end| 100.0 * end);
@@ -66,7 +67,7 @@ fn print_table(summary: &Summary) {
             let percentile = figures.forget_loss_percentile[&key];
             format!("{:.4} ({percentile:.0} %)", figures.forget_loss[&key])
         };
-        let name = format!("loss of the forgotten, t = {timestep} (2)");
+        let name = format!("loss of the forgotten images, t = {timestep} (2)");
         row(&name, loss(before), loss(after));
     }
     for timestep in summary.timesteps {
@@ -82,7 +83,7 @@ fn print_table(summary: &Summary) {
         );
     }
     row(
-        "L2, forgotten to their denoised copies",
+        "L2 from forgotten images to their denoised copies",
         format!("{:.2}", before.denoise_l2),
         format!("{:.2}", after.denoise_l2),
     );
@@ -104,16 +105,16 @@ fn print_table(summary: &Summary) {
     );
 }
 
-/// Below this percentile the loss of an image betrays that the model knows it.
+/// Below this percentile the loss of an image suggests that the model has memorised it.
 const MEMORISED: f64 = 5.0;
-/// From this percentile on nothing betrays it.
+/// From this percentile on the loss suggests nothing.
 const UNSUSPICIOUS: f64 = 25.0;
-/// A forgotten loss this many times the control images' goes too far.
+/// A loss on forgotten images this many times that of the control images is too high.
 const OVERDONE: f64 = 10.0;
-/// A control loss this much higher is a loss of quality.
+/// An increase of the control loss by this factor means a loss of quality.
 const HARMED: f64 = 1.05;
 
-/// What the figures suggest.
+/// Advice that follows from the results.
 fn advice(summary: &Summary) -> Vec<String> {
     let (before, after) = (&summary.before, &summary.after);
     let lowest = |figures: &Evaluation| {
@@ -123,8 +124,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     let mut advice = Vec::new();
     if lowest(before) >= UNSUSPICIOUS {
         advice.push(
-            "before, the forgotten images' loss was no lower than that of others: the model may not have memorised them, or they \
-             are not as it was trained on them (size, crop, colours)"
+            "before, the forgotten images' loss was no lower than that of others: the model may not have memorised them, or they differ from those it was trained on (size, crop, colours)"
                 .into(),
         );
     }
@@ -154,7 +154,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     let rise = after.control_loss.iter().map(rise).fold(0.0, f64::max);
     if rise > HARMED {
         advice.push(format!(
-            "the control images' loss rose by up to {:.0} %, so the model draws worse: take a lower learning rate, less forgetting \
+            "the control images' loss rose by up to {:.0} %, so its generated images are worse: take a lower learning rate, less forgetting \
              (--clipper fraction:0.05) or more retained images",
             100.0 * (rise - 1.0)
         ));

@@ -1,4 +1,4 @@
-//! The estimators of the two gradients, and how each is measured.
+//! The estimators of the two gradients, and their measurement.
 
 use serde::{Deserialize, Serialize};
 use siss::burn::module::{Module, ModuleVisitor, Param};
@@ -23,7 +23,7 @@ pub struct Estimator {
     timesteps: TimestepSampling,
 }
 
-/// An estimator's figures, a line of the file.
+/// An estimator's results: one line of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Figures {
     pub objective: String,
@@ -36,14 +36,14 @@ pub struct Figures {
     pub retain_squared_mean: f64,
     pub forget_trace: f64,
     pub forget_squared_mean: f64,
-    /// The traces over the first estimator's, and the standard errors of that.
+    /// Ratios of the traces to those of the first estimator, and their standard errors.
     pub retain_relative: f64,
     pub retain_relative_error: f64,
     pub forget_relative: f64,
     pub forget_relative_error: f64,
 }
 
-/// What an estimator's gradients say, of both sides.
+/// Statistics of an estimator's gradients, for both sides.
 #[derive(Debug, Clone)]
 pub struct Measured {
     rows_per_sample: f64,
@@ -52,7 +52,7 @@ pub struct Measured {
 }
 
 impl Estimator {
-    /// Those that are compared, the reference first.
+    /// The compared estimators, the reference first.
     pub fn all() -> Vec<Self> {
         use TimestepSampling::{LowDiscrepancy, Uniform};
         let estimator = |method, thin_below, coins, timesteps| Self {
@@ -101,7 +101,8 @@ impl Estimator {
         })
     }
 
-    /// Estimates the gradients of the model many times; the batches and the keys of the draws are every estimator's.
+    /// Estimates the gradients of the model many times; batches and keys of the draws are the same
+    /// for all estimators.
     pub fn measure(
         &self,
         model: &UNet2d,
@@ -136,7 +137,7 @@ impl Estimator {
         })
     }
 
-    /// The figures beside those of the first estimator.
+    /// The results of an estimator, relative to those of the first estimator.
     pub fn figures(&self, own: &Measured, first: &Measured, arguments: &Arguments) -> Figures {
         let (retain, forget) = (
             own.retain.over(&first.retain),
@@ -160,7 +161,7 @@ impl Estimator {
     }
 }
 
-/// All parameters' gradients in one list; 0 for those of a side that ran no row.
+/// The gradients of all parameters in one list; 0 for those of a side without rows.
 fn flatten(model: &UNet2d, gradients: GradientsParams) -> Vec<f32> {
     struct Flatten {
         gradients: GradientsParams,

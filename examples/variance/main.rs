@@ -1,9 +1,11 @@
-//! What thinning, fixed allocation and low-discrepancy timesteps do to the variance of the two gradients, and where
-//! importance weights matter: `cargo run --release --example variance`.
+//! Measures the effect of thinning, fixed allocation and low-discrepancy timesteps on the variance
+//! of the two gradients, and where importance weights matter:
+//! `cargo run --release --example variance`.
 //!
-//! The bundled model's gradients are estimated many times over, from batches and draws of their own, by each estimator. Writes a
-//! line for each into a CSV file and the table of a Markdown page; and the weights' variance at every timestep, measured and
-//! from the closed form, into another CSV file and a plot.
+//! Each estimator estimates the bundled model's gradients many times, from separate batches and
+//! draws. Writes one line per estimator to a CSV file, and the table of a Markdown page; and the
+//! weights' variance at every timestep, measured and from the closed form, to another CSV file and
+//! a plot.
 
 mod estimator;
 mod moments;

@@ -1,6 +1,6 @@
-//! Mean and covariance of gradients, as far as two numbers say it.
+//! Mean and covariance of gradients, summarised by two numbers.
 
-/// Groups that are left out in turn for the error of a ratio.
+/// Number of groups that are left out in turn to estimate the error of a ratio.
 const GROUPS: usize = 8;
 
 /// Sums of gradients and of their squared norms, in groups.
@@ -44,12 +44,12 @@ impl Sums {
         self.sum.iter().map(|sum| sum * sum).sum()
     }
 
-    /// Unbiased for the trace of the covariance.
+    /// An unbiased estimate of the trace of the covariance.
     fn trace(&self) -> f64 {
         (self.squares - self.squared_sum() / self.count) / (self.count - 1.0)
     }
 
-    /// Unbiased for `‖E g‖²`: the mean of `⟨g, g′⟩` over pairs of different gradients.
+    /// An unbiased estimate of `‖E g‖²`: the mean of `⟨g, g′⟩` over pairs of different gradients.
     fn squared_mean(&self) -> f64 {
         (self.squared_sum() - self.squares) / (self.count * (self.count - 1.0))
     }
@@ -69,7 +69,7 @@ impl Moments {
         picked.fold(Sums::default(), |sums, (_, group)| sums.merge(group))
     }
 
-    /// What these gradients say of their distribution.
+    /// Estimates of the gradients' distribution.
     pub fn spread(&self) -> Spread {
         let all = self.sums(|_| true);
         Spread {
@@ -80,7 +80,7 @@ impl Moments {
     }
 }
 
-/// Trace of the covariance and squared norm of the mean, both without bias.
+/// Unbiased estimates of the trace of the covariance and the squared norm of the mean.
 #[derive(Debug, Clone, Copy)]
 pub struct Spread {
     pub trace: f64,
@@ -90,7 +90,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// The trace over another's, from the same draws, and the jackknife's standard error of that.
+    /// The ratio of this trace to another's, from the same draws, and the jackknife estimate of its
+    /// standard error.
     pub fn over(&self, other: &Spread) -> (f64, f64) {
         let ratios: Vec<f64> = self
             .without

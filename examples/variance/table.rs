@@ -1,9 +1,10 @@
-//! The figures as a table in a Markdown page.
+//! The results as a table for a Markdown page.
 
 use crate::estimator::Figures;
 
-/// A row for each estimator: the variance of a batch's gradient over the first estimator's, as it is and at equal cost,
-/// which is times the rows; and the forget gradient's variance over the squared norm of its mean.
+/// One row per estimator: the ratio of the variance of a batch's gradient to that of the first
+/// estimator, as measured and at equal cost, which is the ratio times the rows; and the ratio of
+/// the forget gradient's variance to the squared norm of its mean.
 pub fn table(figures: &[Figures]) -> String {
     let mut table = String::from(
         "| objective | draws | rows per sample | retain: variance | at equal cost | forget: variance | at equal cost | divided by the squared mean |\n\

@@ -1,4 +1,5 @@
-//! Importance weights at every timestep: their variance, what they are worth, and the rows that run.
+//! Importance weights at every timestep: their variance, their effective share, and the number of
+//! rows that run.
 
 use serde::Serialize;
 use siss::burn::tensor::Tensor;
@@ -12,13 +13,13 @@ use siss::{DdpmScheduler, PairSampler, Scheduler};
 use crate::Result;
 
 const FORGET_PROB: f64 = 0.5;
-/// Weights below this share of the heaviest are left out where there is no thinning.
+/// Without thinning, weights below this fraction of the largest are left out.
 const NEGLIGIBLE: f64 = 1e-6;
-/// Every so many timesteps of the plot, and of the data that are not bundled.
+/// Distance between the timesteps of the plot, and of the data that are not bundled.
 const STRIDE: usize = 10;
 const NUM_TIMESTEPS: usize = 1000;
 
-/// The weights at one timestep, a line of the file; means over the two sides.
+/// The weights at one timestep: one line of the file; means over the two sides.
 #[derive(Debug, Clone, Serialize)]
 pub struct Point {
     data: &'static str,
@@ -26,9 +27,9 @@ pub struct Point {
     timestep: usize,
     /// `Var w`; `E w = 1`.
     variance: f64,
-    /// `(E w)² / E w²`: the share of the rows that equally weighted ones would be.
+    /// `(E w)² / E w²`: the fraction of equally weighted rows that would be as effective.
     effective_share: f64,
-    /// Rows a sample without thinning, and at `τ = 1`.
+    /// Rows per sample without thinning, and at `τ = 1`.
     rows_exact: f64,
     rows_thinned: f64,
 }
@@ -37,7 +38,8 @@ const MEASURED: &str = "measured";
 const CLOSED_FORM: &str = "closed form";
 const DIGITS: &str = "digits and T-shirt";
 
-/// The bundled data measured and from the closed form, and the closed form of other data.
+/// The curves of the bundled data, measured and from the closed form, and of other data from the
+/// closed form.
 pub fn curves(pairs: &PairSampler<4>, count: usize) -> Result<Vec<Point>> {
     let linear = DdpmScheduler::linear(NUM_TIMESTEPS)?;
     let latent = DdpmScheduler::scaled_linear(NUM_TIMESTEPS)?;
@@ -64,7 +66,7 @@ pub fn curves(pairs: &PairSampler<4>, count: usize) -> Result<Vec<Point>> {
     Ok(points)
 }
 
-/// From the crate's own draws: half of the rows from each side.
+/// Measures weights from the crate's own draws: half of the rows come from each side.
 fn measured(
     scheduler: &DdpmScheduler,
     retain: &Tensor<4>,
@@ -106,8 +108,8 @@ fn measured(
     })
 }
 
-/// Integrals over the standard normal number that decides the weights at a distance (docs/maths.md, section 6), mean over
-/// the pairs' distances.
+/// The closed form: integrals over the standard normal variable that determines the weights at a
+/// given distance (docs/maths.md, section 6), averaged over the distances of the pairs.
 fn closed_form(
     data: &'static str,
     scheduler: &DdpmScheduler,
@@ -121,7 +123,7 @@ fn closed_form(
     for distance in distances {
         let length = ratio * distance;
         for &(standard, density) in &nodes {
-            // δ = Δξ ∓ Δ²/2 as the noisy point comes from x or from a.
+            // δ = Δξ ∓ Δ²/2, depending on whether the noisy point comes from x or from a.
             for side in [-0.5, 0.5] {
                 let log_ratio = length * standard + side * length * length;
                 let weights = importance_weights(log_ratio, FORGET_PROB);
@@ -145,7 +147,7 @@ fn closed_form(
     }
 }
 
-/// Numbers and probabilities of a standard normal one, to integrate with.
+/// Nodes and probabilities of a standard normal variable, for integration.
 fn gaussian_nodes() -> Vec<(f64, f64)> {
     let spacing = 1.0 / 16.0;
     let density = |x: f64| spacing * (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
@@ -157,7 +159,7 @@ fn rounded(value: f64) -> f64 {
     (value * 1e5).round() / 1e5
 }
 
-/// Variance, worth and rows over the timesteps.
+/// Variance, effective share and rows against the timestep.
 pub fn plot(points: &[Point]) -> Plot {
     let series = |label: &str, data: &str, source: &str, value: fn(&Point) -> f64| {
         let picked = points.iter().filter(|point| {

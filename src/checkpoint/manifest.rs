@@ -1,4 +1,4 @@
-//! What is in a checkpoint: its files, with their sizes and digests.
+//! The manifest of a checkpoint: its files, with their sizes and digests.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,16 +12,18 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::files::{path_text, sha256};
 
-/// Written last: a folder without it is no checkpoint.
+/// Name of the manifest.
+///
+/// It is written last: a folder without it is not a checkpoint.
 pub(super) const MANIFEST: &str = "manifest.json";
 
-/// Of the files and of what is in them.
+/// Version of the format of the files and their contents.
 pub(super) const FORMAT: u32 = 2;
 
-/// A manifest has a handful of short lines; more is none.
+/// Largest manifest that is read: a manifest has only a handful of short lines.
 const LARGEST_MANIFEST: u64 = 1 << 20;
 
-/// A file as it was written.
+/// Size and digest of a file as it was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileRecord {
@@ -30,7 +32,7 @@ pub(super) struct FileRecord {
 }
 
 impl FileRecord {
-    /// That of a file, which `look` is shown piece by piece.
+    /// The record of a file; `look` is called with its contents piece by piece.
     pub fn of_file(path: &Path, mut look: impl FnMut(&[u8])) -> std::io::Result<Self> {
         let (mut file, mut digest, mut bytes) = (File::open(path)?, Sha256::new(), 0);
         let mut buffer = vec![0; 1 << 16];
@@ -50,19 +52,21 @@ impl FileRecord {
     }
 }
 
-/// The files of a checkpoint. The manifest has a digest of its own, so that a change of it is seen as well.
+/// The files of a checkpoint.
+///
+/// The manifest has a digest of its own, so that a change to it is noticed as well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     pub format: u32,
     pub step: u64,
     pub files: BTreeMap<String, FileRecord>,
-    /// Of this manifest with nothing here.
+    /// Digest of this manifest with this field empty.
     pub sha256: String,
 }
 
 impl Manifest {
-    /// Seals the list of files.
+    /// Creates the manifest of a list of files, with its digest.
     pub fn new(step: u64, files: BTreeMap<String, FileRecord>) -> Self {
         let mut manifest = Self {
             format: FORMAT,
@@ -74,16 +78,16 @@ impl Manifest {
         manifest
     }
 
-    /// The only text of this manifest.
+    /// The text of this manifest; there is only one.
     pub fn text(&self) -> String {
-        // Strings and integers: there is nothing that JSON could not say.
+        // Strings and integers only: serialising them cannot fail.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
-    /// Reads a manifest that is exactly what [`Manifest::text`] writes.
+    /// Parses a manifest that is exactly what [`Manifest::text`] writes.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A sentence that describes the problem.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
         let found: Self = serde_json::from_slice(bytes)
             .map_err(|error| format!("{MANIFEST} cannot be read: {error}"))?;
@@ -93,23 +97,25 @@ impl Manifest {
         };
         if found.format != FORMAT {
             return Err(format!(
-                "{MANIFEST} has format {}, this version reads {FORMAT}",
+                "{MANIFEST} has format {}, but this version reads {FORMAT}",
                 found.format
             ));
         }
         if sealed.text().as_bytes() != bytes {
-            return Err(format!("{MANIFEST} is not as it was written"));
+            return Err(format!("{MANIFEST} has changed since it was written"));
         }
         match found.files.keys().find(|name| !is_plain(name)) {
-            Some(name) => Err(format!("{MANIFEST} lists `{name}`, which is no file name")),
+            Some(name) => Err(format!(
+                "{MANIFEST} lists `{name}`, which is not a file name"
+            )),
             None => Ok(found),
         }
     }
 
-    /// Reads the manifest of a checkpoint, and whether each file is as it was written.
+    /// Reads the manifest of a checkpoint, and checks that each file is as it was written.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A sentence that describes the problem.
     pub fn verify(folder: &Path) -> std::result::Result<Self, String> {
         let path = folder.join(MANIFEST);
         let size = size_of(&path)?;
@@ -122,7 +128,7 @@ impl Manifest {
             let found = size_of(&folder.join(name))?;
             if found != written.bytes {
                 return Err(format!(
-                    "{name} has {found} bytes where {} were written",
+                    "{name} has {found} bytes, but {} were written",
                     written.bytes
                 ));
             }
@@ -131,13 +137,15 @@ impl Manifest {
             let found = FileRecord::of_file(&folder.join(name), |_| {})
                 .map_err(|error| format!("{name} cannot be read: {error}"))?;
             if found != *written {
-                return Err(format!("{name} is not as it was written (SHA-256)"));
+                return Err(format!(
+                    "{name} has changed since it was written (SHA-256 differs)"
+                ));
             }
         }
         Ok(manifest)
     }
 
-    /// The contents of a file, which are those that were written.
+    /// Reads a file, and checks that its contents are those that were written.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::InvalidFile`] if there is no such file or it has changed since.
@@ -153,13 +161,12 @@ impl Manifest {
         }
         Err(Error::InvalidFile {
             path,
-            message: "is not as the manifest has it; resume again to take an older checkpoint"
-                .into(),
+            message: "does not match the manifest; resume again to use an older checkpoint".into(),
         })
     }
 }
 
-/// Room for so many bytes, aligned for every type of number: burn copies bytes that are not.
+/// Allocates this many bytes, aligned for every type of number: burn copies unaligned bytes.
 pub(super) fn room(bytes: usize) -> std::io::Result<Bytes> {
     let mut numbers = Vec::<u128>::new();
     let count = bytes.div_ceil(std::mem::size_of::<u128>());
@@ -168,19 +175,19 @@ pub(super) fn room(bytes: usize) -> std::io::Result<Bytes> {
     Ok(Bytes::from_elems(numbers))
 }
 
-/// A name that cannot lead out of the folder.
+/// Whether a name cannot lead out of the folder.
 fn is_plain(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte == b'.' || byte == b'_';
     !name.is_empty() && !name.starts_with('.') && name.bytes().all(legal)
 }
 
-/// Size of an ordinary file: reading anything else might never end.
+/// The size of an ordinary file; reading anything else might never end.
 fn size_of(path: &Path) -> std::result::Result<u64, String> {
     let name = || path_text(path.file_name().unwrap_or_default());
     let metadata = fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", name()))?;
     match metadata.is_file() {
         true => Ok(metadata.len()),
-        false => Err(format!("{} is no file", name())),
+        false => Err(format!("{} is not a file", name())),
     }
 }
 
@@ -257,8 +264,8 @@ mod tests {
         assert_eq!(read("model.bpk").unwrap()[..], b"weights"[..]);
         fs::write(&path, "Weights").unwrap();
         let error = read("model.bpk").unwrap_err().to_string();
-        assert!(error.contains("not as the manifest has it"), "{error}");
-        // There, and not listed.
+        assert!(error.contains("does not match the manifest"), "{error}");
+        // A file that exists but is not listed.
         fs::write(folder.path().join("notes"), "").unwrap();
         assert!(read("notes").is_err());
     }

@@ -1,4 +1,4 @@
-//! Checkpoints: a run that was ended goes on as if it had not been.
+//! Checkpoints: an interrupted run resumes as if it had never stopped.
 
 mod manifest;
 mod state;
@@ -23,15 +23,19 @@ pub use tensors::model_fingerprint;
 
 /// The checkpoints of one run, in a folder of their own.
 ///
-/// A checkpoint holds all that a [`SissTrainer`] needs to go on: model, moving average, optimiser, step, what clipper and objective
-/// remember, and a state of the program's own. Since the draws of a step follow from its number, **a resumed run is the run**: on the
-/// CPU, a run that is killed at any moment and resumed leaves the same bytes as one that never was.
+/// A checkpoint holds everything that a [`SissTrainer`] needs to continue: model, moving average,
+/// optimiser, step, the states of clipper and objective, and a state of the program's own. The
+/// draws of a step follow from its number, so **a resumed run is the same run**: on the CPU, a run
+/// that is killed at any moment and resumed leaves the same bytes as one that was never
+/// interrupted.
 ///
-/// - Each is a folder that is there as a whole or not at all: written elsewhere, flushed to disk, then renamed. What was there
-///   before stays until it is done.
-/// - Each file's size and SHA-256 are in its manifest. What is torn or changed is passed over, and said.
-/// - The folder is locked for as long as this value lives, where the file system can ([`is_locked`](Self::is_locked)): a second writer is refused.
-/// - A run of other settings is refused, and what differs is named.
+/// - Each checkpoint is a folder that exists completely or not at all: it is written elsewhere,
+///   flushed to disk, then renamed. The previous checkpoint stays until the new one is complete.
+/// - The manifest has each file's size and SHA-256. A truncated or changed checkpoint is skipped
+///   and reported.
+/// - The folder is locked while this value exists, if the file system supports locks
+///   ([`is_locked`](Self::is_locked)): a second writer is refused.
+/// - A checkpoint of a run with other settings is refused, and the differences are named.
 ///
 /// # Example
 /// ```
@@ -58,7 +62,7 @@ pub use tensors::model_fingerprint;
 ///     .setting("batch", &16)?
 ///     .setting("pairs", &pairs.fingerprint()?)?;
 /// if let Some(resumed) = checkpoints.resume(&mut trainer)? {
-///     println!("goes on at step {}", resumed.step);
+///     println!("resumes at step {}", resumed.step);
 /// }
 /// while trainer.next_step() < 20 {
 ///     trainer.step(pairs.batch(trainer.next_step(), 16)?)?;
@@ -74,31 +78,31 @@ pub struct Checkpoints {
     store: Store,
     keep: usize,
     settings: Settings,
-    /// Whether what is in the folder is known to be of this run.
+    /// Whether the checkpoints in the folder are known to be from this run.
     is_own: bool,
     passed_over: Vec<PassedOver>,
 }
 
-/// A checkpoint that was found to be whole.
+/// A complete checkpoint with intact files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Number of the step that comes next.
+    /// Number of the next step.
     pub step: u64,
     /// Its folder.
     pub path: PathBuf,
-    /// Newer ones that are not whole.
+    /// Newer checkpoints that are incomplete or damaged.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// A run that goes on.
+/// A resumed run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resumed {
-    /// Number of the step that comes next.
+    /// Number of the next step.
     pub step: u64,
     state: Value,
     /// The checkpoint.
     pub path: PathBuf,
-    /// Newer ones that are not whole.
+    /// Newer checkpoints that are incomplete or damaged.
     pub passed_over: Vec<PassedOver>,
 }
 
@@ -111,17 +115,19 @@ impl Resumed {
         T::deserialize(&self.state).map_err(|error| Error::InvalidFile {
             path: self.path.clone(),
             message: format!(
-                "the program's state is not what is read now: {error}; resume with the program that saved it"
+                "the saved program state does not have the type requested: {error}; resume with the program that saved it"
             ),
         })
     }
 }
 
 impl Checkpoints {
-    /// The checkpoints in `folder`, which is made if it is not there. Keeps the last three unless told otherwise.
+    /// Opens the checkpoints in `folder`, which is created if it does not exist.
+    ///
+    /// The last three are kept unless [`keep`](Self::keep) says otherwise.
     ///
     /// # Errors
-    /// [`Error::FolderInUse`] if another writer has the folder; [`Error::Io`].
+    /// [`Error::FolderInUse`] if another writer uses the folder; [`Error::Io`].
     pub fn new(folder: impl Into<PathBuf>) -> Result<Self> {
         Ok(Self {
             store: Store::open(folder.into())?,
@@ -138,12 +144,14 @@ impl Checkpoints {
         self
     }
 
-    /// A setting of the program's own that must be the same when the run is resumed: what the trainer cannot know, as the
-    /// batch size, the data ([`PairSampler::fingerprint`](crate::PairSampler::fingerprint)) and the model that the run began with
-    /// ([`model_fingerprint`]).
+    /// Adds a setting of the program's own that must be the same when the run is resumed.
+    ///
+    /// Use it for everything that the trainer cannot know, such as the batch size, the data
+    /// ([`PairSampler::fingerprint`](crate::PairSampler::fingerprint)) and the model that the run
+    /// began with ([`model_fingerprint`]).
     ///
     /// # Errors
-    /// [`Error::NotJson`] if JSON cannot say it.
+    /// [`Error::NotJson`] if the value cannot be written as JSON.
     pub fn setting(mut self, name: &str, value: &impl Serialize) -> Result<Self> {
         let value = to_json(name, value)?;
         self.settings.add(format!("program.{name}"), value);
@@ -155,16 +163,21 @@ impl Checkpoints {
         self.store.folder()
     }
 
-    /// Whether other writers are kept out. Some file systems, most of them over a network, have no locks: there it is up to you that
-    /// one process alone writes.
+    /// Whether other writers are locked out.
+    ///
+    /// Some file systems, mostly network ones, have no locks: there you must make sure that only
+    /// one process writes.
     pub fn is_locked(&self) -> bool {
         self.store.is_locked()
     }
 
-    /// The newest checkpoint that is whole, every byte of it looked at. `None` in a folder without any.
+    /// The newest checkpoint that is complete and intact; every byte of it is checked.
+    ///
+    /// `None` in a folder without checkpoints.
     ///
     /// # Errors
-    /// [`Error::NoUsableCheckpoint`] if there are some and none is whole; [`Error::Io`] if the folder cannot be read.
+    /// [`Error::NoUsableCheckpoint`] if there are checkpoints and none is intact; [`Error::Io`] if
+    /// the folder cannot be read.
     pub fn latest(&self) -> Result<Option<Checkpoint>> {
         Ok(self.find()?.map(|(_, found)| found))
     }
@@ -181,7 +194,7 @@ impl Checkpoints {
                     };
                     return Ok(Some((manifest, found)));
                 }
-                Ok(manifest) => format!("is that of step {}", manifest.step),
+                Ok(manifest) => format!("belongs to step {}", manifest.step),
                 Err(reason) => reason,
             };
             passed_over.push(PassedOver { path, reason });
@@ -195,14 +208,17 @@ impl Checkpoints {
         })
     }
 
-    /// Writes a checkpoint of the trainer between two steps, with a state of the program's own, and removes those that are not
-    /// to be kept. When it returns, the checkpoint is on disk. A number with a fraction in `state` may come back with another last
-    /// digit; [`f64::to_bits`] carries it exactly.
+    /// Writes a checkpoint of the trainer between two steps, with a state of the program's own, and
+    /// removes the checkpoints that are no longer kept.
+    ///
+    /// When this returns, the checkpoint is on disk. A number with a fraction in `state` may come
+    /// back with a different last digit; [`f64::to_bits`] carries it exactly.
     ///
     /// # Errors
-    /// [`Error::AnotherRun`] for a folder with checkpoints that [`resume`](Checkpoints::resume) was not asked to continue;
-    /// [`Error::CannotSave`] for what would not come back exactly; [`Error::NotJson`]; [`Error::Io`], after which the checkpoints from before are still there;
-    /// [`Error::DeviceRead`]; an observer's.
+    /// [`Error::AnotherRun`] if the folder holds checkpoints that [`resume`](Checkpoints::resume)
+    /// was not asked to continue; [`Error::CannotSave`] for a state that could not be restored
+    /// exactly; [`Error::NotJson`]; [`Error::Io`], after which the earlier checkpoints are still
+    /// there; [`Error::DeviceRead`]; those of an observer.
     pub fn save<M: Denoiser<D>, const D: usize>(
         &mut self,
         trainer: &mut SissTrainer<M, D>,
@@ -229,7 +245,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// A run that is begun must not mix with one that is there.
+    /// Refuses to mix a new run with one whose checkpoints are in the folder.
     fn check_own(&mut self) -> Result<()> {
         if let (false, Some(newest)) = (self.is_own, self.store.candidates()?.first()) {
             return Err(Error::AnotherRun {
@@ -240,7 +256,9 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes all but the last of the checkpoints up to a step. What is not whole does not count.
+    /// Removes all but the last of the checkpoints up to a step.
+    ///
+    /// Incomplete or damaged ones do not count.
     fn prune(&mut self, step: u64) -> Result<()> {
         let candidates = self.store.candidates()?.into_iter();
         let (bad, whole): (Vec<_>, Vec<_>) = candidates
@@ -256,13 +274,15 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Makes a trainer that was just built go on from the newest whole checkpoint, and its observers with it. `None` if there
-    /// is no checkpoint: the run begins.
+    /// Makes a newly built trainer and its observers continue from the newest intact checkpoint.
+    ///
+    /// Returns `None` if there is no checkpoint: the run starts from the beginning.
     ///
     /// # Errors
-    /// [`Error::CheckpointDiffers`] if the checkpoint is of another configuration or another model;
-    /// [`Error::NoUsableCheckpoint`] if there are some and none is whole; [`Error::AlreadyStarted`] for a trainer that has
-    /// taken steps; [`Error::InvalidFile`] or [`Error::Io`]; an observer's. The trainer is as before.
+    /// [`Error::CheckpointDiffers`] if the checkpoint belongs to another configuration or another
+    /// model; [`Error::NoUsableCheckpoint`] if there are checkpoints and none is intact;
+    /// [`Error::AlreadyStarted`] for a trainer that has taken steps; [`Error::InvalidFile`] or
+    /// [`Error::Io`]; those of an observer. The trainer is then unchanged.
     pub fn resume<M: Denoiser<D>, const D: usize>(
         &mut self,
         trainer: &mut SissTrainer<M, D>,

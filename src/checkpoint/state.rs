@@ -1,4 +1,4 @@
-//! The files of a checkpoint: what a trainer needs to resume, and what it must agree with.
+//! The contents of a checkpoint: what a trainer needs to resume, and the settings that must agree.
 
 use std::path::Path;
 
@@ -34,11 +34,13 @@ struct State {
     format: u32,
     trainer: TrainerState,
     settings: Settings,
-    /// The program's own.
+    /// The program's own state.
     program: Value,
 }
 
-/// The files of a checkpoint of the trainer as it is now. Each comes into being when it is written.
+/// The files of a checkpoint of the trainer's current state.
+///
+/// Each is created when it is written.
 pub(super) fn save<M: Denoiser<D>, const D: usize>(
     trainer: &SissTrainer<M, D>,
     mut settings: Settings,
@@ -95,7 +97,7 @@ fn add_trainer<M: Denoiser<D>, const D: usize>(
     Ok(())
 }
 
-/// The rate of all parameters, and of those that have another.
+/// Adds the learning rate of all parameters, and of those that have a different one.
 fn add_rates<M: Module>(settings: &mut Settings, rates: &ModuleLearningRate, model: &M) {
     settings.add("learning_rate", rates.base());
     for parameter in parameters(model) {
@@ -106,7 +108,7 @@ fn add_rates<M: Module>(settings: &mut Settings, rates: &ModuleLearningRate, mod
     }
 }
 
-/// What a checkpoint has for a trainer, read and found to fit.
+/// The contents of a checkpoint, read and checked against a trainer.
 pub(super) struct Restored<M> {
     model: M,
     average: Option<MovingAverage<M>>,
@@ -114,7 +116,7 @@ pub(super) struct Restored<M> {
     state: State,
 }
 
-/// Reads a checkpoint for a trainer, which it leaves alone.
+/// Reads a checkpoint for a trainer, without changing the trainer.
 pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
     trainer: &SissTrainer<M, D>,
     mut settings: Settings,
@@ -126,7 +128,7 @@ pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
         .map_err(|error| unfit(folder, STATE)(error.to_string()))?;
     if (state.format, state.trainer.step) != (FORMAT, manifest.step) {
         return Err(unfit(folder, STATE)(
-            "its step is not the manifest's".into(),
+            "its step differs from that in the manifest".into(),
         ));
     }
     add_trainer(&mut settings, trainer, state.trainer.step)?;
@@ -142,7 +144,7 @@ pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
     let optimizer = trainer.optimizer().clone();
     let optimizer =
         load_optimizer(optimizer, &model, read(OPTIMIZER)?).map_err(unfit(folder, OPTIMIZER))?;
-    // Read again rather than held meanwhile.
+    // Read a second time, so that the first copy need not be kept in memory.
     let is_it = check_optimizer(&optimizer, &model, read(OPTIMIZER)?);
     is_it.map_err(unfit(folder, OPTIMIZER))?;
     let average = match trainer.moving_average() {
@@ -162,8 +164,10 @@ pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
 }
 
 impl<M> Restored<M> {
-    /// Makes the trainer and its observers continue from it, or leaves the trainer unchanged. Gives
-    /// back the program's own state.
+    /// Makes the trainer and its observers continue from the checkpoint, or leaves the trainer
+    /// unchanged.
+    ///
+    /// Returns the program's own state.
     pub fn apply<const D: usize>(self, trainer: &mut SissTrainer<M, D>) -> Result<Value>
     where
         M: Denoiser<D>,
@@ -174,11 +178,13 @@ impl<M> Restored<M> {
     }
 }
 
-/// A whole file that does not fit the trainer.
+/// The error for an intact file that does not fit the trainer.
 fn unfit(folder: &Path, name: &str) -> impl FnOnce(String) -> Error {
     let path = folder.join(name);
     move |message| Error::InvalidFile {
         path,
-        message: format!("{message}; set up the trainer as it was when the checkpoint was saved"),
+        message: format!(
+            "{message}; build the trainer with the settings the checkpoint was saved with"
+        ),
     }
 }

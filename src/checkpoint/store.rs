@@ -1,4 +1,4 @@
-//! Checkpoints on disk: a folder each, there as a whole or not at all.
+//! Checkpoints on disk: one folder each, which exists completely or not at all.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,20 +10,22 @@ use crate::error::{Error, Result};
 use crate::files::{Lock, entries, is_there, remove_all, rename, sync_file, sync_folder};
 
 const LOCK: &str = "lock";
-/// Folders that are being written or removed. What a killed process leaves of them goes when the store is opened.
+/// Prefix of folders that are being written or removed.
+///
+/// The remains of a killed process are removed when the store is opened.
 const SCRATCH: &str = ".scratch-";
 const PREFIX: &str = "step-";
-/// A checkpoint that is being replaced by another of the same step.
+/// Suffix of a checkpoint that is being replaced by another of the same step.
 const REPLACED: &str = ".old";
 
-/// The folder of a run's checkpoints, locked against other writers for as long as this lives.
+/// The folder of a run's checkpoints, locked against other writers while this value exists.
 #[derive(Debug)]
 pub(super) struct Store {
     folder: PathBuf,
     lock: Lock,
 }
 
-/// A file of a checkpoint: its name, and what writes it to a path.
+/// A file of a checkpoint: its name, and the function that writes it to a path.
 pub(super) type NewFile<'a> = (&'static str, Box<dyn FnOnce(&Path) -> Result<()> + 'a>);
 
 /// A folder that has the name of a checkpoint.
@@ -34,7 +36,7 @@ pub(super) struct Candidate {
 }
 
 impl Store {
-    /// Creates the folder if there is none, locks it and clears away what a killed writer left.
+    /// Creates the folder if it does not exist, locks it and removes what a killed writer left.
     ///
     /// # Errors
     /// [`Error::FolderInUse`]; [`Error::Io`].
@@ -62,12 +64,12 @@ impl Store {
         &self.folder
     }
 
-    /// Whether other writers are kept out: some file systems have no locks.
+    /// Whether other writers are locked out: some file systems have no locks.
     pub fn is_locked(&self) -> bool {
         self.lock.is_held()
     }
 
-    /// What has the name of a checkpoint, newest first; whether it is one is not looked at.
+    /// Folders with the name of a checkpoint, newest first; their contents are not checked.
     pub fn candidates(&self) -> Result<Vec<Candidate>> {
         let mut found: Vec<_> = self
             .names()?
@@ -89,11 +91,13 @@ impl Store {
             .collect())
     }
 
-    /// Writes the checkpoint of a step, file by file. When this returns it is on disk; when it fails, or never returns, what was
-    /// there before is there still.
+    /// Writes the checkpoint of a step, file by file.
+    ///
+    /// When this returns, the checkpoint is on disk. If it fails or the process is killed, the
+    /// earlier state is still there.
     ///
     /// # Errors
-    /// [`Error::Io`] with the file or folder; those of what writes a file.
+    /// [`Error::Io`] with the file or folder; those of the functions that write the files.
     pub fn write(&self, step: u64, files: Vec<NewFile<'_>>) -> Result<PathBuf> {
         let target = self.folder.join(format!("{PREFIX}{step:010}"));
         let scratch = Scratch::create(self.scratch(&format!("write-{step}")))?;
@@ -115,7 +119,9 @@ impl Store {
         Ok(target)
     }
 
-    /// Puts a checkpoint in the place of another of its step, which is a candidate under either name until the new one is there.
+    /// Replaces a checkpoint by another of the same step.
+    ///
+    /// The old one is a candidate under one of its two names until the new one is in place.
     fn replace(&self, scratch: &Scratch, target: &Path) -> Result<()> {
         let mut old = target.as_os_str().to_owned();
         old.push(REPLACED);
@@ -123,7 +129,7 @@ impl Store {
         self.remove(&old)?;
         rename(target, &old)?;
         if let Err(error) = scratch.rename_to(target) {
-            // Back to what was there; should that fail too, it is still found under its other name.
+            // Restore the old one; if that fails too, it is still found under its other name.
             let _ = rename(&old, target);
             return Err(error);
         }
@@ -131,7 +137,7 @@ impl Store {
         self.remove(&old)
     }
 
-    /// Removes a checkpoint, so that it is never seen in part.
+    /// Removes a checkpoint, so that it is never visible in part.
     pub fn remove(&self, path: &Path) -> Result<()> {
         if !is_there(path) {
             return Ok(());
@@ -147,7 +153,9 @@ impl Store {
         self.folder.join(format!("{SCRATCH}{name}"))
     }
 
-    /// The names in the folder. One that is no text is none of ours.
+    /// The names in the folder.
+    ///
+    /// Names that are not UTF-8 are skipped: they are not checkpoints.
     fn names(&self) -> Result<Vec<String>> {
         let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
         Ok(entries(&self.folder)?
@@ -157,7 +165,7 @@ impl Store {
     }
 }
 
-/// A folder in the making, removed unless it is given its name.
+/// A folder that is being written; it is removed unless it is renamed to its final name.
 #[derive(Debug)]
 struct Scratch {
     path: PathBuf,
@@ -170,7 +178,7 @@ impl Scratch {
         Ok(Self { path })
     }
 
-    /// Has a file written, brings it to disk, and tells what it is.
+    /// Writes a file with a function, flushes it to disk, and returns its record.
     fn write(&self, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<FileRecord> {
         let path = self.path.join(name);
         write(&path)?;
@@ -186,12 +194,13 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Gone if it was renamed. Otherwise what cannot be removed now is removed when the store is opened again.
+        // Nothing is left if it was renamed. If it cannot be removed now, it is removed when the
+        // store is opened again.
         let _ = remove_all(&self.path);
     }
 }
 
-/// Writes a file that is not there yet.
+/// Writes a file that does not exist yet.
 pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = File::create_new(path).and_then(|mut file| file.write_all(bytes));
     written.map_err(Error::io("writing", path))
@@ -270,7 +279,7 @@ mod tests {
         assert_eq!(written(&path.join(MANIFEST)), first);
         store.write(5, files("new")).unwrap();
         assert_eq!(fs::read(path.join("model.bpk")).unwrap(), b"new");
-        // Torn, then written again.
+        // Truncated, then written again.
         fs::write(path.join("model.bpk"), "ne").unwrap();
         store.write(5, files("new")).unwrap();
         assert_eq!(Manifest::verify(&path).unwrap().step, 5);
@@ -282,7 +291,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let path = store.write(5, files("old")).unwrap();
-        // A scratch folder that is not there cannot be renamed.
+        // A scratch folder that does not exist cannot be renamed.
         let gone = Scratch {
             path: store.scratch("gone"),
         };

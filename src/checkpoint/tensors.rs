@@ -1,7 +1,8 @@
 //! Parameters and optimiser states as bytes, bit for bit, in burn's own format.
 //!
-//! burn gives each parameter an id that differs from process to process. So a file names parameters by their paths, the same
-//! in every process, and what is read goes to the parameter that has the path now.
+//! burn gives each parameter an id that differs from process to process. So a file names parameters
+//! by their paths, which are the same in every process, and loading assigns each value to the
+//! parameter that has the path now.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,15 +18,20 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::parameters::parameters;
 
-/// Writes the values of all parameters, under their names. One at a time is brought to the host.
+/// Writes the values of all parameters under their names.
+///
+/// One parameter at a time is brought to the host.
 ///
 /// # Errors
-/// [`Error::DeviceRead`]; [`Error::Io`]; [`Error::CannotSave`] for two parameters of one name.
+/// [`Error::DeviceRead`]; [`Error::Io`]; [`Error::CannotSave`] for two parameters with the same
+/// name.
 pub(super) fn save_model<M: Module>(model: &M, path: &Path) -> Result<()> {
     write(Writer::new(values(model)?), path)
 }
 
-/// The model with the values of [`save_model`]. Ids, devices and what is trained stay.
+/// Loads the values written by [`save_model`] into a model.
+///
+/// Ids, devices and which parameters are trained stay the same.
 ///
 /// # Errors
 /// A sentence that names what does not fit.
@@ -50,13 +56,15 @@ pub(super) fn load_model<M: Module>(model: M, bytes: Bytes) -> std::result::Resu
     }
 }
 
-/// SHA-256 of a model's parameters, names, types, shapes and values. The same for the same weights in every process;
-/// for reports, and to tell a run that is resumed from another ([`Checkpoints::setting`](crate::Checkpoints::setting)).
+/// SHA-256 of a model's parameters: names, types, shapes and values.
+///
+/// It is the same for the same weights in every process. Use it in reports, and to tell a resumed
+/// run from another one ([`Checkpoints::setting`](crate::Checkpoints::setting)).
 ///
 /// Reads the parameters from the device.
 ///
 /// # Errors
-/// [`Error::DeviceRead`]; [`Error::CannotSave`] for two parameters of one name.
+/// [`Error::DeviceRead`]; [`Error::CannotSave`] for two parameters with the same name.
 pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
     let mut digest = Sha256::new();
     for tensor in values(model)? {
@@ -67,7 +75,9 @@ pub fn model_fingerprint<M: Module>(model: &M) -> Result<String> {
     Ok(format!("{:x}", digest.finalize()))
 }
 
-/// Writes the optimiser's state for the parameters of a model. That of one parameter at a time is brought to the host.
+/// Writes the optimiser's state for the parameters of a model.
+///
+/// The state of one parameter at a time is brought to the host.
 ///
 /// # Errors
 /// [`Error::CannotSave`] if burn would not restore it exactly; [`Error::Io`].
@@ -81,7 +91,7 @@ pub(super) fn save_optimizer<M: Module>(
     write(states.into_writer(), path)
 }
 
-/// burn restores a state in the precision that is its default device's default.
+/// burn restores a state in the default precision of its default device.
 fn check_types(types: impl Iterator<Item = DType>) -> Result<()> {
     for dtype in types.filter(|dtype| dtype.is_float() && *dtype != DType::F32) {
         let default: DType = Device::default().settings().float_dtype.into();
@@ -90,17 +100,19 @@ fn check_types(types: impl Iterator<Item = DType>) -> Result<()> {
                 reason: format!(
                     "the optimiser's is {dtype:?}, and burn would restore it as {default:?}"
                 ),
-                remedy: "make the precision the device's default by `Device::configure`, or train in f32",
+                remedy: "make the precision the device's default with `Device::configure`, or train in f32",
             });
         }
     }
     Ok(())
 }
 
-/// The optimiser with the state of [`save_optimizer`]. Whether it has it, [`check_optimizer`] tells.
+/// Loads the state written by [`save_optimizer`] into an optimiser.
+///
+/// [`check_optimizer`] tells whether it was restored.
 ///
 /// # Errors
-/// A sentence that says why it is not the same optimiser.
+/// A sentence that says why the optimiser is not the same.
 pub(super) fn load_optimizer<M: Module>(
     optimizer: ModuleOptimizer,
     model: &M,
@@ -111,17 +123,19 @@ pub(super) fn load_optimizer<M: Module>(
     let record = in_memory(saved.renumber(&numbers)?.into_writer());
     let record = record.map_err(|error| error.to_string())?;
     let record = OptimizerRecord::from_bytes(record).map_err(|error| error.to_string())?;
-    // burn panics at tensors of another rank, and where its default device, on which it makes them, is compiled in and not there.
+    // burn panics on tensors of another rank. It creates the tensors on its default device, and
+    // panics too if that backend is compiled in but the device does not exist.
     let loaded = catch_unwind(AssertUnwindSafe(|| optimizer.load_record(record)));
     loaded.map_err(|_| {
-        "it is not the state of this optimiser, or burn could not make its tensors on its default device; name the device in use by the environment variable BURN_DEVICE (flex, wgpu, cuda)".into()
+        "it is not the state of this optimiser, or burn could not create its tensors on its default device; set the environment variable BURN_DEVICE to the device in use (flex, wgpu, cuda)".into()
     })
 }
 
-/// Whether an optimiser has the state of [`save_optimizer`], to the bit: burn passes over what it does not know.
+/// Checks that an optimiser has the state written by [`save_optimizer`], to the bit: burn skips
+/// what it does not know.
 ///
 /// # Errors
-/// A sentence that says that it has not.
+/// A sentence that says that the state differs.
 pub(super) fn check_optimizer<M: Module>(
     optimizer: &ModuleOptimizer,
     model: &M,
@@ -134,7 +148,9 @@ pub(super) fn check_optimizer<M: Module>(
     }
 }
 
-/// What an optimiser makes of a parameter in three steps: burn's optimisers do not tell their settings.
+/// The result of three optimiser steps on a small parameter.
+///
+/// It identifies the optimiser's settings, which burn's optimisers do not expose.
 pub(super) fn behaviour(optimizer: &ModuleOptimizer, device: &Device) -> Result<Vec<String>> {
     use burn::optim::GradientsParams;
     let value = |values: [f32; 4]| -> Tensor<2> {
@@ -151,14 +167,14 @@ pub(super) fn behaviour(optimizer: &ModuleOptimizer, device: &Device) -> Result<
         parameter = optimizer.step(0.1, parameter, gradients);
     }
     let values = crate::host::read_f32(parameter.val().inner(), "the optimiser's probe")?;
-    // Other devices round otherwise.
+    // Rounded, because devices round differently.
     Ok(values.iter().map(|value| format!("{value:.4e}")).collect())
 }
 
 fn unsaved(error: impl ToString) -> Error {
     Error::CannotSave {
         reason: error.to_string(),
-        remedy: "give each parameter of the model a name of its own, and leave checkpoints out where that is no remedy",
+        remedy: "give each parameter of the model its own name; if that does not help, run without checkpoints",
     }
 }
 
@@ -169,7 +185,7 @@ fn unread(error: impl ToString) -> Error {
     }
 }
 
-/// Writes a file that is not there yet.
+/// Writes a file that does not exist yet.
 fn write(writer: Writer, path: &Path) -> Result<()> {
     let writer = writer.auto_extension(false).overwrite(false);
     let written = writer.write_to_file_in_place(path);
@@ -182,16 +198,17 @@ fn write(writer: Writer, path: &Path) -> Result<()> {
     })
 }
 
-/// The bytes of a file, each written once.
+/// The bytes of a file in memory; each is written once.
 fn in_memory(writer: Writer) -> std::result::Result<Bytes, burn_pack::Error> {
-    // Nobody minds the bytes behind the last tensor.
+    // Bytes after the last tensor do no harm.
     let size = writer.size()?.div_ceil(size_of::<u128>());
     let mut bytes = Bytes::from_elems(vec![0_u128; size]);
     writer.write_into(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Ids of the parameters in the order of their names; of a parameter that two fields share, once.
+/// Ids of the parameters in the order of their names; a parameter that two fields share occurs
+/// once.
 fn ids_by_name<M: Module>(model: &M) -> Vec<u64> {
     let mut parameters = parameters(model);
     parameters.sort_by(|a, b| a.name.cmp(&b.name));
@@ -204,7 +221,9 @@ fn ids_by_name<M: Module>(model: &M) -> Vec<u64> {
     ids
 }
 
-/// What an optimiser's record holds. In it everything has the name `{id}` or `{id}.{field}`.
+/// The contents of an optimiser's record.
+///
+/// All names in it have the form `{id}` or `{id}.{field}`.
 #[derive(Clone, Default)]
 struct States {
     tensors: Vec<burn_pack::Tensor>,
@@ -213,7 +232,7 @@ struct States {
 }
 
 impl States {
-    /// Those of a record's bytes, which its tensors share.
+    /// Reads the states from a record's bytes, which its tensors share.
     fn read(bytes: Bytes) -> std::result::Result<Self, String> {
         let reader = Reader::from_bytes(bytes).map_err(|error| error.to_string())?;
         Ok(Self {
@@ -223,13 +242,13 @@ impl States {
         })
     }
 
-    /// Those of an optimiser.
+    /// The states of an optimiser.
     fn of(optimizer: &ModuleOptimizer) -> std::result::Result<Self, String> {
         let record = optimizer.to_record().into_bytes();
         Self::read(record.map_err(|error| error.to_string())?)
     }
 
-    /// The same with other ids.
+    /// The same states with other ids.
     fn renumber(self, numbers: &BTreeMap<u64, u64>) -> std::result::Result<Self, String> {
         let number = |id: u64| {
             let number = numbers.get(&id).copied();
@@ -237,14 +256,16 @@ impl States {
         };
         let rename = |name: &str| {
             let (id, field) = name.split_once('.').unwrap_or((name, ""));
-            let id = id.parse().map_err(|_| format!("`{name}` is nobody's"))?;
+            let id = id
+                .parse()
+                .map_err(|_| format!("`{name}` belongs to no parameter"))?;
             let dot = if field.is_empty() { "" } else { "." };
             Ok::<_, String>(format!("{}{dot}{field}", number(id)?))
         };
         let mut renumbered = Self::default();
         for mut tensor in self.tensors {
             let id = tensor.param_id;
-            let id = id.ok_or_else(|| format!("`{}` is nobody's", tensor.name))?;
+            let id = id.ok_or_else(|| format!("`{}` belongs to no parameter", tensor.name))?;
             (tensor.name, tensor.param_id) = (rename(&tensor.name)?, Some(number(id)?));
             renumbered.tensors.push(tensor);
         }
@@ -270,7 +291,9 @@ impl States {
         writer
     }
 
-    /// Whether two are the same, to the bit. A tensor of each is held at a time.
+    /// Whether two are the same, to the bit.
+    ///
+    /// One tensor of each is held at a time.
     fn is(self, other: Self) -> std::result::Result<bool, String> {
         let is_like = self.scalars == other.scalars && self.paths == other.paths;
         if !is_like || self.tensors.len() != other.tensors.len() {
@@ -289,7 +312,9 @@ impl States {
 
 const STRANGER: &str = "it has a parameter that the model does not have";
 
-/// The states of an optimiser, under the numbers of the model's parameters. A tensor is brought to the host when it is asked for.
+/// The states of an optimiser, with ids replaced by the numbers of the model's parameters.
+///
+/// Each tensor is brought to the host only when it is needed.
 fn states<M: Module>(
     optimizer: &ModuleOptimizer,
     model: &M,
@@ -321,14 +346,16 @@ fn states<M: Module>(
     Ok(all)
 }
 
-/// An optimiser that remembers nothing of a group of parameters. What it remembers of the others is shared, not copied.
+/// An optimiser without the state of a group of parameters.
+///
+/// The state of the others is shared, not copied.
 fn without(optimizer: &ModuleOptimizer, group: ParamGroup) -> ModuleOptimizer {
     // burn drops the state of a group that is given to another optimiser.
     let another = SgdConfig::new().build();
     optimizer.clone().with_group(group, another, None)
 }
 
-/// A tensor that is read again when it is asked for, and let go of now.
+/// A tensor that is dropped now, and read again when it is needed.
 fn later(
     tensor: burn_pack::Tensor,
     read: Arc<impl Fn() -> std::result::Result<States, String> + Send + Sync + 'static>,
@@ -345,7 +372,9 @@ fn later(
     burn_pack::Tensor::deferred(name, tensor.dtype, shape, tensor.param_id, length, bytes)
 }
 
-/// All parameters, in the order of their names. A float tensor is brought to the host when it is asked for.
+/// All parameters, in the order of their names.
+///
+/// A float tensor is brought to the host only when it is needed.
 fn values<M: Module>(model: &M) -> Result<Vec<burn_pack::Tensor>> {
     let mut collect = Collect::default();
     model.visit(&mut collect);
@@ -355,7 +384,7 @@ fn values<M: Module>(model: &M) -> Result<Vec<burn_pack::Tensor>> {
     }
 }
 
-/// Names on the way to a parameter.
+/// The names on the path to a parameter.
 #[derive(Default)]
 struct Names(Vec<String>);
 
@@ -365,7 +394,7 @@ impl Names {
     }
 }
 
-/// Visitors and mappers learn names in the same way.
+/// Visitors and mappers collect the names in the same way.
 macro_rules! follow_names {
     () => {
         fn enter_module(&mut self, name: &str, _container_type: &str) {
@@ -394,7 +423,7 @@ impl Collect {
         }
     }
 
-    /// Floats of a plain type, whose bytes are known before they are read.
+    /// Adds a float tensor of a plain type, whose number of bytes is known before it is read.
     fn add_later<const D: usize>(&mut self, value: Tensor<D>) {
         let (dtype, shape) = (value.dtype(), value.shape());
         let length = shape.num_elements() * dtype.size();
@@ -450,7 +479,8 @@ struct Restore {
 }
 
 impl Restore {
-    /// The values of the parameter that is being looked at, unless it has them: then it keeps its layout in memory too.
+    /// Takes the saved values of the current parameter, or `None` if the parameter has them
+    /// already: it then also keeps its memory layout.
     fn take<E: ToString>(&mut self, now: std::result::Result<TensorData, E>) -> Option<TensorData> {
         let name = self.path.name();
         let problem = match (self.values.remove(&name), now) {
@@ -530,7 +560,7 @@ mod tests {
         steps: Param<Tensor<1, Int>>,
     }
 
-    /// What is written to a file.
+    /// The contents of a file that `write` writes.
     fn written(write: impl FnOnce(&Path) -> Result<()>) -> Result<Vec<u8>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
@@ -546,7 +576,7 @@ mod tests {
         written(|path| super::save_optimizer(optimizer, model, path))
     }
 
-    /// As the manifest reads it.
+    /// Bytes as the manifest reads them.
     fn in_room(bytes: &[u8]) -> Bytes {
         let mut room = super::super::manifest::room(bytes.len()).unwrap();
         room.extend_from_byte_slice(bytes);
@@ -566,7 +596,7 @@ mod tests {
         check_optimizer(&loaded, model, in_room(&bytes)).map(|()| loaded)
     }
 
-    /// The same weights in every call, other ids.
+    /// The same weights in every call, with other ids.
     fn two() -> Two {
         let device = Device::flex();
         let linear = |scale: f32| {

@@ -12,9 +12,11 @@ use crate::files::json::number_or_null;
 
 pub use spec::ClipperSpec;
 
-/// Norms of the two sides' gradients over the whole optimiser step, their inner product, and the weights that made them.
+/// Norms of the two sides' gradients over the whole optimiser step, their inner product, and the
+/// weights behind them.
 ///
-/// The forget gradient carries its sign: for an objective that ascends it is minus the gradient of the forget loss.
+/// The forget gradient carries its sign: for an objective that ascends, it is minus the gradient of
+/// the forget loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GradientNorms {
     /// `‖g_r‖`, 0 without a retain term.
@@ -26,15 +28,15 @@ pub struct GradientNorms {
     /// `⟨g_r, g_f⟩`.
     #[serde(deserialize_with = "number_or_null")]
     pub inner_product: f64,
-    /// Mean `|w|` of the retain term over the batch, as far as its rows were run: 1 in expectation for every objective of the
-    /// crate, 0 in a step without a retain row.
+    /// Mean `|w|` of the retain term over the batch, counting only the rows that were run: 1 in
+    /// expectation for every objective of the crate, 0 in a step without a retain row.
     #[serde(default = "one")]
     pub retain_weight: f64,
-    /// The same of the forget term.
+    /// Mean `|w|` of the forget term, counted in the same way.
     #[serde(default = "one")]
     pub forget_weight: f64,
-    /// Root mean square of the forget rows' steering factors, rows weighted by `|w|`: from 0, at the level, to 1, far from it or
-    /// without steering.
+    /// Root mean square of the steering factors of the forget rows, weighted by `|w|`: from 0 at
+    /// the level to 1 far from it, and 1 without steering.
     #[serde(default = "one")]
     pub steering: f64,
 }
@@ -44,7 +46,7 @@ fn one() -> f64 {
 }
 
 impl Default for GradientNorms {
-    /// No gradient; weights and steering are 1.
+    /// No gradients; weights and steering are 1.
     fn default() -> Self {
         Self {
             retain: 0.0,
@@ -64,7 +66,7 @@ impl GradientNorms {
         let forget = coefficients.forget * self.forget;
         let cross = 2.0 * coefficients.retain * coefficients.forget * self.inner_product;
         let squared = retain * retain + forget * forget + cross;
-        // Rounding can take opposite gradients below 0; what is no number stays none.
+        // Rounding can make the sum negative if the gradients are opposite; a NaN stays a NaN.
         if squared < 0.0 { 0.0 } else { squared.sqrt() }
     }
 
@@ -73,7 +75,9 @@ impl GradientNorms {
     }
 }
 
-/// The factors of the combination `g = c_r g_r + c_f g_f`. Neither carries the forgetting's sign: that is in `g_f`.
+/// The factors of the combination `g = c_r g_r + c_f g_f`.
+///
+/// Neither carries the sign of forgetting: that is in `g_f`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Coefficients {
     /// `c_r`.
@@ -92,34 +96,40 @@ impl Coefficients {
 
 /// Chooses the coefficients of an optimiser step from the norms of its two gradients.
 ///
-/// The norms are those of the whole step's mean gradients, so micro-batches change nothing.
+/// The norms are those of the mean gradients of the whole step, so micro-batches make no
+/// difference.
 pub trait GradientClipper: Send + Debug {
     /// Name for reports and messages.
     fn name(&self) -> &'static str;
 
-    /// Whether the rule makes no sense without a gradient of this side. A trainer refuses such a pairing.
+    /// Whether the rule requires a gradient of this side.
+    ///
+    /// The trainer refuses an objective without one.
     fn needs(&self, side: Side) -> bool;
 
-    /// The coefficients for gradients with these norms. Norms are finite; a side without a gradient has norm 0.
+    /// The coefficients for gradients with these norms.
+    ///
+    /// Norms are finite; a side without a gradient has norm 0.
     ///
     /// # Errors
-    /// A clipper's own; none of the crate's has any.
+    /// Those of the clipper; the clippers of this crate have none.
     fn coefficients(&mut self, norms: &GradientNorms) -> Result<Coefficients>;
 
-    /// Name and settings, which must be the same when a run is resumed. What `Debug` writes unless implemented.
-    fn settings(&self) -> String {
-        format!("{self:?}")
-    }
+    /// Name and settings as text. A resumed run must have the same.
+    fn settings(&self) -> String;
 
-    /// What the clipper remembers from step to step, for a checkpoint. Nothing unless implemented.
+    /// The state that the clipper carries from step to step, for a checkpoint.
+    ///
+    /// The default is empty.
     fn state(&self) -> Vec<f64> {
         Vec::new()
     }
 
-    /// Takes back what [`state`](GradientClipper::state) gave, to the bit.
+    /// Restores the result of [`state`](GradientClipper::state), to the bit.
     ///
     /// # Errors
-    /// [`Error::StateMismatch`](crate::Error::StateMismatch) for a state that is not this clipper's.
+    /// [`Error::StateMismatch`](crate::Error::StateMismatch) for a state that does not fit this
+    /// clipper.
     fn restore(&mut self, state: &[f64]) -> Result<()> {
         check_state(self.name(), state, 0)
     }
@@ -151,7 +161,7 @@ impl GradientClipper for Box<dyn GradientClipper> {
     }
 }
 
-/// `numerator / norm`, or 0 where there is nothing to scale.
+/// `numerator / norm`, or 0 if there is nothing to scale.
 fn over_norm(numerator: f64, norm: f64) -> f64 {
     if norm > 0.0 { numerator / norm } else { 0.0 }
 }
@@ -163,15 +173,16 @@ fn forget_scale(forget: f64) -> Result<Coefficients> {
     })
 }
 
-/// The paper's rule: the forget gradient is scaled to a fraction of the retain gradient's norm,
-/// `c_f = fraction · ‖g_r‖ / ‖g_f‖`. The default, with 10 %.
+/// The paper's rule and the default, with 10 %: scales the forget gradient to a fraction of the
+/// retain gradient's norm, `c_f = fraction · ‖g_r‖ / ‖g_f‖`.
 ///
-/// With steering the fraction shrinks as the level comes near: it is multiplied by the root mean square of the rows' factors
-/// ([`GradientNorms::steering`]), so that a gradient that is meant to vanish is not blown up again.
+/// With steering, the fraction shrinks as the level comes near: it is multiplied by the root mean
+/// square of the rows' factors ([`GradientNorms::steering`]), so that a gradient that should vanish
+/// is not scaled up again.
 ///
-/// A step with next to no retain row has no `‖g_r‖` to take a fraction of: where `λ` times the batch is small, or `1 − λ` times
-/// it. There it is the average of the steps before that had one, for rows of weight 1, times the weight of the step's forget
-/// rows.
+/// A step with almost no retain rows has no usable `‖g_r‖`; this happens where `λ` or `1 − λ` times
+/// the batch size is small. Such a step uses the running average of `‖g_r‖` over earlier steps that
+/// had retain rows, for rows of weight 1, times the weight of the step's forget rows.
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), Section 4 and the descent lemma of its appendix.
@@ -179,18 +190,19 @@ fn forget_scale(forget: f64) -> Result<Coefficients> {
 pub struct FractionOfRetain {
     fraction: f64,
     max_scale: Option<f64>,
-    /// The running mean of `‖g_r‖` for rows of weight 1, once a step had some.
+    /// The running mean of `‖g_r‖` for rows of weight 1, once a step has had retain rows.
     retain_norm: Option<f64>,
 }
 
-/// Below this mean weight of the retain rows a step counts as one without: in expectation it is 1.
+/// A step with a smaller mean weight of the retain rows counts as one without retain rows; the
+/// expectation is 1.
 const LEAST_RETAIN_WEIGHT: f64 = 0.5;
 
-/// What a step adds to the running mean of the retain gradient's norm.
+/// Share of each step in the running mean of the retain gradient's norm.
 const RETAIN_NORM_RATE: f64 = 0.1;
 
 impl FractionOfRetain {
-    /// Scales the forget gradient to `fraction` of the retain gradient's norm.
+    /// Creates a rule that scales the forget gradient to `fraction` of the retain gradient's norm.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `fraction` is positive and finite.
@@ -201,8 +213,10 @@ impl FractionOfRetain {
         })
     }
 
-    /// What a steered run takes: with steering the fraction shrinks as levels are reached, and what some timesteps no longer need the
-    /// others can use.
+    /// The default of a steered run.
+    ///
+    /// The fraction is larger, because steering shrinks it as levels are reached: what some
+    /// timesteps no longer need is available to the others.
     pub(crate) const STEERED: FractionOfRetain = FractionOfRetain {
         fraction: 0.3,
         max_scale: None,
@@ -217,7 +231,7 @@ impl FractionOfRetain {
         retain_norm: None,
     };
 
-    /// Never scales by more than `max_scale`.
+    /// Limits the scale to `max_scale`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `max_scale` is positive and finite.
@@ -242,7 +256,7 @@ impl FractionOfRetain {
 }
 
 impl Default for FractionOfRetain {
-    /// 10 %, without a largest scale.
+    /// 10 %, without a limit of the scale.
     fn default() -> Self {
         Self {
             fraction: 0.1,
@@ -290,16 +304,21 @@ impl GradientClipper for FractionOfRetain {
     }
 }
 
-/// What the published code does and calls clipping: the forget gradient is always rescaled to a fixed norm,
-/// `c_f = norm / ‖g_f‖`. The paper's runs use 500 (CelebA-HQ), 5 (T-shirt), 750 (Stable Diffusion). With steering the norm shrinks
-/// as [`FractionOfRetain`]'s fraction does.
+/// Rescales the forget gradient to a fixed norm, `c_f = norm / ‖g_f‖`: the rule that the published
+/// code calls clipping.
+///
+/// The paper's runs use 500 (CelebA-HQ), 5 (T-shirt) and 750 (Stable Diffusion). With steering, the
+/// norm shrinks like the fraction of [`FractionOfRetain`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RescaleToNorm {
     norm: f64,
 }
 
 impl RescaleToNorm {
-    /// Rescales the forget gradient to `norm`. Tied to sums over elements and means over the batch, as this crate has them.
+    /// Creates a rule that rescales the forget gradient to `norm`.
+    ///
+    /// A suitable norm depends on the reduction of the loss: in this crate, a sum over elements and
+    /// a mean over the batch.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `norm` is positive and finite.
@@ -328,14 +347,15 @@ impl GradientClipper for RescaleToNorm {
     }
 }
 
-/// A clip in the usual sense: the forget gradient is scaled down to `norm` where it is longer, and left alone where it is not.
+/// A clip in the usual sense: a forget gradient longer than `norm` is scaled down to it; a shorter
+/// one is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClipToNorm {
     norm: f64,
 }
 
 impl ClipToNorm {
-    /// Clips the forget gradient at `norm`.
+    /// Creates a rule that clips the forget gradient at `norm`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `norm` is positive and finite.
@@ -364,8 +384,10 @@ impl GradientClipper for ClipToNorm {
     }
 }
 
-/// The same factor in every step: the superfactor of the published code. The paper's Eq. 4, up to a common factor, is
-/// `(1+s) k/n` with `x` from all data, or `s k/(n−k)` with `x` from the data without the forgotten points.
+/// Uses the same factor in every step: the superfactor of the published code.
+///
+/// The paper's Eq. 4, up to a common factor, is `(1+s) k/n` with `x` from all data, or `s k/(n−k)`
+/// with `x` from the data without the forgotten points.
 #[doc(alias = "superfactor")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ConstantScale {
@@ -373,10 +395,10 @@ pub struct ConstantScale {
 }
 
 impl ConstantScale {
-    /// The forget gradient as it is.
+    /// The forget gradient unchanged.
     pub(crate) const UNSCALED: ConstantScale = ConstantScale { scale: 1.0 };
 
-    /// Scales the forget gradient by `scale`; 0 switches forgetting off.
+    /// Creates a rule that scales the forget gradient by `scale`; 0 switches forgetting off.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `scale` is finite and at least 0.
@@ -412,7 +434,8 @@ impl GradientClipper for ConstantScale {
     }
 }
 
-/// A convex combination, `g = (1−s) g_r + s g_f`: for objectives that regress forgotten points to another target.
+/// A convex combination, `g = (1−s) g_r + s g_f`: for objectives that regress forgotten points to
+/// another target.
 ///
 /// # Reference
 /// ReTrack (arXiv 2509.13007), whose `λ` is the share.
@@ -422,10 +445,10 @@ pub struct Blend {
 }
 
 impl Blend {
-    /// ReTrack's for MNIST and CelebA.
+    /// ReTrack's share for MNIST and CelebA.
     pub(crate) const PUBLISHED: Blend = Blend { share: 0.005 };
 
-    /// Gives the forget gradient the share `share`.
+    /// Creates a rule that gives the forget gradient the share `share`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ share ≤ 1`.
@@ -457,17 +480,22 @@ impl GradientClipper for Blend {
     }
 }
 
-/// Gradient surgery: where the two gradients oppose each other, each is projected onto the other's normal plane; then
-/// they are added.
+/// Gradient surgery: if the two gradients oppose each other, each is projected onto the other's
+/// normal plane; then they are added.
 ///
 /// # Reference
-/// Yu et al. 2020, *Gradient Surgery for Multi-Task Learning*; for unlearning, Ko et al. 2024 (NeurIPS).
+/// Yu et al. 2020, *Gradient Surgery for Multi-Task Learning*; for unlearning, Ko et al. 2024
+/// (NeurIPS).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Projected;
 
 impl GradientClipper for Projected {
     fn name(&self) -> &'static str {
         "Projected"
+    }
+
+    fn settings(&self) -> String {
+        self.name().into()
     }
 
     fn needs(&self, side: Side) -> bool {
@@ -484,11 +512,12 @@ impl GradientClipper for Projected {
     }
 }
 
-/// The rule of the EraseDiff baseline: as much of the forget gradient as makes the step go down on it at a rate `η`,
-/// `c_f = max(η − ⟨g_r, g_f⟩ / ‖g_f‖², 0)`.
+/// The rule of the EraseDiff baseline, `c_f = max(η − ⟨g_r, g_f⟩ / ‖g_f‖², 0)`: adds just enough of
+/// the forget gradient for the step to descend on the forget term at a rate `η`.
 ///
 /// # Reference
-/// EraseDiff (arXiv 2401.05779) as the SISS code runs it; its `η` is 1e-3, for Stable Diffusion 1e-2.
+/// EraseDiff (arXiv 2401.05779) as the SISS code runs it; its `η` is 1e-3, for Stable Diffusion
+/// 1e-2.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EraseDiffRule {
     rate: f64,
@@ -497,7 +526,7 @@ pub struct EraseDiffRule {
 impl EraseDiffRule {
     pub(crate) const PUBLISHED: EraseDiffRule = EraseDiffRule { rate: 1e-3 };
 
-    /// The rule with the rate `η`.
+    /// Creates the rule with the rate `η`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `rate` is positive and finite.
@@ -575,7 +604,7 @@ mod tests {
         assert!(Projected.restore(&[1.0]).is_err());
     }
 
-    /// A batch of one row: retained and forgotten in turn, each with weight 2.
+    /// Batches of one row, retained and forgotten in turn, each with weight 2.
     #[test]
     fn a_step_without_retain_rows_takes_a_fraction_of_what_the_others_had() {
         let mut clipper = FractionOfRetain::default();
@@ -586,27 +615,27 @@ mod tests {
             forget_weight: if forget > 1e-9 { 2.0 } else { 0.0 },
             ..GradientNorms::default()
         };
-        // Before any retain row there is nothing to take a fraction of.
+        // Before the first retain row there is no norm to take a fraction of.
         assert_eq!(clipper.coefficients(&only(0.0, 5.0)).unwrap().forget, 0.0);
         assert_eq!(clipper.coefficients(&only(6.0, 0.0)).unwrap().forget, 0.0);
         let share = |clipper: &mut FractionOfRetain, forget: f64| {
             clipper.coefficients(&only(0.0, forget)).unwrap().forget * forget
         };
-        // 3 for rows of weight 1, of which the forget rows have 2.
+        // 3 for rows of weight 1; the forget rows have weight 2.
         assert!((share(&mut clipper, 5.0) - 0.1 * 3.0 * 2.0).abs() < 1e-12);
-        // A retain gradient of a weight next to nothing is none.
+        // A retain gradient of almost no weight counts as none.
         let mut vanishing = only(1e-12, 5.0);
         vanishing.retain_weight = 1e-12;
         let scale = clipper.coefficients(&vanishing).unwrap().forget;
         assert!((scale * 5.0 - 0.6).abs() < 1e-12);
-        // The mean follows what comes.
+        // The mean follows later steps.
         for _ in 0..200 {
             clipper.coefficients(&only(60.0, 0.0)).unwrap();
         }
         assert!((share(&mut clipper, 0.25) - 6.0).abs() < 1e-6);
     }
 
-    /// At the level the factors are small, whatever the gradient's norm.
+    /// At the level the factors are small, whatever the norm of the gradient.
     #[test]
     fn the_fraction_shrinks_with_the_steering_factors() {
         let at = |clipper: &mut dyn GradientClipper, steering| {
@@ -641,7 +670,8 @@ mod tests {
         coefficients.forget
     }
 
-    /// Each order of magnitude as often: drawn evenly, next to none would lie below a clipper's norm.
+    /// Norms spread evenly over the orders of magnitude: a uniform draw would hardly ever be below
+    /// a clipper's norm.
     fn norms() -> impl Strategy<Value = f64> {
         (-6.0..6.0f64).prop_map(|exponent| 10f64.powf(exponent))
     }
@@ -737,7 +767,7 @@ mod tests {
                 forget: 1.0,
             })
         };
-        // Rounding takes the square below 0.
+        // Rounding makes the square negative.
         assert_eq!(combined(-0.01 - 1e-12), 0.0);
         assert!(combined(f64::NAN).is_nan());
     }

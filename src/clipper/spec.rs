@@ -1,4 +1,4 @@
-//! A clipper as text, for command lines and configuration files.
+//! Clippers as text, for command lines and configuration files.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use crate::text::serde_as_text;
 /// | text | clipper |
 /// |---|---|
 /// | `fraction:0.1` | [`FractionOfRetain`] |
-/// | `fraction:0.1:2.5` | the same with a largest scale |
+/// | `fraction:0.1:2.5` | the same with a limit of the scale |
 /// | `rescale:5` | [`RescaleToNorm`] |
 /// | `clip:5` | [`ClipToNorm`] |
 /// | `constant:1` | [`ConstantScale`] |
@@ -34,9 +34,9 @@ use crate::text::serde_as_text;
 pub enum ClipperSpec {
     /// [`FractionOfRetain`].
     Fraction {
-        /// Of the retain gradient's norm.
+        /// Fraction of the retain gradient's norm.
         fraction: f64,
-        /// What the scale may not exceed, if anything.
+        /// The limit of the scale, if there is one.
         max_scale: Option<f64>,
     },
     /// [`RescaleToNorm`] with its norm.
@@ -54,10 +54,10 @@ pub enum ClipperSpec {
 }
 
 impl ClipperSpec {
-    /// The clipper.
+    /// Creates the clipper.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a number that is not in its range.
+    /// [`Error::OutOfRange`] for a number outside its range.
     pub fn build(self) -> Result<Box<dyn GradientClipper>> {
         Ok(match self {
             ClipperSpec::Fraction {
@@ -80,7 +80,7 @@ impl ClipperSpec {
     }
 }
 
-/// How a kind is written, and the clipper of its numbers.
+/// How a kind is written, and the function that creates it from its numbers.
 type Form = (&'static str, fn(&[f64]) -> Option<ClipperSpec>);
 
 const FORMS: [Form; 8] = [
@@ -126,6 +126,8 @@ fn kind(text: &str) -> &str {
 impl FromStr for ClipperSpec {
     type Err = Error;
 
+    /// Parses a clipper from its text.
+    ///
     /// # Errors
     /// [`Error::UnknownName`].
     fn from_str(text: &str) -> Result<Self> {
@@ -189,7 +191,7 @@ mod tests {
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(json, format!("\"{text}\""));
             assert_eq!(serde_json::from_str::<ClipperSpec>(&json).unwrap(), spec);
-            // And the message that refuses another one offers it.
+            // The message for an unknown name lists the known ones.
             let error = "soft:1".parse::<ClipperSpec>().unwrap_err().to_string();
             assert!(error.contains(kind(text)), "{error}");
         }

@@ -1,4 +1,4 @@
-//! What a step is given: retained and forgotten points side by side.
+//! The input of a step: retained and forgotten points, paired row by row.
 
 use burn::tensor::{Device, Tensor};
 
@@ -31,7 +31,7 @@ pub struct UnlearningBatch<const D: usize, C = ()> {
     pub(crate) retain_condition: C,
     pub(crate) forget_condition: C,
     pub(crate) forget_ids: Vec<u64>,
-    /// Whether the ids were given, or all rows are taken to hold point 0.
+    /// Whether the ids were given; if not, every row is taken to hold point 0.
     pub(crate) has_forget_ids: bool,
 }
 
@@ -39,7 +39,8 @@ impl<const D: usize> UnlearningBatch<D> {
     /// Pairs two batches for a model without a condition.
     ///
     /// # Shapes
-    /// - `retain`, `forget`: `[batch, …]`, in the range the model was trained on (usually `[-1, 1]`)
+    /// - `retain`, `forget`: `[batch, …]`, in the range the model was trained on (usually
+    ///   `[-1, 1]`)
     ///
     /// # Errors
     /// As [`with_conditions`](UnlearningBatch::with_conditions).
@@ -49,14 +50,14 @@ impl<const D: usize> UnlearningBatch<D> {
 }
 
 impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
-    /// Pairs two batches, each with what the model is conditioned on.
+    /// Pairs two batches, each with the conditions of its points.
     ///
     /// # Shapes
     /// - `retain`, `forget`: `[batch, …]`; each condition: `batch` rows
     ///
     /// # Errors
-    /// [`Error::Empty`] for a batch without rows or elements; [`Error::ShapeMismatch`] if the two sides or a
-    /// condition differ in shape; [`Error::DeviceMismatch`].
+    /// [`Error::Empty`] for a batch without rows or elements; [`Error::ShapeMismatch`] if the two
+    /// sides or a condition differ in shape; [`Error::DeviceMismatch`].
     pub fn with_conditions(
         retain: Tensor<D>,
         forget: Tensor<D>,
@@ -85,11 +86,13 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         })
     }
 
-    /// Says which forgotten point each row holds, for objectives that remember things about points and for reports.
-    /// Without it all rows are taken to hold point 0.
+    /// Sets which forgotten point each row holds, for reports and for objectives that keep a state
+    /// per point.
+    ///
+    /// Without ids, every row is taken to hold point 0.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] unless there is one id for every row.
+    /// [`Error::ShapeMismatch`] unless there is one id per row.
     pub fn with_forget_ids(mut self, ids: Vec<u64>) -> Result<Self> {
         let what = "the list of ids of the forgotten points";
         check_shape(
@@ -103,7 +106,7 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         Ok(self)
     }
 
-    /// The same batch on another device.
+    /// Moves the batch to another device.
     pub fn to_device(self, device: &Device) -> Self {
         Self {
             retain: self.retain.to_device(device),
@@ -134,7 +137,7 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         &self.forget_ids
     }
 
-    /// What the points of a side are conditioned on, `batch` rows.
+    /// The conditions of the points of a side, `batch` rows.
     pub fn condition(&self, side: Side) -> &C {
         match side {
             Side::Retain => &self.retain_condition,
@@ -142,8 +145,9 @@ impl<const D: usize, C: Condition> UnlearningBatch<D, C> {
         }
     }
 
-    /// Finds the first NaN or infinity. Reads both sides from the device, so it is called when a step has
-    /// gone wrong already.
+    /// Finds the first NaN or infinity.
+    ///
+    /// It reads both sides from the device, so it is called only after a step has gone wrong.
     pub(crate) fn check_finite(&self) -> Result<()> {
         check_finite(&self.retain, Side::Retain)?;
         check_finite(&self.forget, Side::Forget)

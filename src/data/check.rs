@@ -1,4 +1,5 @@
-//! What of the data can fool an unlearning run, looked for before its first step.
+//! Checks of the data before the first step: values and duplicates that would mislead an unlearning
+//! run.
 
 use std::fmt;
 
@@ -12,11 +13,11 @@ use super::side::Side;
 use crate::error::{Error, Result};
 use crate::host::read_f32;
 
-/// What is looked for in the data before a run.
+/// Settings of the data check that runs before unlearning.
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `range` | −1 to 1 | the values that the model was trained on; `None` where they have no bounds, as latents | ascending, finite |
+/// | `range` | −1 to 1 | the values that the model was trained on; `None` for unbounded data such as latents | ascending, finite |
 /// | `near` | 0.25 | share of the typical distance within which two points are near duplicates, see [`near_duplicates`](crate::data::near_duplicates) | above 0 to 1 |
 ///
 /// # Example
@@ -25,7 +26,7 @@ use crate::host::read_f32;
 /// use siss::data::DataCheck;
 ///
 /// let device = Device::flex();
-/// // Pixels from 0 to 255, where the model has seen −1 to 1.
+/// // Pixels from 0 to 255, for a model trained on −1 to 1.
 /// let retain = Tensor::<2>::random([50, 20], Distribution::Uniform(0.0, 255.0), &device);
 /// let forget = Tensor::<2>::random([1, 20], Distribution::Uniform(0.0, 255.0), &device);
 /// for finding in DataCheck::default().run(&retain, &forget)? {
@@ -51,12 +52,13 @@ impl Default for DataCheck {
     }
 }
 
-/// Something in the data that is legal and probably a mistake.
+/// A finding of the data check: legal data that are probably a mistake.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DataFinding {
-    /// A retained point is almost a forgotten one: while one side unlearns it, the other learns it.
+    /// A retained point is almost a forgotten one: the retain side would teach it while the forget
+    /// side unlearns it.
     NearDuplicate(NearDuplicate),
     /// Values lie outside the range that the model was trained on.
     OutsideRange {
@@ -64,17 +66,19 @@ pub enum DataFinding {
         side: Side,
         /// Its least and largest value.
         values: [f64; 2],
-        /// Those that the model was trained on.
+        /// The range that the model was trained on.
         range: [f64; 2],
     },
-    /// The retained values use less than 0.6 of the range: pixels from 0 to 1, where the model has seen −1 to 1.
+    /// The retained values use less than 0.6 of the range, such as pixels from 0 to 1 for a model
+    /// trained on −1 to 1.
     PartOfRange {
         /// Least and largest retained value.
         values: [f64; 2],
-        /// Those that the model was trained on.
+        /// The range that the model was trained on.
         range: [f64; 2],
     },
-    /// The forgotten values lie farther outside the retained ones than those are apart: another scale.
+    /// The forgotten values lie outside the retained ones by more than the width of the retained
+    /// range: the two sides are scaled differently.
     SidesDiffer {
         /// Least and largest retained value.
         retain: [f64; 2],
@@ -89,8 +93,8 @@ impl fmt::Display for DataFinding {
         match *self {
             DataFinding::NearDuplicate(pair) => write!(
                 formatter,
-                "retained point {} is almost forgotten point {}: their distance is {:.3} of the typical one; look at both, and \
-                 take the retained one out if it is a copy",
+                "retained point {} is almost identical to forgotten point {}: their distance is {:.3} of the typical one; compare both, and \
+                 remove the retained one if it is a copy",
                 pair.retain, pair.forget, pair.relative
             ),
             DataFinding::OutsideRange {
@@ -99,20 +103,19 @@ impl fmt::Display for DataFinding {
                 range,
             } => write!(
                 formatter,
-                "the {side} data go {}, the model was trained on values {}; scale them as for its training, or set \
-                 `DataCheck::range`",
+                "the {side} data range {}, but the model was trained on values {}; scale them as for training, or set `DataCheck::range`",
                 span(values),
                 span(range)
             ),
             DataFinding::PartOfRange { values, range } => write!(
                 formatter,
-                "the retain data go {} only, of a range {}; check that they are scaled as for the model's training",
+                "the retain data range only {}, but the model was trained on values {}; check that they are scaled as for training",
                 span(values),
                 span(range)
             ),
             DataFinding::SidesDiffer { retain, forget } => write!(
                 formatter,
-                "the forget data go {}, the retain data {}; scale both sides alike",
+                "the forget data range {}, but the retain data {}; scale both sides alike",
                 span(forget),
                 span(retain)
             ),
@@ -120,21 +123,25 @@ impl fmt::Display for DataFinding {
     }
 }
 
-/// Share of the range below which data seem to be scaled differently.
+/// Share of the range below which the data seem to be scaled differently.
 const PART: f64 = 0.6;
-/// Part of the range by which a value may lie outside of it: interpolation overshoots.
+/// Part of the range by which a value may lie outside it, because interpolation overshoots.
 const SLACK: f64 = 0.05;
 
 impl DataCheck {
-    /// Looks through both sides. Findings are legal data; what is illegal is an error.
+    /// Checks both sides.
     ///
-    /// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::data::PointLoader).
+    /// Findings are about legal data; illegal data are an error.
+    ///
+    /// The retained set may be a tensor, or a [`PointLoader`](crate::data::PointLoader) if it does
+    /// not fit in memory.
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`; `forget`: `[k, …]`, on the same device
     ///
     /// # Errors
-    /// Those of [`near_duplicates`](crate::data::near_duplicates); [`Error::InvalidSetting`] for a range that is none.
+    /// Those of [`near_duplicates`](crate::data::near_duplicates); [`Error::InvalidSetting`] for an
+    /// invalid range.
     pub fn run<const D: usize>(
         &self,
         retain: &dyn Points<D>,
@@ -194,7 +201,8 @@ pub(crate) fn check_width([least, most]: [f64; 2]) -> Result<f64> {
 /// The least and the largest value of an empty set.
 const NO_VALUES: [f64; 2] = [f64::INFINITY, f64::NEG_INFINITY];
 
-/// Takes the values of some rows of a set, which begin at number `first`, into its least and largest.
+/// Widens `span`, the least and largest value of a set, by the values of `rows`, the first of which
+/// has index `first` in the set.
 fn widen<const D: usize>(
     span: &mut [f64; 2],
     first: usize,
@@ -215,7 +223,7 @@ mod tests {
     use crate::data::PointLoader;
     use burn::tensor::{Device, Int};
 
-    /// `count` points of one element, evenly from `least` to `most`.
+    /// `count` points of one element, evenly spaced from `least` to `most`.
     fn spread(least: f64, most: f64, count: i64) -> Tensor<2> {
         let steps = Tensor::<1, Int>::arange(0..count, &Device::flex()).float();
         let points = steps * ((most - least) / (count - 1) as f64) + least;
@@ -236,7 +244,7 @@ mod tests {
     #[test]
     fn scaled_data_have_no_finding_and_each_wrong_scale_has_its_own() {
         let check = DataCheck::default();
-        // Halfway between two retained points, so that none is near.
+        // Halfway between two retained points, so that no point is a near duplicate.
         let halfway = |least: f64, most: f64| {
             let retain = spread(least, most, 100);
             (

@@ -1,7 +1,8 @@
-//! Points that are in both sets, value by value.
+//! The check that no point is in both sets, by comparing values.
 //!
-//! [`near_duplicates`](super::near_duplicates) and ReTrack's search for neighbours compute distances of single points
-//! and see a copy at distance 0 among them; they have no second set to go through.
+//! [`near_duplicates`](super::near_duplicates) and ReTrack's search for neighbours do not use it:
+//! they compute distances from single points, where a copy shows up at distance 0, and need no
+//! second pass over the sets.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
@@ -14,14 +15,16 @@ use super::side::Side;
 use crate::error::{Error, Result};
 use crate::host::read_f32;
 
-/// Looks at every number of both sets once, a chunk at a time, on the host. The sets have points of one shape, on the
-/// device of the forget set.
+/// Refuses sets that have a point in common.
 ///
-/// Points are told apart by a number each, and compared value by value where it is the same.
+/// Each value of both sets is read once, in chunks, on the host. The points of both sets must have
+/// the same shape and be on the device of the forget set.
+///
+/// Points are compared by a hash, and value by value if the hashes are equal.
 ///
 /// # Errors
-/// [`Error::ForgottenPointRetained`] names the first retained point that is forgotten; [`Error::NonFiniteData`] the
-/// first NaN or infinity before it; those of the retained set.
+/// [`Error::ForgottenPointRetained`] names the first retained point that is forgotten;
+/// [`Error::NonFiniteData`] names the first NaN or infinity before it; those of the retained set.
 pub(crate) fn refuse_common_points<const D: usize>(
     retain: &dyn Points<D>,
     forget: &Tensor<D>,
@@ -36,7 +39,7 @@ pub(crate) fn refuse_common_points<const D: usize>(
     for_each_point(retain, &device, Side::Retain, |index, point| {
         for &alike in forgotten.get(&fingerprint(point)).into_iter().flatten() {
             let other = read_f32(forget.clone().narrow(0, alike, 1), "the data")?;
-            // As numbers: −0 and 0 are the same colour.
+            // Compared as numbers: −0 and 0 are the same colour.
             if point == other {
                 return Err(Error::ForgottenPointRetained {
                     forget: alike,
@@ -48,7 +51,7 @@ pub(crate) fn refuse_common_points<const D: usize>(
     })
 }
 
-/// Shows all points of a set in order, a chunk of them on the host at a time.
+/// Calls `look` with each point of a set, in order; one chunk at a time is on the host.
 ///
 /// # Errors
 /// [`Error::NonFiniteData`] names the first NaN or infinity.
@@ -70,11 +73,11 @@ fn for_each_point<const D: usize>(
     Ok(())
 }
 
-/// A number that points with the same values have in common, and hardly any others.
+/// A hash of a point's values.
 fn fingerprint(point: &[f32]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for value in point {
-        // Adding 0 makes −0 the bits of 0.
+        // Adding 0 turns −0 into 0.
         hasher.write_u32((value + 0.0).to_bits());
     }
     hasher.finish()

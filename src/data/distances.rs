@@ -1,17 +1,17 @@
-//! Distances of a point from a set.
+//! Distances between a point and a set.
 
 use burn::tensor::Tensor;
 
 use super::points::chunk_rows;
 use crate::host::squared_norms;
 
-/// `‖point − x_j‖²`, from differences, so that near duplicates keep their digits.
+/// `‖point − x_j‖²`, computed from differences, so that near duplicates keep their digits.
 ///
 /// # Shapes
 /// - `set`: `[n, …]`, not empty; `point`: `[1, …]`; the result: `[n]`
 pub(crate) fn squared_distances<const D: usize>(set: &Tensor<D>, point: &Tensor<D>) -> Tensor<1> {
     let (count, elements) = (set.dims()[0], set.dims()[1..].iter().product());
-    // Of a chunk, the differences are held.
+    // Only the differences of one chunk are held at a time.
     let chunk = chunk_rows(elements, &set.device());
     let parts = (0..count).step_by(chunk).map(|first| {
         let rows = set.clone().narrow(0, first, chunk.min(count - first));
@@ -26,7 +26,7 @@ mod tests {
     use crate::draws::{Stream, normal_noise};
     use burn::tensor::Device;
 
-    /// More rows than a chunk holds, and points that differ in their last digits.
+    /// More rows than fit in a chunk, and points that differ in their last digits.
     #[test]
     fn chunks_join_and_near_duplicates_keep_their_digits() {
         let device = Device::flex();

@@ -1,4 +1,4 @@
-//! Retained points that are almost a forgotten one.
+//! The search for retained points that are almost a forgotten one.
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -9,35 +9,41 @@ use super::side::Side;
 use crate::error::{Result, check_range, check_shape};
 use crate::host::{read_f32, squared_norms, to_f32};
 
-/// Retained points from which the typical distance is taken.
+/// Number of retained points from which the typical distance is taken.
 const SAMPLED: usize = 32;
-/// Most near duplicates that are named of one forgotten point, nearest first.
+/// Most near duplicates that are listed per forgotten point, nearest first.
 const NAMED: usize = 16;
 
-/// A retained point that is almost a forgotten one: a copy saved again, brightened, or with a few pixels changed.
+/// A retained point that is almost a forgotten one: a copy that was saved again, brightened, or
+/// changed in a few pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct NearDuplicate {
     /// Index in the forget set.
     pub forget: usize,
     /// Index in the retain set.
     pub retain: usize,
-    /// Root of the mean squared difference of their elements; 0 for the same point.
+    /// Root of the mean squared difference of the elements of the two points; 0 for identical
+    /// points.
     pub distance: f64,
-    /// That distance over the typical one, see [`near_duplicates`].
+    /// `distance` divided by the typical distance, see [`near_duplicates`].
     pub relative: f64,
 }
 
-/// Finds the retained points within a share of the typical distance of a forgotten one, the nearest 16 of each.
+/// Finds retained points that are near duplicates of forgotten ones: the nearest 16 of each
+/// forgotten point.
 ///
-/// The distance of two points is the root of their mean squared difference, an element. Typical for a set is how far a point lies from its
-/// nearest neighbour that is not the same: the median over 32 points, spread evenly over the retained set. A pair closer than
-/// `within` of that is a near duplicate; 0.25 is right for images. In a retained set without two different points only exact
-/// duplicates are found.
+/// The distance between two points is the root of the mean squared difference of their elements.
+/// The typical distance of a set is the median, over 32 points spread evenly over the retained set,
+/// of the distance to the nearest neighbour that is not identical. Two points closer than `within`
+/// times the typical distance are near duplicates; 0.25 is right for images. If the retained set
+/// has no two different points, only exact duplicates are found.
 ///
-/// Elements are compared one by one: a copy that was shifted, mirrored, cropped or turned is another point and is not found.
+/// Elements are compared one by one: a copy that was shifted, mirrored, cropped or rotated counts
+/// as another point and is not found.
 ///
-/// The retained set may be a tensor or, where it does not fit the memory, a [`PointLoader`](crate::data::PointLoader): it is gone through
-/// once, in chunks, beside 32 single points. Time is that of `k + 32` comparisons with the whole of it; memory that of a few chunks.
+/// The retained set may be a tensor, or a [`PointLoader`](crate::data::PointLoader) if it does not
+/// fit in memory. It is read once, in chunks, plus 32 single points. The time is that of `k + 32`
+/// comparisons with the whole set, the memory that of a few chunks.
 ///
 /// # Shapes
 /// - `retain`: `[n, …]`; `forget`: `[k, …]`, on the same device
@@ -45,8 +51,9 @@ pub struct NearDuplicate {
 /// # Errors
 /// [`Error::Empty`](crate::Error::Empty), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) and
 /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for sets that do not fit each other;
-/// [`Error::NonFiniteData`](crate::Error::NonFiniteData); [`Error::OutOfRange`](crate::Error::OutOfRange) unless
-/// `0 < within ≤ 1`; those of the retained set.
+/// [`Error::NonFiniteData`](crate::Error::NonFiniteData);
+/// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 < within ≤ 1`; those of the retained
+/// set.
 ///
 /// # Example
 /// ```
@@ -67,7 +74,8 @@ pub fn near_duplicates<const D: usize>(
     search(retain, forget, within, |_, _| Ok(()))
 }
 
-/// The same, and `look` is shown each chunk of the retained set and the number of its first row.
+/// Like [`near_duplicates`], but also calls `look` with each chunk of the retained set and the
+/// index of its first row.
 pub(crate) fn search<const D: usize>(
     retain: &dyn Points<D>,
     forget: &Tensor<D>,
@@ -136,14 +144,15 @@ fn samples<const D: usize>(retain: &dyn Points<D>, device: &Device) -> Result<Ve
     rows.map(|row| load(retain, row..row + 1, device)).collect()
 }
 
-/// The median of the distances that are finite; 0 where there is none.
+/// The median of the finite distances; 0 if there are none.
 fn median(mut distances: Vec<f64>) -> f64 {
     distances.retain(|distance| distance.is_finite());
     distances.sort_by(f64::total_cmp);
     distances.get(distances.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// For each point, the root of the mean squared difference to each of the retained rows, which begin at number `first`.
+/// For each point, the root of the mean squared difference to each of the retained rows; the first
+/// row has index `first` in the set.
 fn distances<const D: usize>(
     rows: &Tensor<D>,
     first: usize,
@@ -176,7 +185,7 @@ mod tests {
         normal_noise([rows, 50], 3, 0, 0, Stream::Evaluation, &Device::flex())
     }
 
-    /// Points of a normal distribution lie about √2 apart, a little less for the nearest.
+    /// Points of a normal distribution are about √2 apart, nearest neighbours a little less.
     #[test]
     fn copies_are_found_with_their_distance_and_others_are_not() {
         let retain = set(200);
@@ -193,7 +202,8 @@ mod tests {
         assert_eq!((found[1].distance, found[1].relative), (0.0, 0.0));
     }
 
-    /// The typical distance leaves copies of the sampled points out; two copies of the forgotten point are both named.
+    /// The typical distance ignores copies of the sampled points; both copies of the forgotten
+    /// point are listed.
     #[test]
     fn a_retained_set_full_of_copies_does_not_hide_a_duplicate() {
         let half = set(20);
@@ -218,7 +228,7 @@ mod tests {
         assert_eq!(rows, (43..59).rev().collect::<Vec<_>>());
     }
 
-    /// Three chunks, and a copy in each: the same pairs as from one tensor, in one pass.
+    /// Three chunks, each with a copy: one pass finds the same pairs as in a single tensor.
     #[test]
     fn a_set_that_is_loaded_in_chunks_is_gone_through_once() {
         let device = Device::flex();
@@ -237,7 +247,7 @@ mod tests {
         assert_eq!(found, near_duplicates(&retain, &forget, 0.25).unwrap());
         let found: Vec<_> = found.iter().map(|pair| pair.retain).collect();
         assert_eq!(found, [2 * chunk + 2, 5, chunk]);
-        // And the sampled points once more.
+        // The sampled points are read once more.
         let asked = asked.into_inner();
         assert!(asked.iter().all(|&times| times >= 1));
         assert_eq!(asked.iter().sum::<usize>(), rows + SAMPLED);
@@ -250,8 +260,8 @@ mod tests {
         assert!(near_duplicates(&one, &other, 0.5).unwrap().is_empty());
     }
 
-    /// Points on a line, 4 apart but for a tenth at the beginning. What is typical is neither the nearest pair nor told from the
-    /// first points, and what is near is so beside it.
+    /// Points on a line, 4 apart except for the first tenth. The typical distance is neither that
+    /// of the nearest pair nor that of the first points, and nearness is relative to it.
     #[test]
     fn nearness_is_relative_to_the_distance_that_is_typical_of_the_whole_set() {
         let line = |index: i64| {

@@ -1,4 +1,4 @@
-//! Data must be finite.
+//! Checks that data are finite.
 
 use burn::tensor::Tensor;
 
@@ -6,6 +6,8 @@ use super::side::Side;
 use crate::error::{Error, Result};
 use crate::host::read_f32;
 
+/// Checks that all points of a set are finite.
+///
 /// # Errors
 /// [`Error::NonFiniteData`] names the first NaN or infinity.
 pub(crate) fn check_finite<const D: usize>(points: &Tensor<D>, side: Side) -> Result<()> {
@@ -13,7 +15,8 @@ pub(crate) fn check_finite<const D: usize>(points: &Tensor<D>, side: Side) -> Re
     check_finite_values(&values, 0, points.dims()[0], side)
 }
 
-/// The same for the values of `rows` rows from row `first` on.
+/// Like [`check_finite`], for the values of `rows` rows, the first of which has index `first` in
+/// the set.
 pub(crate) fn check_finite_values(
     values: &[f32],
     first: usize,

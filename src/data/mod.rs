@@ -1,4 +1,5 @@
-//! The data of a run: retained and forgotten points, batches of them, and what is checked of them.
+//! The data of a run: retained and forgotten points, their pairing into batches, and checks of
+//! both.
 
 mod batch;
 pub(crate) mod check;

@@ -1,4 +1,4 @@
-//! Who meets whom in a step, by number.
+//! Which retained point is paired with which forgotten point in each step, by index.
 
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::draws::{Stream, keyed_rng, mixed};
 use crate::error::{Error, Result, check_range};
 
-/// Which retained point meets which forgotten point, by index.
+/// Which retained point is paired with which forgotten point, by index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pairs {
     /// Index into the retain set, for each row.
@@ -16,17 +16,22 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// The indices of the forgotten points as ids, for [`UnlearningBatch::with_forget_ids`](crate::UnlearningBatch::with_forget_ids).
+    /// The indices of the forgotten points as ids, for
+    /// [`UnlearningBatch::with_forget_ids`](crate::UnlearningBatch::with_forget_ids).
     pub fn forget_ids(&self) -> Vec<u64> {
         self.forget.iter().map(|&index| index as u64).collect()
     }
 }
 
-/// Pairs retained with forgotten points by their numbers alone, the same pairs for the same (seed, step): for data that do not fit
-/// the memory, and under [`PairSampler`](crate::PairSampler) for data that do.
+/// Pairs retained with forgotten points by index; the same (seed, step) always gives the same
+/// pairs.
 ///
-/// Each set is gone through in shuffled epochs: every point is used once before any is used again. The pairs of a step follow from
-/// its number, so a resumed run needs nothing but the step, and cost the same whatever the size of the sets.
+/// Use it directly for data that do not fit in memory; [`PairSampler`](crate::PairSampler) uses it
+/// for data that do.
+///
+/// Each set is traversed in shuffled epochs: every point is used once before any is used again. The
+/// pairs of a step follow from the step's number, so a resumed run needs nothing else. Their cost
+/// does not depend on the size of the sets.
 ///
 /// # Example
 /// ```
@@ -46,14 +51,14 @@ pub struct Pairing {
     seed: u64,
 }
 
-/// A larger batch is a mistake, not a batch.
+/// Largest batch that is accepted; a larger one is taken for a mistake.
 const LARGEST_BATCH: usize = 1_000_000;
 
 impl Pairing {
-    /// Pairs of so many retained and forgotten points.
+    /// Creates a pairing of this many retained and forgotten points.
     ///
     /// # Errors
-    /// [`Error::Empty`] for a set without a point.
+    /// [`Error::Empty`] for a set without points.
     pub fn new(retained: usize, forgotten: usize, seed: u64) -> Result<Self> {
         for (what, count) in [("the retain set", retained), ("the forget set", forgotten)] {
             if count == 0 {
@@ -70,7 +75,7 @@ impl Pairing {
         })
     }
 
-    /// The same points, met in the order of another seed.
+    /// The same pairing with another seed.
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
@@ -80,7 +85,7 @@ impl Pairing {
         self.seed
     }
 
-    /// The indices that meet in optimiser step `step`.
+    /// The indices that are paired in optimiser step `step`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] unless `batch_size` is from 1 to 1,000,000.
@@ -118,23 +123,27 @@ fn shuffled_epochs(size: usize, first: u128, count: usize, seed: u64, set: u64) 
         .collect()
 }
 
-/// Two points are apart after a few rounds, and all of a set of 2⁶⁴ after about as many as a number has bits.
+/// Rounds of the shuffle.
+///
+/// Two points are separated after a few rounds, and all points of a set of 2⁶⁴ after about as many
+/// rounds as a number has bits.
 const ROUNDS: usize = 64;
 
-/// A random order of `0 .. size` that is not written down: where a place leads is computed.
+/// A random order of `0 .. size` that is computed place by place, not stored.
 ///
-/// The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012). A round has a random pivot `k` and pairs `x` with `k − x` modulo
-/// the size; both stay, or both change places, by a random bit that the pair has in common.
+/// The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012). Each round has a random pivot
+/// `k` and pairs `x` with `k − x` modulo the size. The two either stay or swap places, by a random
+/// bit that belongs to the pair.
 struct Shuffle {
     size: u64,
-    /// The pivot of each round, and the key of its bits.
+    /// The pivot of each round, and the key of its random bits.
     rounds: [(u64, u64); ROUNDS],
 }
 
 impl Shuffle {
     fn new(size: u64, mut rng: impl Rng) -> Self {
         let rounds = std::array::from_fn(|_| {
-            // The upper half of a product is uniform below its factor.
+            // The upper half of the product is uniform below `size`.
             let pivot = (u128::from(rng.random::<u64>()) * u128::from(size)) >> 64;
             (pivot as u64, rng.random())
         });
@@ -178,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Chi-square over its degrees of freedom, in standard deviations.
+    /// Chi-square minus its degrees of freedom, in standard deviations.
     fn deviation(counts: &[u64]) -> f64 {
         let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
         let squares = counts
@@ -188,7 +197,8 @@ mod tests {
         (squares.sum::<f64>() / expected - freedom) / (2.0 * freedom).sqrt()
     }
 
-    /// Each place with each index (first order), two places with two indices (second order), and of the smallest sets every order.
+    /// Each place with each index (first order), two places with two indices (second order), and,
+    /// for the smallest sets, every order.
     #[test]
     fn orders_are_uniform() {
         let epochs = 60_000;
@@ -200,7 +210,7 @@ mod tests {
                 for (place, &index) in order.iter().enumerate() {
                     single[place * size + index as usize] += 1;
                 }
-                // Neighbours in place, first and last, in turn.
+                // Two places: the first, and one in the middle.
                 let [a, b] = [order[0], order[size / 2]].map(|index| index as usize);
                 double[a * size + b] += 1;
                 if size <= 4 {
@@ -221,7 +231,8 @@ mod tests {
         }
     }
 
-    /// What follows what is not told by the numbers: steps from index to index are as even as the indices.
+    /// Neighbouring indices are independent: the differences between them are as uniform as the
+    /// indices.
     #[test]
     fn a_large_order_has_no_pattern() {
         let size = 1_000_003;
@@ -259,7 +270,7 @@ mod tests {
         assert_eq!(steps[7].forget_ids().len(), 4);
     }
 
-    /// So many points that an order of them could not be written down.
+    /// Sets too large for their order to be stored.
     #[test]
     fn the_size_of_a_set_costs_nothing() {
         let pairing = Pairing::new(usize::MAX, 1 << 40, 1).unwrap();

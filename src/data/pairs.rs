@@ -1,4 +1,4 @@
-//! PairSampler: batches from two sets.
+//! `PairSampler`: batches from a retained and a forgotten set.
 
 use burn::tensor::Tensor;
 use sha2::{Digest, Sha256};
@@ -12,10 +12,10 @@ use crate::denoiser::Condition;
 use crate::error::{Result, check_device, check_shape};
 use crate::host::{select_rows, to_f32};
 
-/// Pairs retained with forgotten points, the same pairs for the same (seed, step).
+/// Pairs retained with forgotten points; the same (seed, step) always gives the same pairs.
 ///
-/// Who meets whom is as in [`Pairing`], which is the way for sets that do not fit the memory.
-/// `C` is the model's condition: each point keeps its own.
+/// The pairs are those of [`Pairing`]; use that for sets that do not fit in memory. `C` is the
+/// model's condition: each point keeps its own.
 #[derive(Debug, Clone)]
 pub struct PairSampler<const D: usize, C = ()> {
     retain: Tensor<D>,
@@ -26,7 +26,7 @@ pub struct PairSampler<const D: usize, C = ()> {
 }
 
 impl<const D: usize> PairSampler<D> {
-    /// A sampler over two data sets held as tensors, for a model without a condition.
+    /// Creates a sampler over two data sets held as tensors, for a model without a condition.
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`, the data without the forgotten points; `forget`: `[k, …]`
@@ -39,21 +39,26 @@ impl<const D: usize> PairSampler<D> {
 }
 
 impl<const D: usize, C: Condition> PairSampler<D, C> {
-    /// A sampler over two data sets held as tensors, each with what the model is conditioned on; batches come on
-    /// their device.
+    /// Creates a sampler over two data sets held as tensors, each with the conditions of its
+    /// points.
     ///
-    /// Reads both sets once, in chunks, to compare their contents.
-    /// Points that are almost the same are legal here: [`DataCheck`](crate::data::DataCheck) finds them.
-    /// A point with two conditions is one point.
+    /// Batches are on the device of the sets.
+    ///
+    /// Reads both sets once, in chunks, to compare their contents. Points that are almost the same
+    /// are legal here: [`DataCheck`](crate::data::DataCheck) finds them. The comparison ignores
+    /// conditions: a point with two conditions is one point.
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`, the data without the forgotten points; `retain_condition`: `n` rows
     /// - `forget`: `[k, …]`; `forget_condition`: `k` rows
     ///
     /// # Errors
-    /// [`Error::Empty`](crate::Error::Empty); [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), also for a condition without a row for each point;
-    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch); [`Error::NonFiniteData`](crate::Error::NonFiniteData);
-    /// [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained) if a forgotten point is in the retain set, value by value.
+    /// [`Error::Empty`](crate::Error::Empty);
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), also for a condition without a row
+    /// for each point; [`Error::DeviceMismatch`](crate::Error::DeviceMismatch);
+    /// [`Error::NonFiniteData`](crate::Error::NonFiniteData);
+    /// [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained) if a forgotten point
+    /// is in the retain set, value by value.
     ///
     /// # Example
     /// ```
@@ -63,7 +68,8 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// let device = Device::flex();
     /// let (retain, forget) = (Tensor::<2>::zeros([3, 8], &device), Tensor::ones([1, 8], &device));
     /// let prompts = ["a dog", "a cat", "a hat"].map(String::from).to_vec();
-    /// let pairs = PairSampler::with_conditions(retain, forget, prompts, vec!["a face".into()], 0)?;
+    /// let face = vec!["a face".into()];
+    /// let pairs = PairSampler::with_conditions(retain, forget, prompts, face, 0)?;
     /// assert_eq!(pairs.batch(0, 16)?.batch_size(), 16);
     /// # Ok::<(), siss::Error>(())
     /// ```
@@ -99,7 +105,7 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         })
     }
 
-    /// The same sets, which are shared, met in the order of another seed.
+    /// The same sampler with another seed; the sets are shared.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.pairing = self.pairing.with_seed(seed);
         self
@@ -115,7 +121,7 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         &self.forget
     }
 
-    /// What the points of a side are conditioned on, `n` or `k` rows.
+    /// The conditions of the points of a side, `n` or `k` rows.
     pub fn condition(&self, side: Side) -> &C {
         match side {
             Side::Retain => &self.retain_condition,
@@ -123,14 +129,15 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         }
     }
 
-    /// SHA-256 of the seed, and of the shapes, values and conditions of both sets: who meets whom in every step, and
-    /// with which condition. A run that is resumed must have the same
-    /// ([`Checkpoints::setting`](crate::Checkpoints::setting)).
+    /// SHA-256 of the seed and of the shapes, values and conditions of both sets.
+    ///
+    /// These determine which points are paired in every step, and with which condition. A resumed
+    /// run must have the same fingerprint ([`Checkpoints::setting`](crate::Checkpoints::setting)).
     ///
     /// Reads both sets and their conditions from their device.
     ///
     /// # Errors
-    /// [`Error::DeviceRead`](crate::Error::DeviceRead), and what [`Condition::digest`] fails with.
+    /// [`Error::DeviceRead`](crate::Error::DeviceRead), and the errors of [`Condition::digest`].
     pub fn fingerprint(&self) -> Result<String> {
         let mut digest = Sha256::new();
         digest.update(self.pairing.seed().to_le_bytes());
@@ -143,7 +150,7 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         Ok(format!("{:x}", digest.finalize()))
     }
 
-    /// The indices that meet in optimiser step `step`.
+    /// The indices that are paired in optimiser step `step`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `batch_size` is from 1 to 1,000,000.
@@ -151,8 +158,8 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         self.pairing.pairs(step, batch_size)
     }
 
-    /// The batch of optimiser step `step`, each point with its condition, and with the indices of the forgotten
-    /// points as their ids.
+    /// The batch of optimiser step `step`: each point with its condition, and the indices of the
+    /// forgotten points as their ids.
     ///
     /// # Errors
     /// As [`pairs`](PairSampler::pairs).
@@ -289,7 +296,7 @@ mod tests {
         );
     }
 
-    /// Several chunks, the copy in the last of them, and two forgotten points that are the same.
+    /// Several chunks, a copy in the last of them, and two identical forgotten points.
     #[test]
     fn a_copy_is_found_in_whatever_chunk_it_is() {
         let retain = set(0, 600_000);
@@ -350,7 +357,7 @@ mod tests {
             PairSampler::with_conditions(set(0, 5), set(9, 2), retain, forget, 0)
         };
         assert!(build(5, 2).is_ok());
-        for (retain, forget, found) in [(4, 2, "[4] where [5]"), (5, 3, "[3] where [2]")] {
+        for (retain, forget, found) in [(4, 2, "[4], but [5]"), (5, 3, "[3], but [2]")] {
             let error = build(retain, forget).unwrap_err();
             assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
             assert!(error.to_string().contains(found), "{error}");

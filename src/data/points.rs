@@ -1,4 +1,4 @@
-//! A data set that is gone through in chunks, whether or not the whole of it fits the memory.
+//! Data sets that are read in chunks, whether or not they fit in memory.
 
 use std::fmt::{self, Debug};
 use std::ops::Range;
@@ -9,15 +9,16 @@ use crate::backend;
 use crate::error::{Error, Result, check_device, check_shape};
 use crate::host::to_f32;
 
-/// The points of a data set, by their numbers: a tensor, or a [`PointLoader`] for a set that does not fit the memory.
+/// The points of a data set, by index: a tensor, or a [`PointLoader`] for a set that does not fit
+/// in memory.
 ///
-/// What looks through a whole set takes it so, asks for a few rows at a time, in order, and lets go of them again. Sets are gone
-/// through more than once.
+/// Functions that read a whole set take it as this trait. They ask for a few rows at a time, in
+/// order, and drop them again. A set may be read more than once.
 pub trait Points<const D: usize>: Debug {
-    /// `[n, …]`: the number of points, and the shape of a point.
+    /// `[n, …]`: the number of points, and the shape of each point.
     fn dims(&self) -> [usize; D];
 
-    /// The points with these numbers, `[rows.len(), …]`, and the same in every call.
+    /// The points with these indices, `[rows.len(), …]`; every call must return the same points.
     ///
     /// # Errors
     /// The set's own, as [`Error::Data`].
@@ -34,10 +35,11 @@ impl<const D: usize> Points<D> for Tensor<D> {
     }
 }
 
-/// Points that a function loads when they are needed: from files, from a memory that is larger than the device's.
+/// Points that a function loads when they are needed: from files, or from a memory larger than the
+/// device's.
 ///
 /// # Example
-/// A set on the CPU that is looked through on another device:
+/// A set on the CPU that is checked on another device:
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
 /// use siss::data::{PointLoader, near_duplicates};
@@ -59,8 +61,9 @@ pub struct PointLoader<const D: usize, F> {
 }
 
 impl<const D: usize, F: Fn(Range<usize>) -> Result<Tensor<D>>> PointLoader<D, F> {
-    /// Points of the shape `dims`, `[n, …]`, the rows `r` of which are what `load(r)` gives. What it fails with is best an
-    /// [`Error::Data`] or an [`Error::Io`].
+    /// Creates a set of shape `dims`, `[n, …]`, whose rows `r` are loaded by `load(r)`.
+    ///
+    /// `load` should fail with an [`Error::Data`] or an [`Error::Io`].
     pub fn new(dims: [usize; D], load: F) -> Self {
         Self { dims, load }
     }
@@ -82,6 +85,8 @@ impl<const D: usize, F: Fn(Range<usize>) -> Result<Tensor<D>>> Points<D> for Poi
     }
 }
 
+/// Checks that a set has points and that they have elements.
+///
 /// # Errors
 /// [`Error::Empty`] for a set without points or elements.
 pub(crate) fn check_not_empty<const D: usize>(
@@ -97,10 +102,11 @@ pub(crate) fn check_not_empty<const D: usize>(
     Ok(())
 }
 
-/// Some rows of a set, plain and in f32.
+/// Loads some rows of a set, detached from autodiff and in f32.
 ///
 /// # Errors
-/// The set's own; [`Error::ShapeMismatch`] and [`Error::DeviceMismatch`] for points of another shape or device.
+/// The set's own; [`Error::ShapeMismatch`] and [`Error::DeviceMismatch`] for points of another
+/// shape or device.
 pub(crate) fn load<const D: usize>(
     points: &dyn Points<D>,
     rows: Range<usize>,
@@ -109,13 +115,14 @@ pub(crate) fn load<const D: usize>(
     let mut shape = points.dims();
     shape[0] = rows.len();
     let loaded = points.load(rows)?;
-    let remedy = "load as many points as are asked for, of the shape that was announced";
+    let remedy = "return exactly the requested points, with the announced shape";
     check_shape("the loaded points", &shape, &loaded.dims(), remedy)?;
     check_device("loaded points", device, &loaded.device())?;
     Ok(to_f32(loaded.inner()))
 }
 
-/// A set in parts of a few rows, as [`load`] gives them: the number of the first, and the rows.
+/// Iterates over a set in chunks of a few rows, as [`load`] returns them: the index of the first
+/// row, and the rows.
 pub(crate) fn chunks<'a, const D: usize>(
     points: &'a dyn Points<D>,
     device: &'a Device,
@@ -129,11 +136,11 @@ pub(crate) fn chunks<'a, const D: usize>(
     })
 }
 
-/// Elements of a chunk: on the CPU few enough to stay in a cache, on a GPU many enough to fill it.
+/// Elements per chunk: on the CPU few enough to stay in a cache, on a GPU enough to keep it busy.
 const ELEMENTS_ON_CPU: usize = 1 << 18;
 const ELEMENTS_ON_GPU: usize = 1 << 24;
 
-/// Rows of a chunk of points of so many elements.
+/// Rows per chunk, for points of this many elements.
 pub(crate) fn chunk_rows(elements: usize, device: &Device) -> usize {
     let of_chunk = match backend::is_flex(device) {
         true => ELEMENTS_ON_CPU,
@@ -152,7 +159,7 @@ mod tests {
         normal_noise([rows, 1024], 1, 0, 0, Stream::Noise, &Device::flex())
     }
 
-    /// More rows than two chunks hold; the last chunk is short.
+    /// More rows than fit in two chunks; the last chunk is short.
     #[test]
     fn chunks_are_the_set_in_order_whether_it_is_a_tensor_or_loaded() {
         let device = Device::flex();

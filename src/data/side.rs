@@ -1,4 +1,4 @@
-//! The two sides of the data.
+//! The two sides of the data: retained and forgotten.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl fmt::Display for Side {
     }
 }
 
-/// Something that there is of each side.
+/// A pair of values, one for each side.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sides<T> {
     pub(crate) retain: T,

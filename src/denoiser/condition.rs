@@ -1,4 +1,4 @@
-//! What a prediction is conditioned on.
+//! Conditions of a prediction, such as classes or prompts.
 
 use burn::tensor::{Bool, Device, Int, Tensor};
 use serde::Serialize;
@@ -8,15 +8,15 @@ use crate::error::{Error, Result, check_shape};
 use crate::host::row_index;
 use crate::trainer::settings::no_json;
 
-/// What a prediction is conditioned on: one entry per row, in one part or several.
+/// The condition of a prediction: one entry per row, in one part or several.
 ///
 /// | type | entry |
 /// |---|---|
 /// | `()` | none: it fits any number of rows |
 /// | `Tensor<D>`, `Tensor<D, Int>`, `Tensor<D, Bool>` | a row, along dimension 0 |
-/// | `Vec<T>` of a `T: Clone + Send + Serialize`, as prompts in a `Vec<String>` | an element |
+/// | `Vec<T>` of a `T: Clone + Send + Serialize`, such as prompts in a `Vec<String>` | an element |
 /// | tuples of 2, 3 and 4 conditions | one of each |
-/// | `Option<C>` | that of `C`; `None` says nothing of any point and fits any number of rows |
+/// | `Option<C>` | that of `C`; `None` has no information and fits any number of rows |
 ///
 /// The trainer runs parts of a batch, so it must be able to take some of the rows.
 ///
@@ -63,39 +63,44 @@ use crate::trainer::settings::no_json;
 ///     mask: Tensor::<2>::zeros([3, 77], &device).bool(),
 /// };
 /// let error = text.check_rows("the prompts", 2).unwrap_err();
-/// assert!(error.to_string().contains("[3] where [2] is needed"));
+/// assert!(error.to_string().contains("[3], but [2] is needed"));
 /// ```
 pub trait Condition: Clone + Send {
-    /// Whether no value of the type says anything of a point, as `()`.
-    /// The trainer and [`Counterfactual::fit`](crate::steering::Counterfactual::fit) ask before they explain a
-    /// point by others of any class or prompt.
+    /// Whether no value of the type has information about a point, such as `()`.
+    ///
+    /// The trainer and [`Counterfactual::fit`](crate::steering::Counterfactual::fit) check this
+    /// before they explain a point by others of any class or prompt.
     const IS_EMPTY: bool = false;
 
     /// The number of entries of each part, in any order: one number for a tensor, none for `()`.
     fn part_rows(&self) -> Vec<usize>;
 
-    /// The entries with these indices, in this order; an index may come twice.
-    /// Called with indices below the number that [`check_rows`](Condition::check_rows) accepted.
+    /// The entries with these indices, in this order; an index may occur twice.
+    ///
+    /// The indices are below the number that [`check_rows`](Condition::check_rows) accepted.
     fn take_rows(&self, rows: &[usize]) -> Self;
 
-    /// The same on another device, for [`SissTrainer::self_check`](crate::SissTrainer::self_check).
+    /// The same condition on another device, for
+    /// [`SissTrainer::self_check`](crate::SissTrainer::self_check).
     fn to_device(self, device: &Device) -> Self;
 
-    /// Hands every value to `add`, as bytes that are the same on every device, for
+    /// Passes every value to `add`, as bytes that are the same on every device, for
     /// [`PairSampler::fingerprint`](crate::PairSampler::fingerprint).
     ///
-    /// It has no default: a part that is left out is one in which a resumed run may differ unnoticed.
+    /// There is no default: if a part were left out, a resumed run could differ in it unnoticed.
     ///
     /// # Errors
     /// [`Error::DeviceRead`]; for a `Vec`, [`Error::NotJson`] for an element that JSON cannot hold.
     fn digest(&self, add: &mut dyn FnMut(&[u8])) -> Result<()>;
 
-    /// The number of entries, of the first part that has one; `None` if any number of rows fits, as for `()`.
+    /// The number of entries of the first part that has one; `None` if any number of rows fits, as
+    /// for `()`.
     fn rows(&self) -> Option<usize> {
         self.part_rows().first().copied()
     }
 
-    /// Checks that every part has one entry for each of `rows` rows; `what` is the condition's name in the error.
+    /// Checks that every part has one entry for each of `rows` rows; `what` names the condition in
+    /// the error.
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] with both numbers.
@@ -185,7 +190,7 @@ impl<T: Clone + Send + Serialize> Condition for Vec<T> {
 }
 
 impl<C: Condition> Condition for Option<C> {
-    // `None` alone says nothing, and which it is shows only when there is a value.
+    // `None` alone has no information, and only a value shows whether it is `None`.
     const IS_EMPTY: bool = C::IS_EMPTY;
 
     fn part_rows(&self) -> Vec<usize> {
@@ -256,7 +261,7 @@ mod tests {
         words.iter().map(ToString::to_string).collect()
     }
 
-    /// What must hold of every condition of three rows, none of which is the same as another.
+    /// What must hold for every condition of three different rows.
     fn check_three_rows<C: Condition>(condition: &C) {
         assert_eq!(condition.rows(), Some(3));
         condition.check_rows("the classes", 3).unwrap();
@@ -336,7 +341,7 @@ mod tests {
             );
             let text = error.to_string();
             assert!(
-                text.contains("the prompts has shape [4] where [3]"),
+                text.contains("the prompts has shape [4], but [3]"),
                 "{text}"
             );
         }
@@ -359,7 +364,7 @@ mod tests {
         );
         assert!(absent.take_rows(&[4, 2]).is_none());
         assert!(is_empty(&()) && is_empty(&((), ())) && is_empty(&((), None::<()>, (), ())));
-        // A model with a condition that may be absent has one.
+        // A model with an optional condition has a condition.
         assert!(!is_empty(&absent) && !is_empty(&((), absent)));
     }
 

@@ -1,4 +1,4 @@
-//! A module from elsewhere as a [`Denoiser`]: the module and a function that says how to call it.
+//! A [`Denoiser`] made of any burn module and a function that says how to call it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,12 +10,15 @@ use super::Denoiser;
 use super::condition::Condition;
 use crate::process::PredictionType;
 
-/// Makes any burn module a [`Denoiser`]: for a module from another crate, for which you cannot implement the trait.
+/// Makes any burn module a [`Denoiser`]: for a module from another crate, for which you cannot
+/// implement the trait.
 ///
-/// The function is [`predict`](Denoiser::predict), with the same shapes. It decides the rank `D` and the condition `C`, so
-/// a closure must name their types. It must compute with the module it is given: a module that the closure captures is not trained.
+/// The function is [`predict`](Denoiser::predict), with the same shapes. It determines the rank `D`
+/// and the condition `C`, so a closure must name their types. It must compute with the module that
+/// it is given: a module that the closure captures is not trained.
 ///
-/// As a [`Module`] it is the module it wraps: the same parameters under the same names, so files of weights fit both.
+/// As a [`Module`] it is the module that it wraps: the parameters have the same names, so files of
+/// weights fit both.
 ///
 /// # Example
 /// ```
@@ -36,19 +39,21 @@ use crate::process::PredictionType;
 /// let layer = trainer.into_model().into_inner();
 /// # Ok::<(), siss::Error>(())
 /// ```
-/// Where the type must be written down, use a function pointer: `FnDenoiser<Linear, fn(&Linear, Tensor<2>, Tensor<1>, &()) -> Tensor<2>>`.
+/// If the type must be written down, use a function pointer:
+/// `FnDenoiser<Linear, fn(&Linear, Tensor<2>, Tensor<1>, &()) -> Tensor<2>>`.
 #[derive(Clone)]
 pub struct FnDenoiser<M, F, C = ()> {
     module: M,
     function: F,
     prediction_type: PredictionType,
-    /// The function takes a condition; none is kept.
+    /// The function takes a condition, but none is stored.
     condition: PhantomData<fn(&C)>,
 }
 
 impl<M: Module, F, C: Condition> FnDenoiser<M, F, C> {
-    /// Predicts the noise with `function(&module, noisy, timesteps, &condition)`;
-    /// [`predicting`](FnDenoiser::predicting) says that the output is something else.
+    /// Predicts the noise with `function(&module, noisy, timesteps, &condition)`.
+    ///
+    /// If the output is something else, add [`predicting`](FnDenoiser::predicting).
     pub fn new<const D: usize>(module: M, function: F) -> Self
     where
         F: Fn(&M, Tensor<D>, Tensor<1>, &C) -> Tensor<D> + Clone + Send,
@@ -68,7 +73,7 @@ impl<M, F, C> FnDenoiser<M, F, C> {
         &self.module
     }
 
-    /// Says what the output is.
+    /// Sets what the output is.
     ///
     /// # Example
     /// ```
@@ -93,7 +98,7 @@ impl<M, F, C> FnDenoiser<M, F, C> {
         self.module
     }
 
-    /// The same function over another state of the module.
+    /// The same function with another state of the module.
     fn with_module(self, change: impl FnOnce(M) -> M) -> Self {
         Self {
             module: change(self.module),
@@ -129,8 +134,8 @@ where
     }
 }
 
-/// By hand: burn's derive asks skipped fields for `Debug`, which closures have not, and would put a level into the
-/// parameters' names.
+/// Implemented by hand: burn's derive requires `Debug` of skipped fields, which closures lack, and
+/// would add a level to the parameters' names.
 impl<M: Module, F: Clone + Send, C: Condition> Module for FnDenoiser<M, F, C> {
     fn collect_devices(&self, devices: Devices) -> Devices {
         self.module.collect_devices(devices)
@@ -199,7 +204,7 @@ mod tests {
         })
     }
 
-    /// Names, ids and whether they are trained of all parameters.
+    /// Names and ids of all parameters, and whether they are trained.
     fn parameters<M: Module>(model: &M) -> Vec<(String, ParamId, bool)> {
         struct Collect(Vec<String>, Vec<(String, ParamId, bool)>);
         impl ModuleVisitor for Collect {

@@ -1,4 +1,4 @@
-//! The user's model: a burn module behind one method, of any rank and with any condition.
+//! The user's model: a burn module with one method, of any rank and with any condition.
 
 mod condition;
 mod function;
@@ -35,16 +35,17 @@ pub use function::FnDenoiser;
 ///
 /// let device = Device::flex();
 /// let model = Model { linear: LinearConfig::new(4, 3).init(&device) };
-/// let prediction = model.predict(Tensor::zeros([5, 3], &device), Tensor::zeros([5], &device), &());
+/// let noisy = Tensor::zeros([5, 3], &device);
+/// let prediction = model.predict(noisy, Tensor::zeros([5], &device), &());
 /// assert_eq!(prediction.dims(), [5, 3]);
 /// ```
 pub trait Denoiser<const D: usize>: Module {
-    /// What the prediction is conditioned on: `()` for nothing, a tensor, a tuple, a type of your own.
+    /// The condition of the prediction: `()` for none, a tensor, a tuple, or a type of your own.
     type Condition: Condition;
 
     /// The model's output for a batch of noisy points.
     ///
-    /// Must not mix rows: a row's output may depend on its own input alone.
+    /// Must not mix rows: a row's output may depend only on that row's input.
     ///
     /// # Shapes
     /// - `noisy` and the result: `[rows, …]`
@@ -58,21 +59,26 @@ pub trait Denoiser<const D: usize>: Module {
         condition: &Self::Condition,
     ) -> Tensor<D>;
 
-    /// What the model's output is. The model says it once: trainer, samplers, steering and
-    /// [`evaluate`](crate::evaluate) ask it, and refuse a scheduler whose configuration says
-    /// otherwise.
+    /// What the model's output is; the noise by default.
     ///
-    /// The noise unless implemented. A model that predicts something else and does not say so learns
-    /// the wrong thing, and no number shows it.
+    /// Only the model says this: trainer, samplers, steering and [`evaluate`](crate::evaluate) ask
+    /// the model, and refuse a scheduler whose configuration says otherwise.
+    ///
+    /// If a model predicts something else and does not say so, it learns the wrong thing, and no
+    /// number shows it.
     fn prediction_type(&self) -> PredictionType {
         PredictionType::Epsilon
     }
 
-    /// Whether the model takes inputs of this shape, `[rows, …]`: the place to refuse a wrong number of channels with an
-    /// error instead of a panic in [`predict`](Denoiser::predict). Accepts everything unless implemented.
+    /// Checks whether the model accepts inputs of this shape, `[rows, …]`; accepts everything by
+    /// default.
+    ///
+    /// Implement it to refuse, for example, a wrong number of channels with an error instead of a
+    /// panic in [`predict`](Denoiser::predict).
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or another that says what the model takes.
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or another error that says what the
+    /// model accepts.
     fn check_input(&self, shape: [usize; D]) -> Result<()> {
         let _ = shape;
         Ok(())

@@ -1,4 +1,4 @@
-//! Which side of the mixture each row is drawn from.
+//! Samplers that decide which side of the mixture each row is drawn from.
 
 use std::fmt::Debug;
 
@@ -9,8 +9,8 @@ use crate::error::{Result, check_probability};
 
 /// Chooses which rows of a batch draw their noisy point from the forgotten point.
 ///
-/// Every row must be chosen with probability `λ` in each step, whatever the joint distribution:
-/// the estimators stay unbiased.
+/// In each step every row must be chosen with probability `λ`, whatever the joint distribution of
+/// the rows: this keeps the estimators unbiased.
 pub trait MixtureSampler: Send + Debug {
     /// `λ`, the probability with which a row is drawn from the forgotten point.
     fn forget_prob(&self) -> f64;
@@ -18,10 +18,8 @@ pub trait MixtureSampler: Send + Debug {
     /// For each of `batch_size` rows, whether it is drawn from the forgotten point.
     fn choose_forget(&self, batch_size: usize, rng: &mut dyn Rng) -> Vec<bool>;
 
-    /// Name and settings, which must be the same when a run is resumed. What `Debug` writes unless implemented.
-    fn settings(&self) -> String {
-        format!("{self:?}")
-    }
+    /// Name and settings as text. A resumed run must have the same.
+    fn settings(&self) -> String;
 }
 
 impl MixtureSampler for Box<dyn MixtureSampler> {
@@ -38,7 +36,7 @@ impl MixtureSampler for Box<dyn MixtureSampler> {
     }
 }
 
-/// An independent coin for each row, as the paper and its code have it.
+/// An independent coin flip for each row, as in the paper and its code.
 #[doc(alias = "lambda")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CoinFlip {
@@ -46,7 +44,7 @@ pub struct CoinFlip {
 }
 
 impl CoinFlip {
-    /// Coins that fall on the forgotten side with probability `forget_prob` (`λ`).
+    /// Creates coins that choose the forgotten side with probability `forget_prob` (`λ`).
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless `0 ≤ λ ≤ 1`.
@@ -72,8 +70,11 @@ impl MixtureSampler for CoinFlip {
     }
 }
 
-/// `λ·B` of the rows, at random places; where `λ·B` is no whole number it is rounded up with the
-/// probability of its fraction. Less variance than coins, and sizes that hardly change.
+/// Exactly `λ·B` of the rows, at random places.
+///
+/// If `λ·B` is not a whole number, it is rounded up with a probability equal to its fraction,
+/// otherwise down. This has less variance than coin flips, and the sizes of the two sides hardly
+/// change.
 #[doc(alias = "lambda")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FixedAllocation {
@@ -137,7 +138,7 @@ mod tests {
             total += count;
             first_row += usize::from(chosen[0]);
         }
-        // 2.4 rows a step, each row with probability 0.3.
+        // 2.4 rows per step, each row with probability 0.3.
         assert!((total as f64 / steps as f64 - 2.4).abs() < 4.0 * 0.49 / 100.0);
         assert!((first_row as f64 / steps as f64 - 0.3).abs() < 4.0 * 0.4583 / 100.0);
     }

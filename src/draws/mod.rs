@@ -1,8 +1,9 @@
-//! All randomness of an optimiser step, drawn on the host before anything is computed.
+//! The random numbers of an optimiser step, all drawn on the host before the step computes
+//! anything.
 //!
-//! A draw is a function of its key (seed, step, row, stream) and of nothing else: not of the device, not of
-//! the size of a micro-batch, not of what was drawn before. So a step repeats anywhere, and a resumed run
-//! draws what the run would have drawn.
+//! A draw depends only on its key (seed, step, row, stream): not on the device, the size of a
+//! micro-batch or earlier draws. So a step can be repeated anywhere, and a resumed run draws the
+//! same numbers as an uninterrupted one.
 
 mod mixture;
 mod timesteps;
@@ -22,7 +23,9 @@ use crate::process::TimeRange;
 pub use mixture::{CoinFlip, FixedAllocation, MixtureSampler};
 pub use timesteps::TimestepSampling;
 
-/// What a random stream is used for. The streams of one (seed, step, row) are independent.
+/// What a random stream is used for.
+///
+/// The streams of one (seed, step, row) are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stream {
@@ -32,26 +35,26 @@ pub enum Stream {
     Noise,
     /// Which component of the mixture a row is drawn from.
     Mixture,
-    /// Which light rows survive thinning.
+    /// Which rows of small weight survive thinning.
     Thinning,
-    /// Which retained point meets which forgotten point.
+    /// Which retained point is paired with which forgotten point.
     Pairs,
-    /// Noise of the samplers: starting points and the steps of stochastic ones.
+    /// Noise of the samplers: starting points, and the steps of stochastic samplers.
     Sampling,
-    /// Noise with which losses are evaluated.
+    /// Noise for the evaluation of losses.
     Evaluation,
-    /// The noise of a forget term that has its own.
+    /// Noise of a forget term that has noise of its own.
     ForgetNoise,
-    /// The timesteps of a forget term that has its own.
+    /// Timesteps of a forget term that has timesteps of its own.
     ForgetTimesteps,
-    /// Uniform numbers as a target.
+    /// Uniform numbers that serve as a target.
     Uniform,
-    /// Numbers of an objective of your own, by a name that no other use has.
+    /// Numbers of an objective outside this crate, by a name that no other use has.
     Own(&'static str),
 }
 
 impl Stream {
-    /// Fixed numbers: changing one changes every run's results.
+    /// Fixed numbers: changing one changes the results of every run.
     fn tag(self) -> u64 {
         match self {
             Stream::Timesteps => 1,
@@ -64,7 +67,7 @@ impl Stream {
             Stream::ForgetNoise => 8,
             Stream::ForgetTimesteps => 9,
             Stream::Uniform => 10,
-            // FNV-1a of the name. The highest bit keeps it apart from the numbers above.
+            // FNV-1a of the name. The highest bit keeps it apart from the fixed numbers.
             Stream::Own(name) => {
                 let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
                     (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -75,9 +78,11 @@ impl Stream {
     }
 }
 
-/// The generator of one key. Batch-wide draws use row 0.
+/// The random generator of one key.
 ///
-/// ChaCha with the key (seed, step, row, stream) written little-endian into its 32 bytes.
+/// Draws for a whole batch use row 0.
+///
+/// ChaCha, whose 32-byte seed is the key (seed, step, row, stream) in little-endian order.
 pub fn keyed_rng(seed: u64, step: u64, row: u64, stream: Stream) -> impl Rng {
     let mut key = [0; 32];
     for (bytes, part) in key.chunks_exact_mut(8).zip([seed, step, row, stream.tag()]) {
@@ -86,7 +91,7 @@ pub fn keyed_rng(seed: u64, step: u64, row: u64, stream: Stream) -> impl Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Standard normal noise, each row from its own key.
+/// Standard normal noise, each row generated from its own key.
 ///
 /// # Shapes
 /// - `shape` and the result: `[rows, …]`; row `i` of the result has key
@@ -103,7 +108,7 @@ pub fn normal_noise<const D: usize>(
     numbers(StandardNormal, shape, key, device)
 }
 
-/// Numbers of a distribution, each row from the generator of its own key.
+/// Random numbers, each row generated from its own key.
 fn numbers<const D: usize, R: Rng>(
     distribution: impl Distribution<f32> + Copy,
     shape: [usize; D],
@@ -118,8 +123,9 @@ fn numbers<const D: usize, R: Rng>(
     tensor(values, shape, device)
 }
 
-/// Random numbers that only some objectives need, in addition to those that all share. Each has a
-/// stream of its own.
+/// Random numbers that only some objectives need, in addition to those of every step.
+///
+/// Each kind has a stream of its own.
 ///
 /// # Example
 /// ```
@@ -142,12 +148,12 @@ enum Kind {
 }
 
 impl ExtraDraws {
-    /// No other numbers.
+    /// No additional numbers.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Timesteps, `[batch]`, drawn as those of the step but independent of them.
+    /// Timesteps, `[batch]`, drawn like those of the step but independent of them.
     pub fn timesteps(self, stream: Stream) -> Self {
         self.with(stream, Kind::Timesteps)
     }
@@ -168,7 +174,9 @@ impl ExtraDraws {
     }
 }
 
-/// The random numbers of one optimiser step. What follows from them is a pure function of (batch, draws, model).
+/// The random numbers of one optimiser step.
+///
+/// Given the batch and the model, they determine the step.
 ///
 /// # Example
 /// ```
@@ -192,19 +200,20 @@ pub struct Draws<const D: usize> {
 }
 
 impl<const D: usize> Draws<D> {
-    /// Draws made elsewhere: for tests, for golden values, for replaying a step.
+    /// Creates draws from given numbers: for tests, for golden values, or to replay a step.
     ///
-    /// The number that thinning uses follows from these and from the first number of the noise: the same for the same draws, and
-    /// uniform over the steps of a run. [`with_thinning_uniform`](Draws::with_thinning_uniform) sets it.
+    /// The uniform number for thinning is derived from the arguments and the first number of the
+    /// noise: it is the same for the same draws, and uniform over the steps of a run.
+    /// [`with_thinning_uniform`](Draws::with_thinning_uniform) sets it.
     ///
     /// # Shapes
-    /// - `timesteps`, `from_forget`: `[batch]`; `from_forget[i]` says that row `i`'s noisy point is drawn from
-    ///   the forgotten point
+    /// - `timesteps`, `from_forget`: `[batch]`; `from_forget[i]` says that row `i`'s noisy point is
+    ///   drawn from the forgotten point
     /// - `noise`: `[batch, …]`, standard normal
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if the lengths differ, [`Error::OutOfRange`] unless `0 ≤ forget_prob ≤ 1`;
-    /// [`Error::DeviceRead`].
+    /// [`Error::ShapeMismatch`] if the lengths differ, [`Error::OutOfRange`] unless
+    /// `0 ≤ forget_prob ≤ 1`; [`Error::DeviceRead`].
     pub fn new(
         timesteps: Vec<f64>,
         noise: Tensor<D>,
@@ -216,7 +225,8 @@ impl<const D: usize> Draws<D> {
         Self::with_all(timesteps, noise, from_forget, forget_prob, uniform)
     }
 
-    /// The same with a thinning uniform, so that nothing is read from the device.
+    /// Like [`new`](Draws::new) with a given thinning uniform, so that nothing is read from the
+    /// device.
     fn with_all(
         timesteps: Vec<f64>,
         noise: Tensor<D>,
@@ -240,7 +250,7 @@ impl<const D: usize> Draws<D> {
         })
     }
 
-    /// Sets the one uniform number in `[0, 1)` that thinning uses.
+    /// Sets the uniform number in `[0, 1)` that thinning uses.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] unless `0 ≤ uniform < 1`.
@@ -251,13 +261,13 @@ impl<const D: usize> Draws<D> {
         Ok(self)
     }
 
-    /// Adds the timesteps of a stream, for objectives that ask for them.
+    /// Adds the timesteps of a stream, for objectives that need them.
     ///
     /// # Shapes
     /// - `timesteps`: `[batch]`
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] unless there is one for every row.
+    /// [`Error::ShapeMismatch`] unless there is one timestep per row.
     pub fn with_timesteps(mut self, stream: Stream, timesteps: Vec<f64>) -> Result<Self> {
         let (rows, remedy) = (self.batch_size(), "draw one for every row of the noise");
         check_shape("the extra timesteps", &[rows], &[timesteps.len()], remedy)?;
@@ -266,14 +276,14 @@ impl<const D: usize> Draws<D> {
         Ok(self)
     }
 
-    /// Adds the numbers of a stream, for objectives that ask for them.
+    /// Adds the numbers of a stream, for objectives that need them.
     ///
     /// # Shapes
     /// - `numbers`: `[batch, …]`
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if they have another shape than the noise;
-    /// [`Error::DeviceMismatch`] on another device.
+    /// [`Error::ShapeMismatch`] if their shape is not that of the noise; [`Error::DeviceMismatch`]
+    /// if they are on another device.
     pub fn with_numbers(mut self, stream: Stream, numbers: Tensor<D>) -> Result<Self> {
         let (shape, remedy) = (self.noise.dims(), "draw one number for every element");
         check_shape("the extra numbers", &shape, &numbers.dims(), remedy)?;
@@ -283,7 +293,7 @@ impl<const D: usize> Draws<D> {
         Ok(self)
     }
 
-    /// The same draws on another device: to replay a step there.
+    /// Moves the draws to another device, to replay a step there.
     pub fn to_device(mut self, device: &Device) -> Self {
         self.noise = self.noise.to_device(device);
         for (_, numbers) in &mut self.extra_numbers {
@@ -297,7 +307,7 @@ impl<const D: usize> Draws<D> {
         self.timesteps.len()
     }
 
-    /// Timestep of each row.
+    /// The timestep of each row.
     pub fn timesteps(&self) -> &[f64] {
         &self.timesteps
     }
@@ -307,7 +317,7 @@ impl<const D: usize> Draws<D> {
         &self.noise
     }
 
-    /// Whether a row's noisy point is drawn from the forgotten point.
+    /// Whether each row's noisy point is drawn from the forgotten point.
     pub fn from_forget(&self) -> &[bool] {
         &self.from_forget
     }
@@ -317,7 +327,7 @@ impl<const D: usize> Draws<D> {
         self.thinning_uniform
     }
 
-    /// The timesteps of a stream that the objective asked for, `[batch]`.
+    /// The timesteps of a stream that the objective needs in addition, `[batch]`.
     ///
     /// # Errors
     /// [`Error::MissingPart`] if none were drawn.
@@ -327,7 +337,7 @@ impl<const D: usize> Draws<D> {
         found.ok_or_else(|| not_drawn(stream, "timesteps", ASK_FOR_TIMESTEPS))
     }
 
-    /// The numbers of a stream that the objective asked for, `[batch, …]`.
+    /// The numbers of a stream that the objective needs in addition, `[batch, …]`.
     ///
     /// # Errors
     /// [`Error::MissingPart`] if none were drawn.
@@ -337,16 +347,16 @@ impl<const D: usize> Draws<D> {
         found.ok_or_else(|| not_drawn(stream, "numbers", ASK_FOR_NUMBERS))
     }
 
-    /// The mixture's `λ` with which `from_forget` was drawn.
+    /// The mixture probability `λ` with which `from_forget` was drawn.
     pub fn forget_prob(&self) -> f64 {
         self.forget_prob
     }
 }
 
 const ASK_FOR_TIMESTEPS: &str =
-    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_timesteps`";
+    "ask for them in `SissLoss::extra_draws`, or add them with `Draws::with_timesteps`";
 const ASK_FOR_NUMBERS: &str =
-    "ask for them in `SissLoss::extra_draws`, or add them by `Draws::with_numbers`";
+    "ask for them in `SissLoss::extra_draws`, or add them with `Draws::with_numbers`";
 
 fn not_drawn(stream: Stream, missing: &'static str, remedy: &'static str) -> Error {
     Error::MissingPart {
@@ -356,7 +366,7 @@ fn not_drawn(stream: Stream, missing: &'static str, remedy: &'static str) -> Err
     }
 }
 
-/// The first number of the noise, 0 where there is none.
+/// The first number of the noise; 0 if the noise is empty.
 fn first_number<const D: usize>(noise: &Tensor<D>) -> Result<f32> {
     if noise.dims().contains(&0) {
         return Ok(0.0);
@@ -366,7 +376,9 @@ fn first_number<const D: usize>(noise: &Tensor<D>) -> Result<f32> {
     Ok(read_f32(first, "the noise")?[0])
 }
 
-/// A number in `[0, 1)` that looks uniform and follows from draws, of which the noise is never the same twice.
+/// A hash of the draws as a uniform number in `[0, 1)`.
+///
+/// Since the noise is different in every step, so is the number.
 fn uniform_of(timesteps: &[f64], from_forget: &[bool], forget_prob: f64, first: f32) -> f64 {
     let components = from_forget.iter().map(|&from| u64::from(from));
     let parts = timesteps.iter().map(|timestep| timestep.to_bits());
@@ -376,10 +388,11 @@ fn uniform_of(timesteps: &[f64], from_forget: &[bool], forget_prob: f64, first: 
     keyed_rng(hash, 0, 0, Stream::Thinning).random()
 }
 
-/// The golden ratio in 64 bits: that a sum of it repeats takes long.
+/// The golden ratio in 64 bits: its multiples take long to repeat.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A number every bit of which depends on every bit of another: the last lines of SplitMix64.
+/// Mixes the bits of a number, so that every bit of the result depends on every bit of the input:
+/// the last lines of SplitMix64.
 pub(crate) fn mixed(mut number: u64) -> u64 {
     number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -396,12 +409,12 @@ pub struct DrawSource {
 }
 
 impl DrawSource {
-    /// The draws of optimiser step `step` for a batch of this shape, and those that the objective needs beside them
-    /// ([`SissLoss::extra_draws`](crate::SissLoss::extra_draws)).
+    /// The draws of optimiser step `step` for a batch of this shape, with the additional ones that
+    /// the objective needs ([`SissLoss::extra_draws`](crate::SissLoss::extra_draws)).
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the sampler breaks its contract; those of
-    /// [`TimestepSampling::check`].
+    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the mixture sampler breaks its
+    /// contract; those of [`TimestepSampling::check`].
     pub fn draw<const D: usize>(
         &self,
         step: u64,
@@ -448,7 +461,7 @@ mod tests {
     use super::*;
     use crate::draws::{CoinFlip, FixedAllocation};
 
-    /// Timesteps, noise, mixture and thinning of step 3 under seed 7.
+    /// Timesteps, noise, mixture and thinning of step 3 with seed 7.
     const VALUE_STABILITY: ([f64; 4], [f32; 8], [bool; 4], f64) = (
         [438.0, 161.0, 151.0, 423.0],
         [
@@ -476,8 +489,8 @@ mod tests {
         }
     }
 
-    /// A row of weight 0.3 that is thinned at 1 is run in three of ten steps, also where nothing but the noise tells the steps apart.
-    /// With ½ in every step it never was.
+    /// A row of weight 0.3, thinned at 1, is run in three of ten steps, even if only the noise
+    /// differs between the steps. With a uniform number of ½ in every step it was never run.
     #[test]
     fn draws_made_elsewhere_thin_without_bias() {
         let steps = 4_000;
@@ -516,7 +529,7 @@ mod tests {
         assert_ne!(uniform, draws(0.5).thinning_uniform());
     }
 
-    /// A changed stream changes every published result: it must be a visible decision.
+    /// A changed stream changes every published result, so it must be a visible decision.
     #[test]
     fn value_stability() {
         let device = Device::flex();
@@ -598,7 +611,8 @@ mod tests {
         }
     }
 
-    /// The forget term's own draws and the uniform numbers: independent of the shared ones, repeatable, in range.
+    /// The forget term's own draws and the uniform numbers are independent of the shared ones,
+    /// repeatable, and in range.
     #[test]
     fn extra_draws_have_streams_of_their_own() {
         let (device, sampler) = (Device::flex(), FixedAllocation::new(0.5).unwrap());

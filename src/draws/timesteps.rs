@@ -1,4 +1,4 @@
-//! Which timesteps a batch is given.
+//! How the timesteps of a batch are drawn.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,23 +12,27 @@ use crate::text::serde_as_text;
 
 /// How the timesteps of a batch are drawn.
 ///
-/// As text, on command lines and in configuration files: `uniform`, `low-discrepancy`, `window:250..750`, `fixed:999`.
+/// As text, on command lines and in configuration files: `uniform`, `low-discrepancy`,
+/// `window:250..750`, `fixed:999`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum TimestepSampling {
-    /// Uniform over the scheduler's range and independent of each other, as the published code draws them.
+    /// Uniform over the scheduler's range and independent of each other, as in the published code.
     Uniform,
-    /// One uniform number for the batch and rows at even distances from it, `u + i / B` modulo 1: each row's timestep
-    /// is uniform, and the whole range is covered in every step, which lowers the variance (Kingma et al. 2021,
-    /// Appendix I.1).
+    /// One uniform number `u` for the batch, and rows evenly spaced from it: `u + i / B` modulo 1.
+    ///
+    /// The timestep of each row is uniform, and every step covers the whole range, which lowers the
+    /// variance (Kingma et al. 2021, Appendix I.1).
     #[default]
     LowDiscrepancy,
-    /// The same over the timesteps from `low` up to, but not including, `high`: to forget where it matters and leave the
-    /// other timesteps alone (arXiv 2510.17917 takes 250 to 750 of 1,000 for faces).
+    /// Low-discrepancy timesteps from `low` up to, but not including, `high`.
+    ///
+    /// This forgets where it matters and leaves the other timesteps alone (arXiv 2510.17917 takes
+    /// 250 to 750 of 1,000 for faces).
     Window {
         /// The first timestep.
         low: f64,
-        /// The end, which is not drawn any more.
+        /// The end of the window, which is not drawn.
         high: f64,
     },
     /// The same timestep for every row.
@@ -36,13 +40,15 @@ pub enum TimestepSampling {
 }
 
 impl TimestepSampling {
-    /// The timesteps of the rows of optimiser step `step`; the range is that of a scheduler for which
-    /// [`check`](TimestepSampling::check) passed.
+    /// The timesteps of the rows in optimiser step `step`.
+    ///
+    /// `range` must be that of a scheduler for which [`check`](TimestepSampling::check) passed.
     pub fn timesteps(self, range: TimeRange, batch_size: usize, seed: u64, step: u64) -> Vec<f64> {
         self.stream(range, batch_size, seed, step, Stream::Timesteps)
     }
 
-    /// The same from another stream: for a term with timesteps of its own.
+    /// Like [`timesteps`](TimestepSampling::timesteps), from another stream: for a term with
+    /// timesteps of its own.
     pub(super) fn stream(
         self,
         range: TimeRange,
@@ -66,7 +72,7 @@ impl TimestepSampling {
             .collect()
     }
 
-    /// The first and the last timestep that can be drawn of a range.
+    /// The first and the last timestep of a range that can be drawn.
     pub(crate) fn ends(self, range: TimeRange) -> [f64; 2] {
         // The largest number below 1.
         let last = 1.0 - f64::EPSILON / 2.0;
@@ -81,10 +87,11 @@ impl TimestepSampling {
         }
     }
 
-    /// Whether all timesteps that can be drawn lie in `range`.
+    /// Checks that all timesteps that can be drawn lie in `range`.
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`] names one that does not; [`Error::OutOfRange`] for a window without a timestep.
+    /// [`Error::TimestepOutOfRange`] names a timestep that is outside; [`Error::OutOfRange`] for a
+    /// window without timesteps.
     pub fn check(self, range: TimeRange) -> Result<()> {
         let in_range = |timestep| match range.contains(timestep) {
             true => Ok(()),
@@ -116,7 +123,7 @@ impl fmt::Display for TimestepSampling {
     }
 }
 
-/// How a kind is written, and what reads it.
+/// How a kind is written, and the function that reads it.
 type Form = (&'static str, fn(&str) -> Option<TimestepSampling>);
 
 const FORMS: [Form; 4] = [
@@ -140,6 +147,8 @@ const FORMS: [Form; 4] = [
 impl FromStr for TimestepSampling {
     type Err = Error;
 
+    /// Parses a kind of sampling from its text.
+    ///
     /// # Errors
     /// [`Error::UnknownName`].
     fn from_str(text: &str) -> Result<Self> {
@@ -176,7 +185,8 @@ mod tests {
         }
     }
 
-    /// The mean over many steps of each row's timestep is that of the uniform distribution, 499.5 (sd 288.7).
+    /// For each row, the mean of the timestep over many steps is that of the uniform distribution,
+    /// 499.5 (standard deviation 288.7).
     #[test]
     fn every_row_is_uniform_under_both_policies() {
         for policy in [TimestepSampling::Uniform, TimestepSampling::LowDiscrepancy] {
@@ -231,7 +241,7 @@ mod tests {
                 serde_json::from_str::<TimestepSampling>(&json).unwrap(),
                 sampling
             );
-            // And the message that refuses another one offers it.
+            // The message for an unknown name lists the known ones.
             let error = "even".parse::<TimestepSampling>().unwrap_err().to_string();
             let (kind, _) = text.split_once(':').unwrap_or((text, ""));
             assert!(error.contains(kind), "{error}");
@@ -251,7 +261,7 @@ mod tests {
         drawn.dedup();
         assert_eq!(drawn, [3.0, 4.0]);
         window(2.5, 3.5).check(RANGE).unwrap();
-        // The end is not drawn, and there is nothing before it.
+        // The end is not drawn, so this window has no timestep.
         assert!(window(2.5, 3.0).check(RANGE).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! What a model knows of data: the loss of single points, and whether the data are prepared as the
-//! model was trained on them.
+//! Measures how well a model knows data: the loss of single points, and whether the data are
+//! prepared as they were for the model's training.
 
 mod answer_distance;
 mod denoising_loss;

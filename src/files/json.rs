@@ -1,16 +1,16 @@
-//! What JSON cannot say.
+//! Numbers that JSON cannot represent: NaN, infinities, and exact floats.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-/// JSON has no NaN or infinity: they are written as `null` and read back as NaN.
+/// Reads a number, with `null` as NaN: JSON has no NaN or infinity, which are written as `null`.
 pub(crate) fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-/// Numbers as their bits, which JSON carries exactly.
+/// Serialises numbers as their bits, which JSON carries exactly.
 pub(crate) mod exact {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -32,8 +32,10 @@ pub(crate) mod exact {
 /// The numbers that Python writes as bare words.
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
-/// The object of a file that Python wrote. Its `NaN`, `Infinity` and `-Infinity` become strings of these letters: what
-/// needs a number refuses them by name, and what has no use for the key never looks.
+/// Parses a JSON object that Python wrote.
+///
+/// Its `NaN`, `Infinity` and `-Infinity` become strings with these letters: a reader that needs a
+/// number refuses the string and names it, and a key that is not used does no harm.
 pub(crate) fn python_object(text: &str) -> serde_json::Result<Map<String, Value>> {
     serde_json::from_str(&words_in_quotes(text))
 }
@@ -52,7 +54,7 @@ fn words_in_quotes(text: &str) -> Cow<'_, str> {
             None => first.len_utf8(),
         };
         let (piece, after) = rest.split_at(length);
-        // A word before a colon is a key, which Python puts in quotes.
+        // A word before a colon is a key; Python puts keys in quotes.
         if word.is_some() && !after.trim_start().starts_with(':') {
             quoted.extend(["\"", piece, "\""]);
         } else {
@@ -63,7 +65,8 @@ fn words_in_quotes(text: &str) -> Cow<'_, str> {
     quoted.into()
 }
 
-/// Bytes of the string that `text` begins with, its quotes included; all of them where it does not end.
+/// Length in bytes of the string at the beginning of `text`, including its quotes; the whole length
+/// if the string does not end.
 fn string_length(text: &str) -> usize {
     let mut is_escaped = false;
     let end = text.bytes().enumerate().skip(1).find(|&(_, byte)| {

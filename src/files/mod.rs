@@ -1,5 +1,8 @@
-//! Files and folders. What comes from elsewhere and is no ordinary file is refused before it is opened, for a pipe would wait
-//! for ever and a device never ends. What is written appears as a whole, with the mode that the umask gives.
+//! Reading and writing of files and folders.
+//!
+//! An input that is not an ordinary file is refused before it is opened, because a pipe would block
+//! for ever and a device never ends. Outputs appear completely or not at all, with the mode that
+//! the umask gives.
 
 pub(crate) mod json;
 pub(crate) mod path;
@@ -20,20 +23,22 @@ pub use results::ResultFolder;
 /// Longest configuration that is read: published ones have a few thousand bytes.
 const LONGEST_CONFIGURATION: u64 = 1 << 20;
 
-/// What Git leaves in the place of a large file until it is asked for it: a text that begins like this.
+/// First bytes of the text file that Git LFS puts in place of a large file that has not been
+/// fetched.
 const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// A pointer is shorter than this.
 const LONGEST_POINTER: u64 = 1024;
 
-/// Opens a file and says how long it is.
+/// Opens a file and returns its length.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::InvalidFile`] for a folder, a pipe or a device, and for a pointer of Git LFS.
+/// [`Error::Io`]; [`Error::InvalidFile`] for a folder, a pipe or a device, and for a Git LFS
+/// pointer.
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let reading = || Error::io("reading", path);
     let metadata = std::fs::metadata(path).map_err(reading())?;
     if !metadata.is_file() {
-        return Err(invalid(path, "it is no ordinary file"));
+        return Err(invalid(path, "it is not an ordinary file"));
     }
     let mut file = File::open(path).map_err(reading())?;
     if metadata.len() < LONGEST_POINTER && is_pointer(&mut file).map_err(reading())? {
@@ -54,7 +59,7 @@ fn is_pointer(file: &mut File) -> std::io::Result<bool> {
 /// Reads a configuration.
 ///
 /// # Errors
-/// As [`open`]; [`Error::InvalidFile`] for more than 1 MiB or what is no UTF-8.
+/// Those of [`open`]; [`Error::InvalidFile`] for more than 1 MiB or invalid UTF-8.
 pub(crate) fn read_configuration(path: &Path) -> Result<String> {
     let (file, length) = open(path)?;
     let mut bytes = Vec::new();
@@ -62,7 +67,7 @@ pub(crate) fn read_configuration(path: &Path) -> Result<String> {
         .read_to_end(&mut bytes)
         .map_err(Error::io("reading", path))?;
     if bytes.len() as u64 > LONGEST_CONFIGURATION {
-        let message = format!("it has {length} bytes; a configuration of at most 1 MiB is read");
+        let message = format!("it has {length} bytes; configurations may have at most 1 MiB");
         return Err(invalid(path, message));
     }
     String::from_utf8(bytes)
@@ -79,12 +84,12 @@ pub(crate) fn invalid(path: &Path, message: impl Into<String>) -> Error {
 /// Longest part of a message that comes from a file, in bytes.
 const LONGEST_QUOTE: usize = 400;
 
-/// A text that quotes a file, cut where it goes on for too long: a name may have megabytes.
+/// Cuts a text that quotes a file, because a name in the file may have megabytes.
 pub(crate) fn shortened(text: String) -> String {
     cut(text, LONGEST_QUOTE)
 }
 
-/// A text of at most `longest` bytes and an ellipsis.
+/// Cuts a text to at most `longest` bytes, followed by an ellipsis.
 pub(crate) fn cut(mut text: String, longest: usize) -> String {
     if text.len() > longest {
         text.truncate(text.floor_char_boundary(longest));
@@ -93,7 +98,7 @@ pub(crate) fn cut(mut text: String, longest: usize) -> String {
     text
 }
 
-/// Writes a file that is there as a whole or as it was before, with the mode of a new file.
+/// Writes a file completely or leaves the old one unchanged; the mode is that of a new file.
 ///
 /// # Errors
 /// [`Error::Io`] with the path.
@@ -106,7 +111,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}-{number}.tmp", std::process::id()));
     let scratch = path.with_file_name(name);
-    // What a killed process of the same number left.
+    // Remains of a killed process with the same process id.
     let _ = fs::remove_file(&scratch);
     let written = File::create_new(&scratch).and_then(|mut file| {
         write(&mut file)?;
@@ -115,7 +120,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
         fs::rename(&scratch, path)
     });
     if let Err(error) = written {
-        // Not there if it could not be made.
+        // Nothing is there if it could not be created.
         let _ = fs::remove_file(&scratch);
         return Err(Error::io("writing", path)(error));
     }
@@ -129,7 +134,9 @@ fn folder_of(path: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
-/// Makes the names in a folder last, where the file system can. Only Unix lets a folder be opened for it.
+/// Makes the names in a folder durable, if the file system supports it.
+///
+/// Only Unix lets a folder be opened for this.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -143,12 +150,12 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
         .map_err(Error::io("writing", folder))
 }
 
-/// Makes what is in a file last.
+/// Makes the contents of a file durable.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub(crate) fn sync_file(path: &Path) -> Result<()> {
-    // Windows syncs what may be written alone.
+    // Windows syncs only files that are open for writing.
     let mut options = OpenOptions::new();
     let opened = options.read(true).write(cfg!(windows)).open(path);
     where_supported(opened.and_then(|file| file.sync_all()))
@@ -156,7 +163,9 @@ pub(crate) fn sync_file(path: &Path) -> Result<()> {
         .map_err(Error::io("writing", path))
 }
 
-/// Whether something was done. A file system that does not know the operation, as some over a network do not, is no error.
+/// Whether an operation was done.
+///
+/// It is not an error if the file system does not support it, as with some network file systems.
 fn where_supported(done: io::Result<()>) -> io::Result<bool> {
     match done {
         Ok(()) => Ok(true),
@@ -165,7 +174,8 @@ fn where_supported(done: io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// Whether a file system says that it does not do this: ENOSYS, ENOTSUP, EINVAL, ENOTTY or ENOLCK.
+/// Whether the file system reports that it does not support the operation: ENOSYS, ENOTSUP, EINVAL,
+/// ENOTTY or ENOLCK.
 fn is_unsupported(error: &io::Error) -> bool {
     const NOT_A_TERMINAL: i32 = 25;
     let no_locks = match cfg!(target_vendor = "apple") {
@@ -179,7 +189,7 @@ fn is_unsupported(error: &io::Error) -> bool {
     ) || (cfg!(unix) && numbered.is_some_and(|number| [NOT_A_TERMINAL, no_locks].contains(&number)))
 }
 
-/// A folder's lock against other writers, held for as long as this lives.
+/// A lock on a folder against other writers, held while this value exists.
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
@@ -187,10 +197,12 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Makes the file if there is none, and locks it. `None` if another has it.
+    /// Creates the file if it does not exist, and locks it.
+    ///
+    /// Returns `None` if another holds the lock.
     ///
     /// # Errors
-    /// [`Error::Io`]. A file system without locks is no error.
+    /// [`Error::Io`]. A file system without locks is not an error.
     pub fn take(path: &Path) -> Result<Option<Self>> {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).open(path);
@@ -204,7 +216,7 @@ impl Lock {
         Ok(Some(Self { file, is_held }))
     }
 
-    /// Whether the file system keeps others out.
+    /// Whether the file system enforces the lock.
     pub fn is_held(&self) -> bool {
         self.is_held
     }
@@ -212,7 +224,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing is not enough while a process that another thread has just started still holds a copy of the handle.
+        // Closing the file is not enough: a process that another thread has just started may still
+        // hold a copy of the handle.
         let _ = self.file.unlock();
     }
 }
@@ -225,12 +238,14 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io("renaming to", to))
 }
 
-/// Whether something is at a path, be it a link that leads nowhere.
+/// Whether there is anything at a path, including a broken link.
 pub(crate) fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// Removes a file, or a folder and what is in it, if it is there. Folders that are read-only are made writable for it.
+/// Removes a file, or a folder with its contents, if it exists.
+///
+/// Read-only folders are made writable first.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -253,7 +268,9 @@ pub(crate) fn remove_all(path: &Path) -> Result<()> {
     }
 }
 
-/// Lets the owner change a folder and those in it. What cannot be changed is met again when it is removed.
+/// Makes a folder and the folders in it writable for the owner.
+///
+/// A folder that cannot be changed causes an error later, when it is removed.
 fn make_writable(folder: &Path) {
     let Ok(metadata) = fs::symlink_metadata(folder) else {
         return;
@@ -279,7 +296,7 @@ fn make_writable(folder: &Path) {
     }
 }
 
-/// The paths in a folder, in the order of their names.
+/// The paths in a folder, sorted by name.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -334,7 +351,8 @@ mod tests {
         assert_eq!(texts.len(), names.len());
     }
 
-    /// A file is new whatever was in its place, so that a private or a read-only one leaves no mode behind.
+    /// A replaced file is a new file, so it does not inherit the mode of a private or read-only
+    /// one.
     #[cfg(unix)]
     #[test]
     fn a_replaced_file_has_the_mode_of_a_new_one() {

@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// A path as text that tells any two paths apart: what is no UTF-8 becomes `\xE9`, a line break `\n`, a backslash `\\`. Everything
-/// else stays as it is.
+/// A path as text, different for any two different paths: bytes that are not UTF-8 become `\xE9`, a
+/// line break `\n`, a backslash `\\`.
+///
+/// Everything else is unchanged.
 ///
 /// # Example
 /// ```
@@ -17,21 +19,22 @@ pub fn path_text(path: impl AsRef<Path>) -> String {
     for chunk in path.as_ref().as_os_str().as_encoded_bytes().utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {
-                // Windows separates folders by it, and has it in no name.
+                // On Windows a backslash separates folders and cannot be part of a name.
                 '\\' if !cfg!(windows) => text.push_str(r"\\"),
                 hidden if is_hidden(hidden) => text.extend(hidden.escape_default()),
                 shown => text.push(shown),
             }
         }
         for byte in chunk.invalid() {
-            // Writing to a text does not fail.
+            // Writing to a string does not fail.
             let _ = write!(text, r"\x{byte:02X}");
         }
     }
     text
 }
 
-/// What moves the cursor or the direction of writing instead of showing a character.
+/// Whether a character moves the cursor or changes the direction of writing instead of being
+/// visible.
 pub(crate) fn is_hidden(character: char) -> bool {
     let turns = ['\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{feff}'];
     character.is_control()

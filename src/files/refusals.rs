@@ -1,18 +1,19 @@
-//! The settings of a file that are refused: all of them in one error, so that they are not met one a run.
+//! Collects all settings of a file that are refused into one error, so that a user need not find
+//! them one per run.
 
 use serde_json::Value;
 
 use super::{cut, shortened};
 use crate::error::{Error, Result};
 
-/// Most unknown keys that are named, and most bytes of each and of its value.
+/// Most unknown keys that are named, and most bytes of each key and its value.
 const MOST_NAMED: usize = 24;
 const LONGEST_NAME: usize = 40;
 const LONGEST_VALUE: usize = 20;
-/// Longest account of all that is refused, in bytes.
+/// Longest text about all refused settings, in bytes.
 const LONGEST_ACCOUNT: usize = 1600;
 
-/// What is refused of a file, as it is gone through.
+/// The refused settings of a file, collected while it is read.
 #[derive(Debug)]
 pub(crate) struct Refusals<'a> {
     file: &'a str,
@@ -28,7 +29,7 @@ struct Refusal {
 }
 
 impl<'a> Refusals<'a> {
-    /// None yet; `file` names it in the error.
+    /// No refusals yet; `file` is the name in the error.
     pub(crate) fn of(file: &'a str) -> Self {
         Self {
             file,
@@ -37,7 +38,7 @@ impl<'a> Refusals<'a> {
         }
     }
 
-    /// A key whose value is not supported.
+    /// Adds a key whose value is not supported.
     pub(crate) fn add(&mut self, key: &str, value: impl ToString, remedy: impl Into<String>) {
         self.known.push(Refusal {
             key: key.into(),
@@ -46,7 +47,7 @@ impl<'a> Refusals<'a> {
         });
     }
 
-    /// A key that nobody knows.
+    /// Adds an unknown key.
     pub(crate) fn add_unknown(&mut self, key: &str, value: &Value) {
         self.unknown.push(Refusal {
             key: cut(key.into(), LONGEST_NAME),
@@ -55,8 +56,11 @@ impl<'a> Refusals<'a> {
         });
     }
 
+    /// Returns an error if anything was refused.
+    ///
     /// # Errors
-    /// [`Error::UnsupportedConfig`] with the first key that is refused, and with all others in the remedy.
+    /// [`Error::UnsupportedConfig`] with the first key that is refused, and all others in the
+    /// remedy.
     pub(crate) fn into_result(self) -> Result<()> {
         let unknown = together(self.unknown);
         let mut all = self.known.into_iter().chain(unknown);
@@ -65,7 +69,7 @@ impl<'a> Refusals<'a> {
         };
         let others: String = all
             .map(|Refusal { key, value, remedy }| {
-                format!("; nor is `{key}`, which is `{value}`: {remedy}")
+                format!("; `{key}` is `{value}`, which is not supported either: {remedy}")
             })
             .collect();
         Err(Error::UnsupportedConfig {
@@ -77,7 +81,7 @@ impl<'a> Refusals<'a> {
     }
 }
 
-/// All unknown keys as one refusal: that of the first, which names the others.
+/// Combines all unknown keys into one refusal: that of the first, which names the others.
 fn together(unknown: Vec<Refusal>) -> Option<Refusal> {
     let mut unknown = unknown.into_iter();
     let first = unknown.next()?;
@@ -93,7 +97,7 @@ fn together(unknown: Vec<Refusal>) -> Option<Refusal> {
             }
             let are = if count == 1 { "is" } else { "are" };
             format!(
-                "the key is unknown, as {are} {named}: remove those that do not change the computation"
+                "the key is unknown, and so {are} {named}: remove those that do not change the computation"
             )
         }
     };

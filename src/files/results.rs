@@ -1,4 +1,4 @@
-//! Results of a run, which appear in their folder together or not at all.
+//! The result files of a run, which appear in their folder together or not at all.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,23 +6,28 @@ use std::path::{Path, PathBuf};
 use super::{Lock, entries, is_there, path_text, remove_all, rename, sync_file, sync_folder};
 use crate::error::{Error, Result};
 
-/// Results in the making. What a killed process leaves of them goes when the folder is opened again.
+/// Folder of results that are being written.
+///
+/// The remains of a killed process are removed when the folder is opened again.
 const UNFINISHED: &str = ".unfinished";
-/// Results that are complete, on their way into the folder. What a killed process leaves of them is brought there when the folder is
-/// opened again.
+/// Folder of complete results that are being moved into place.
+///
+/// If the process is killed, the move is completed when the folder is opened again.
 const FINISHED: &str = ".finished";
-/// Earlier results that make room.
+/// Prefix of earlier results that are being replaced.
 const REPLACED: &str = ".replaced-";
 const LOCK: &str = "lock";
 
-/// The folder in which the results of a run appear together or not at all.
+/// A folder in which the results of a run appear together or not at all.
 ///
-/// They are written into [`path`](Self::path), a folder that is not seen from outside, and [`publish`](Self::publish) brings them to
-/// their places. Until then the results of an earlier run stay as they are; then they are replaced as a whole, so that new weights are
-/// never beside old figures. Where `publish` fails, the earlier results are back in their places. Where the process is killed within it,
-/// what is seen is of one run alone, and the next [`open`](Self::open) finishes what was begun.
+/// Results are written into [`path`](Self::path), a hidden folder, and [`publish`](Self::publish)
+/// moves them into place. Until then the results of an earlier run are unchanged; then they are
+/// replaced together, so that new weights are never next to old figures. If `publish` fails, the
+/// earlier results are put back. If the process is killed during `publish`, the visible results are
+/// those of a single run, and the next [`open`](Self::open) completes the move.
 ///
-/// What else is in the folder is left alone, as the log and the checkpoints of a run that goes on.
+/// Anything else in the folder is left alone, such as the log and the checkpoints of a run that
+/// continues.
 ///
 /// # Example
 /// ```
@@ -42,15 +47,16 @@ pub struct ResultFolder {
     names: Vec<String>,
     /// Held until the results are complete.
     lock: Option<Lock>,
-    /// Whether the folder was made here.
+    /// Whether the folder was created here.
     is_new: bool,
 }
 
 impl ResultFolder {
-    /// Opens a folder, which is made if it is not there, for results of these names: files, or folders with what is in them.
+    /// Opens a folder, which is created if it does not exist, for results with these names: files,
+    /// or folders with their contents.
     ///
     /// # Errors
-    /// [`Error::FolderInUse`] if another process has results in the making there; [`Error::Io`].
+    /// [`Error::FolderInUse`] if another process is writing results there; [`Error::Io`].
     pub fn open(folder: impl Into<PathBuf>, names: &[&str]) -> Result<Self> {
         let folder = folder.into();
         let is_new = !is_there(&folder);
@@ -72,7 +78,7 @@ impl ResultFolder {
         Ok(results)
     }
 
-    /// Where the results are to be written.
+    /// The path under which to write the results.
     pub fn path(&self) -> PathBuf {
         self.folder.join(UNFINISHED)
     }
@@ -83,18 +89,20 @@ impl ResultFolder {
         places.filter(|place| is_there(place)).collect()
     }
 
-    /// Brings all that was written to its place, and removes earlier results of the names that were not written again. When it
-    /// returns, all is on disk.
+    /// Moves all results into place, and removes earlier results with names that were not written
+    /// again.
+    ///
+    /// When this returns, everything is on disk.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for a file of another name; [`Error::Io`] with the path. The earlier results are in their places,
-    /// unless all that failed was to remove them.
+    /// [`Error::InvalidSetting`] for a file with another name; [`Error::Io`] with the path. The
+    /// earlier results are then in place, unless only their removal failed.
     pub fn publish(mut self) -> Result<()> {
         self.check_names()?;
         sync_all(&self.path())?;
         let set_aside = self.set_aside();
         if let Err(error) = set_aside.and_then(|()| self.complete()) {
-            // What cannot be put back now is put back when the folder is opened again.
+            // Results that cannot be put back now are put back when the folder is opened again.
             let _ = restore(&self.folder);
             return Err(error);
         }
@@ -105,17 +113,17 @@ impl ResultFolder {
         tidy(&self.folder)
     }
 
-    /// From here on the new results are those that count.
+    /// From here on the new results count.
     fn complete(&mut self) -> Result<()> {
         sync_folder(&self.folder)?;
-        // On Windows a folder with an open file is not renamed.
+        // Windows does not rename a folder that contains an open file.
         self.lock = None;
         remove_all(&self.path().join(LOCK))?;
         rename(&self.path(), &self.folder.join(FINISHED))?;
         sync_folder(&self.folder)
     }
 
-    /// What was written so far.
+    /// The results written so far.
     fn staged(&self) -> Result<Vec<PathBuf>> {
         let mut paths = entries(&self.path())?;
         paths.retain(|path| !path.ends_with(LOCK));
@@ -127,13 +135,13 @@ impl ResultFolder {
         match self.staged()?.iter().find(is_other) {
             None => Ok(()),
             Some(path) => Err(Error::InvalidSetting {
-                what: format!("{} is none of the results", path_text(path)),
-                remedy: "give its name to `ResultFolder::open`",
+                what: format!("{} is not one of the announced results", path_text(path)),
+                remedy: "pass its name to `ResultFolder::open`",
             }),
         }
     }
 
-    /// Takes away what is in the place of a result.
+    /// Moves the earlier result of each name out of the way.
     fn set_aside(&self) -> Result<()> {
         for name in &self.names {
             let place = self.folder.join(name);
@@ -144,7 +152,7 @@ impl ResultFolder {
         Ok(())
     }
 
-    /// Undoes what [`bring_in`] did, where it failed half way.
+    /// Undoes a [`bring_in`] that failed half way.
     fn take_back(&self) -> Result<()> {
         let finished = self.folder.join(FINISHED);
         for name in &self.names {
@@ -156,7 +164,7 @@ impl ResultFolder {
         rename(&finished, &self.path())
     }
 
-    /// Ends what a killed process has begun.
+    /// Completes what a killed process began.
     fn recover(&self) -> Result<()> {
         match is_there(&self.folder.join(FINISHED)) {
             true => {
@@ -170,16 +178,16 @@ impl ResultFolder {
 
 impl Drop for ResultFolder {
     fn drop(&mut self) {
-        // What cannot be removed now goes when the folder is opened again.
+        // If it cannot be removed now, it is removed when the folder is opened again.
         let _ = remove_all(&self.path());
         if self.is_new {
-            // Fails, as it should, where something is in it.
+            // Fails, as intended, if the folder is not empty.
             let _ = fs::remove_dir(&self.folder);
         }
     }
 }
 
-/// Puts earlier results back: none that replaces them is complete.
+/// Puts earlier results back, when there are no complete new ones.
 fn restore(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
         if let Some(name) = replaced_name(&path) {
@@ -189,7 +197,7 @@ fn restore(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves complete results to their places, which are free.
+/// Moves complete results into place; nothing else may be there.
 fn bring_in(folder: &Path) -> Result<()> {
     for path in entries(&folder.join(FINISHED))? {
         let name = path.file_name().unwrap_or_default();
@@ -198,7 +206,9 @@ fn bring_in(folder: &Path) -> Result<()> {
     sync_folder(folder)
 }
 
-/// Removes what has been replaced. The empty folder goes last: while it is there, the new results are complete.
+/// Removes the replaced results.
+///
+/// The empty folder is removed last: while it exists, the new results are complete.
 fn tidy(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
         if replaced_name(&path).is_some() {
@@ -213,7 +223,7 @@ fn replaced_name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()?.strip_prefix(REPLACED)
 }
 
-/// Makes all files in a folder last.
+/// Makes all files in a folder durable.
 fn sync_all(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
         match fs::symlink_metadata(&path) {
@@ -232,7 +242,7 @@ mod tests {
 
     const NAMES: [&str; 3] = ["model", "samples", "summary.json"];
 
-    /// Results that say whose they are, with samples or without.
+    /// Writes results that name their run, with samples or without.
     fn write(results: &ResultFolder, whose: &str, samples: bool) {
         let path = |name: &str| results.path().join(name);
         fs::create_dir(path("model")).unwrap();
@@ -254,7 +264,7 @@ mod tests {
         results.publish().unwrap();
     }
 
-    /// All files below a folder with what they hold, `path=contents`.
+    /// All files below a folder with their contents, `path=contents`.
     fn seen(folder: &Path) -> Vec<String> {
         let mut found = Vec::new();
         for path in entries(folder).unwrap() {
@@ -305,8 +315,8 @@ mod tests {
         assert_eq!(entries(&folder).unwrap().len(), 3);
     }
 
-    /// At whatever moment a process is killed: a folder that is opened again holds the whole of one run, and before that it
-    /// shows nothing of two.
+    /// Whenever a process is killed, a folder that is opened again holds the complete results of
+    /// one run, and before that it never shows a mix of two.
     #[test]
     fn a_killed_process_leaves_one_run() {
         let scratch = tempfile::tempdir().unwrap();
@@ -343,7 +353,7 @@ mod tests {
                 visible.iter().filter(is_seen).count()
             };
             assert!(of("old") == 0 || of("new") == 0, "{index}: {visible:?}");
-            // A killed process runs no destructor; its lock goes.
+            // A killed process runs no destructor, but its lock is released.
             results.lock = None;
             std::mem::forget(results);
             drop(open(&folder));
@@ -356,7 +366,8 @@ mod tests {
     #[test]
     fn where_publishing_fails_the_earlier_results_are_back() {
         let scratch = tempfile::tempdir().unwrap();
-        // The place of what is set aside is taken by a folder that is not empty; then that of complete results.
+        // A folder that is not empty first blocks the place for earlier results, then that for
+        // complete results.
         for taken in [".replaced-summary.json/a", ".finished/a"] {
             let folder = scratch
                 .path()
@@ -391,8 +402,11 @@ mod tests {
         let results = open(&folder);
         fs::write(results.path().join("notes"), "").unwrap();
         let error = results.publish().unwrap_err().to_string();
-        assert!(error.contains("notes is none of the results"), "{error}");
-        // What is no folder is named.
+        assert!(
+            error.contains("notes is not one of the announced results"),
+            "{error}"
+        );
+        // The error names a path that is not a folder.
         fs::write(scratch.path().join("file"), "").unwrap();
         let error = ResultFolder::open(scratch.path().join("file"), &NAMES).unwrap_err();
         assert!(error.to_string().contains("file/.unfinished:"), "{error}");

@@ -1,11 +1,11 @@
-//! What became of the files of a folder.
+//! The account of a folder: which files were read and how, and which were not.
 
 use serde::{Serialize, Serializer};
 
 use super::{Format, ImageFiles, TakenOut, Transparency, UnreadFile};
 use crate::files::path_text;
 
-/// What became of the files of a folder: what was read and how, and what was not.
+/// The account of a folder: how its files were read, and which were left out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Account {
@@ -17,24 +17,24 @@ pub struct Account {
     pub transparent: usize,
     /// How many were the first of several in their file.
     pub first_of_several: usize,
-    /// Files that were taken out because they are those of another set.
+    /// Files that were left out because they belong to another set.
     pub taken_out: Vec<TakenOut>,
-    /// Files that were taken out because they show the same as an image of another set, pixel by pixel.
+    /// Files that were left out because their pixels equal those of an image of another set.
     pub copies_taken_out: usize,
-    /// Files that are not read. In JSON, how many and the first few.
+    /// Files that were not read. In JSON, their number and the first few.
     #[serde(serialize_with = "first_few")]
     pub unread: Vec<UnreadFile>,
-    /// Files that go along with pictures, as captions. In JSON, how many and the first few.
+    /// Files that accompany pictures, such as captions. In JSON, their number and the first few.
     #[serde(serialize_with = "first_few_names")]
     pub companions: Vec<String>,
-    /// Files that programs leave in folders, and other hidden ones that are no pictures.
+    /// Files that programs leave in folders, and other hidden files that are not pictures.
     pub litter: usize,
-    /// What became of the transparent parts.
+    /// How transparent parts were treated.
     pub transparency: Transparency,
     size: [usize; 2],
 }
 
-/// Files that are named, at most.
+/// Most files that are listed by name.
 const NAMED: usize = 5;
 
 #[derive(Serialize)]
@@ -78,7 +78,7 @@ impl Account {
         }
     }
 
-    /// What is worth saying, a line each: nothing where every file was read as it was.
+    /// What a user should know, one line per item; empty if every file was read unchanged.
     pub fn lines(&self) -> Vec<String> {
         let Self {
             read,
@@ -115,20 +115,20 @@ impl Account {
         }
         for TakenOut { of, files } in &self.taken_out {
             lines.push(format!(
-                "{} taken out that {} also of {}",
+                "{} left out because {} also in {}",
                 counted(*files, "file"),
-                if *files == 1 { "is" } else { "are" },
+                if *files == 1 { "it is" } else { "they are" },
                 path_text(of)
             ));
         }
         if self.copies_taken_out > 0 {
             lines.push(format!(
-                "{} taken out that {} the same as an image of another side, pixel by pixel",
+                "{} left out because {} identical to an image of another side",
                 counted(self.copies_taken_out, "file"),
                 if self.copies_taken_out == 1 {
-                    "shows"
+                    "it is"
                 } else {
-                    "show"
+                    "they are"
                 },
             ));
         }
@@ -143,7 +143,7 @@ impl Account {
         if !self.companions.is_empty() {
             let named = self.companions.iter().take(NAMED).cloned();
             lines.push(format!(
-                "{} passed over that {} pictures: {}",
+                "{} skipped that {} pictures: {}",
                 counted(self.companions.len(), "file"),
                 if self.companions.len() == 1 {
                     "goes with"
@@ -155,8 +155,13 @@ impl Account {
         }
         if litter > 0 {
             lines.push(format!(
-                "{} passed over that are no pictures, as .DS_Store or Thumbs.db",
-                counted(litter, "hidden file")
+                "{} skipped that {}, such as .DS_Store or Thumbs.db",
+                counted(litter, "hidden file"),
+                if litter == 1 {
+                    "is not a picture"
+                } else {
+                    "are not pictures"
+                }
             ));
         }
         lines
@@ -170,7 +175,7 @@ fn counted(count: usize, what: &str) -> String {
     }
 }
 
-/// The first few of some things.
+/// The first few texts, joined, and how many more there are.
 fn few(first: impl Iterator<Item = String>, count: usize) -> String {
     let mut text = first.collect::<Vec<_>>().join("; ");
     if count > NAMED {

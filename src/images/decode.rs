@@ -17,23 +17,24 @@ use crate::files::{open, shortened};
 
 /// Longest file that is read, in bytes.
 const LONGEST_FILE: u64 = 256 << 20;
-/// Largest image that is decoded, against files that would fill the memory.
+/// Longest side of an image that is decoded: a guard against files that would fill the memory.
 const LONGEST_SIDE: u32 = 16_384;
 const MOST_PIXELS: u64 = 1 << 26;
 /// Most memory for a decoded image: four bytes for each of the most pixels.
 const MOST_MEMORY: u64 = 4 * MOST_PIXELS;
 
-/// A picture as it was read.
+/// A picture that was read.
 pub(super) struct Decoded {
     /// Upright, without transparency.
     pub(super) picture: RgbImage,
     /// Whether a pixel was transparent.
     pub(super) is_transparent: bool,
-    /// Whether the file holds others after it: the frames of an animation, the pages of a document.
+    /// Whether it is the first of several pictures in its file: the frames of an animation, the
+    /// pages of a document.
     pub(super) is_first_of_several: bool,
 }
 
-/// Reads a picture by its content, whatever the name says. The error is why it is not read.
+/// Reads a picture by its content, whatever its file name says. The error says why it is not read.
 pub(super) fn decode(path: &Path, transparency: Transparency) -> Result<Decoded, String> {
     let bytes = contents(path)?;
     let format = match kind(&bytes[..bytes.len().min(super::kind::TELLING)]) {
@@ -41,7 +42,7 @@ pub(super) fn decode(path: &Path, transparency: Transparency) -> Result<Decoded,
         other => return Err(other.refusal().unwrap_or_default()),
     };
     if format == ImageFormat::Jpeg && !is_whole_jpeg(&bytes) {
-        return Err("the JPEG breaks off before its end; fetch it again, or take it out".into());
+        return Err("the JPEG is cut off; download it again or remove it".into());
     }
     let mut decoder = ImageReader::with_format(Cursor::new(&bytes), format);
     decoder.limits(limits());
@@ -111,14 +112,16 @@ fn check_size(decoder: &impl ImageDecoder) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a JPEG reaches its end-of-image marker. The decoder fills in what is missing, and does not say so.
+/// Whether a JPEG reaches its end-of-image marker.
 ///
-/// Segments say how long they are, so the end of a thumbnail inside one is not taken for the picture's. What follows the
-/// end is no part of the picture.
+/// The decoder fills in missing data without reporting it. Segments state their length, so the end
+/// of a thumbnail inside a segment is not taken for the end of the picture. Bytes after the end
+/// marker do not belong to the picture.
 fn is_whole_jpeg(bytes: &[u8]) -> bool {
     const END: u8 = 0xd9;
     let mut rest = bytes;
-    // Between segments: entropy-coded data, in which FF is followed by 00, by a restart marker, or by more FF.
+    // Between segments lies entropy-coded data, where FF is followed by 00, a restart marker or
+    // more FF.
     while let Some(at) = rest.iter().position(|&byte| byte == 0xff) {
         rest = &rest[at + 1..];
         let Some(&marker) = rest.first() else {
@@ -157,9 +160,7 @@ fn holds_several(bytes: &[u8], format: ImageFormat) -> Result<bool, String> {
         ImageFormat::Gif => match gif_frames(bytes) {
             Some(frames) => frames > 1,
             None => {
-                return Err(
-                    "the GIF breaks off before its end; fetch it again, or take it out".into(),
-                );
+                return Err("the GIF is cut off; download it again or remove it".into());
             }
         },
         ImageFormat::Tiff => match pages(bytes) {
@@ -167,7 +168,7 @@ fn holds_several(bytes: &[u8], format: ImageFormat) -> Result<bool, String> {
             Pages::Several => true,
             Pages::PreviewFirst => {
                 return Err(
-                    "a TIFF that begins with a preview, as the raw files of cameras do; convert it to PNG"
+                    "a TIFF that begins with a preview, like a camera's raw file; convert it to PNG"
                         .into(),
                 );
             }
@@ -176,9 +177,9 @@ fn holds_several(bytes: &[u8], format: ImageFormat) -> Result<bool, String> {
     })
 }
 
-/// How many frames a GIF has, of which two are enough to know; `None` where it breaks off before its end.
+/// Number of frames of a GIF, counted up to two; `None` if the file breaks off before its end.
 fn gif_frames(bytes: &[u8]) -> Option<usize> {
-    // Three bytes for each of the colours of a table, of which the flags give the number.
+    // Colour tables take three bytes per colour; the flags give the number of colours.
     let table = |flags: u8| match flags & 0x80 {
         0 => 0,
         _ => 3 << ((flags & 7) + 1),
@@ -192,10 +193,10 @@ fn gif_frames(bytes: &[u8]) -> Option<usize> {
                 frames += 1;
                 11 + table(*bytes.get(at + 9)?)
             }
-            // The end, or what is not known.
+            // The end of the file, or an unknown block.
             _ => break,
         };
-        // Blocks of data, each with its length, up to an empty one.
+        // Blocks of data, each preceded by its length, up to an empty block.
         while let length @ 1.. = usize::from(*bytes.get(at)?) {
             at += 1 + length;
         }
@@ -204,7 +205,7 @@ fn gif_frames(bytes: &[u8]) -> Option<usize> {
     Some(frames)
 }
 
-/// The picture in RGB, and whether any of it was transparent.
+/// The picture in RGB, and whether any part of it was transparent.
 fn without_transparency(picture: DynamicImage, transparency: Transparency) -> (RgbImage, bool) {
     if !picture.color().has_alpha() {
         return (picture.into_rgb8(), false);
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn the_end_of_a_jpeg_is_its_own() {
-        // A thumbnail with an end of its own, scan data with stuffed bytes and a restart, the end, and more after it.
+        // A thumbnail with its own end marker, scan data with stuffed bytes and a restart marker,
+        // the end marker, and bytes after it.
         let head = b"\xff\xd8\xff\xe1\x00\x06\xff\xd8\xff\xd9\xff\xda\x00\x03\x01";
         let scan = b"\x12\xff\x00\x34\xff\xd0\x56";
         let cut = [&head[..], scan].concat();

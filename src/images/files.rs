@@ -1,4 +1,4 @@
-//! The files of a folder: pictures, what goes along with them, and what is not read.
+//! The files of a folder: pictures, the files that accompany them, and files that are not read.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -11,42 +11,48 @@ use super::kind::{TELLING, has_picture_ending, kind};
 use super::unread::{UnreadFile, as_text};
 use crate::error::{Error, Result};
 
-/// What was found of pictures below a path.
+/// The pictures and other files found below a path.
 #[derive(Debug, Clone, Default)]
 pub struct ImageFiles {
-    /// Files that are pictures by their content, or by the ending of their name: those show what they are when they are read.
-    /// In the order of their paths.
+    /// Files that are pictures by their content or by the ending of their name, in the order of
+    /// their paths.
+    ///
+    /// The content of files with a known ending is checked only when they are read.
     pub pictures: Vec<PathBuf>,
-    /// Files that are not read, links to folders, broken links and whatever else is no file, in the order of their paths.
+    /// Files that are not read, links to folders, broken links and everything else that is not a
+    /// file, in the order of their paths.
     pub unread: Vec<UnreadFile>,
-    /// Files that go along with pictures: `metadata.jsonl`, captions beside a picture of the same name, `README` and `LICENSE`.
+    /// Files that accompany pictures: `metadata.jsonl`, captions next to a picture of the same
+    /// name, `README` and `LICENSE`.
     pub companions: Vec<PathBuf>,
-    /// Files that programs leave in folders, as `.DS_Store` and `Thumbs.db`, and other hidden ones that are no pictures.
+    /// Number of files that programs leave in folders, such as `.DS_Store` and `Thumbs.db`, and of
+    /// other hidden files that are not pictures.
     pub litter: usize,
     root: PathBuf,
-    /// The root without links.
+    /// The root with its links resolved.
     real_root: PathBuf,
-    /// What a picture that is a link leads to.
+    /// The target of each picture that is a link.
     links: HashMap<PathBuf, PathBuf>,
     folders: Vec<UnreadFile>,
     pub(super) taken_out: Vec<TakenOut>,
 }
 
-/// Files that were taken out because they are those of another set.
+/// Files that were left out because they belong to another set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TakenOut {
     /// The folder or file of the other set.
     #[serde(serialize_with = "as_text")]
     pub of: PathBuf,
-    /// How many files were.
+    /// Number of files left out.
     pub files: usize,
 }
 
 impl ImageFiles {
-    /// Looks through a folder and its subfolders; a file stands for itself. Links to files are followed, links to folders are not.
+    /// Searches a folder and its subfolders; a path to a file finds that file.
     ///
-    /// Nothing is left out in silence: what is not among [`pictures`](Self::pictures) is counted or named.
+    /// Links to files are followed, links to folders are not. Every file that is not among
+    /// [`pictures`](Self::pictures) is counted or named.
     ///
     /// # Errors
     /// [`Error::Io`] if the path does not exist or is not readable.
@@ -84,12 +90,13 @@ impl ImageFiles {
     }
 
     /// # Errors
-    /// [`Error::UnreadFiles`] if a subfolder cannot be opened: what is in it is not known.
+    /// [`Error::UnreadFiles`] if a subfolder cannot be opened, because its content is then unknown.
     pub fn check_folders(&self) -> Result<()> {
         refuse(&self.root, &self.folders)
     }
 
-    /// Takes pictures out that are those of `others`, under whatever path, and returns how many.
+    /// Removes the pictures that also belong to `others`, under whatever path, and returns their
+    /// number.
     pub fn take_out(&mut self, others: &ImageFiles) -> usize {
         let paths = others.pictures.iter();
         let theirs: HashSet<PathBuf> = paths.map(|path| others.real_path(path)).collect();
@@ -105,12 +112,13 @@ impl ImageFiles {
         files
     }
 
-    /// The path that was looked through.
+    /// The path that was searched.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The path without links. Folders below the root are none, so only the root and files need a look.
+    /// The path with links resolved. Folders below the root are not links, so only the root and
+    /// files need resolving.
     fn real_path(&self, path: &Path) -> PathBuf {
         match (self.links.get(path), path.strip_prefix(&self.root)) {
             (Some(real), _) => real.clone(),
@@ -120,7 +128,7 @@ impl ImageFiles {
         }
     }
 
-    /// Sorts what is in a folder.
+    /// Sorts the entries of a folder.
     fn folder(&mut self, folder: &Path, is_hidden: bool) {
         let entries: std::io::Result<Vec<_>> = fs::read_dir(folder).and_then(Iterator::collect);
         let entries = match entries {
@@ -172,11 +180,10 @@ impl ImageFiles {
         }
     }
 
-    /// Where a link to a file leads.
+    /// The target of a link to a file.
     fn link(&self, path: &Path) -> std::result::Result<PathBuf, String> {
-        let metadata = fs::metadata(path).map_err(|error| {
-            format!("a link that leads nowhere ({error}); remove it or mend it")
-        })?;
+        let metadata = fs::metadata(path)
+            .map_err(|error| format!("a broken link ({error}); remove or repair it"))?;
         match metadata.file_type() {
             kind if kind.is_dir() => {
                 Err("a link to a folder, which is not followed; put the folder itself there".into())
@@ -186,8 +193,8 @@ impl ImageFiles {
         }
     }
 
-    /// Sorts a file. One that is no picture comes back with what it is, and the names of the others are gathered without
-    /// their endings.
+    /// Sorts a file. If it is not a picture, returns it with its kind. Names of pictures are
+    /// collected without their endings.
     fn file(
         &mut self,
         path: PathBuf,
@@ -214,7 +221,7 @@ impl ImageFiles {
         };
         match kind.refusal() {
             _ if is_hidden && kind.is_picture() => {
-                let reason = "a hidden picture, and hidden files are not read; give it a name without a dot at its beginning, or remove it".into();
+                let reason = "a hidden picture, which is not read; rename it without the leading dot, or remove it".into();
                 self.unread.push(UnreadFile { path, reason });
                 None
             }
@@ -251,7 +258,7 @@ pub(super) fn refuse(path: &Path, files: &[UnreadFile]) -> Result<()> {
 
 const SPECIAL: &str = "neither a file nor a folder, but a socket, a pipe or a device; remove it";
 
-/// What programs leave in folders under a name that is not hidden.
+/// Files that programs leave in folders under names that are not hidden.
 const LITTER: [&str; 5] = [
     "thumbs.db",
     "ehthumbs.db",
@@ -260,19 +267,19 @@ const LITTER: [&str; 5] = [
     "picasa.ini",
 ];
 
-/// What data sets of pictures have beside them, see the `imagefolder` of the Python package `datasets`.
+/// Metadata files of image data sets, see `imagefolder` of the Python package `datasets`.
 const METADATA: [&str; 3] = ["metadata.jsonl", "metadata.csv", "metadata.parquet"];
 
-/// Names, without an ending, of what describes a whole data set.
+/// Names, without ending, of files that describe a whole data set.
 const PAPERS: [&str; 4] = ["readme", "license", "licence", "copying"];
 
-/// Endings of what goes with a picture of the same name.
+/// Endings of files that accompany a picture of the same name.
 const CAPTIONS: [&str; 9] = [
     "txt", "caption", "captions", "tags", "json", "yaml", "yml", "xmp", "aae",
 ];
 
-/// Whether a file that is no picture belongs to pictures: known by name, or beside a picture whose name it has, as
-/// `a.txt` and `a.png.txt` beside `a.png`.
+/// Whether a file that is not a picture accompanies pictures: it has a known name, or the name of a
+/// picture next to it, such as `a.txt` and `a.png.txt` for `a.png`.
 fn is_companion(path: &Path, stems: &HashSet<PathBuf>) -> bool {
     let lower = |text: &std::ffi::OsStr| text.to_string_lossy().to_ascii_lowercase();
     let (name, ending) = (path.file_name(), path.extension());
@@ -290,7 +297,7 @@ fn is_companion(path: &Path, stems: &HashSet<PathBuf>) -> bool {
         && (stems.contains(&stem) || stems.contains(&stem.with_extension("")))
 }
 
-/// The bytes that tell what a file is.
+/// The first bytes of a file, enough to tell its kind.
 pub(super) fn first_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(TELLING);
     File::open(path)?

@@ -1,8 +1,8 @@
-//! What a file is, by its first bytes.
+//! The kind of a file, recognised by its first bytes.
 
 use image::ImageFormat;
 
-/// Bytes that tell.
+/// Number of bytes needed to recognise a kind.
 pub(super) const TELLING: usize = 64;
 
 /// The kinds of pictures that are read.
@@ -16,7 +16,7 @@ pub(super) const READ: [ImageFormat; 7] = [
     ImageFormat::Pnm,
 ];
 
-/// Endings that a picture of these kinds has. A file with another one is opened to see what it is.
+/// Endings of pictures of these kinds. A file with another ending is opened to find its kind.
 const ENDINGS: [&str; 14] = [
     "png", "jpg", "jpeg", "jpe", "jfif", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm", "pbm",
     "pnm",
@@ -27,18 +27,18 @@ pub(super) fn has_picture_ending(name: &str) -> bool {
     ENDINGS.contains(&ending.to_ascii_lowercase().as_str())
 }
 
-/// What a file is.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A picture that is read.
     Picture(ImageFormat),
-    /// A picture that is not read, and of which kind.
+    /// A picture of a kind that is not read, with the name of the kind.
     Foreign(&'static str),
-    /// Something else that is known, and what to do about it.
+    /// Another known kind, and what to do about it.
     Known(&'static str, &'static str),
-    /// No byte is in it.
+    /// An empty file.
     Empty,
-    /// Something else.
+    /// Any other kind.
     Other,
 }
 
@@ -48,23 +48,23 @@ impl Kind {
         matches!(self, Kind::Picture(_) | Kind::Foreign(_))
     }
 
-    /// Why a file of this kind is not read; `None` for those that are.
+    /// Why a file of this kind is not read; `None` for kinds that are read.
     pub(super) fn refusal(self) -> Option<String> {
         match self {
             Kind::Picture(_) => None,
             Kind::Foreign(name) => Some(format!(
                 "a picture in {name}, which is not read; convert it to PNG"
             )),
-            Kind::Known(name, remedy) => Some(format!("{name}, no picture; {remedy}")),
+            Kind::Known(name, remedy) => Some(format!("{name}, not a picture; {remedy}")),
             Kind::Empty => Some("the file is empty: 0 bytes".into()),
-            Kind::Other => Some("not a picture of a kind that is known".into()),
+            Kind::Other => Some("not a picture of a known kind".into()),
         }
     }
 }
 
 const CONVERT: &str = "save what it shows as PNG";
 
-/// What a file begins with, and what it is then. The longer of two that begin alike comes first.
+/// First bytes and the kind that they identify. Where two begin alike, the longer comes first.
 const FOREIGN: [(&[u8], &str); 15] = [
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
@@ -98,29 +98,29 @@ const KNOWN: [(&[u8], &str, &str); 10] = [
     (b"\x00\x05\x16\x07", "data of macOS", "remove it"),
     (
         b"version https://git-lfs",
-        "the pointer of git-lfs to a file that was not fetched",
+        "a git-lfs pointer to a file that was not downloaded",
         "run `git lfs pull`",
     ),
     (b"\xd0\xcf\x11\xe0", "data of Windows or Office", CONVERT),
 ];
 
-/// Beginnings of text, in lower case, after white space.
+/// Beginnings of texts, in lower case, after white space.
 const TEXTS: [(&str, &str, &str); 4] = [
     (
         "<!doctype html",
         "a web page",
-        "fetch the picture again: the download failed",
+        "download the picture again: the download failed",
     ),
     (
         "<html",
         "a web page",
-        "fetch the picture again: the download failed",
+        "download the picture again: the download failed",
     ),
     ("<svg", "an SVG drawing", CONVERT),
     ("<?xml", "XML", CONVERT),
 ];
 
-/// What a file with these first bytes is.
+/// The kind of a file with these first bytes.
 pub(super) fn kind(start: &[u8]) -> Kind {
     if start.is_empty() {
         return Kind::Empty;
@@ -128,7 +128,7 @@ pub(super) fn kind(start: &[u8]) -> Kind {
     if let Some(kind) = container(start) {
         return kind;
     }
-    // Camera raws are TIFF files with a mark of their own.
+    // Camera raw files are TIFF files with their own mark.
     if start.starts_with(b"II*\0") && start.get(8..10) == Some(b"CR") {
         return Kind::Foreign("a camera's raw format");
     }
@@ -146,7 +146,7 @@ pub(super) fn kind(start: &[u8]) -> Kind {
     text(start)
 }
 
-/// Files of the family of MP4, by their brands: HEIC, AVIF, videos.
+/// Recognises files of the MP4 family by their brands: HEIC, AVIF, videos.
 fn container(start: &[u8]) -> Option<Kind> {
     if start.get(4..8) != Some(b"ftyp") {
         return None;
@@ -155,7 +155,7 @@ fn container(start: &[u8]) -> Option<Kind> {
         .iter()
         .fold(0, |sum, &byte| 256 * sum + usize::from(byte));
     let end = length.clamp(12.min(start.len()), start.len());
-    // The major brand, a version, and the brands that it is compatible with.
+    // The major brand, a version, and the compatible brands.
     let brands: Vec<&[u8]> = start[8..end].chunks_exact(4).collect();
     let has = |names: &[&[u8]]| brands.iter().any(|brand| names.contains(brand));
     Some(if has(&[b"avif", b"avis"]) {
@@ -173,7 +173,7 @@ fn container(start: &[u8]) -> Option<Kind> {
 
 fn text(start: &[u8]) -> Kind {
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
-    // The last character may be cut.
+    // The last character may be cut off.
     let valid = match std::str::from_utf8(start) {
         Ok(text) => text,
         Err(error) if start.len() - error.valid_up_to() < 4 => {
@@ -187,7 +187,7 @@ fn text(start: &[u8]) -> Kind {
     let lower = valid.trim_start().to_ascii_lowercase();
     match TEXTS.iter().find(|(mark, ..)| lower.starts_with(mark)) {
         Some(&(_, name, remedy)) => Kind::Known(name, remedy),
-        None => Kind::Known("text", "take it out, or fetch the picture again"),
+        None => Kind::Known("text", "remove it, or download the picture again"),
     }
 }
 
@@ -221,15 +221,18 @@ mod tests {
             ),
             (
                 b"\n <!DOCTYPE HTML><p>",
-                Kind::Known("a web page", "fetch the picture again: the download failed"),
+                Kind::Known(
+                    "a web page",
+                    "download the picture again: the download failed",
+                ),
             ),
             (
                 "caf\u{e9}".as_bytes(),
-                Kind::Known("text", "take it out, or fetch the picture again"),
+                Kind::Known("text", "remove it, or download the picture again"),
             ),
             (
                 &"caf\u{e9}".as_bytes()[..4],
-                Kind::Known("text", "take it out, or fetch the picture again"),
+                Kind::Known("text", "remove it, or download the picture again"),
             ),
             (b"\x01\x02\x03\x04\xff\xff\xff\xff", Kind::Other),
         ];

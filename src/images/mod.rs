@@ -1,11 +1,12 @@
-//! Folders of pictures, read as a model takes them, with an account of everything that was not.
+//! Folders of pictures, read into the format of a model, with an account of everything that was
+//! left out.
 //!
-//! [`ImageFiles`] looks through a folder, [`Images::read_all`] reads it, and refuses it with the name of every file that it cannot
-//! read: this is for what is to be forgotten. [`ImageReader`] reads as many as are wanted and keeps an [`Account`] of the
-//! others: this is for the rest.
+//! [`ImageFiles`] searches a folder. For the images to forget, [`Images::read_all`] reads all of
+//! its files, or refuses the folder and names every file that it cannot read. For the images to
+//! keep, [`ImageReader`] reads as many as needed and keeps an [`Account`] of the others.
 //!
-//! PNG, JPEG, BMP, WebP, GIF, TIFF and PNM are read, known by their content. What is left out is counted or named, never
-//! passed over in silence.
+//! PNG, JPEG, BMP, WebP, GIF, TIFF and PNM are read, recognised by their content. Every file that
+//! is left out is counted or named.
 
 mod account;
 mod decode;
@@ -34,22 +35,22 @@ pub use account::Account;
 pub use files::{ImageFiles, TakenOut};
 pub use unread::UnreadFile;
 
-/// What becomes of the transparent parts of a picture.
+/// How the transparent parts of a picture are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transparency {
-    /// Transparency is dropped, and the colours below it show, as `convert("RGB")` of the Python package PIL has it, which
-    /// diffusers' training scripts use.
+    /// Drops the transparency, so that the underlying colours show. The Python package PIL does
+    /// this in `convert("RGB")`, which diffusers' training scripts use.
     #[default]
     Drop,
-    /// The picture is laid over white.
+    /// Lays the picture over white.
     White,
-    /// The picture is laid over black.
+    /// Lays the picture over black.
     Black,
 }
 
 impl Transparency {
-    /// Every way.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::Drop, Self::White, Self::Black];
 
     /// The name used on command lines.
@@ -72,7 +73,7 @@ impl FromStr for Transparency {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::UnknownName`] for another word.
+    /// [`Error::UnknownName`] for any other word.
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|value| value.name() == text);
         found.ok_or_else(|| Error::UnknownName {
@@ -83,7 +84,7 @@ impl FromStr for Transparency {
     }
 }
 
-/// What a model takes, and how pictures become it.
+/// The image format of a model, and how pictures are converted to it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Format {
     /// 1 (grey) or 3 (RGB).
@@ -92,22 +93,24 @@ pub struct Format {
     pub height: usize,
     /// Pixels of a row.
     pub width: usize,
-    /// Whether the model's configuration gives height and width: then pictures of another size are cropped to their middle and
-    /// resized. Otherwise the pictures give it, and must agree.
+    /// Whether the model's configuration sets height and width.
+    ///
+    /// If so, pictures of another size are cropped to their middle and resized. Otherwise the
+    /// pictures set the size, and all must have the same.
     pub is_configured: bool,
-    /// The values of black and white, mostly −1 and 1.
+    /// The values of black and white, usually −1 and 1.
     pub range: [f64; 2],
-    /// What becomes of transparent parts.
+    /// How transparent parts are treated.
     pub transparency: Transparency,
 }
 
 impl Format {
-    /// Numbers in an image.
+    /// Number of values in an image.
     pub fn values(&self) -> usize {
         self.channels * self.height * self.width
     }
 
-    /// A picture in this format, channel after channel, and whether it was resized.
+    /// The values of a picture in this format, channel after channel, and whether it was resized.
     fn pixels(&self, picture: RgbImage) -> std::result::Result<(Vec<u8>, bool), String> {
         let (height, width) = (self.height, self.width);
         let found = [picture.height() as usize, picture.width() as usize];
@@ -118,7 +121,7 @@ impl Format {
             true => {
                 let [found_height, found_width] = found;
                 return Err(format!(
-                    "it has {found_height}x{found_width} pixels, others {height}x{width}; the model's configuration has no \
+                    "it has {found_height}x{found_width} pixels, but others have {height}x{width}; the model's configuration has no \
                      `sample_size`, so all images must have the size it was trained with"
                 ));
             }
@@ -139,7 +142,7 @@ pub struct Images {
     format: Format,
     files: Vec<PathBuf>,
     mirrored: Vec<bool>,
-    /// Image after image, channel after channel.
+    /// Pixel values, image after image, channel after channel.
     pixels: Vec<u8>,
 }
 
@@ -153,11 +156,13 @@ impl Images {
         }
     }
 
-    /// Reads every picture that was found, or refuses them all. `progress` is told how many have been read.
+    /// Reads every picture that was found, or refuses them all. `progress` receives the number read
+    /// so far.
     ///
     /// # Errors
-    /// [`Error::UnreadFiles`] names each file that is not read and says why: damaged, of another kind, huge, hidden, of
-    /// another size where sizes must agree, or one file of several pictures. [`Error::InvalidFile`] where there is no picture.
+    /// [`Error::UnreadFiles`] names each file that is not read and says why: it is damaged, of
+    /// another kind, too large, hidden, of another size where sizes must agree, or contains several
+    /// pictures. [`Error::InvalidFile`] if there is no picture.
     ///
     /// # Example
     /// ```
@@ -175,7 +180,8 @@ impl Images {
     /// };
     /// let (images, account) = Images::read_all(ImageFiles::find(folder)?, format, |_| {})?;
     /// assert_eq!((images.len(), account.resized), (1, 0));
-    /// let values: Vec<f32> = images.tensor(0..1, &burn::tensor::Device::flex()).into_data().iter().collect();
+    /// let tensor = images.tensor(0..1, &burn::tensor::Device::flex());
+    /// let values: Vec<f32> = tensor.into_data().iter().collect();
     /// assert_eq!(values, [-1.0, 1.0]);
     /// # Ok::<(), siss::Error>(())
     /// ```
@@ -196,8 +202,8 @@ impl Images {
         Ok((images, account))
     }
 
-    /// Adds the mirror image of each, left for right, beside it. Those that are in the set already, as a symmetric one's, are not
-    /// added.
+    /// Adds the mirror image of each image, left for right, next to it. Mirror images that are in
+    /// the set already, such as that of a symmetric image, are not added.
     pub fn with_mirrors(self) -> Self {
         let mut known: HashSet<&[u8]> = self.iter().collect();
         let mirrors: Vec<Vec<u8>> = self.iter().map(|image| self.mirror(image)).collect();
@@ -222,17 +228,17 @@ impl Images {
         self.mirrored.push(is_mirrored);
     }
 
-    /// What the images are in.
+    /// The format of the images.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// How many there are, mirror images among them.
+    /// Number of images, including mirror images.
     pub fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
@@ -242,12 +248,12 @@ impl Images {
         &self.files
     }
 
-    /// Whether each is a mirror image of what its file shows.
+    /// For each image, whether it is a mirror image of the picture in its file.
     pub fn mirrored(&self) -> &[bool] {
         &self.mirrored
     }
 
-    /// What an image is, in words: its file, and whether it is mirrored.
+    /// A description of an image: its file, and whether it is mirrored.
     pub fn name(&self, index: usize) -> String {
         let file = path_text(&self.files[index]);
         match self.mirrored[index] {
@@ -256,15 +262,16 @@ impl Images {
         }
     }
 
-    /// How many mirror images there are.
+    /// Number of mirror images.
     pub fn mirrors(&self) -> usize {
         self.mirrored.iter().filter(|&&mirrored| mirrored).count()
     }
 
-    /// Some of the images, `[count, channels, height, width]`, with `0, …, 255` mapped onto the range of the format.
+    /// A range of the images, `[count, channels, height, width]`, with `0, …, 255` mapped onto the
+    /// range of the format.
     ///
     /// # Panics
-    /// For a range beyond [`len`](Self::len).
+    /// If the range exceeds [`len`](Self::len).
     pub fn tensor(&self, range: Range<usize>, device: &Device) -> Tensor<4> {
         let Format {
             channels,
@@ -284,7 +291,7 @@ impl Images {
         )
     }
 
-    /// All of them.
+    /// All images, as [`tensor`](Self::tensor) returns them.
     pub fn all(&self, device: &Device) -> Tensor<4> {
         self.tensor(0..self.len(), device)
     }
@@ -294,7 +301,7 @@ impl Images {
     }
 }
 
-/// Reads the pictures of a folder, as many as are wanted, and keeps an account of what it could not read.
+/// Reads as many pictures of a folder as needed, and keeps an account of those it could not read.
 #[derive(Debug)]
 pub struct ImageReader {
     format: Format,
@@ -305,7 +312,8 @@ pub struct ImageReader {
 }
 
 impl ImageReader {
-    /// Reads in the order of [`ImageFiles::pictures`], which may be shuffled before.
+    /// A reader that follows the order of [`ImageFiles::pictures`], which may be shuffled
+    /// beforehand.
     pub fn new(found: ImageFiles, format: Format) -> Self {
         let account = Account::of(&found, format);
         Self {
@@ -317,14 +325,17 @@ impl ImageReader {
         }
     }
 
-    /// Leaves out pictures that are the same as one of these, pixel by pixel in the format, and counts them.
+    /// Leaves out pictures that equal one of `images` pixel by pixel in the format, and counts
+    /// them.
     pub fn without(mut self, images: &Images) -> Self {
         self.without.extend(images.iter().map(<[u8]>::to_vec));
         self
     }
 
-    /// The next `count` pictures, fewer if there are no more. Of a file with several pictures the first is read, as by PIL.
-    /// `progress` is told how many have been read by this call.
+    /// Reads the next `count` pictures, or fewer if there are no more.
+    ///
+    /// From a file with several pictures the first is read, as in PIL. `progress` receives the
+    /// number of pictures read by this call.
     pub fn read(&mut self, count: usize, mut progress: impl FnMut(usize)) -> Images {
         let mut images = Images::empty(self.format);
         while images.len() < count {
@@ -346,17 +357,17 @@ impl ImageReader {
         images
     }
 
-    /// The account of everything so far.
+    /// The account of the files read so far.
     pub fn account(&self) -> &Account {
         &self.account
     }
 
-    /// Files that have not been looked at yet.
+    /// Number of files that have not been looked at yet.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// The pixels of a picture, unless it is left out.
+    /// The pixels of a picture; `None` if it is left out.
     fn pixels(&mut self, file: &Path) -> std::result::Result<Option<Vec<u8>>, String> {
         let decoded = decode(file, self.format.transparency)?;
         if decoded.is_first_of_several && self.refuses_several {
@@ -376,7 +387,7 @@ impl ImageReader {
 }
 
 impl ImageFiles {
-    /// Height and width of the first picture that can be read, if one can.
+    /// Height and width of the first readable picture; `None` if there is none.
     pub fn first_size(&self) -> Option<[usize; 2]> {
         let mut sizes = self.pictures.iter().filter_map(|file| {
             let decoded = decode(file, Transparency::Drop).ok()?;
@@ -389,7 +400,7 @@ impl ImageFiles {
     }
 }
 
-/// That a folder has no image.
+/// The error for a folder without images.
 fn no_image(path: &Path) -> Error {
     invalid(
         path,
@@ -397,12 +408,12 @@ fn no_image(path: &Path) -> Error {
     )
 }
 
-/// The middle of a picture in the given aspect, resized with the filter of diffusers' training scripts, bilinear over all
-/// pixels that fall together.
+/// The middle of a picture in the given aspect ratio, resized with the bilinear filter of
+/// diffusers' training scripts, over all pixels that are merged.
 fn fit(picture: &RgbImage, height: u32, width: u32) -> RgbImage {
     let (found_width, found_height) = picture.dimensions();
     let [h, w, fh, fw] = [height, width, found_height, found_width].map(u64::from);
-    // The largest part with its sides as height to width.
+    // The largest part with the aspect ratio of height and width.
     let part_width = (fh * w / h).clamp(1, fw) as u32;
     let part_height = (fw * h / w).clamp(1, fh) as u32;
     let left = (found_width - part_width) / 2;
@@ -411,7 +422,7 @@ fn fit(picture: &RgbImage, height: u32, width: u32) -> RgbImage {
     imageops::resize(&part, width, height, FilterType::Triangle)
 }
 
-/// Luma as PIL has it (ITU-R 601), exact for grey.
+/// Luma as in PIL (ITU-R 601), exact for grey.
 fn grey(&Rgb(colour): &Rgb<u8>) -> u8 {
     let [red, green, blue] = colour.map(u32::from);
     ((19_595 * red + 38_470 * green + 7_471 * blue + 32_768) >> 16) as u8

@@ -18,7 +18,7 @@ const FORMAT: Format = Format {
     transparency: Transparency::Drop,
 };
 
-/// A picture without symmetry; each number gives another.
+/// A picture without symmetry; each number gives a different one.
 fn picture(number: u8) -> DynamicImage {
     let colour = |x, y| {
         image::Rgb([
@@ -42,7 +42,7 @@ fn read(folder: &Path) -> Result<(Images, Account)> {
     Images::read_all(ImageFiles::find(folder)?, FORMAT, |_| {})
 }
 
-/// What of a folder is refused, by file name.
+/// The refused files of a folder, by file name, with the reasons.
 fn refused(folder: &Path) -> Vec<(String, String)> {
     match read(folder) {
         Ok(_) => Vec::new(),
@@ -122,14 +122,14 @@ fn everything_that_is_not_read_is_refused_at_once_and_by_name() {
         ("h.png", "not read"),
         ("notes.txt", "text"),
         ("i", "not a picture"),
-        ("j.png", "leads nowhere"),
+        ("j.png", "a broken link"),
         ("k", "link to a folder"),
         ("l.png", "socket"),
     ];
     assert_eq!(refused.len(), parts.len(), "{refused:?}");
     for (name, part) in parts {
         let found = refused.iter().find(|(found, _)| found == name);
-        let (_, reason) = found.unwrap_or_else(|| panic!("{name} is passed over: {refused:?}"));
+        let (_, reason) = found.unwrap_or_else(|| panic!("{name} is missing: {refused:?}"));
         assert!(reason.contains(part), "{name}: {reason}");
     }
     let error = read(folder.path()).unwrap_err().to_string();
@@ -162,12 +162,15 @@ fn litter_and_companions_are_counted_and_a_reader_goes_on() {
     );
     let lines = account.lines().join("\n");
     assert!(
-        lines.contains("4 files passed over that go with pictures"),
+        lines.contains("4 files skipped that go with pictures"),
         "{lines}"
     );
-    assert!(lines.contains("5 hidden files passed over"), "{lines}");
+    assert!(
+        lines.contains("5 hidden files skipped that are not pictures"),
+        "{lines}"
+    );
 
-    // The same picture again is left out, and files that are not read are counted and named.
+    // A copy of the same picture is left out, and unread files are counted and named.
     let at = |name: &str| folder.path().join(name);
     fs::write(at("b.png"), &png).unwrap();
     fs::write(at("c.png"), &other).unwrap();
@@ -190,7 +193,7 @@ fn litter_and_companions_are_counted_and_a_reader_goes_on() {
     );
 }
 
-/// As many as are wanted, however many cannot be read.
+/// As many pictures as needed are read, however many cannot be read.
 #[test]
 fn a_reader_makes_up_for_what_cannot_be_read() {
     let pictures: Vec<_> = (0..9)
@@ -240,7 +243,7 @@ fn files_of_another_set_are_taken_out_through_links_too() {
     assert_eq!(taken("train"), (4, 0));
 }
 
-/// Wherever a file of any kind is cut, it is refused, or it loses nothing of the picture.
+/// Wherever a file of any kind is cut off, it is refused, or nothing of the picture is lost.
 #[test]
 fn a_cut_file_is_never_filled_in() {
     for format in KINDS {
@@ -249,7 +252,7 @@ fn a_cut_file_is_never_filled_in() {
             DynamicImage::ImageLuma8(picture(4).into_luma8()),
         ] {
             let colours = match format {
-                // Its encoder takes colours alone.
+                // The GIF encoder takes only colours.
                 ImageFormat::Gif => colours.into_rgb8().into(),
                 _ => colours,
             };
@@ -301,7 +304,7 @@ fn of_several_pictures_in_a_file_none_is_forgotten_in_silence() {
     let animated = folder(&[("a.gif", &animation)]);
     let refused = refused(animated.path());
     assert!(refused[0].1.contains("several pictures"), "{refused:?}");
-    // Of those to keep the first is taken, as by PIL, and counted.
+    // Of a file to keep, the first picture is read, as in PIL, and counted.
     let mut reader = ImageReader::new(ImageFiles::find(animated.path()).unwrap(), FORMAT);
     let single = folder(&[(
         "a.gif",
@@ -315,7 +318,7 @@ fn of_several_pictures_in_a_file_none_is_forgotten_in_silence() {
     assert_eq!(read(single.path()).unwrap().0.len(), 1);
 }
 
-/// As PIL's `convert("RGB")`: the colours below stay.
+/// As in PIL's `convert("RGB")`, the underlying colours remain.
 #[test]
 fn transparency_is_dropped_or_laid_over_a_ground() {
     let clear = RgbaImage::from_pixel(16, 16, Rgba([200, 100, 0, 51]));
@@ -334,7 +337,7 @@ fn transparency_is_dropped_or_laid_over_a_ground() {
     let clear = encoded(&DynamicImage::ImageRgba8(clear), ImageFormat::Png);
     for (transparency, first, line) in [
         (Transparency::Drop, [200, 100, 0], "dropped"),
-        // A fifth of the colour.
+        // One fifth of the colour.
         (Transparency::White, [244, 224, 204], "over white"),
         (Transparency::Black, [40, 20, 0], "over black"),
     ] {

@@ -1,22 +1,23 @@
-//! How many pictures a TIFF file holds.
+//! The number of pictures in a TIFF file.
 
 /// The pages of a TIFF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pages {
     One,
     Several,
-    /// The first is a smaller version of another picture: so are raw files of cameras built.
+    /// The first is a smaller version of another picture, as in raw files of cameras.
     PreviewFirst,
 }
 
-/// Directories that are followed: a file may link them in a circle.
+/// Most directories that are followed: a file may link them in a circle.
 const MOST: usize = 64;
 /// The tag whose lowest bit says that the picture is a smaller version of another.
 const SUBFILE_TYPE: u64 = 254;
-/// The tag of the version of Adobe's digital negative.
+/// The tag that holds the version of Adobe's digital negative.
 const DIGITAL_NEGATIVE: u64 = 50_706;
 
-/// Follows the directories of a TIFF or BigTIFF file. What cannot be followed is left to the decoder.
+/// Follows the directories of a TIFF or BigTIFF file. Anything that cannot be followed is left to
+/// the decoder.
 pub(super) fn pages(bytes: &[u8]) -> Pages {
     let file = File::new(bytes);
     let mut offset = file.first();
@@ -37,7 +38,7 @@ pub(super) fn pages(bytes: &[u8]) -> Pages {
 struct Directory {
     is_preview: bool,
     is_raw: bool,
-    /// Where the next one is.
+    /// Position of the next directory.
     next: Option<u64>,
 }
 
@@ -59,7 +60,7 @@ impl<'a> File<'a> {
         file
     }
 
-    /// An unsigned number of some bytes.
+    /// An unsigned number of `length` bytes.
     fn number(&self, at: u64, length: u64) -> Option<u64> {
         let start = usize::try_from(at).ok()?;
         let end = usize::try_from(at.checked_add(length)?).ok()?;
@@ -71,7 +72,7 @@ impl<'a> File<'a> {
         })
     }
 
-    /// Bytes of an offset.
+    /// Number of bytes of an offset.
     fn offset(&self) -> u64 {
         if self.is_big { 8 } else { 4 }
     }
@@ -99,7 +100,8 @@ impl<'a> File<'a> {
         for entry in (first..end).step_by(entry_length as usize) {
             match self.number(entry, 2)? {
                 SUBFILE_TYPE => {
-                    // The value is at the end of the entry, at its beginning: two bytes hold the bit in either order of bytes.
+                    // The value field ends the entry, and the value is at the field's beginning.
+                    // Two bytes contain the bit in either byte order.
                     let length = if self.number(entry + 2, 2)? == 3 {
                         2
                     } else {
@@ -120,7 +122,7 @@ impl<'a> File<'a> {
 mod tests {
     use super::*;
 
-    /// A little-endian TIFF of directories with one entry each.
+    /// A little-endian TIFF whose directories have one entry each.
     fn file(tags: &[(u16, u32)]) -> Vec<u8> {
         let mut bytes = b"II*\0\x08\0\0\0".to_vec();
         for (index, &(tag, value)) in tags.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Files that are not read.
+//! Files that are not read, with the reasons.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ impl fmt::Display for UnreadFile {
     }
 }
 
-/// A path of any file system, as far as text can say it.
+/// A path of any file system as text, as far as text can represent it.
 pub(super) fn as_text<S: Serializer>(
     path: &Path,
     serializer: S,

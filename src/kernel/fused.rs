@@ -1,4 +1,5 @@
-//! The loss kernel and the mixture draw in one pass each, where there is one for a tensor's backend.
+//! The loss kernel and the mixture draw in one pass each, if there is a kernel for the tensor's
+//! backend.
 
 use ::burn::backend::tensor::FloatTensor;
 use ::burn::backend::{
@@ -8,8 +9,11 @@ use ::burn::tensor::{DType, Tensor};
 
 use super::{Mixture, WeightedSquaredError};
 
-/// The macro names burn's fusion in `burn::backend`, which has it only where fusion is on. It may be: any crate of a
-/// program can switch it on. `Cube` is then a fusion over `CubeBackend`, and both are given the kernels.
+/// `backend_extension` names burn's fusion in `burn::backend`, which exports it only if fusion is
+/// enabled.
+///
+/// Any crate of a program can enable it. `Cube` is then a fusion over `CubeBackend`, and both need
+/// the kernels.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod burn {
     pub(super) mod backend {
@@ -18,7 +22,9 @@ mod burn {
     }
 }
 
-/// Losses and seed in one pass over prediction and target. Every tensor is `f32`, none is empty.
+/// Losses and seed in one pass over prediction and target.
+///
+/// Every tensor is `f32` and not empty.
 #[backend_extension(
     Flex: cfg(feature = "flex-kernels"),
     Cube: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))),
@@ -35,18 +41,21 @@ pub(crate) trait LossKernel: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
-/// Numbers that the mixture draw needs of each row: `γ`, `σ`, `γ/σ`, and 1 where the row is drawn from the forgotten point.
+/// Number of values that the mixture draw needs for each row: `γ`, `σ`, `γ/σ`, and 1 if the row is
+/// drawn from the forgotten point, else 0.
 pub(super) const ROW_NUMBERS: usize = 4;
 
-/// The mixture draw in one pass over both points and the noise. Every tensor is `f32`, none is empty; `rows` is
-/// `[ROW_NUMBERS, batch]`.
+/// The mixture draw in one pass over both points and the noise.
+///
+/// Every tensor is `f32` and not empty; `rows` is `[ROW_NUMBERS, batch]`.
 #[backend_extension(
     Flex: cfg(feature = "flex-kernels"),
     Cube: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))),
     Fusion: cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))
 )]
 pub(crate) trait MixtureKernel: Backend {
-    /// Noisy point, noise that explains it from the retained point and from the forgotten one, `[batch, …]`; log-ratio, `[batch]`.
+    /// Noisy point, and the noise that explains it from the retained and from the forgotten point,
+    /// `[batch, …]`; log-ratio, `[batch]`.
     #[fusion(meta = |_retain, _forget, noise, rows| {
         let mut log_ratio = rows.clone();
         log_ratio.shape = [rows.shape[1]].into();
@@ -65,7 +74,7 @@ pub(crate) trait MixtureKernel: Backend {
     );
 }
 
-/// Whether there is a kernel for a tensor: for its backend and type, outside of an autodiff graph.
+/// Whether there is a kernel for a tensor: for its backend and type, and outside an autodiff graph.
 pub(super) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     let is_f32 = tensor.dtype() == DType::F32;
     let is_empty = tensor.shape().num_elements() == 0;
@@ -85,7 +94,8 @@ pub(super) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     is_f32 && !is_empty && has_kernel && is_plain
 }
 
-/// As [`weighted_squared_error`](super::weighted_squared_error), for tensors of one backend that it [`takes`].
+/// Like [`weighted_squared_error`](super::weighted_squared_error), for tensors of one backend that
+/// [`takes`] accepts.
 pub(super) fn weighted_squared_error<const D: usize>(
     prediction: Tensor<D>,
     target: Tensor<D>,
@@ -105,7 +115,7 @@ pub(super) fn weighted_squared_error<const D: usize>(
     }
 }
 
-/// As [`mixture_draw`](super::mixture_draw), for tensors of one backend that it [`takes`].
+/// Like [`mixture_draw`](super::mixture_draw), for tensors of one backend that [`takes`] accepts.
 pub(super) fn mixture_draw<const D: usize>(
     retain: Tensor<D>,
     forget: Tensor<D>,

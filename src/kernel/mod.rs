@@ -1,5 +1,7 @@
-//! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff graph. And the mixture draw,
-//! where a backend has it in one pass.
+//! The loss kernel: per-sample losses and the seed of the backward pass, outside the autodiff
+//! graph.
+//!
+//! Also the mixture draw in one pass, on the backends that have it.
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 mod cube;
@@ -19,32 +21,38 @@ use crate::error::{Result, check_device, check_shape};
 use crate::host::{as_column, squared_norms, to_f32};
 use crate::process::Scales;
 
-/// Of the mixture draw: noisy point, noise that explains it from the retained point and from the forgotten one; log-ratio.
+/// The result of the mixture draw: noisy point, the noise that explains it from the retained and
+/// from the forgotten point; log-ratio.
 type Mixture<const D: usize> = ([Tensor<D>; 3], Tensor<1>);
 
-/// What the kernel computes for a group of rows.
+/// The result of the loss kernel for a group of rows.
 #[derive(Debug, Clone)]
 pub struct WeightedSquaredError<const D: usize> {
-    /// `‖ŷ − target‖²` of each row, summed over elements and not weighted, `[rows]`, f32.
+    /// `‖ŷ − target‖²` of each row, summed over elements, without the weight, `[rows]`, f32.
     pub losses: Tensor<1>,
     /// `∂L/∂ŷ = 2 w (ŷ − target) / B`, `[rows, …]`, f32.
     pub seed: Tensor<D>,
 }
 
-/// Per-sample losses and the derivative of `L = (1/B) Σ w ‖ŷ − target‖²` with respect to the prediction.
+/// Per-sample losses and the derivative of `L = (1/B) Σ w ‖ŷ − target‖²` with respect to the
+/// prediction.
 ///
-/// The loss needs no autodiff: run the model's backward pass with `(ŷ · seed).sum().backward()`. Both come from one pass
-/// over prediction and target: on the CPU with the feature `flex-kernels`, where the seed takes the target's place in
-/// memory unless another tensor shares it, and on wgpu and CUDA with `fused`. Elsewhere they come from tensor operations.
+/// The loss itself needs no autodiff: run the model's backward pass with
+/// `(ŷ · seed).sum().backward()`. Losses and seed come from one pass over prediction and target: on
+/// the CPU with the feature `flex-kernels`, where the seed replaces the target in memory unless
+/// another tensor shares it, and on wgpu and CUDA with `fused`. Otherwise they come from tensor
+/// operations.
 ///
 /// # Shapes
 /// - `prediction`, `target`: `[rows, …]`; not tracked by autodiff
 /// - `weights`: `[rows]`, signed
-/// - `batch_size`: `B`, the rows of the whole optimiser step, which may be more than those given here
+/// - `batch_size`: `B`, the rows of the whole optimiser step, which may be more than those given
+///   here
 ///
 /// # Errors
-/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if they do
-/// not fit each other or lie on different devices.
+/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or
+/// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if the arguments do not fit each other
+/// or are on different devices.
 ///
 /// # Example
 /// ```
@@ -95,7 +103,8 @@ pub fn weighted_squared_error<const D: usize>(
     Ok(in_operations(prediction, target, weights, scale))
 }
 
-/// The points of [`mixture_points`](crate::objective::mixture_points) in one pass, or `None` where there is none for these tensors.
+/// The points of [`mixture_points`](crate::objective::mixture_points) in one pass, or `None` if
+/// there is no kernel for these tensors.
 #[cfg_attr(
     not(any(
         feature = "flex-kernels",
@@ -151,7 +160,7 @@ mod tests {
     use crate::host::sum_elements;
     use burn::tensor::Device;
 
-    /// The seed is the derivative of the weighted loss, by autodiff.
+    /// The seed equals the derivative of the weighted loss that autodiff computes.
     #[test]
     fn the_seed_is_the_gradient_that_autodiff_finds() {
         let device = Device::flex();

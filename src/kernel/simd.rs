@@ -1,4 +1,4 @@
-//! Vector instructions, chosen when the program runs: AVX-512, AVX2, NEON, or none.
+//! Vector instructions, chosen at run time: AVX-512, AVX2, NEON, or none.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -13,8 +13,8 @@ pub(crate) fn instructions() -> Arch {
 
 /// A computation that is compiled once for each set of instructions.
 ///
-/// Implementations and all they call are `#[inline(always)]`: only what is inlined here is compiled
-/// for the instructions chosen.
+/// Implementations and everything they call are `#[inline(always)]`: only inlined code is compiled
+/// for the chosen instructions.
 pub(crate) trait Vectorised {
     /// Runs the computation.
     fn run<S: Simd>(self, simd: S);
@@ -47,7 +47,7 @@ pub(crate) fn levels() -> Vec<Arch> {
     levels
 }
 
-/// For the tests of all that uses these instructions.
+/// Helpers for the tests of everything that uses these instructions.
 #[cfg(test)]
 pub(crate) mod testing {
     use std::cell::Cell;
@@ -59,9 +59,9 @@ pub(crate) mod testing {
     use crate::draws::{Stream, normal_noise};
 
     thread_local! {
-        /// The instructions to use on this thread, in the place of the best.
+        /// The instructions to use on this thread instead of the best ones.
         pub(crate) static FORCED: Cell<Option<Arch>> = const { Cell::new(None) };
-        /// Tensors drawn on this thread.
+        /// Number of tensors drawn on this thread.
         static DRAWN: Cell<u64> = const { Cell::new(0) };
     }
 
@@ -74,7 +74,7 @@ pub(crate) mod testing {
         FORCED.set(None);
     }
 
-    /// Normal numbers, the same in every run of a test.
+    /// Normally distributed numbers, the same in every run of a test.
     pub(crate) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
         let seed = DRAWN.get();
         DRAWN.set(seed + 1);
@@ -89,7 +89,7 @@ pub(crate) mod testing {
         tensor.into_data().try_to_vec().unwrap()
     }
 
-    /// What a function returns in a pool of so many threads.
+    /// The result of a function in a pool of this many threads.
     pub(crate) fn on_threads<T: Send>(threads: usize, run: impl FnOnce() -> T + Send) -> T {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.unwrap().install(run)

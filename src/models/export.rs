@@ -1,4 +1,5 @@
-//! A diffusers pipeline whose network has been replaced: everything else that the pipeline needs goes along.
+//! Saves a diffusers pipeline with a new network, together with everything else that the pipeline
+//! needs.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,13 +23,14 @@ const CARD: &str = "readme.md";
 const NETWORK: &str = "unet";
 const SCHEDULER: &str = "scheduler";
 const SCHEDULER_CONFIG: &str = "scheduler_config.json";
-/// Longest file that is copied without being named by the pipeline's index: code, configurations and texts are shorter.
+/// The longest file that is copied if the pipeline's index does not name it; code, configurations
+/// and texts are shorter.
 const LONGEST_SUPPORT: u64 = 16 << 20;
-/// Files that go along without being named, by how they end.
+/// Endings of files that are copied although the index does not name them.
 const SUPPORT: [&str; 6] = ["py", "json", "txt", "md", "yaml", "yml"];
-/// And by how they begin.
+/// Beginnings of the names of such files.
 const LEGAL: [&str; 4] = ["license", "licence", "notice", "copying"];
-/// Files of weights, by how they end.
+/// Endings of weight files.
 const WEIGHT_FILES: [&str; 8] = [
     "safetensors",
     "bin",
@@ -40,12 +42,12 @@ const WEIGHT_FILES: [&str; 8] = [
     "h5",
 ];
 
-/// What of a model's folder was not taken over.
+/// A part of a model's folder that was not copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Where it is in the folder of the model that came.
+    /// Its path in the folder of the original model.
     pub path: PathBuf,
-    /// Why.
+    /// Why it was not copied.
     pub reason: &'static str,
 }
 
@@ -55,21 +57,24 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Writes a network as the model that came is arranged, with what that has beside its network: the scheduler, the other parts that
-/// `model_index.json` names, code and texts at the root, licence and model card. Contents are copied, not modes; links are followed.
+/// Writes a network in the layout of the original model, together with the rest of that model.
 ///
-/// - The scheduler's file is copied as it is, so it must say that the model predicts what the network
-///   predicts ([`Denoiser::prediction_type`]).
-/// - An index that is not there is written, with the scheduler's own class.
-/// - Other weights of the network, other folders and large files stay behind, and are given back with the reason. What the index names
-///   goes along as it is, be it a second network.
-/// - The model card, or a new one, gets a section *Unlearning* with this crate's version and `note`, a sentence that goes on from
-///   *it forgets some of its training data:*.
+/// The rest is the scheduler, the other parts that `model_index.json` names, code and texts at the
+/// root, the licence and the model card. Contents are copied, file modes are not; links are
+/// followed.
 ///
-/// `folder` should be a new one: files in it that are not written stay.
+/// - The scheduler's file is copied unchanged, so it must say that the model predicts what the
+///   network predicts ([`Denoiser::prediction_type`]).
+/// - A missing index is written, with the scheduler's own class.
+/// - Other weights of the network, other folders and large files are not copied; they are returned
+///   with the reason. Everything that the index names is copied unchanged, even a second network.
+/// - The model card, or a new one, gets a section *Unlearning* with this crate's version and
+///   `note`, a sentence that continues *it forgets some of its training data:*.
+///
+/// `folder` should be new: files in it that are not overwritten stay.
 ///
 /// # Errors
-/// [`Error::Io`] with the path; [`Error::InvalidFile`] for an index that is none;
+/// [`Error::Io`] with the path; [`Error::InvalidFile`] for an invalid index;
 /// [`Error::PredictionTypeDiffers`] before anything is written.
 pub fn save_pipeline(
     network: &UNet2d,
@@ -104,7 +109,7 @@ pub fn save_pipeline(
     if !export.is_flat {
         export.beside_network(&network_folder)?;
     }
-    // Last, so that nothing that was copied is in the place of the new network.
+    // Last, so that no copied file overwrites the new network.
     network.save(network_folder)?;
     create(&scheduler_folder)?;
     let scheduler = origin.scheduler_file();
@@ -123,13 +128,14 @@ fn is_same(one: &Path, other: &Path) -> bool {
     one == other || (real(one).is_some() && real(one) == real(other))
 }
 
-/// The index of a network and a scheduler alone.
+/// The index of a pipeline that has only a network and a scheduler.
 fn new_index(scheduler: &Path) -> Result<Value> {
     let config = python_object(&read_configuration(scheduler)?)
         .map_err(|error| invalid(scheduler, format!("not a scheduler's file: {error}")))?;
     let class = config.get("_class_name").and_then(Value::as_str);
     let class = class.unwrap_or("DDPMScheduler");
-    // `DDPMPipeline` calls the scheduler as it is, without scaling its input; `DDIMPipeline` reads any as DDIM.
+    // `DDPMPipeline` calls the scheduler without scaling its input; `DDIMPipeline` reads any
+    // scheduler as DDIM.
     let pipeline = match class {
         "DDPMScheduler" | "DDPMParallelScheduler" => "DDPMPipeline",
         _ => "DDIMPipeline",
@@ -141,14 +147,14 @@ fn new_index(scheduler: &Path) -> Result<Value> {
     }))
 }
 
-/// What is copied, and what was not.
+/// The copy in progress, and what was left out.
 struct Export<'a> {
-    /// The pipeline's folder, with the index if there is one, and that of its network.
+    /// The pipeline's folder, with the index if there is one, and the network's folder.
     root: &'a Path,
     network: &'a Path,
     /// Whether the network is at the pipeline's root.
     is_flat: bool,
-    /// The folders on the way to the one that is copied, as they are without links.
+    /// The folders on the path to the one that is copied, with links resolved.
     parents: Vec<PathBuf>,
     left_out: Vec<LeftOut>,
 }
@@ -162,7 +168,7 @@ impl Export<'_> {
         });
     }
 
-    /// What is at the root of the model's folder, and the parts that the index names.
+    /// Copies the files at the root of the model's folder, and the parts that the index names.
     fn root(&mut self, index: Option<&PipelineIndex>, to: &Path) -> Result<()> {
         let (root, network) = (self.root, self.network);
         let is_flat = self.is_flat;
@@ -182,7 +188,7 @@ impl Export<'_> {
                     self.folder(&path, &target, is_code)?;
                 }
                 Some(Kind::Folder) if lower.starts_with(NETWORK) => {
-                    self.leave_out(&path, "weights as they were before");
+                    self.leave_out(&path, "weights from before the unlearning");
                 }
                 Some(Kind::Folder) => self.leave_out(&path, "not a part of the pipeline"),
                 Some(Kind::File(_)) if lower == CARD => {}
@@ -191,12 +197,12 @@ impl Export<'_> {
             }
         }
         for name in parts.iter().filter(|&&part| part != SCHEDULER) {
-            self.leave_out(&root.join(name), "named by model_index.json and not there");
+            self.leave_out(&root.join(name), "named in model_index.json but missing");
         }
         Ok(())
     }
 
-    /// What is in the network's own folder beside its configuration and its weights.
+    /// Copies the files in the network's own folder, except its configuration and its weights.
     fn beside_network(&mut self, to: &Path) -> Result<()> {
         create(to)?;
         for path in entries(self.network)? {
@@ -212,7 +218,7 @@ impl Export<'_> {
         Ok(())
     }
 
-    /// Copies a small file of code, configuration or text; others stay behind.
+    /// Copies a small file of code, configuration or text; others are left out.
     fn support(&mut self, path: &Path, lower: &str, bytes: u64, target: &Path) -> Result<()> {
         let ends = |endings: &[&str]| {
             let (_, ending) = lower.rsplit_once('.').unwrap_or_default();
@@ -222,7 +228,7 @@ impl Export<'_> {
             || (!lower.starts_with('.') && ends(&SUPPORT))
             || LEGAL.iter().any(|beginning| lower.starts_with(beginning));
         if ends(&WEIGHT_FILES) || lower.ends_with(".index.json") {
-            self.leave_out(path, "weights as they were before");
+            self.leave_out(path, "weights from before the unlearning");
         } else if !is_support {
             self.leave_out(path, "not a part of the pipeline");
         } else if bytes > LONGEST_SUPPORT {
@@ -236,7 +242,7 @@ impl Export<'_> {
         Ok(())
     }
 
-    /// Copies the files of a folder that are wanted, and of those in it.
+    /// Copies the wanted files of a folder and of its subfolders.
     fn folder(&mut self, from: &Path, to: &Path, is_wanted: fn(&Path) -> bool) -> Result<()> {
         let real = from.canonicalize().map_err(Error::io("reading", from))?;
         if self.parents.contains(&real) {
@@ -258,24 +264,24 @@ impl Export<'_> {
         Ok(())
     }
 
-    /// What is at a path, or at the end of a link. `None` is left out.
+    /// What is at a path, or at the end of a link; `None` if it is left out.
     fn kind(&mut self, path: &Path) -> Result<Option<Kind>> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => Ok(Some(Kind::Folder)),
             Ok(metadata) if metadata.is_file() => Ok(Some(Kind::File(metadata.len()))),
             Ok(_) => {
-                self.leave_out(path, "no ordinary file");
+                self.leave_out(path, "not an ordinary file");
                 Ok(None)
             }
             Err(error) if error.kind() == ErrorKind::NotFound || is_link(path) => {
-                self.leave_out(path, "a link that leads nowhere");
+                self.leave_out(path, "a broken link");
                 Ok(None)
             }
             Err(error) => Err(Error::io("reading", path)(error)),
         }
     }
 
-    /// The model card, with a section on what was done.
+    /// Writes the model card, with a section about the unlearning.
     fn card(&mut self, folder: &Path, note: &str) -> Result<()> {
         let mut paths = entries(self.root)?.into_iter();
         let found = paths.find(|path| {
@@ -299,7 +305,7 @@ impl Export<'_> {
         card.extend(
             format!(
                 "## Unlearning\n\nThe weights of this model were changed with siss {version} so that it forgets some of its training \
-                 data: {note}\n\nWhat else this page says is of the model as it was before.\n"
+                 data: {note}\n\nEverything else on this page describes the model before that.\n"
             )
             .bytes(),
         );
@@ -307,14 +313,14 @@ impl Export<'_> {
     }
 }
 
-/// What is copied in different ways.
+/// The kinds of entries, which are copied in different ways.
 enum Kind {
     Folder,
     /// With its length in bytes.
     File(u64),
 }
 
-/// The names of the folders that a pipeline is made of, the network's aside.
+/// The names of the folders of a pipeline, except the network's.
 fn parts(index: Option<&PipelineIndex>) -> BTreeSet<&str> {
     let named = index.into_iter().flat_map(|index| index.parts.keys());
     let mut parts: BTreeSet<_> = named.map(String::as_str).collect();
@@ -323,7 +329,7 @@ fn parts(index: Option<&PipelineIndex>) -> BTreeSet<&str> {
     parts
 }
 
-/// The name itself, where it is text.
+/// The name itself if it is text.
 fn lower_or<'a>(name: &'a std::ffi::OsStr, lower: &'a str) -> &'a str {
     name.to_str().unwrap_or(lower)
 }
@@ -348,7 +354,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |file| file.write_all(bytes))
 }
 
-/// Copies what is in a file, and no more.
+/// Copies the contents of a file, without its mode.
 fn copy_file(from: &Path, to: &Path) -> Result<()> {
     let (mut file, _) = open(from)?;
     replace(to, |copy| io::copy(&mut file, copy).map(|_| ()))
@@ -382,7 +388,7 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    /// Files below a folder, with `/` between.
+    /// The files below a folder, with `/` between the parts of a path.
     fn listed(folder: &Path) -> Vec<String> {
         fn collect(folder: &Path, root: &Path, found: &mut Vec<String>) {
             for path in entries(folder).unwrap() {
@@ -403,7 +409,7 @@ mod tests {
     const SCHEDULER_TEXT: &str =
         r#"{"_class_name": "DDIMScheduler", "lower_order_final": -Infinity}"#;
 
-    /// A model's folder with what is there, saved anew.
+    /// A model's folder with these files, saved with a new network.
     fn saved(model: &[(&str, &str)]) -> (tempfile::TempDir, Vec<String>, Vec<String>) {
         let place = tempfile::tempdir().unwrap();
         let (origin, to) = (place.path().join("model"), place.path().join("new"));
@@ -496,7 +502,8 @@ mod tests {
         UNet2d::load(&new, &Device::flex()).unwrap();
     }
 
-    /// A pipeline keeps what its model predicts, and does not get a network that predicts something else.
+    /// A pipeline keeps its prediction type, and does not accept a network that predicts something
+    /// else.
     #[test]
     fn the_scheduler_says_what_the_network_predicts() {
         let place = tempfile::tempdir().unwrap();
@@ -554,7 +561,7 @@ mod tests {
         assert!(card.starts_with("## Unlearning\n"), "{card}");
     }
 
-    /// The network of the moving average takes the other's place.
+    /// The network of the moving average takes the place of the other one.
     #[test]
     fn another_folder_than_unet_becomes_unet() {
         let place = tempfile::tempdir().unwrap();
@@ -568,7 +575,7 @@ mod tests {
         let origin = ModelFolder::find(model.join("unet_ema")).unwrap();
         let left = save_pipeline(&network(), &origin, &new, "").unwrap();
         let left: Vec<_> = left.iter().map(ToString::to_string).collect();
-        assert_eq!(left, ["unet (weights as they were before)"]);
+        assert_eq!(left, ["unet (weights from before the unlearning)"]);
         UNet2d::load(new.join("unet"), &Device::flex()).unwrap();
         assert!(!new.join("unet_ema").exists());
     }
@@ -590,7 +597,8 @@ mod tests {
         assert!(new_index(&place.path().join("scheduler_config.json")).is_err());
     }
 
-    /// As the cache of the hub has them: every file a link. Those that lead nowhere, or round in a circle, are named.
+    /// As in the hub's cache: every file is a link. Links that lead nowhere, or in a circle, are
+    /// named.
     #[cfg(unix)]
     #[test]
     fn links_are_followed_or_named() {
@@ -623,9 +631,9 @@ mod tests {
         let left = save_pipeline(&network(), &origin, at("new"), "").unwrap();
         let left: Vec<_> = left.iter().map(ToString::to_string).collect();
         let expected = [
-            "NOTICE (a link that leads nowhere)",
+            "NOTICE (a broken link)",
             "vae/round/vae (a link to a folder that it is in)",
-            "vae/weights.bin (a link that leads nowhere)",
+            "vae/weights.bin (a broken link)",
         ];
         assert_eq!(left, expected);
         let expected = [

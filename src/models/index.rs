@@ -9,13 +9,14 @@ use crate::error::Result;
 use crate::files::json::python_object;
 use crate::files::{invalid, path_text, read_configuration};
 
-/// What a pipeline's `model_index.json` says of its parts.
+/// The contents of a pipeline's `model_index.json`: its class and its parts.
 ///
 /// # Example
 /// ```
 /// use siss::models::PipelineIndex;
 ///
-/// let text = r#"{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
+/// let text = r#"{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"],
+///     "scheduler": ["diffusers", "DDPMScheduler"]}"#;
 /// let index = PipelineIndex::from_json(text, "model_index.json")?;
 /// assert_eq!(index.class_name.as_deref(), Some("DDPMPipeline"));
 /// assert_eq!(index.parts["scheduler"].class_name, "DDPMScheduler");
@@ -23,18 +24,18 @@ use crate::files::{invalid, path_text, read_configuration};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineIndex {
-    /// The pipeline's class. Of one that is a module and a class, the class.
+    /// The pipeline's class; if the file gives a module and a class, only the class.
     pub class_name: Option<String>,
-    /// The parts by name. One that may be absent, and is, is left out.
+    /// The parts by name. An optional part that is absent is left out.
     pub parts: BTreeMap<String, PipelinePart>,
 }
 
 /// A part of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelinePart {
-    /// The Python library, or the module in the pipeline's folder, that has its class.
+    /// The Python library with the part's class, or the module in the pipeline's folder.
     pub library: String,
-    /// Its class.
+    /// The class of the part.
     pub class_name: String,
 }
 
@@ -42,8 +43,8 @@ impl PipelineIndex {
     /// Reads a `model_index.json`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) for more than 1 MiB and for what is no such
-    /// JSON.
+    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) if the
+    /// file is larger than 1 MiB or does not contain such JSON.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
@@ -53,7 +54,7 @@ impl PipelineIndex {
     /// Reads the text of a `model_index.json`; `file` names it in errors.
     ///
     /// # Errors
-    /// As [`from_file`](PipelineIndex::from_file), without the I/O.
+    /// Those of [`from_file`](PipelineIndex::from_file), except I/O errors.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         let object = python_object(text).map_err(|error| {
             let message = format!("not the index of a diffusers pipeline: {error}");
@@ -73,7 +74,7 @@ impl PipelineIndex {
     }
 }
 
-/// Settings of the pipeline stand among its parts; those are pairs of names.
+/// A part of the pipeline; `None` for one of its settings, which are not pairs of names.
 fn part(value: &Value) -> Option<PipelinePart> {
     let [library, class_name] = value.as_array()?.as_slice() else {
         return None;

@@ -1,11 +1,13 @@
 //! Networks in the layout of diffusers.
 //!
-//! A network here has the parameters of its Python namesake, under the same names, computes the same
-//! function, and reads and writes the same folders: `config.json` beside
-//! `diffusion_pytorch_model.safetensors`. [`ModelFolder`] finds these folders, and the scheduler that belongs to a network, from what people have. With
-//! the feature `pytorch` a network reads `diffusion_pytorch_model.bin` too, where there
-//! is no other file: the pickle is parsed and never run. Configurations are read strictly: a setting that would
-//! change the computation and is not implemented is refused by name, never ignored.
+//! Each network has the parameters of its Python namesake under the same names, computes the same
+//! function, and reads and writes the same folders: `config.json` next to
+//! `diffusion_pytorch_model.safetensors`. [`ModelFolder`] finds these folders in a path that a user
+//! gives, and the scheduler that belongs to the network.
+//!
+//! With the feature `pytorch` a network also reads `diffusion_pytorch_model.bin` if there is no
+//! other file: the pickle is parsed, never executed. Configurations are read strictly: a setting
+//! that would change the computation and is not implemented is refused by name, never ignored.
 
 mod export;
 #[cfg(feature = "flex-kernels")]

@@ -1,27 +1,27 @@
-//! What is worth knowing of how a model was found and read.
+//! Notes about how a model was found and read.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::files::path_text;
 
-/// Something that was decided while a model was found and read, for a program to tell its user.
+/// A decision that was made while a model was found and read, for a program to report to its user.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum LoadNote {
-    /// Which snapshot of a download was taken.
+    /// One of several snapshots of a download was chosen.
     Snapshot {
         /// The folder of the snapshot.
         folder: PathBuf,
     },
-    /// A checkpoint holds the weights and their moving average, and the weights were taken.
+    /// A checkpoint holds the weights and their moving average, and the weights were chosen.
     AverageBeside {
-        /// The network that was taken.
+        /// The network that was chosen.
         taken: PathBuf,
         /// The other one.
         average: PathBuf,
     },
-    /// The scheduler is not in the folder that was given.
+    /// The scheduler is not in the given folder.
     SchedulerElsewhere {
         /// Its file.
         file: PathBuf,
@@ -31,16 +31,17 @@ pub enum LoadNote {
         /// The scheduler's file, if there is one; it is of a scheduler that is not supported.
         scheduler: Option<PathBuf>,
     },
-    /// Which of several files with weights was read, or that it is no plain one: a variant, or in parts.
+    /// One of several files with weights was read, or the only one is not a plain file but a
+    /// variant or in parts.
     Weights {
         /// The file, or the index of its parts.
         read: PathBuf,
         /// Names of the others, which were not read.
         passed_over: Vec<String>,
     },
-    /// All names of tensors began with what a wrapper of PyTorch puts before them, which was taken off.
+    /// All names of tensors began with the prefix of a PyTorch wrapper, which was removed.
     Prefix {
-        /// What they began with.
+        /// The removed prefix.
         prefix: String,
     },
     /// The network was trained with dropout, and runs without it.
@@ -58,7 +59,7 @@ impl fmt::Display for LoadNote {
             }
             LoadNote::AverageBeside { taken, average } => write!(
                 formatter,
-                "the network is {}; the moving average of its weights is beside it: to unlearn that one, give {}",
+                "the network is {}; the moving average of its weights is next to it; to unlearn that one, give {}",
                 path_text(taken),
                 path_text(average)
             ),
@@ -85,7 +86,7 @@ impl fmt::Display for LoadNote {
             }
             LoadNote::Prefix { prefix } => write!(
                 formatter,
-                "all names of tensors began with `{prefix}`, which was taken off"
+                "all names of tensors began with `{prefix}`, which was removed"
             ),
             LoadNote::Dropout { probability } => write!(
                 formatter,

@@ -1,4 +1,5 @@
-//! The operations that take the time of a network, in one place: faster kernels go under these.
+//! The operations that dominate the running time of a network, in one place: faster kernels are
+//! used here.
 
 #[cfg(feature = "flex-kernels")]
 use super::flex;
@@ -23,7 +24,7 @@ pub(crate) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
     layer.forward(input)
 }
 
-/// A convolution by the crate's own operation, where that applies.
+/// A convolution by the crate's own operation, if that applies.
 #[cfg(feature = "flex-kernels")]
 fn own_convolution(layer: &Conv2d, input: &Tensor<4>) -> Option<Tensor<4>> {
     let padding = match layer.padding {
@@ -49,7 +50,8 @@ pub(crate) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> 
     silu(group_norm(layer, input))
 }
 
-/// Group normalisation. Division by the deviation and the layer's gain are one multiplication.
+/// Group normalisation, with the division by the deviation and the layer's gain as one
+/// multiplication.
 ///
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
@@ -82,7 +84,7 @@ pub(crate) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
     (scaled + offset.val().reshape([1, groups, members, 1])).reshape(shape)
 }
 
-/// Group normalisation by the crate's own operation, where that applies.
+/// Group normalisation by the crate's own operation, if that applies.
 #[cfg(feature = "flex-kernels")]
 fn own_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) -> Option<Tensor<4>> {
     let (gain, offset) = (layer.gamma.as_ref()?.val(), layer.beta.as_ref()?.val());
@@ -90,7 +92,7 @@ fn own_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) -> Opti
     flex::group_norm(input, &gain, &offset, groups, epsilon, activated)
 }
 
-/// A linear layer over the channels of channel-major features: no transposition is copied.
+/// A linear layer over the channels of channel-major features, without copying a transpose.
 ///
 /// # Shapes
 /// - `input`: `[rows, inputs, positions]`
@@ -105,7 +107,7 @@ pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
     }
 }
 
-/// Scaled dot-product attention over channel-major features, `heads` heads side by side.
+/// Scaled dot-product attention over channel-major features, with `heads` heads side by side.
 ///
 /// # Shapes
 /// - `query` and the result: `[rows, channels, positions]`

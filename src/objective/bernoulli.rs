@@ -1,17 +1,21 @@
-//! The Bernoulli objective: each row serves one side.
+//! The Bernoulli objective: each row belongs to one side.
 
 use super::{LossInputs, LossTerms, SissLoss};
 use crate::data::Side;
 use crate::error::Result;
 
-/// A row whose noisy point is drawn from the retained point is learnt with weight `1/(1−λ)`, one drawn from the
-/// forgotten point is unlearnt with weight `−1/λ`; both are means over the whole batch, so each side's gradient has the
-/// expectation of [`SissNoIs`](super::SissNoIs). One row a sample, always; a side without a row is legal.
+/// A row whose noisy point is drawn from the retained point is learnt with weight `1/(1−λ)`; one
+/// drawn from the forgotten point is unlearnt with weight `−1/λ`.
 ///
-/// [`Siss`](super::Siss) is its Rao-Blackwellised form: the average over the component that a noisy point came from.
+/// Both terms are means over the whole batch, so the gradient of each side has the same expectation
+/// as that of [`SissNoIs`](super::SissNoIs). There is always one row per sample. A side may have no
+/// rows.
+///
+/// [`Siss`](super::Siss) is the Rao-Blackwellised form of this objective: it averages over the
+/// component that a noisy point came from.
 ///
 /// # Reference
-/// The "Bernoulli" baseline of the SISS code (arXiv 2503.01034), counted over the whole batch.
+/// The "Bernoulli" baseline of the SISS code (arXiv 2503.01034), averaged over the whole batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bernoulli;
 
@@ -62,14 +66,14 @@ mod tests {
         assert_eq!(host(&forget.noisy), host(&own.forget.unwrap().noisy));
     }
 
-    /// The weights of SISS are the expectation of Bernoulli's over the component, given the noisy point: at a noisy point
-    /// that only one side explains, both agree.
+    /// The weights of SISS are the expectation of the Bernoulli weights over the component, given
+    /// the noisy point. At a noisy point that only one side explains, both agree.
     #[test]
     fn siss_agrees_where_one_side_explains_the_noisy_point() {
         let case = Case::new(0.5);
         let inputs = case.inputs(PredictionType::Epsilon);
         let siss = Siss.terms(&inputs).unwrap();
-        // The cleanest row: drawn from the retained side.
+        // The row with the least noise, drawn from the retained side.
         assert!((siss.retain.unwrap().weights[0] - 2.0).abs() < 1e-9);
         assert!(siss.forget.unwrap().weights[0].abs() < 1e-9);
     }

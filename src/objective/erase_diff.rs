@@ -1,4 +1,4 @@
-//! EraseDiff: forgotten points are taught a wrong noise.
+//! EraseDiff: the model is taught a wrong noise for forgotten points.
 
 use super::{LossInputs, LossTerms, SissLoss};
 use crate::data::Side;
@@ -6,13 +6,16 @@ use crate::draws::{ExtraDraws, Stream};
 use crate::error::Result;
 use crate::process::PredictionType;
 
-/// Retained points are learnt as ever; at the noisy points of the forgotten ones the model is taught noise that is uniform on
-/// `[0, 1)` instead of the noise that is there. A regression: it descends, with weight 1. One step of the published
-/// method, without an inner loop, as in the SISS code.
+/// Retained points are learnt as usual; at noisy forgotten points the model is taught noise that is
+/// uniform on `[0, 1)` instead of the true noise.
 ///
-/// The wrong noise `u` is mapped to the model's prediction type as all noise is, by the clean point that explains the noisy
-/// one together with it, `(a_t − σ u) / γ`. Where there is no signal (`γ = 0`, zero terminal SNR) there is no such point: a model
-/// that predicts something other than noise leaves such rows out.
+/// The forget term is a regression: it descends, with weight 1. This is one step of the published
+/// method without an inner loop, as in the SISS code.
+///
+/// The wrong noise `u` is converted to the model's prediction type like any noise, with the clean
+/// point `(a_t − σ u) / γ` that together with `u` explains the noisy one. Without signal (`γ = 0`,
+/// zero terminal SNR) that clean point does not exist: unless the model predicts noise, such rows
+/// are left out.
 ///
 /// # Reference
 /// Wu et al. 2024, *EraseDiff* (arXiv 2401.05779), as stated in SISS (arXiv 2503.01034), Appendix.

@@ -1,5 +1,5 @@
-//! The defensive mixture `q_λ = (1−λ) q(·|x) + λ q(·|a)` that SISS draws its noisy points from, and the
-//! importance weights that make up for it.
+//! The defensive mixture `q_λ = (1−λ) q(·|x) + λ q(·|a)` from which SISS draws its noisy points,
+//! and the importance weights that correct for it.
 
 use std::fmt::Debug;
 
@@ -19,21 +19,22 @@ pub struct ImportanceWeights {
     pub forget: f64,
 }
 
-/// Importance weights from the log-ratio `δ = ln q(m|a) − ln q(m|x)`.
+/// The importance weights for the log-ratio `δ = ln q(m|a) − ln q(m|x)`.
 ///
 /// With `z = δ + ln(λ / (1−λ))`:
 /// ```text
 /// w_a = sigmoid(z) / λ
 /// w_x = sigmoid(−z) / (1−λ)
 /// ```
-/// so that `(1−λ) w_x + λ w_a = 1` and nothing overflows. At `λ = 0` the retained side weighs 1 and the forgotten
-/// one `e^δ`; at `λ = 1` the other way round with `e^{−δ}`; there an exponential beyond `f64` saturates at
-/// its largest number.
+/// so that `(1−λ) w_x + λ w_a = 1` and nothing overflows. At `λ = 0` the retained side weighs 1 and
+/// the forgotten one `e^δ`; at `λ = 1` the forgotten side weighs 1 and the retained one `e^{−δ}`.
+/// In these two cases an exponential beyond the range of `f64` saturates at the largest `f64`.
 ///
-/// `log_ratio` may be any number, infinities included; `forget_prob` is `λ ∈ [0, 1]`. A NaN gives NaN.
+/// `log_ratio` may be any number, infinities included; `forget_prob` is `λ ∈ [0, 1]`. A NaN gives
+/// NaN.
 ///
 /// # Reference
-/// SISS (arXiv 2503.01034), Eq. 6, in the form that survives `f64`.
+/// SISS (arXiv 2503.01034), Eq. 6, in a form that does not overflow in `f64`.
 ///
 /// # Example
 /// ```
@@ -78,7 +79,7 @@ pub fn importance_weights(log_ratio: f64, forget_prob: f64) -> ImportanceWeights
     }
 }
 
-/// The noisy points of a batch and the noise that explains each from either side.
+/// The noisy points of a batch, and the noise that explains each of them from either side.
 #[derive(Debug, Clone)]
 pub struct MixturePoints<const D: usize> {
     /// `m = γ·(x or a) + σ ε`, `[batch, …]`.
@@ -91,7 +92,8 @@ pub struct MixturePoints<const D: usize> {
     pub log_ratio: Tensor<1>,
 }
 
-/// Draws each row's noisy point from its side of the mixture and explains it from both.
+/// Draws each row's noisy point from its side of the mixture, and computes the noise that explains
+/// it from each side.
 ///
 /// With `r = (γ/σ)(a − x)`:
 /// ```text
@@ -99,14 +101,16 @@ pub struct MixturePoints<const D: usize> {
 /// ε_a = ε − r where m is drawn from x, else ε
 /// δ   = ½⟨ε_x + ε_a, r⟩
 /// ```
-/// No difference of huge squares and no division of `m − γx`: right at `x = a`, where `δ = 0`, and at `γ = 0`.
+/// There is no difference of huge squares and no division of `m − γx`, so the result is correct at
+/// `x = a`, where `δ = 0`, and at `γ = 0`.
 ///
 /// # Shapes
 /// - `retain`, `forget`, `noise`: `[batch, …]`; `from_forget` and the scales: `[batch]`
 ///
 /// # Errors
-/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if
-/// they do not fit each other or lie on different devices.
+/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) or
+/// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if the arguments do not fit each other
+/// or are on different devices.
 pub fn mixture_points<const D: usize>(
     retain: Tensor<D>,
     forget: Tensor<D>,
@@ -123,7 +127,7 @@ pub fn mixture_points<const D: usize>(
             what,
             &retain.dims(),
             &other.dims(),
-            "draw for the batch that the step is given",
+            "make the draws for the batch of this step",
         )?;
         check_device(what, &device, &other.device())?;
     }
@@ -147,7 +151,9 @@ pub fn mixture_points<const D: usize>(
     })
 }
 
-/// The portable version of [`mixture_points`], in tensor operations. `from_forget` is 1 or 0.
+/// The portable version of [`mixture_points`], in tensor operations.
+///
+/// `from_forget` is 1 or 0.
 pub(crate) fn in_operations<const D: usize>(
     [retain, forget, noise]: [Tensor<D>; 3],
     scales: &Scales,
@@ -312,7 +318,7 @@ mod tests {
             )
         };
         assert!(draw(3, 3, 3).is_ok());
-        // One value for all rows would fit a tensor's rows.
+        // A single value would broadcast over the rows of a tensor.
         for (signal, noise, components) in [(1, 3, 3), (3, 1, 3), (3, 3, 1)] {
             assert!(draw(signal, noise, components).is_err());
         }

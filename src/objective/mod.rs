@@ -1,4 +1,7 @@
-//! The objectives. Each is two weighted regressions, a retain and a forget term; nothing else differs between them.
+//! The unlearning objectives.
+//!
+//! Each consists of two weighted regressions, a retain term and a forget term; they differ in
+//! nothing else.
 
 mod answers;
 mod bernoulli;
@@ -34,7 +37,7 @@ use crate::draws::{Draws, ExtraDraws};
 use crate::error::{Error, Result, check_device, check_range, check_shape, check_state};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
-/// Everything an objective may look at.
+/// The inputs of an objective.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LossInputs<'a, const D: usize, C = ()> {
@@ -42,9 +45,9 @@ pub struct LossInputs<'a, const D: usize, C = ()> {
     pub retain: &'a Tensor<D>,
     /// The forgotten points `a`, `[batch, …]`.
     pub forget: &'a Tensor<D>,
-    /// What the model is conditioned on for the retained points, `batch` rows.
+    /// The conditions of the retained points, `batch` rows.
     pub retain_condition: &'a C,
-    /// What the model is conditioned on for the forgotten points, `batch` rows.
+    /// The conditions of the forgotten points, `batch` rows.
     pub forget_condition: &'a C,
     /// Which forgotten point each row holds, `[batch]`.
     pub forget_ids: &'a [u64],
@@ -54,12 +57,12 @@ pub struct LossInputs<'a, const D: usize, C = ()> {
     pub scheduler: &'a dyn Scheduler,
     /// What the model predicts.
     pub prediction_type: PredictionType,
-    /// The scales at the draws' timesteps, checked.
+    /// The scales at the timesteps of the draws, checked.
     pub scales: Scales,
     teacher: Option<Teacher<'a, D, C>>,
 }
 
-/// What a frozen model answers at noisy points: `(noisy, timesteps, condition)` to its output.
+/// A frozen model as a function from `(noisy, timesteps, condition)` to its output.
 type Answer<'a, const D: usize, C> = dyn Fn(Tensor<D>, &[f64], &C) -> Result<Tensor<D>> + 'a;
 
 #[derive(Clone, Copy)]
@@ -72,7 +75,7 @@ impl<const D: usize, C> Debug for Teacher<'_, D, C> {
 }
 
 impl<'a, const D: usize, C: Condition> LossInputs<'a, D, C> {
-    /// Brings together a batch, its draws and the process.
+    /// Combines a batch, its draws and the forward process.
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] or [`Error::DeviceMismatch`] if points and draws differ in shape or
@@ -85,7 +88,7 @@ impl<'a, const D: usize, C: Condition> LossInputs<'a, D, C> {
         prediction_type: PredictionType,
     ) -> Result<Self> {
         let (shape, drawn) = (batch.retain().dims(), draws.noise.dims());
-        let remedy = "draw for the batch that the step is given";
+        let remedy = "make the draws for the batch of this step";
         check_shape("the drawn noise", &shape, &drawn, remedy)?;
         let (device, drawn) = (batch.retain().device(), draws.noise.device());
         check_device("the drawn noise values", &device, &drawn)?;
@@ -106,35 +109,39 @@ impl<'a, const D: usize, C: Condition> LossInputs<'a, D, C> {
 }
 
 impl<'a, const D: usize, C> LossInputs<'a, D, C> {
-    /// Gives a frozen model that the objective may ask; the trainer does so for an objective that
+    /// Sets the frozen teacher; the trainer does so for an objective that
     /// [`uses_teacher`](SissLoss::uses_teacher).
     pub fn with_teacher(mut self, answer: &'a Answer<'a, D, C>) -> Self {
         self.teacher = Some(Teacher(answer));
         self
     }
 
-    /// The output of the frozen teacher, outside of any gradient: of the model before the run unless
-    /// the builder was given another.
+    /// The output of the frozen teacher, without gradients.
+    ///
+    /// The teacher is the model before the run, unless the builder was given another.
     ///
     /// # Shapes
     /// - `noisy` and the result: `[rows, …]`; `timesteps`: `[rows]`; `condition`: `rows` rows
     ///
     /// # Errors
-    /// [`Error::MissingPart`] without a teacher: [`uses_teacher`](SissLoss::uses_teacher) asks for
-    /// one. [`Error::ShapeMismatch`] if the teacher's output has another shape than `noisy`.
+    /// [`Error::MissingPart`] without a teacher; an objective asks for one with
+    /// [`uses_teacher`](SissLoss::uses_teacher). [`Error::ShapeMismatch`] if the shape of the
+    /// teacher's output is not that of `noisy`.
     pub fn teacher(&self, noisy: Tensor<D>, timesteps: &[f64], condition: &C) -> Result<Tensor<D>> {
         let Some(Teacher(answer)) = self.teacher else {
             return Err(Error::MissingPart {
                 owner: "the objective".into(),
                 missing: "teacher to ask",
-                remedy: "return true from the objective's `uses_teacher`, or give one by `LossInputs::with_teacher`",
+                remedy: "return true from the objective's `uses_teacher`, or give one with `LossInputs::with_teacher`",
             });
         };
         answer(noisy, timesteps, condition)
     }
 
-    /// The noisy points of the mixture at the draws' timesteps, each from the side that `from_forget`
-    /// says, and the noise that explains it from either side.
+    /// The noisy points of the mixture at the timesteps of the draws, and the noise that explains
+    /// each of them from either side.
+    ///
+    /// `from_forget` says which side each point is drawn from.
     ///
     /// # Shapes
     /// - `from_forget`: `[batch]`, usually [`Draws::from_forget`]
@@ -147,12 +154,14 @@ impl<'a, const D: usize, C> LossInputs<'a, D, C> {
         mixture_points(retain, forget, noise, &self.scales, from_forget)
     }
 
-    /// What the model should predict where a noisy point is explained by `clean` and `noise`, at the draws' timesteps.
+    /// The prediction that the model should make at the timesteps of the draws, for noisy points
+    /// explained by `clean` and `noise`.
     pub fn target(&self, clean: &Tensor<D>, noise: Tensor<D>) -> Tensor<D> {
         self.scales.target(self.prediction_type, clean, &noise)
     }
 
-    /// The plain regression at a side's own noisy points `γ·clean + σ ε`, every row with the same weight.
+    /// The plain regression at a side's own noisy points `γ·clean + σ ε`, with the same weight for
+    /// every row.
     pub fn plain_term(&self, side: Side, weight: f64) -> LossTerm<D> {
         let clean = match side {
             Side::Retain => self.retain,
@@ -165,10 +174,12 @@ impl<'a, const D: usize, C> LossInputs<'a, D, C> {
     }
 }
 
-/// One weighted regression: `(1/B) Σ_i w_i ‖model(noisy_i, t_i) − target_i‖²` over some rows of the batch.
+/// One weighted regression: `(1/B) Σ_i w_i ‖model(noisy_i, t_i) − target_i‖²` over some rows of the
+/// batch.
 ///
-/// The sign of a weight says whether the row is learnt (positive, descends) or unlearnt (negative, ascends). Weights are
-/// to be of order 1: thinning compares them with a threshold whose default is 1.
+/// The sign of a weight says whether the row is learnt (positive, descends) or unlearnt (negative,
+/// ascends). Weights should be of order 1, because thinning compares them with a threshold whose
+/// default is 1.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LossTerm<const D: usize> {
@@ -182,15 +193,17 @@ pub struct LossTerm<const D: usize> {
     pub target: Tensor<D>,
     /// Signed weight of each row in `rows`.
     pub weights: Vec<f64>,
-    /// The largest weight that a row can have, where there is a bound: for the diagnosis of degenerate weights.
+    /// The largest weight that a row can have, if there is a bound: for the diagnosis of degenerate
+    /// weights.
     pub weight_bound: Option<f64>,
-    /// What the rows' own points explain the noisy ones with, `[batch, …]`, where that is not the target: for
-    /// [`Steering`](crate::Steering), which looks at the loss of the point itself.
+    /// The target that belongs to the rows' own points, `[batch, …]`, if `target` is another.
+    ///
+    /// [`Steering`](crate::Steering) uses it to compute the loss of the point itself.
     pub own_target: Option<Tensor<D>>,
 }
 
 impl<const D: usize> LossTerm<D> {
-    /// A term of all rows of the batch.
+    /// Creates a term of all rows of the batch.
     ///
     /// # Shapes
     /// - `noisy`, `target`: `[batch, …]`; `timesteps`, `weights`: `[batch]`
@@ -211,20 +224,22 @@ impl<const D: usize> LossTerm<D> {
         }
     }
 
-    /// States the largest weight that a row can have.
+    /// Sets the largest weight that a row can have.
     pub fn with_weight_bound(mut self, bound: f64) -> Self {
         self.weight_bound = bound.is_finite().then_some(bound);
         self
     }
 
-    /// States what the rows' own points explain the noisy ones with, `[batch, …]`, where that is not
-    /// the target: [`Steering`](crate::Steering) looks at the loss of the point itself.
+    /// Sets the target that belongs to the rows' own points, `[batch, …]`, if it is not the term's
+    /// target.
+    ///
+    /// [`Steering`](crate::Steering) uses it to compute the loss of the point itself.
     pub fn with_own_target(mut self, own_target: Tensor<D>) -> Self {
         self.own_target = Some(own_target);
         self
     }
 
-    /// Leaves the term to the rows of the batch for which `wanted` holds.
+    /// Restricts the term to the rows of the batch for which `wanted` holds.
     pub fn keep_rows(mut self, wanted: impl Fn(usize) -> bool) -> Self {
         let kept = self
             .rows
@@ -235,7 +250,8 @@ impl<const D: usize> LossTerm<D> {
         self
     }
 
-    /// Checks that the term fits a batch of this shape: objectives can come from outside the crate.
+    /// Checks that the term fits a batch of this shape, since objectives can come from outside the
+    /// crate.
     pub(crate) fn check(&self, shape: [usize; D]) -> Result<()> {
         let remedy = "an objective's term must cover the batch and weigh rows of it";
         check_shape("a term's noisy points", &shape, &self.noisy.dims(), remedy)?;
@@ -266,7 +282,7 @@ impl<const D: usize> LossTerm<D> {
         Ok(())
     }
 
-    /// Thins the light rows without bias, see [`survivors`].
+    /// Thins rows of small weight without bias, see [`survivors`].
     pub(crate) fn thin(&mut self, thin_below: f64, uniform: f64) {
         let kept = survivors(&self.weights, thin_below, uniform);
         self.rows = kept
@@ -278,12 +294,14 @@ impl<const D: usize> LossTerm<D> {
     }
 }
 
-/// The two terms of an objective. A side without a term has no gradient.
+/// The two terms of an objective.
+///
+/// A side without a term has no gradient.
 #[derive(Debug, Clone)]
 pub struct LossTerms<const D: usize> {
-    /// What is to be kept.
+    /// The term of the points to keep.
     pub retain: Option<LossTerm<D>>,
-    /// What is to be forgotten.
+    /// The term of the points to forget.
     pub forget: Option<LossTerm<D>>,
 }
 
@@ -295,7 +313,7 @@ impl<const D: usize> LossTerms<D> {
         }
     }
 
-    /// The same terms on another device.
+    /// Copies the terms to another device.
     pub(crate) fn to_device(&self, device: &Device) -> Self {
         let moved = |term: &LossTerm<D>| LossTerm {
             noisy: term.noisy.clone().to_device(device),
@@ -309,8 +327,10 @@ impl<const D: usize> LossTerms<D> {
         }
     }
 
-    /// Thins both terms with one uniform number. The forget side uses its complement, so that of two survival
-    /// probabilities that sum to one, exactly one row survives.
+    /// Thins both terms with one uniform number.
+    ///
+    /// The forget side uses its complement: if the survival probabilities of two rows sum to one,
+    /// exactly one of them survives.
     pub(crate) fn thin(&mut self, thin_below: f64, uniform: f64) {
         if let Some(term) = &mut self.retain {
             term.thin(thin_below, uniform);
@@ -323,8 +343,8 @@ impl<const D: usize> LossTerms<D> {
 
 /// An unlearning objective: turns a batch and its draws into two weighted regressions.
 ///
-/// `C` is the model's condition. An objective that does not look at it is implemented for every `C`:
-/// `impl<const D: usize, C> SissLoss<D, C> for MyObjective`.
+/// `C` is the model's condition. An objective that does not use it should be implemented for every
+/// `C`: `impl<const D: usize, C> SissLoss<D, C> for MyObjective`.
 pub trait SissLoss<const D: usize, C = ()>: Send + Debug {
     /// Name for reports and messages.
     fn name(&self) -> &'static str;
@@ -332,49 +352,64 @@ pub trait SissLoss<const D: usize, C = ()>: Send + Debug {
     /// Whether the objective has a term on this side.
     fn has_term(&self, side: Side) -> bool;
 
-    /// Whether the objective draws its noisy points from the mixture, so that `λ` decides which sides it sees. Not unless
-    /// implemented.
+    /// Whether the objective draws its noisy points from the mixture, so that `λ` decides which
+    /// sides it sees.
+    ///
+    /// The default is `false`.
     fn uses_mixture(&self) -> bool {
         false
     }
 
-    /// Whether the objective explains a forgotten point by retained ones whatever their condition: wrong for a model that has one, and
-    /// refused. Not unless implemented.
+    /// Whether the objective explains forgotten points by retained ones whatever their condition.
+    ///
+    /// The default is `false`.
+    ///
+    /// This is wrong for a model with a condition, so the trainer refuses the pairing.
     fn ignores_condition(&self) -> bool {
         false
     }
 
-    /// Whether the objective asks a frozen teacher ([`LossInputs::teacher`]). Not unless implemented.
+    /// Whether the objective uses a frozen teacher ([`LossInputs::teacher`]).
+    ///
+    /// The default is `false`.
     fn uses_teacher(&self) -> bool {
         false
     }
 
-    /// The random numbers that the objective needs in addition to those of every step. None unless
-    /// implemented.
+    /// The random numbers that the objective needs in addition to those of every step.
+    ///
+    /// The default is none.
     fn extra_draws(&self) -> ExtraDraws {
         ExtraDraws::none()
     }
 
-    /// The two terms. All rows that carry weight are in them: thinning comes after.
+    /// Computes the two terms.
+    ///
+    /// They contain all rows that carry weight; thinning follows later.
     ///
     /// # Errors
     /// Those of the objective; [`Error::DeviceRead`] if weights cannot be brought to the host.
     fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>>;
 
-    /// Name and settings, which must be the same when a run is resumed. The name alone unless implemented.
+    /// Name and settings, which must be the same when a run is resumed.
+    ///
+    /// The default is the name alone.
     fn settings(&self) -> String {
         self.name().into()
     }
 
-    /// What the objective remembers from step to step and cannot compute again, for a checkpoint. Nothing unless implemented.
+    /// The state that the objective carries from step to step and cannot recompute, for a
+    /// checkpoint.
+    ///
+    /// The default is empty.
     fn state(&self) -> Vec<f64> {
         Vec::new()
     }
 
-    /// Takes back what [`state`](SissLoss::state) gave, to the bit.
+    /// Restores the result of [`state`](SissLoss::state), to the bit.
     ///
     /// # Errors
-    /// [`Error::StateMismatch`] for a state that is not this objective's.
+    /// [`Error::StateMismatch`] for a state that does not fit this objective.
     fn restore(&mut self, state: &[f64]) -> Result<()> {
         check_state(self.name(), state, 0)
     }
@@ -436,7 +471,8 @@ pub(crate) mod test_inputs {
     }
 
     impl Case {
-        /// Four rows of 2 × 3 elements at well separated timesteps, half of them from the forgotten side.
+        /// Creates four rows of 2 × 3 elements at well separated timesteps, half of them from the
+        /// forgotten side.
         pub fn new(forget_prob: f64) -> Self {
             let device = Device::flex();
             let points = |seed| normal_noise([4, 2, 3], seed, 0, 0, Stream::Noise, &device);

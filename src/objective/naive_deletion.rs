@@ -1,10 +1,11 @@
-//! Naive deletion: training on without the forgotten points.
+//! Naive deletion: training continues without the forgotten points.
 
 use super::{LossInputs, LossTerms, SissLoss};
 use crate::data::Side;
 use crate::error::Result;
 
-/// The ordinary denoising loss on retained points alone: the lower bound of what unlearning must beat.
+/// The ordinary denoising loss on retained points only: the baseline that every unlearning method
+/// must beat.
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), "naive deletion".

@@ -4,8 +4,8 @@ use super::{LossInputs, LossTerms, SissLoss};
 use crate::data::Side;
 use crate::error::Result;
 
-/// The denoising loss on forgotten points with its sign turned, and nothing that keeps the rest: the upper bound of
-/// the damage that unlearning can do.
+/// The denoising loss on forgotten points with its sign reversed, and no retain term: an upper
+/// bound on the damage that unlearning can do.
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), "NegGrad".

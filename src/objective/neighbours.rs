@@ -1,4 +1,4 @@
-//! The nearest retained points of the forgotten ones.
+//! Search for the retained points nearest to each forgotten one.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,8 @@ use crate::data::finite::check_finite;
 use crate::error::{Error, Result, check_device, check_range, check_shape};
 use crate::host::{read_f32, select_rows, to_f32};
 
-/// Nearest retained points by the id of the forgotten point, searched for when an id is first met.
+/// The nearest retained points by the id of the forgotten point; an id is searched for when it
+/// first occurs.
 #[derive(Debug, Clone)]
 pub(super) struct Neighbours<const D: usize> {
     retain: Option<Tensor<D>>,
@@ -19,12 +20,13 @@ pub(super) struct Neighbours<const D: usize> {
     known: HashMap<u64, Known<D>>,
 }
 
-/// Keys of points that may be neighbours: by row of the retained set, and by id of the forgotten point.
+/// Group keys, which decide who may be a neighbour: by row of the retained set, and by id of the
+/// forgotten point.
 #[derive(Debug, Clone)]
 struct NeighbourGroups {
     retained: Vec<u64>,
     forgotten: Vec<u64>,
-    /// Retained points of the smallest group that a forgotten point is of.
+    /// Number of retained points in the smallest group that has a forgotten point.
     smallest: usize,
 }
 
@@ -34,14 +36,15 @@ struct Known<const D: usize> {
     point: Tensor<D>,
     /// Nearest first, `[count, …]`.
     neighbours: Tensor<D>,
-    /// `‖a − r‖²` of each neighbour, in f64: the exponents of the posterior are differences of their large multiples.
+    /// `‖a − r‖²` of each neighbour, in f64, because the exponents of the posterior are differences
+    /// of large multiples of it.
     squared_distances: Vec<f64>,
 }
 
 /// The neighbours of the rows of a batch, by rank.
 #[derive(Debug)]
 pub(super) struct BatchNeighbours<const D: usize> {
-    /// The points that the rows' ids were first met with, `[batch, …]`.
+    /// The points that the rows' ids first occurred with, `[batch, …]`.
     pub(super) own: Tensor<D>,
     /// `[batch, …]` for each rank, nearest first.
     pub(super) points: Vec<Tensor<D>>,
@@ -50,7 +53,7 @@ pub(super) struct BatchNeighbours<const D: usize> {
 }
 
 impl<const D: usize> Neighbours<D> {
-    /// To be searched for among `retain`, at most `count` of them.
+    /// Neighbours that are searched for among `retain`, at most `count` per point.
     pub(super) fn among(retain: Tensor<D>, count: usize) -> Result<Self> {
         if retain.dims().contains(&0) {
             return Err(Error::Empty {
@@ -66,7 +69,7 @@ impl<const D: usize> Neighbours<D> {
         })
     }
 
-    /// Found elsewhere; point `i` has id `i`.
+    /// Given neighbours; point `i` has id `i`.
     pub(super) fn given(points: Tensor<D>, neighbours: Vec<Tensor<D>>) -> Result<Self> {
         let first = neighbours.first().map(Tensor::dims);
         let Some(first) = first.filter(|shape| !shape.contains(&0)) else {
@@ -95,7 +98,7 @@ impl<const D: usize> Neighbours<D> {
         Ok(found)
     }
 
-    /// Sets the number of neighbours, before the first search.
+    /// Sets the number of neighbours; must be called before the first search.
     pub(super) fn with_count(mut self, count: usize) -> Result<Self> {
         let most = match (&self.retain, self.known.is_empty()) {
             (Some(retain), true) => match &self.groups {
@@ -105,19 +108,21 @@ impl<const D: usize> Neighbours<D> {
             _ => 0,
         };
         let legal = (1..=most).contains(&count);
-        let requirement = "from 1 to the number of retained points, of a point's group where there are groups, set before the first step";
+        let requirement = "from 1 to the number of retained points, of a point's group if there are groups, set before the first step";
         check_range("neighbour_count", count as f64, legal, requirement)?;
         self.count = count;
         Ok(self)
     }
 
-    /// Lets points be neighbours within their group alone, before the first search; at most as many as the smallest group has.
+    /// Restricts neighbours to the point's own group; must be called before the first search.
+    ///
+    /// The number of neighbours is at most the number of points in the smallest group.
     pub(super) fn within_groups(mut self, retained: Vec<u64>, forgotten: Vec<u64>) -> Result<Self> {
         let points = match &self.retain {
             Some(retain) if self.known.is_empty() => retain.dims()[0],
             _ => {
                 return Err(Error::InvalidSetting {
-                    what: "groups are given where neighbours are known already".into(),
+                    what: "groups were given after neighbours were known".into(),
                     remedy: "give groups before the first step, to a ReTrack that searches for its neighbours",
                 });
             }
@@ -151,15 +156,16 @@ impl<const D: usize> Neighbours<D> {
         self.retain.is_some() && self.groups.is_none()
     }
 
-    /// Neighbours of each point.
+    /// The number of neighbours per point.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// The neighbours of the rows of a batch, after a search for those that are new.
+    /// The neighbours of the rows of a batch; searches for those of new ids first.
     ///
     /// # Errors
-    /// [`Error::UnknownPoint`] for an id without neighbours or group; [`Error::ForgottenPointRetained`], [`Error::NonFiniteData`].
+    /// [`Error::UnknownPoint`] for an id without neighbours or group;
+    /// [`Error::ForgottenPointRetained`], [`Error::NonFiniteData`].
     pub(super) fn of_batch(
         &mut self,
         forget: &Tensor<D>,
@@ -174,7 +180,7 @@ impl<const D: usize> Neighbours<D> {
                 self.search(*id, select_rows(forget, &[row]))?;
             }
         }
-        // Each point of the batch once, and which of them a row holds.
+        // Each distinct point of the batch once, and which of them each row holds.
         let (mut met, mut distinct) = (HashMap::new(), Vec::new());
         let mut places = Vec::with_capacity(ids.len());
         for id in ids {
@@ -214,9 +220,9 @@ impl<const D: usize> Neighbours<D> {
     fn search(&mut self, id: u64, point: Tensor<D>) -> Result<()> {
         let retain = self.retain.as_ref().ok_or(Error::UnknownPoint {
             id,
-            missing: "neighbours",
+            missing: "list of neighbours",
             known: self.known.len(),
-            remedy: "give neighbours for every forgotten point, or ids that count the points",
+            remedy: "give neighbours for every forgotten point, or number the ids from 0 in the order of the points",
         })?;
         let (shape, remedy) = (
             retain.dims(),
@@ -269,7 +275,8 @@ impl<const D: usize> Neighbours<D> {
     }
 }
 
-/// The `count` candidates, rows of `retain`, that are nearest to one point: squared distance and row, nearest first.
+/// The `count` candidate rows of `retain` nearest to a point, as squared distance and row, nearest
+/// first.
 fn nearest<const D: usize>(
     retain: &Tensor<D>,
     point: &Tensor<D>,

@@ -1,4 +1,4 @@
-//! ReTrack: forgotten points are led to what is left around them.
+//! ReTrack: forgotten points are redirected to the retained points around them.
 
 use burn::tensor::Tensor;
 
@@ -10,9 +10,11 @@ use crate::error::{Error, Result};
 use crate::host::{column, read_f32, sum_elements};
 use crate::process::{Scales, SchedulerExt};
 
-/// Retained points are learnt as ever; at a noisy forgotten point the model is taught the noise that the forgotten point's
-/// nearest retained points explain it with, each by its posterior probability. A regression to a bounded target: it
-/// descends, with weight 1, and comes to rest where the ideal denoiser of those neighbours is.
+/// Retained points are learnt as usual; at a noisy forgotten point the model is taught the noise
+/// with which the nearest retained points explain it, each weighted by its posterior probability.
+///
+/// The forget term is a regression to a bounded target: it descends, with weight 1, and converges
+/// to the ideal denoiser of those neighbours.
 ///
 /// ```text
 /// a_t    = γ a + σ ε
@@ -20,11 +22,13 @@ use crate::process::{Scales, SchedulerExt};
 /// target = (a_t − γ Σ_j p_j r_j) / σ
 /// ```
 ///
-/// The published loss has one regression for each neighbour, weighed by `p_j`; one regression to the mean target
-/// has the same gradient. Timesteps and noise of the two terms are independent, as published.
+/// The published loss has one regression per neighbour, weighted by `p_j`; a single regression to
+/// the mean target has the same gradient. As published, the timesteps and the noise of the two
+/// terms are independent.
 ///
-/// The neighbours are exact: Euclidean distance, in the space of the batch. They are searched for when a forgotten point is
-/// first met and kept under its id ([`UnlearningBatch::with_forget_ids`](crate::UnlearningBatch::with_forget_ids)).
+/// The neighbours are exact: Euclidean distance, in the space of the batch. They are searched for
+/// when a forgotten point first occurs, and kept under its id
+/// ([`UnlearningBatch::with_forget_ids`](crate::UnlearningBatch::with_forget_ids)).
 ///
 /// # Reference
 /// *ReTrack* (arXiv 2509.13007), with 10 neighbours.
@@ -33,11 +37,12 @@ pub struct ReTrack<const D: usize> {
     neighbours: Neighbours<D>,
 }
 
-/// Neighbours of the published runs.
+/// Number of neighbours in the published runs.
 const PUBLISHED_NEIGHBOURS: usize = 10;
 
 impl<const D: usize> ReTrack<D> {
-    /// Searches among `retain` for the 10 nearest points of each forgotten point, or all where there are fewer.
+    /// Creates an objective that searches `retain` for the 10 nearest points of each forgotten
+    /// point, or for all if there are fewer.
     ///
     /// # Shapes
     /// - `retain`: `[n, …]`, the data without the forgotten points; shared, not copied
@@ -53,38 +58,46 @@ impl<const D: usize> ReTrack<D> {
     /// Sets the number of neighbours.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless it is from 1 to the number of retained points, or once
-    /// neighbours are known.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if it is not from 1 to the number of
+    /// retained points, or if neighbours are known already.
     pub fn with_neighbour_count(self, count: usize) -> Result<Self> {
         Ok(Self {
             neighbours: self.neighbours.with_count(count)?,
         })
     }
 
-    /// Searches for a point's neighbours among those of its group alone: for a model with a condition, a key for each class or prompt.
-    /// Without groups such a model is refused, because it would be taught a picture of another class. There are at most as many neighbours
-    /// as the smallest group of a forgotten point has.
+    /// Restricts the neighbours of a point to its group: for a model with a condition, one key per
+    /// class or prompt.
+    ///
+    /// A model with a condition is refused without groups, because it would be taught a picture of
+    /// another class. Each point has at most as many neighbours as the smallest group of a
+    /// forgotten point has retained points.
     ///
     /// # Shapes
-    /// - `retained`: `[n]`, as the retained points; `forgotten`: `[k]`, by the ids of the forgotten points
+    /// - `retained`: `[n]`, in the order of the retained points; `forgotten`: `[k]`, by the ids of
+    ///   the forgotten points
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch); [`Error::InvalidSetting`](crate::Error::InvalidSetting) where neighbours
-    /// are known already; [`Error::UnexplainedPoint`](crate::Error::UnexplainedPoint) for a group of a forgotten point without
-    /// retained ones. In a step, [`Error::UnknownPoint`](crate::Error::UnknownPoint) for a point without a group.
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch);
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) if neighbours are known already;
+    /// [`Error::UnexplainedPoint`](crate::Error::UnexplainedPoint) if the group of a forgotten
+    /// point has no retained points. In a step, [`Error::UnknownPoint`](crate::Error::UnknownPoint)
+    /// for a point without a group.
     pub fn with_groups(self, retained: Vec<u64>, forgotten: Vec<u64>) -> Result<Self> {
         Ok(Self {
             neighbours: self.neighbours.within_groups(retained, forgotten)?,
         })
     }
 
-    /// Takes neighbours found elsewhere, for data too large for a tensor: point `i` has id `i`.
+    /// Creates an objective with given neighbours, for data too large for a tensor: point `i` has
+    /// id `i`.
     ///
     /// # Shapes
-    /// - `points`: `[k, …]`, the forgotten points; `neighbours`: for each of them `[count, …]`
+    /// - `points`: `[k, …]`, the forgotten points; `neighbours`: `[count, …]` for each of them
     ///
     /// # Errors
-    /// [`Error::Empty`](crate::Error::Empty), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or
+    /// [`Error::Empty`](crate::Error::Empty),
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or
     /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for tensors on different devices.
     pub fn from_neighbours(points: Tensor<D>, neighbours: Vec<Tensor<D>>) -> Result<Self> {
         Ok(Self {
@@ -92,12 +105,12 @@ impl<const D: usize> ReTrack<D> {
         })
     }
 
-    /// What the neighbours make of the forgotten points' noisy ones.
+    /// The targets that the neighbours give for the noisy forgotten points.
     ///
     /// # Errors
-    /// [`Error::MissingPart`](crate::Error::MissingPart) for draws without those of the forget term;
-    /// [`Error::PointChanged`](crate::Error::PointChanged) for a row that has the id of another point;
-    /// [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained).
+    /// [`Error::MissingPart`](crate::Error::MissingPart) for draws without those of the forget
+    /// term; [`Error::PointChanged`](crate::Error::PointChanged) for a row that has the id of
+    /// another point; [`Error::ForgottenPointRetained`](crate::Error::ForgottenPointRetained).
     pub fn explain<C>(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<NeighbourTarget<D>> {
         let (timesteps, noise) = own_draws(inputs)?;
         let scales = inputs.scheduler.scales(timesteps)?;
@@ -125,23 +138,27 @@ impl<const D: usize> ReTrack<D> {
     }
 }
 
-/// What the neighbours of points make of noisy ones: the ideal denoiser of those neighbours.
+/// The targets that neighbours give for noisy points: the ideal denoiser of those neighbours.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct NeighbourTarget<const D: usize> {
-    /// The posterior probabilities `p_j` of each row's neighbours, nearest first; each row sums to 1.
+    /// The posterior probabilities `p_j` of each row's neighbours, nearest first; each row sums
+    /// to 1.
     pub weights: Vec<Vec<f64>>,
     /// The mean neighbour `Σ_j p_j r_j`, `[batch, …]`.
     pub clean: Tensor<D>,
-    /// The noise that explains the noisy point together with it, `(a_t − γ Σ_j p_j r_j)/σ`, `[batch, …]`.
+    /// The noise that together with the mean neighbour explains the noisy point,
+    /// `(a_t − γ Σ_j p_j r_j)/σ`, `[batch, …]`.
     pub noise: Tensor<D>,
     /// The scales at the forget term's timesteps.
     pub scales: Scales,
 }
 
-/// `p_j = softmax_j −‖a_t − γ r_j‖²/2σ²` of each row, from which the common `−‖ε‖²/2` is left out: with `ρ = γ/σ` the
-/// exponent is `−ρ ⟨a − r_j, ε⟩ − ρ² ‖a − r_j‖²/2`. What comes from the device comes in one read, with the check that each row
-/// is the point that its id was first met with.
+/// `p_j = softmax_j −‖a_t − γ r_j‖²/2σ²` of each row, without the common `−‖ε‖²/2`: with `ρ = γ/σ`
+/// the exponent is `−ρ ⟨a − r_j, ε⟩ − ρ² ‖a − r_j‖²/2`.
+///
+/// One read from the device brings the exponents and the values for the check that each row is the
+/// point that its id first occurred with.
 fn posterior<const D: usize, C>(
     inputs: &LossInputs<'_, D, C>,
     noise: &Tensor<D>,
@@ -171,7 +188,7 @@ fn posterior<const D: usize, C>(
     Ok((0..rows).map(of_row).collect())
 }
 
-/// Refuses rows that differ from the point that their id was first met with.
+/// Refuses rows that differ from the point that their id first occurred with.
 fn check_same(differences: &[f32], ids: &[u64]) -> Result<()> {
     match differences.iter().position(|&difference| difference > 0.0) {
         None => Ok(()),
@@ -221,7 +238,7 @@ impl<const D: usize, C> SissLoss<D, C> for ReTrack<D> {
     }
 }
 
-/// The regression of the forgotten points to what their neighbours make of them.
+/// The regression of the forgotten points to the targets of their neighbours.
 fn regression<const D: usize, C>(
     inputs: &LossInputs<'_, D, C>,
     explained: NeighbourTarget<D>,
@@ -253,7 +270,7 @@ mod tests {
 
     const TIMESTEPS: [f64; 4] = [700.0, 20.0, 400.0, 990.0];
 
-    /// Forget draws of their own, and six retained points in the neighbourhood.
+    /// A case with separate draws for the forget term, and six retained points nearby.
     fn case() -> (Case, Tensor<3>) {
         let mut case = Case::new(0.5);
         let points = |seed, rows| {
@@ -281,8 +298,8 @@ mod tests {
         LossInputs::new(&case.batch, &case.draws, &case.scheduler, kind).unwrap()
     }
 
-    /// The published loss in f64: a regression for each of the nearest points, weighed by its posterior. Its gradient is
-    /// `2 Σ_j p_j (ŷ − y_j)`, so the one target must be `Σ_j p_j y_j`.
+    /// The published loss in f64: one regression per nearest point, weighted by its posterior. Its
+    /// gradient is `2 Σ_j p_j (ŷ − y_j)`, so the single target must be `Σ_j p_j y_j`.
     #[test]
     fn the_one_target_is_the_mean_of_the_published_ones_in_every_prediction_type() {
         let (case, retain) = case();
@@ -388,7 +405,7 @@ mod tests {
             .unwrap()
             .terms(&case.inputs(PredictionType::Epsilon))
             .unwrap_err();
-        assert!(error.to_string().contains("row 1 has id 0"), "{error}");
+        assert!(error.to_string().contains("id 0 in row 1"), "{error}");
     }
 
     #[test]
@@ -444,7 +461,7 @@ mod tests {
             .terms(&inputs(&case, PredictionType::Epsilon))
             .unwrap_err();
         assert!(
-            error.to_string().contains("id 1 has no neighbours"),
+            error.to_string().contains("id 1 has no list of neighbours"),
             "{error}"
         );
     }
@@ -458,7 +475,7 @@ mod tests {
         assert_eq!(SissLoss::<3>::settings(&loss), "ReTrack, 3 neighbours");
     }
 
-    /// The nearest retained points are of another group.
+    /// The nearest retained points belong to another group.
     #[test]
     fn neighbours_are_of_the_points_group() {
         let (case, retain) = case();

@@ -6,15 +6,18 @@ use crate::data::Side;
 use crate::error::Result;
 use crate::host::read_f32;
 
-/// The paper's objective. Both terms look at the same noisy point `m`, drawn from the defensive mixture of the two
-/// sides, each with its importance weight:
+/// SISS, the paper's objective.
+///
+/// Both terms use the same noisy point `m`, drawn from the defensive mixture of the two sides, each
+/// with its importance weight:
 ///
 /// ```text
 ///   w_x ‖ε_θ(m) − (m − γx)/σ‖²
 /// − w_a ‖ε_θ(m) − (m − γa)/σ‖²
 /// ```
 ///
-/// The factors `n/(n−k)` and `(1+s) k/(n−k)` of the paper are left to the [`GradientClipper`](crate::GradientClipper).
+/// The factors `n/(n−k)` and `(1+s) k/(n−k)` of the paper are left to the
+/// [`GradientClipper`](crate::GradientClipper).
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), Eq. 6.
@@ -68,7 +71,7 @@ mod tests {
     use super::*;
     use crate::process::{PredictionType, Scheduler};
 
-    /// The definition of the weights, in f64, from the densities.
+    /// The definition of the weights: the density divided by that of the mixture, in f64.
     #[test]
     fn weights_are_the_densities_over_the_mixture() {
         for forget_prob in [0.25, 0.5, 0.9] {

@@ -4,9 +4,11 @@ use super::{LossInputs, LossTerms, SissLoss};
 use crate::data::Side;
 use crate::error::Result;
 
-/// Each side's regression at its own noisy point, with the same timestep and noise; weights 1 and −1.
+/// A regression for each side at its own noisy points, with the same timesteps and noise; the
+/// weights are 1 and −1.
 ///
-/// Costs two rows a sample where [`Siss`](super::Siss) costs little more than one; the same expectation.
+/// It costs two rows per sample, where [`Siss`](super::Siss) costs little more than one, and has
+/// the same expectation.
 ///
 /// # Reference
 /// SISS (arXiv 2503.01034), Eq. 4 and "SISS (No IS)".

@@ -1,26 +1,26 @@
-//! Unbiased thinning: a row with a small weight need not be run often.
+//! Unbiased thinning: rows with small weights are run only in some of the steps.
 
-/// Below this share of the largest weight a row changes nothing that `f32` can tell.
+/// A row below this share of the largest weight makes no difference in `f32`.
 const NEGLIGIBLE: f64 = 1e-6;
 
-/// The rows that are run, and what they weigh instead.
+/// The rows that are run, and their new weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Survivors {
     /// Positions in the list of weights, increasing.
     pub positions: Vec<usize>,
-    /// Signed weight of each.
+    /// Signed weight of each row.
     pub weights: Vec<f64>,
 }
 
 /// Thins a list of signed weights without changing its expectation.
 ///
-/// A row with `|w| < τ` survives with probability `|w|/τ` and then weighs `τ` (with its sign); heavier rows stay as
-/// they are. Survivors are chosen by systematic resampling, one uniform number for all: row `i` survives where the
-/// running sum of the survival probabilities, shifted by `uniform`, passes a whole number. The number of survivors is
-/// within one of its expectation.
+/// A row with `|w| < τ` survives with probability `|w|/τ` and then has weight `τ` (with its sign);
+/// heavier rows are unchanged. Survivors are chosen by systematic resampling, with one uniform
+/// number for all rows: row `i` survives if the running sum of the survival probabilities, shifted
+/// by `uniform`, passes a whole number. The number of survivors is within one of its expectation.
 ///
-/// `τ = 0` is exact: all rows stay, but for those lighter than 1e-6 of the heaviest, which are left out.
-/// A weight that is not finite survives as it is, to be found by the step's check.
+/// `τ = 0` is exact: all rows stay, except those lighter than 1e-6 of the heaviest. A weight that
+/// is not finite survives unchanged, and the check of the step finds it.
 ///
 /// - `thin_below`: `τ ≥ 0`; `uniform`: in `[0, 1]`
 ///
@@ -110,14 +110,14 @@ mod tests {
             (kept.positions, kept.weights),
             (vec![0, 2], vec![1.0, -1e-3])
         );
-        // Relative to the heaviest: a term of small weights alone is kept.
+        // Negligible is relative to the heaviest row: a term that has only small weights is kept.
         assert_eq!(survivors(&[1e-9, -2e-9], 0.0, 0.5).positions, [0, 1]);
-        // The heaviest of either sign.
+        // The heaviest row may have either sign.
         assert_eq!(survivors(&[-1.0, 1e-9], 0.0, 0.5).positions, [0]);
         assert!(survivors(&[], 0.0, 0.5).positions.is_empty());
     }
 
-    /// At `τ = 1/λ` with λ = ½ each row serves exactly one term: SISS is the Bernoulli objective.
+    /// At `τ = 1/λ` with λ = ½ each row has exactly one term: SISS becomes the Bernoulli objective.
     #[test]
     fn complementary_uniforms_give_each_row_to_one_term() {
         for draw in 0..2_000 {

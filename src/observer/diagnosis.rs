@@ -1,4 +1,4 @@
-//! The diagnosis of a run: ways to go wrong that are known, recognised from the reports of its steps.
+//! The diagnosis of a run: recognises known problems from the reports of its steps.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use crate::files::json::exact;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Symptom {
-    /// The retain loss climbs: what is to be kept is being destroyed.
+    /// The retain loss climbs: what should be kept is being destroyed.
     RetainLossClimbing,
     /// The forget gradient is longer than the retain gradient after scaling.
     ForgetDominates,
@@ -26,18 +26,18 @@ pub enum Symptom {
     OneSidedSteps,
     /// All importance weights are 0 or at their bound.
     DegenerateWeights,
-    /// Steps are skipped for numbers that are not finite.
+    /// Steps are skipped because numbers are not finite.
     SkippedSteps,
-    /// Trained parameters that no gradient reaches.
+    /// No gradient reaches some of the trained parameters.
     UntouchedParameters,
 }
 
 /// A symptom, when it was first seen, and what to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What was seen.
+    /// The symptom.
     pub symptom: Symptom,
-    /// The step at which it was seen.
+    /// The step at which it was found.
     pub step: u64,
     /// The numbers behind it.
     pub evidence: String,
@@ -55,11 +55,13 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Recognises the known ways in which a run goes wrong and says what to do. Each is reported once.
+/// Recognises known problems of a run and says what to do.
 ///
-/// It compares the mean over the latest window of steps with that over the first, so it needs two
-/// windows to speak of trends. Where steering rests at its level, a forget loss that does not rise
-/// and a forget gradient that vanishes are what was asked for.
+/// Each is reported once.
+///
+/// It compares the mean over the latest window of steps with that over the first window, so it
+/// needs two windows to judge trends. While steering rests at its level, a forget loss that does
+/// not rise and a forget gradient that vanishes are intended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Diagnosis {
@@ -76,17 +78,18 @@ pub(crate) struct Diagnosis {
     steps: usize,
     skipped: usize,
     findings: Vec<Finding>,
-    /// How many of them were given out as news.
+    /// How many of the findings have been returned as news.
     told: usize,
 }
 
-/// Retain loss over its start from which something is wrong.
+/// Ratio of the retain loss to its start from which something is wrong.
 const CLIMB: f64 = 1.5;
-/// Forget loss over its start below which nothing has been forgotten.
+/// Ratio of the forget loss to its start below which nothing has been forgotten.
 const FORGOTTEN: f64 = 1.1;
-/// A forget gradient this much shorter than the retain gradient has vanished.
+/// Ratio of the forget gradient's norm to the retain gradient's below which the forget gradient has
+/// vanished.
 const VANISHED: f64 = 1e-6;
-/// Steering rests below this mean factor: the loss is within a quarter of its level, or above it.
+/// Mean factor below which steering rests: the loss is within a quarter of its level, or above it.
 const RESTS: f64 = 0.25;
 
 impl Default for Diagnosis {
@@ -97,7 +100,7 @@ impl Default for Diagnosis {
 }
 
 impl Diagnosis {
-    /// Judges by means over `window` steps (at least 1).
+    /// Creates a diagnosis that judges by means over `window` steps (at least 1).
     fn new(window: usize) -> Self {
         let window = window.max(1);
         Self {
@@ -116,18 +119,20 @@ impl Diagnosis {
         }
     }
 
-    /// What was found so far, in the order of its finding.
+    /// All findings so far, in the order in which they were made.
     pub(crate) fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// What was found since this was last asked. Asked after each step, it says what is wrong while something can be done.
+    /// The findings since the last call.
+    ///
+    /// Called after each step, it reports problems while there is still time to act.
     pub(crate) fn news(&mut self) -> &[Finding] {
         let told = std::mem::replace(&mut self.told, self.findings.len());
         &self.findings[told..]
     }
 
-    /// Looks at the report of the next step.
+    /// Takes the report of the next step into account.
     pub(crate) fn look_at(&mut self, report: &StepReport) {
         self.look_at_parameters(report);
         let skipped = report.outcome == StepOutcome::SkippedNonFinite;
@@ -181,7 +186,7 @@ impl Diagnosis {
             self.find(
                 report,
                 Symptom::RetainLossClimbing,
-                format!("the retain loss is {ratio:.2} times what it was at the start"),
+                format!("the retain loss is {ratio:.2} times its initial value"),
                 "the forget term dominates: lower the learning rate, the forget scale (FractionOfRetain, RescaleToNorm) or the number of steps",
             );
         }
@@ -198,13 +203,13 @@ impl Diagnosis {
             self.find(
                 report,
                 Symptom::NothingForgotten,
-                format!("after {} steps the forget loss is {ratio:.2} times what it was", self.forget.steps),
-                "raise the learning rate or the forget scale, and check that the forgotten points are those the model was trained on (same size, same pixel range)",
+                format!("after {} steps the forget loss is {ratio:.2} times its initial value", self.forget.steps),
+                "raise the learning rate or the forget scale, and check that the model was trained on the forgotten points in this form (same size, same pixel range)",
             );
         }
     }
 
-    /// Keeps the steering of a step that has one.
+    /// Keeps the steering factor of a step, if it has one.
     fn look_at_steering(&mut self, report: &StepReport) {
         if let Some(factor) = report.forget.as_ref().and_then(|term| term.steering) {
             if self.steering.len() == self.window {
@@ -214,7 +219,7 @@ impl Diagnosis {
         }
     }
 
-    /// Whether the latest steps were steered, and there was little to do.
+    /// Whether the latest steps were steered and had little left to do.
     fn rests(&self) -> bool {
         let mean = self.steering.iter().sum::<f64>() / self.steering.len() as f64;
         mean < RESTS
@@ -236,7 +241,7 @@ impl Diagnosis {
         let vanished = both && report.norms.forget <= VANISHED * report.norms.retain;
         let rests = |term: &TermReport| term.steering.is_some_and(|factor| factor < RESTS);
         let rests = report.forget.as_ref().is_some_and(rests);
-        // A step without a forget row has no gradient to judge by.
+        // A step without forget rows has no gradient to judge by.
         if report.forget.as_ref().is_none_or(|term| term.rows > 0) {
             self.vanishing = run_length(self.vanishing, vanished && !rests);
         }
@@ -244,13 +249,14 @@ impl Diagnosis {
             self.find(
                 report,
                 Symptom::VanishingForgetGradient,
-                format!("the forget gradient's norm is {:.1e} beside {:.1e} of the retain gradient", report.norms.forget, report.norms.retain),
+                format!("the forget gradient's norm is {:.1e}, the retain gradient's {:.1e}", report.norms.forget, report.norms.retain),
                 "a clipper that rescales would amplify noise: use a forget_prob away from 0, or a max_scale",
             );
         }
     }
 
-    /// A batch so small that thinning leaves one side: a clipper that compares the sides has nothing to compare.
+    /// Finds batches so small that thinning leaves only one side: a clipper that compares the two
+    /// gradients has nothing to compare.
     fn look_at_rows(&mut self, report: &StepReport) {
         let (Some(retain), Some(forget)) = (&report.retain, &report.forget) else {
             return;
@@ -262,7 +268,7 @@ impl Diagnosis {
                 report,
                 Symptom::OneSidedSteps,
                 format!("{} of {} steps had rows on one side only", self.one_sided, self.steps),
-                "use larger batches (micro_batch_size bounds the memory): a step of one side has no other gradient to be weighed against, and FractionOfRetain goes by the average of those before",
+                "use larger batches (micro_batch_size bounds the memory): a step with rows on one side only has no second gradient to compare with, and FractionOfRetain falls back on the average of earlier steps",
             );
         }
     }
@@ -271,13 +277,17 @@ impl Diagnosis {
         let Some(first) = report.without_gradient.first() else {
             return;
         };
-        let count = report.without_gradient.len();
-        self.find(
-            report,
-            Symptom::UntouchedParameters,
-            format!("no gradient reaches {count} of the trained parameters, `{first}` among them"),
-            "they stay as they are: use their layers in `predict`, or freeze them if that is meant",
-        );
+        let (evidence, advice) = match report.without_gradient.len() {
+            1 => (
+                format!("no gradient reaches 1 of the trained parameters, `{first}`"),
+                "it will not change: use its layer in `predict`, or freeze it if that is intended",
+            ),
+            count => (
+                format!("no gradient reaches {count} of the trained parameters, such as `{first}`"),
+                "they will not change: use their layers in `predict`, or freeze them if that is intended",
+            ),
+        };
+        self.find(report, Symptom::UntouchedParameters, evidence, advice);
     }
 
     fn look_at_weights(&mut self, report: &StepReport) {
@@ -297,7 +307,7 @@ impl Diagnosis {
     }
 }
 
-/// Counts steps in a row.
+/// Counts consecutive steps.
 fn run_length(before: usize, goes_on: bool) -> usize {
     if goes_on { before + 1 } else { 0 }
 }
@@ -308,7 +318,7 @@ fn run_length(before: usize, goes_on: bool) -> usize {
 struct Trend {
     window: usize,
     steps: usize,
-    /// Mean of the first window; none before the first step.
+    /// Mean of the first window; empty before the first step.
     #[serde(with = "exact")]
     start: Vec<f64>,
     #[serde(with = "exact")]
@@ -325,7 +335,7 @@ impl Trend {
         }
     }
 
-    /// Mean of the latest window over that of the first, once there are two windows.
+    /// Mean of the latest window divided by that of the first, once there are two windows.
     fn update(&mut self, term: Option<&TermReport>) -> Option<f64> {
         let loss = term?.mean_squared_error;
         if !loss.is_finite() {
@@ -440,7 +450,7 @@ mod tests {
         assert!(text.contains("raise the learning rate"), "{text}");
     }
 
-    /// The same report with a mean factor of steering.
+    /// The same report with a mean steering factor.
     fn steered(mut report: StepReport, factor: f64) -> StepReport {
         if let Some(term) = &mut report.forget {
             term.steering = Some(factor);
@@ -457,7 +467,8 @@ mod tests {
                 report
             }))
         };
-        // It starts at its level, or comes to it early, and stays; above it; around it.
+        // The run starts at its level or reaches it early, and stays; it is above it; it moves
+        // around it.
         for at_rest in [
             |_| 0.0,
             |step: u64| if step < 5 { 1.0 } else { 0.1 },
@@ -466,14 +477,14 @@ mod tests {
         ] {
             assert_eq!(run(at_rest, 1.0), [], "at rest");
         }
-        // A rule that stops gives a gradient of 0.
+        // A rule that stops has a gradient of 0.
         assert_eq!(run(|_| 0.0, 0.0), []);
         assert_eq!(run(|_| 0.8, 1.0), [Symptom::NothingForgotten]);
         let both = [Symptom::VanishingForgetGradient, Symptom::NothingForgotten];
         assert_eq!(run(|_| 0.8, 0.0), both);
     }
 
-    /// Steps without a forget row are one-sided, and no sign of a gradient that vanishes.
+    /// Steps without a forget row are one-sided; they are no sign of a vanishing gradient.
     #[test]
     fn a_gradient_without_rows_has_not_vanished() {
         let rising = |step: u64| 0.01 + 0.001 * step as f64;
@@ -501,8 +512,9 @@ mod tests {
         assert_eq!(diagnosis.findings().len(), 1);
     }
 
-    /// The retain loss doubles before the run stops and stays there. A checkpoint brings back what was
-    /// seen, so the resumed run finds what the whole one finds, at the same step.
+    /// The retain loss doubles before the run stops, and stays there. A checkpoint restores the
+    /// observations, so the resumed run has the same findings at the same steps as an uninterrupted
+    /// one.
     #[test]
     fn a_diagnosis_survives_a_resume() {
         let reports: Vec<_> = (0..60)
@@ -544,7 +556,7 @@ mod tests {
             let reports = (0..60).map(move |step| report(step, loss(step), 1.0));
             found_at(Symptom::RetainLossClimbing, reports)
         };
-        // A mean of 1 that no step of the first window need have.
+        // Values with a mean of 1 over the first window, though no step need have the value 1.
         fn first(step: u64) -> f64 {
             [0.2, 1.8][step as usize % 2]
         }
@@ -552,7 +564,7 @@ mod tests {
             climbing(|step| if step < 4 { first(step) } else { 1.4 }),
             None
         );
-        // After two windows, though three steps of 2 in a window are enough.
+        // After two windows, although three steps of 2 in a window would be enough.
         assert_eq!(climbing(|step| if step < 5 { 1.0 } else { 2.0 }), Some(9));
         assert_eq!(climbing(|step| if step < 50 { 1.0 } else { 2.0 }), Some(52));
 
@@ -581,7 +593,7 @@ mod tests {
             });
             found_at(symptom, reports)
         };
-        // Scaled gradients are compared, and in consecutive steps.
+        // Scaled gradients are compared, in consecutive steps.
         let dominates = Symptom::ForgetDominates;
         assert_eq!(
             found(dominates, |_, report| report.coefficients = Coefficients {

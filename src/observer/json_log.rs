@@ -1,4 +1,4 @@
-//! A log in a file, which goes on where its run does.
+//! `JsonLog`: a log file of the steps' reports, which continues when its run is resumed.
 
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
@@ -12,11 +12,11 @@ use super::report::StepReport;
 use crate::error::{Error, Result};
 use crate::files::invalid;
 
-/// Writes each step's report as a line of JSON.
+/// Writes each step's report as one line of JSON.
 ///
-/// In a file ([`open`](JsonLog::open)) it survives a resume: the lines of the steps that are taken
-/// again are cut off, so that the log is that of a run which never stopped. Another writer
-/// ([`new`](JsonLog::new)) is only ever written to.
+/// In a file ([`open`](JsonLog::open)), the log survives a resume: the lines of steps that are
+/// taken again are cut off, so the log equals that of an uninterrupted run. Another writer
+/// ([`new`](JsonLog::new)) is only appended to.
 ///
 /// JSON has no NaN: a missing figure, such as the error of a term without rows, is `null`.
 ///
@@ -31,14 +31,15 @@ use crate::files::invalid;
 #[derive(Debug)]
 pub struct JsonLog<W = File> {
     writer: W,
-    /// Where the writer is a file.
+    /// The path, if the writer is a file.
     path: Option<PathBuf>,
 }
 
 impl JsonLog {
-    /// Appends to a file, which is made if it does not exist.
-    /// [`Checkpoints::resume`](crate::Checkpoints::resume) cuts it back to the step where the run
-    /// continues, and empties it where the run begins.
+    /// Appends to a file, which is created if it does not exist.
+    ///
+    /// [`Checkpoints::resume`](crate::Checkpoints::resume) cuts the file back to the step where the
+    /// run continues, and empties it if the run starts from the beginning.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -90,13 +91,16 @@ impl<W: Write + Send + Debug> Observer for JsonLog<W> {
     }
 }
 
-/// Cuts a log back to the steps before `next_step`, and gives back what is left. The log has a line for each step from 0 on, a JSON
-/// object with the field `step`. A log that is not there is one without a line.
+/// Cuts a log back to the steps before `next_step`, and returns the remaining text.
 ///
-/// What is left is not touched: the file is made shorter, and no more.
+/// The log has one line per step from 0 on, a JSON object with the field `step`. A missing file
+/// counts as an empty log.
+///
+/// The remaining lines are not rewritten: the file is only truncated.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] if a line before the cut is missing or is not that of its step; [`Error::Io`]. The log is as before.
+/// [`Error::InvalidFile`] if a line before the cut is missing or belongs to another step;
+/// [`Error::Io`]. The log is then unchanged.
 pub fn cut_log(path: impl AsRef<Path>, next_step: u64) -> Result<String> {
     let path = path.as_ref();
     let (text, length) = first_lines(path, next_step)?;
@@ -110,7 +114,7 @@ pub fn cut_log(path: impl AsRef<Path>, next_step: u64) -> Result<String> {
     Ok(text)
 }
 
-/// The lines of the steps before `next_step`, and how long the whole log is.
+/// The lines of the steps before `next_step`, and the length of the whole log.
 fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
     #[derive(Deserialize)]
     struct Line {
@@ -127,7 +131,7 @@ fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
             return Err(invalid(
                 path,
                 format!(
-                    "the log ends before step {step}, and the run goes on at step {next_step}; bring the log back from a copy, or start afresh"
+                    "the log ends before step {step}, but the run resumes at step {next_step}; restore the log from a backup, or start again"
                 ),
             ));
         };
@@ -136,7 +140,7 @@ fn first_lines(path: &Path, next_step: u64) -> Result<(String, usize)> {
             return Err(invalid(
                 path,
                 format!(
-                    "line {} is not that of step {step}; bring the log back from a copy, or start afresh",
+                    "line {} does not belong to step {step}; restore the log from a backup, or start again",
                     step + 1
                 ),
             ));
@@ -185,12 +189,12 @@ mod tests {
             (
                 "{\"step\":0}\n{\"step\":2}\n",
                 2,
-                "line 2 is not that of step 1",
+                "line 2 does not belong to step 1",
             ),
             (
                 "{\"step\":0}\n\u{fffd}\n",
                 2,
-                "line 2 is not that of step 1",
+                "line 2 does not belong to step 1",
             ),
             ("nothing\n", 1, "line 1"),
         ] {

@@ -1,4 +1,4 @@
-//! What watches a run: reports of its steps, logs, and the diagnosis of a run that goes wrong.
+//! Observers of a run: reports of its steps, logs, and the diagnosis of a run that goes wrong.
 
 mod diagnosis;
 mod json_log;
@@ -14,29 +14,34 @@ pub use diagnosis::{Finding, Symptom};
 pub use json_log::{JsonLog, cut_log};
 pub use report::{StepOutcome, StepReport, TermReport, WeightSummary};
 
-/// Is told of every step. For progress bars, logs, plots.
+/// Receives the report of every step: for progress bars, logs and plots.
 pub trait Observer: Send + Debug {
     /// Called after each step, skipped steps included.
     ///
     /// # Errors
-    /// Becomes the error of [`step`](crate::SissTrainer::step); the step itself has been taken, and the other observers
-    /// have seen it.
+    /// Becomes the error of [`step`](crate::SissTrainer::step); the step itself has been taken, and
+    /// the other observers have received it.
     fn observe(&mut self, report: &StepReport) -> Result<()>;
 
-    /// Called before a checkpoint is written: what was observed is to last as long as the checkpoint. Nothing unless
-    /// implemented.
+    /// Called before a checkpoint is written: the observations must last as long as the checkpoint.
+    ///
+    /// The default does nothing.
     ///
     /// # Errors
-    /// Becomes the error of [`Checkpoints::save`](crate::Checkpoints::save), which then writes no checkpoint.
+    /// Becomes the error of [`Checkpoints::save`](crate::Checkpoints::save), which then writes no
+    /// checkpoint.
     fn persist(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Called when a run is resumed: it goes on with step `next_step`, and what was observed of that step and later ones
-    /// never happened. Nothing unless implemented.
+    /// Called when a run is resumed at step `next_step`: observations of that step and later ones
+    /// must be discarded.
+    ///
+    /// The default does nothing.
     ///
     /// # Errors
-    /// Becomes the error of [`Checkpoints::resume`](crate::Checkpoints::resume), which then resumes nothing.
+    /// Becomes the error of [`Checkpoints::resume`](crate::Checkpoints::resume), which then resumes
+    /// nothing.
     fn rewind(&mut self, _next_step: u64) -> Result<()> {
         Ok(())
     }

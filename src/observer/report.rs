@@ -1,4 +1,4 @@
-//! What an optimiser step did, in numbers.
+//! The report of an optimiser step.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use crate::objective::LossTerm;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepOutcome {
-    /// The gradients are there and nothing was done with them yet: in
-    /// [`StepGradients`](crate::trainer::StepGradients) alone.
+    /// The gradients have been computed and not used yet; occurs only in
+    /// [`StepGradients`](crate::trainer::StepGradients).
     Pending,
     /// The optimiser was applied.
     Applied,
-    /// A loss, a norm or a gradient was NaN or infinite: model and optimiser are as before.
+    /// A loss, a norm or a gradient was NaN or infinite: model and optimiser are unchanged.
     SkippedNonFinite,
 }
 
@@ -30,9 +30,9 @@ pub struct StepReport {
     pub outcome: StepOutcome,
     /// Rows of the batch.
     pub batch_size: usize,
-    /// The retain term, where the objective has one.
+    /// The retain term, if the objective has one.
     pub retain: Option<TermReport>,
-    /// The forget term, where the objective has one.
+    /// The forget term, if the objective has one.
     pub forget: Option<TermReport>,
     /// Norms of the two gradients and their inner product.
     pub norms: GradientNorms,
@@ -45,8 +45,9 @@ pub struct StepReport {
     pub clip_factor: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// The trained parameters to which neither side gave a gradient, by their places in the model: looked for in step 0, and
-    /// empty in the others.
+    /// The paths of the trained parameters to which neither side gave a gradient.
+    ///
+    /// Determined in step 0, and empty in all other steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without_gradient: Vec<String>,
 }
@@ -59,12 +60,14 @@ pub struct TermReport {
     /// `(1/B) Σ |w| ‖ŷ − target‖²`, summed over elements: the objective's term without its sign.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// Mean squared error per element, rows weighted by `|w|`; NaN without a row.
+    /// Mean squared error per element, rows weighted by `|w|`; NaN if there are no rows.
     #[serde(deserialize_with = "number_or_null")]
     pub mean_squared_error: f64,
     /// The weights before thinning.
     pub weights: WeightSummary,
-    /// Mean factor of steering, rows weighted by `|w|`: 1 forgets freely, 0 rests at the level, below 0 comes back to it.
+    /// Mean factor of steering, rows weighted by `|w|`: 1 forgets at full strength, 0 rests at the
+    /// level, below 0 returns to it.
+    ///
     /// `None` without steering.
     #[serde(default)]
     pub steering: Option<f64>,
@@ -79,10 +82,11 @@ pub struct WeightSummary {
     /// Largest `|w|`.
     #[serde(deserialize_with = "number_or_null")]
     pub max: f64,
-    /// `(Σ|w|)² / Σw²`: how many equally weighted rows they are worth.
+    /// `(Σ|w|)² / Σw²`: the number of equally weighted rows that they correspond to.
     #[serde(deserialize_with = "number_or_null")]
     pub effective_rows: f64,
-    /// Share of rows whose weight is within 1 % of its bound, or of 0; `None` for weights without a bound.
+    /// Share of rows whose weight is within 1 % of its bound, or of 0; `None` for weights without a
+    /// bound.
     pub degenerate_share: Option<f64>,
     /// Whether the rows are unlearnt: their weights are negative.
     pub ascends: bool,
@@ -113,8 +117,10 @@ impl WeightSummary {
 }
 
 impl TermReport {
-    /// The report of a thinned term. `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows,
-    /// `factors` those of steering, if there is any.
+    /// The report of a thinned term.
+    ///
+    /// `weights` are those before thinning, `losses` the `‖ŷ − target‖²` of its rows, `factors`
+    /// those of steering, if there are any.
     pub(crate) fn of<const D: usize>(
         term: &LossTerm<D>,
         weights: WeightSummary,
@@ -196,7 +202,7 @@ impl fmt::Display for StepReport {
     }
 }
 
-/// A report for the tests of those who read them.
+/// A report for the tests of those who read it.
 #[cfg(test)]
 pub(super) mod example {
     use super::*;
@@ -246,7 +252,7 @@ mod tests {
     use super::*;
     use burn::tensor::{Device, Tensor};
 
-    /// Two of the batch's four rows, of five elements.
+    /// Two of the four rows of a batch, with five elements each.
     #[test]
     fn rows_count_by_the_size_of_their_weights() {
         let zeros = Tensor::<2>::zeros([4, 5], &Device::flex());
@@ -260,7 +266,8 @@ mod tests {
 
         let report = TermReport::of(&term, weights, &[9.0, 18.0], &[1.0, -1.0]);
         assert_eq!(report.rows, 2);
-        // 1 · 9 + 2 · 18 over the batch, and over the weights' sum and the elements.
+        // 1 · 9 + 2 · 18, divided by the batch size, and by the sum of the weights times the
+        // elements.
         assert_eq!((report.loss, report.mean_squared_error), (11.25, 3.0));
         let steering = report.steering.unwrap();
         assert!((steering + 1.0 / 3.0).abs() < 1e-12, "{steering}");

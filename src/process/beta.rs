@@ -72,8 +72,9 @@ impl BetaSchedule {
     /// The betas of a process of `num_timesteps` steps.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] if a beta is not in `(0, 1)`, if there are fewer than two steps, or if
-    /// [`Trained`](BetaSchedule::Trained) betas are of another number.
+    /// [`Error::OutOfRange`] if a beta is not in `(0, 1)` or the number of steps is not from 2 to
+    /// 1,000,000; [`Error::ShapeMismatch`] if [`Trained`](BetaSchedule::Trained) has another number
+    /// of betas.
     pub fn betas(&self, num_timesteps: usize) -> Result<Vec<f64>> {
         check_range(
             "num_timesteps",
@@ -117,7 +118,7 @@ fn check_beta(beta: f64) -> Result<f64> {
     )
 }
 
-/// More steps than any process has: a number beyond it is a mistake, not a schedule.
+/// More steps than any real process has: a larger number is a mistake.
 const MOST_TIMESTEPS: usize = 1_000_000;
 
 fn evenly_spaced(start: f64, end: f64, count: usize) -> Vec<f64> {
@@ -159,8 +160,8 @@ pub fn alpha_bars(betas: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// Shifts and scales `√ᾱ` so that the last step carries no signal at all and the first is kept
-/// (zero terminal SNR; Lin et al. 2024, Algorithm 1).
+/// Shifts and scales `√ᾱ` so that the last step carries no signal and the first is unchanged (zero
+/// terminal SNR; Lin et al. 2024, Algorithm 1).
 pub fn rescale_to_zero_terminal_snr(alpha_bars: &[f64]) -> Vec<f64> {
     let (Some(first), Some(last)) = (alpha_bars.first(), alpha_bars.last()) else {
         return Vec::new();

@@ -2,7 +2,7 @@
 
 use super::PredictionType;
 use super::Scheduler;
-use super::beta::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
+use super::beta::{BetaSchedule, alpha_bars};
 use super::config::SchedulerConfig;
 use super::time::TimeRange;
 use crate::error::Result;
@@ -26,7 +26,7 @@ use crate::error::Result;
 pub struct DdpmScheduler {
     betas: Vec<f64>,
     alpha_bars: Vec<f64>,
-    /// Of the configuration that the process was made from.
+    /// The prediction type in the configuration that the process was made from.
     prediction_type: Option<PredictionType>,
 }
 
@@ -34,7 +34,8 @@ impl DdpmScheduler {
     /// A process of `num_timesteps` steps with the betas of `schedule`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) or [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), see [`BetaSchedule::betas`].
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) or
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), see [`BetaSchedule::betas`].
     pub fn new(schedule: &BetaSchedule, num_timesteps: usize) -> Result<Self> {
         let betas = schedule.betas(num_timesteps)?;
         let alpha_bars = alpha_bars(&betas);
@@ -69,15 +70,17 @@ impl DdpmScheduler {
         Self::new(&BetaSchedule::SquaredCosine, num_timesteps)
     }
 
-    /// The process that a diffusers `scheduler_config.json` describes. It remembers what the model
-    /// predicts according to that file, and a model that predicts something else is refused.
+    /// The process that a diffusers `scheduler_config.json` describes.
+    ///
+    /// It remembers what the model predicts according to that file; a model that predicts something
+    /// else is refused.
     ///
     /// # Errors
-    /// As [`DdpmScheduler::new`].
+    /// Those of [`DdpmScheduler::new`].
     pub fn from_config(config: &SchedulerConfig) -> Result<Self> {
         let mut scheduler = Self::new(&config.beta_schedule, config.num_timesteps)?;
         if config.zero_terminal_snr {
-            scheduler.alpha_bars = rescale_to_zero_terminal_snr(&scheduler.alpha_bars);
+            scheduler.alpha_bars = config.alpha_bars()?;
             let before = std::iter::once(&1.0).chain(&scheduler.alpha_bars);
             scheduler.betas = before
                 .zip(&scheduler.alpha_bars)

@@ -1,5 +1,5 @@
-//! The forward process `x_t = γ_t x + σ_t ε`: which timesteps there are, and how much signal and
-//! noise each holds.
+//! The forward process `x_t = γ_t x + σ_t ε`: its timesteps, and how much signal and noise each
+//! has.
 
 pub(crate) mod beta;
 pub(crate) mod config;
@@ -15,33 +15,36 @@ use burn::tensor::{Device, Tensor};
 use crate::error::{Error, Result, check_range, check_shape};
 use crate::host::column;
 
-pub use beta::BetaSchedule;
+pub use beta::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
 pub use config::SchedulerConfig;
 pub use ddpm::DdpmScheduler;
 pub use flow::FlowMatching;
 pub use prediction::PredictionType;
 pub use time::TimeRange;
 
-/// A forward process, known by its signal and noise scales. Plain numbers on the host, in `f64`.
+/// A forward process, defined by its signal and noise scales: plain numbers on the host, in `f64`.
 ///
-/// Implement the three methods for a process of your own; [`SchedulerExt`] adds what works on
-/// tensors. Timesteps outside [`time_range`](Scheduler::time_range) may give any number, NaN
-/// included: the checked way in is [`SchedulerExt::scales`].
+/// For a process of your own, implement the three required methods; [`SchedulerExt`] adds the
+/// operations on tensors. For timesteps outside [`time_range`](Scheduler::time_range) the scales
+/// may be any number, even NaN; [`SchedulerExt::scales`] checks them.
 pub trait Scheduler: Send + Sync + fmt::Debug {
     /// The timesteps on which the scheduler is defined. The noise scale is positive on all of it.
     fn time_range(&self) -> TimeRange;
 
-    /// `γ_t`, the factor of the clean point in `x_t = γ_t x + σ_t ε`. Dimensionless, usually in `[0, 1]`.
+    /// `γ_t`, the factor of the clean point in `x_t = γ_t x + σ_t ε`. Dimensionless, usually in
+    /// `[0, 1]`.
     fn signal_scale(&self, timestep: f64) -> f64;
 
-    /// `σ_t > 0`, the factor of the noise in `x_t = γ_t x + σ_t ε`. Dimensionless, usually in `(0, 1]`.
+    /// `σ_t > 0`, the factor of the noise in `x_t = γ_t x + σ_t ε`. Dimensionless, usually in
+    /// `(0, 1]`.
     fn noise_scale(&self, timestep: f64) -> f64;
 
-    /// What the model of this process predicts, if the file that the process was read from says it.
+    /// What the model of this process predicts, if the process was read from a file that says so;
+    /// `None` by default.
     ///
-    /// It is only compared: the model itself says what it predicts
-    /// ([`Denoiser::prediction_type`](crate::Denoiser::prediction_type)), and whatever takes both
-    /// refuses a contradiction. `None` unless implemented: the process says nothing of the model.
+    /// It is only compared with the model's own statement
+    /// ([`Denoiser::prediction_type`](crate::Denoiser::prediction_type)): everything that takes
+    /// both refuses a contradiction.
     fn prediction_type(&self) -> Option<PredictionType> {
         None
     }
@@ -65,7 +68,7 @@ impl Scheduler for Box<dyn Scheduler> {
     }
 }
 
-/// Signal and noise scales of the rows of a batch, checked.
+/// Checked signal and noise scales of the rows of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scales {
     /// `γ` of each row.
@@ -75,7 +78,7 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// `γ` as a tensor of shape `[batch, 1, …]`, to multiply a batch of rank `D` with.
+    /// `γ` as a tensor of shape `[batch, 1, …]`, to be multiplied with a batch of rank `D`.
     pub fn signal_tensor<const D: usize>(&self, device: &Device) -> Tensor<D> {
         column(&self.signal, device)
     }
@@ -97,7 +100,7 @@ impl Scales {
         clean.clone() * self.signal_tensor(&device) + noise.clone() * self.noise_tensor(&device)
     }
 
-    /// What a model of this kind should say where a noisy point is explained by `clean` and `noise`.
+    /// The correct output of a model of this kind at a noisy point made of `clean` and `noise`.
     pub fn target<const D: usize>(
         &self,
         kind: PredictionType,
@@ -109,7 +112,7 @@ impl Scales {
         kind.target(clean.clone(), noise.clone(), signal, sigma)
     }
 
-    /// The scales of one row, for each of so many.
+    /// The scales of one row, repeated for a number of rows.
     pub(crate) fn repeat(&self, row: usize, rows: usize) -> Self {
         Self {
             signal: vec![self.signal[row]; rows],
@@ -118,12 +121,13 @@ impl Scales {
     }
 }
 
-/// What every [`Scheduler`] can do.
+/// Operations that every [`Scheduler`] has.
 pub trait SchedulerExt: Scheduler {
-    /// The scales of each timestep, checked: each timestep is in range, `γ` finite, `σ` finite and positive.
+    /// The checked scales of each timestep: the timestep is in range, `γ` is finite, `σ` finite and
+    /// positive.
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`], or [`Error::NoNoise`] where `σ` is not a positive number.
+    /// [`Error::TimestepOutOfRange`], or [`Error::NoNoise`] if `σ` is not a positive number.
     fn scales(&self, timesteps: &[f64]) -> Result<Scales> {
         let range = self.time_range();
         let mut scales = Scales {

@@ -1,9 +1,10 @@
-//! What a model predicts of a noisy point, and what its output stands for.
+//! What a model predicts for a noisy point, and what its output stands for.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// What a model predicts. All kinds are affine in (clean point, noise), so every objective works with each.
+/// What a model predicts. All kinds are affine in clean point and noise, so every objective works
+/// with each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -20,8 +21,10 @@ pub enum PredictionType {
 }
 
 impl PredictionType {
-    /// By how much the output changes where the clean point that explains a given noisy one does: targets are linear in clean point
-    /// and noise, and the noise that explains the same noisy point changes by `−ρ = −γ/σ`.
+    /// The change of the output per change of the clean point, for a fixed noisy point.
+    ///
+    /// Targets are linear in clean point and noise, and the noise in the same noisy point changes
+    /// by `−ρ = −γ/σ`.
     pub(crate) fn slope(self, signal_scale: f64, noise_scale: f64) -> f64 {
         let ratio = signal_scale / noise_scale;
         match self {
@@ -32,13 +35,14 @@ impl PredictionType {
         }
     }
 
-    /// What the model should have said at a noisy point made of `clean` and `noise`.
+    /// The correct output at a noisy point made of `clean` and `noise`.
     ///
     /// # Shapes
-    /// - `clean`, `noise` and the result: `[batch, …]`; `signal_scale`, `noise_scale`: `[batch, 1, …]`
+    /// - `clean`, `noise` and the result: `[batch, …]`; `signal_scale`, `noise_scale`:
+    ///   `[batch, 1, …]`
     ///
     /// # Panics
-    /// As burn's arithmetic, for shapes that do not fit each other.
+    /// If the shapes do not fit each other, as burn's arithmetic does.
     pub fn target<const D: usize>(
         self,
         clean: Tensor<D>,
@@ -54,8 +58,10 @@ impl PredictionType {
         }
     }
 
-    /// The clean point and the noise that a model output `y` stands for at a noisy point `m = γ x_0 + σ ε`: the inverse of
-    /// [`target`](PredictionType::target).
+    /// The clean point and the noise that a model output `y` stands for at a noisy point
+    /// `m = γ x_0 + σ ε`.
+    ///
+    /// This is the inverse of [`target`](PredictionType::target).
     ///
     /// | kind | `x_0` | `ε` |
     /// |---|---|---|
@@ -64,14 +70,16 @@ impl PredictionType {
     /// | `Velocity` | `(γ m − σ y) / (γ² + σ²)` | `(σ m + γ y) / (γ² + σ²)` |
     /// | `FlowVelocity` | `(m − σ y) / (γ + σ)` | `(m + γ y) / (γ + σ)` |
     ///
-    /// Without signal (`γ = 0`) a predicted noise says nothing about the clean point, and without noise (`σ = 0`) a
-    /// predicted sample says nothing about the noise: that part is then not finite.
+    /// Without signal (`γ = 0`) a predicted noise says nothing about the clean point, and without
+    /// noise (`σ = 0`) a predicted sample says nothing about the noise: that part is then not
+    /// finite.
     ///
     /// # Shapes
-    /// - `noisy`, `model_output` and the results: `[batch, …]`; `signal_scale`, `noise_scale`: `[batch, 1, …]`
+    /// - `noisy`, `model_output` and the results: `[batch, …]`
+    /// - `signal_scale`, `noise_scale`: `[batch, 1, …]`
     ///
     /// # Panics
-    /// As burn's arithmetic, for shapes that do not fit each other.
+    /// If the shapes do not fit each other, as burn's arithmetic does.
     ///
     /// # Example
     /// ```
@@ -83,7 +91,8 @@ impl PredictionType {
     /// let (clean, noise, gamma, sigma) = (one(2.0), one(3.0), one(0.8), one(0.6));
     /// let noisy = clean.clone() * gamma.clone() + noise.clone() * sigma.clone();
     /// let velocity = PredictionType::Velocity.target(clean, noise, gamma.clone(), sigma.clone());
-    /// let (clean, noise) = PredictionType::Velocity.clean_and_noise(noisy, velocity, gamma, sigma);
+    /// let kind = PredictionType::Velocity;
+    /// let (clean, noise) = kind.clean_and_noise(noisy, velocity, gamma, sigma);
     /// assert!((clean.into_scalar::<f32>() - 2.0).abs() < 1e-6);
     /// assert!((noise.into_scalar::<f32>() - 3.0).abs() < 1e-6);
     /// ```
@@ -139,7 +148,7 @@ mod tests {
         assert_eq!(target(PredictionType::FlowVelocity), 1.0);
     }
 
-    /// At scales whose squares add up to 1 and at others, for one row each.
+    /// For one row each, at scales whose squares add up to 1 and at other scales.
     #[test]
     fn an_output_stands_for_the_clean_point_and_the_noise_of_its_target() {
         let device = Device::flex();

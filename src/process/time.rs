@@ -23,7 +23,7 @@ pub enum TimeRange {
 }
 
 impl TimeRange {
-    /// Whether `timestep` is one of the range's.
+    /// Whether `timestep` is in the range.
     pub fn contains(&self, timestep: f64) -> bool {
         match *self {
             TimeRange::Discrete { num_timesteps } => {

@@ -4,24 +4,24 @@ use std::ops::Range;
 
 /// Values beyond this size are not drawn: their differences would overflow.
 const LARGEST: f64 = 1e100;
-/// Extents below this size count as none: their ticks would not be numbers.
+/// Extents below this size are treated as 0: their ticks would not be numbers.
 const SMALLEST: f64 = 1e-100;
-/// Room left and right of the data, as a share of its extent.
+/// Space left and right of the data, as a fraction of its extent.
 const MARGIN: f64 = 0.03;
-/// Log axes within these decades are written `0.01`, others `10⁻²`.
+/// Range of decades within which labels of log axes are written `0.01`; elsewhere `10⁻²`.
 const PLAIN: Range<f64> = -3.5..4.5;
 
 /// A labelled mark on an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tick {
-    /// Where, in the axis' own coordinate.
+    /// Position in the axis' own coordinate.
     pub(super) position: f64,
-    /// The text at it.
+    /// The text next to it.
     pub(super) label: String,
 }
 
-/// An axis that shows all the values it was made of. Its own coordinate is the value, or the
-/// value's decimal logarithm.
+/// An axis that shows all the values it was made from. Its own coordinate is the value, or the
+/// decimal logarithm of the value.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {
     log: bool,
@@ -30,7 +30,7 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// The axis that covers the values that can be drawn; `[0, 1]` or one decade without any.
+    /// The axis that covers the drawable values; `[0, 1]` or one decade if there are none.
     pub(super) fn covering(values: impl Iterator<Item = f64>, log: bool) -> Self {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for position in values.filter_map(|value| position(value, log)) {
@@ -58,7 +58,7 @@ impl Axis {
         self.low..self.high
     }
 
-    /// Where a value lies in the axis' own coordinate; `None` where it cannot be drawn.
+    /// Position of a value in the axis' own coordinate; `None` if it cannot be drawn.
     pub(super) fn position(&self, value: f64) -> Option<f64> {
         position(value, self.log)
     }
@@ -83,7 +83,7 @@ impl Axis {
             .collect()
     }
 
-    /// Unlabelled ticks: the multiples of each power of ten, on a log axis of a few decades.
+    /// Unlabelled ticks: the multiples of each power of ten on a log axis of few decades.
     pub(super) fn minor_ticks(&self) -> Vec<f64> {
         if !self.log || self.high - self.low > 8.0 {
             return Vec::new();
@@ -116,7 +116,7 @@ impl Axis {
         ticks.filter(|tick| self.shows(tick.position)).collect()
     }
 
-    /// Every `step`-th exponent from below the axis to its end.
+    /// Every `step`-th exponent, from below the axis to its end.
     fn decades(&self, step: usize) -> impl Iterator<Item = i32> {
         let step = step as i32;
         let first = (self.low.floor() as i32).div_euclid(step) * step;
@@ -128,7 +128,7 @@ impl Axis {
     }
 }
 
-/// A value in an axis' own coordinate; `None` where it cannot be drawn.
+/// A value in an axis' own coordinate; `None` if it cannot be drawn.
 fn position(value: f64, log: bool) -> Option<f64> {
     match (value.abs() <= LARGEST, log) {
         (false, _) => None,
@@ -158,7 +158,7 @@ fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<Tick> {
     indices.map(tick).collect()
 }
 
-/// A value with as many digits as a step of size `10^step` needs, beside values of size `10^largest`.
+/// A value with as many digits as steps of `10^step` need, next to values of size `10^largest`.
 fn linear_label(value: f64, step: i32, largest: i32) -> String {
     if value == 0.0 {
         return "0".into();
@@ -188,7 +188,7 @@ fn log_label(digit: i32, exponent: i32, plain: bool) -> String {
     }
 }
 
-/// A whole number in raised digits.
+/// An integer in superscript digits.
 fn superscript(number: i32) -> String {
     let raise = |character| match character {
         '-' => '⁻',

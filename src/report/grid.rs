@@ -12,7 +12,7 @@ use super::write_file;
 use crate::error::{Error, Result, check_range};
 
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
-/// A pixel that is NaN or infinite.
+/// Colour of a pixel that is NaN or infinite.
 const NON_FINITE: Rgb<u8> = Rgb([255, 0, 255]);
 /// Height of a title.
 const TITLE: RasterHeight = RasterHeight::Size20;
@@ -22,20 +22,21 @@ const CAPTION: RasterHeight = RasterHeight::Size16;
 const PADDING: usize = 4;
 /// Space between two grids side by side.
 const BESIDE: usize = 24;
-/// Largest picture; a guard against a batch or scale that cannot have been meant.
+/// Most pixels of a picture; a guard against an unintended batch size or scale.
 const MOST_PIXELS: usize = 100_000_000;
 
 /// A batch of pictures, laid out row by row on white.
 ///
-/// Values are clamped to `[-1, 1]`; NaN and infinities turn magenta, so that a broken sample is seen.
+/// Values are clamped to `[-1, 1]`; NaN and infinities turn magenta, so that a broken sample is
+/// visible.
 ///
 /// | setting | default | purpose | range |
 /// |---|---|---|---|
-/// | `columns` | `⌈√count⌉` | pictures a row | ≥ 1 |
+/// | `columns` | `⌈√count⌉` | pictures per row | ≥ 1 |
 /// | `scale` | 1 | side of a pixel; no interpolation | ≥ 1 |
 /// | `gap` | 2 | pixels between and around pictures | |
 /// | `title` | none | a line above the grid | printable ASCII |
-/// | `column_captions`, `row_captions` | none | a text above a column, left of a row | one each |
+/// | `column_captions`, `row_captions` | none | text above columns, left of rows | one each |
 ///
 /// # Example
 /// ```
@@ -44,7 +45,8 @@ const MOST_PIXELS: usize = 100_000_000;
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("before-after.png");
-/// let (before, after) = (Tensor::zeros([6, 3, 8, 8], &Device::flex()), Tensor::ones([6, 3, 8, 8], &Device::flex()));
+/// let before = Tensor::zeros([6, 3, 8, 8], &Device::flex());
+/// let after = Tensor::ones([6, 3, 8, 8], &Device::flex());
 /// let grid = |images| Ok::<_, siss::Error>(ImageGrid::new(images)?.columns(3).scale(4));
 /// grid(before)?.title("before").beside(grid(after)?.title("after")).save(path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -65,11 +67,12 @@ impl ImageGrid {
     /// A grid of `images`, which are read back from their device.
     ///
     /// # Shapes
-    /// - `images`: `[count, channels, height, width]` with 1 channel (grey) or 3 (RGB), in `[-1, 1]`
+    /// - `images`: `[count, channels, height, width]` with 1 channel (grey) or 3 (RGB), in
+    ///   `[-1, 1]`
     ///
     /// # Errors
-    /// [`Error::Empty`] without a picture or a pixel, [`Error::ShapeMismatch`] for other channels,
-    /// [`Error::DeviceRead`].
+    /// [`Error::Empty`] without a picture or a pixel, [`Error::ShapeMismatch`] for another number
+    /// of channels, [`Error::DeviceRead`].
     pub fn new(images: Tensor<4>) -> Result<Self> {
         let [count, channels, height, width] = images.dims();
         if count * height * width == 0 {
@@ -105,7 +108,7 @@ impl ImageGrid {
         })
     }
 
-    /// Number of pictures a row.
+    /// Number of pictures per row.
     pub fn columns(mut self, columns: usize) -> Self {
         self.columns = columns;
         self
@@ -123,13 +126,13 @@ impl ImageGrid {
         self
     }
 
-    /// A line above the grid. Characters other than printable ASCII show as `?`.
+    /// A line above the grid. Characters other than printable ASCII are shown as `?`.
     pub fn title(mut self, title: impl Into<String>) -> Self {
         self.title = Some(title.into());
         self
     }
 
-    /// A text above each column.
+    /// Text above each column.
     pub fn column_captions<T: Into<String>>(
         mut self,
         captions: impl IntoIterator<Item = T>,
@@ -138,13 +141,13 @@ impl ImageGrid {
         self
     }
 
-    /// A text left of each row.
+    /// Text left of each row.
     pub fn row_captions<T: Into<String>>(mut self, captions: impl IntoIterator<Item = T>) -> Self {
         self.row_captions = captions.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Puts `other`, with all beside it, to the right of this grid, as in `before | after`.
+    /// Puts `other` and all grids next to it to the right of this grid, as in `before | after`.
     pub fn beside(mut self, mut other: ImageGrid) -> Self {
         let further = std::mem::take(&mut other.beside);
         self.beside.push(other);
@@ -155,8 +158,9 @@ impl ImageGrid {
     /// Writes the picture as PNG. Missing folders are created.
     ///
     /// # Errors
-    /// [`Error::Io`] with the path, [`Error::OutOfRange`] for 0 columns, scale 0 or a picture of more
-    /// than 100 million pixels, [`Error::ShapeMismatch`] where captions are not one a row or column.
+    /// [`Error::Io`] with the path, [`Error::OutOfRange`] for 0 columns, scale 0 or a picture of
+    /// more than 100 million pixels, [`Error::ShapeMismatch`] if the number of captions differs
+    /// from the number of rows or columns, [`Error::InvalidFile`] if the PNG cannot be encoded.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let mut png = Cursor::new(Vec::new());
@@ -168,7 +172,7 @@ impl ImageGrid {
         write_file(path, png.get_ref())
     }
 
-    /// The whole picture: this grid and those beside it, their first rows level.
+    /// The whole picture: this grid and those next to it, with their first rows aligned.
     fn render(&self) -> Result<RgbImage> {
         let grids = || std::iter::once(self).chain(&self.beside);
         let layouts = grids().map(ImageGrid::layout).collect::<Result<Vec<_>>>()?;
@@ -187,7 +191,7 @@ impl ImageGrid {
         Ok(canvas)
     }
 
-    /// Where the parts of this one grid go.
+    /// Positions of the parts of this grid.
     fn layout(&self) -> Result<Layout> {
         let (columns, scale) = (self.columns, self.scale);
         check_range("columns", columns as f64, columns > 0, "at least 1")?;
@@ -227,7 +231,7 @@ impl ImageGrid {
         })
     }
 
-    /// Draws this one grid; `left` is its left edge, `top` the upper edge of its first row.
+    /// Draws this grid; `left` is its left edge, `top` the upper edge of its first row.
     fn draw(&self, canvas: &mut RgbImage, layout: &Layout, left: usize, top: usize) {
         let left = left + layout.margin;
         self.draw_texts(canvas, layout, left, top);
@@ -265,7 +269,7 @@ struct Layout {
     columns: usize,
     gap: usize,
     tile: [usize; 2],
-    /// A tile with the room that captions need.
+    /// A picture with the space that its captions need.
     cell: [usize; 2],
     /// Width of the row captions.
     margin: usize,
@@ -298,7 +302,7 @@ fn span(count: usize, cell: usize, gap: usize) -> usize {
         .saturating_add(gap)
 }
 
-/// Captions are left out or one each.
+/// Checks that there are no captions, or one per row or column.
 fn check_captions(what: &'static str, captions: &[String], needed: usize) -> Result<()> {
     if captions.is_empty() || captions.len() == needed {
         return Ok(());
@@ -307,7 +311,7 @@ fn check_captions(what: &'static str, captions: &[String], needed: usize) -> Res
         what,
         expected: vec![needed],
         got: vec![captions.len()],
-        remedy: "give one caption a column or row, or none",
+        remedy: "give one caption per column or row, or none",
     })
 }
 
@@ -324,7 +328,7 @@ fn blank(width: usize, height: usize) -> Result<RgbImage> {
     ))
 }
 
-/// One image, its channels one after the other, as a picture.
+/// An image, stored channel after channel, as a picture.
 fn to_picture(values: &[f32], height: usize, width: usize) -> RgbImage {
     let area = height * width;
     let channels = values.len() / area;
@@ -338,7 +342,7 @@ fn to_picture(values: &[f32], height: usize, width: usize) -> RgbImage {
     })
 }
 
-/// `[-1, 1]` onto `0, …, 255`.
+/// Maps `[-1, 1]` onto `0, …, 255`.
 fn to_byte(value: f32) -> u8 {
     ((value.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8
 }
@@ -360,7 +364,7 @@ fn widest(captions: &[String]) -> usize {
         .unwrap_or(0)
 }
 
-/// Writes a line in black, with `?` for characters the font lacks.
+/// Writes a line in black, with `?` for characters that the font lacks.
 fn draw_text(canvas: &mut RgbImage, text: &str, font: RasterHeight, left: usize, top: usize) {
     let glyph = |character| get_raster(character, FontWeight::Regular, font);
     let width = get_raster_width(FontWeight::Regular, font);

@@ -1,5 +1,5 @@
-//! Pictures, plots and intervals for a report on a run: [`ImageGrid`] (PNG), [`Plot`] (SVG) and the
-//! statistics an audit needs.
+//! Pictures, plots and intervals for the report on a run: [`ImageGrid`] (PNG), [`Plot`] (SVG) and
+//! the statistics an audit needs.
 //!
 //! # Example
 //! ```
@@ -39,7 +39,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::files::replace;
 
-/// Writes a file, and the folders it lies in where they are missing.
+/// Writes a file, and creates missing folders on its path.
 fn write_file(path: &Path, contents: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io("creating folder", folder))?;

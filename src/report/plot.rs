@@ -1,4 +1,4 @@
-//! Line plots of several panels, as SVG.
+//! Line plots with one or more panels, as SVG.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -19,38 +19,39 @@ use super::axis::{Axis, Tick};
 use super::write_file;
 use crate::error::{Error, Result, check_range};
 
-/// Canvas units a pixel: plotters draws at whole units, which alone would make curves jagged.
+/// Canvas units per pixel: plotters draws at whole units, so that one unit per pixel would make
+/// curves jagged.
 const UNIT: i32 = 8;
-/// Size of a panel without its legend, in pixels, as the sizes below.
+/// Size of a panel without its legend; in pixels, as all sizes below.
 const PANEL: (i32, i32) = (640, 300);
 /// Space around a panel.
 const MARGIN: i32 = 12;
-/// Width of the labels of the y axis, with its name.
+/// Width of the labels and the name of the y axis.
 const LEFT_LABELS: i32 = 76;
-/// Height of the labels of the x axis, with its name.
+/// Height of the labels and the name of the x axis.
 const BOTTOM_LABELS: i32 = 44;
 /// Height of a panel's title.
 const TITLE_HEIGHT: i32 = 24;
 /// Height of a line of the legend.
 const LEGEND_HEIGHT: i32 = 20;
-/// Length of the piece of line in a legend.
+/// Length of the sample line in a legend.
 const SWATCH: i32 = 28;
 /// Space between the parts of a legend.
 const LEGEND_GAP: i32 = 8;
-/// Size of a title's letters.
+/// Font size of a title.
 const TITLE_FONT: i32 = 15;
-/// Size of the other letters.
+/// Font size of other texts.
 const FONT: i32 = 12;
-/// Estimate of a letter's width, in font sizes: the font is the viewer's.
+/// Estimated width of a letter, in font sizes: the viewer chooses the font.
 const LETTER: f64 = 0.56;
-/// Series of at most this many points have a marker at each.
+/// Series of at most this many points have a marker at each point.
 const MARKED: usize = 30;
-/// Columns of points that are drawn of a long series: about two a pixel.
+/// Columns of points that are drawn of a long series: about two per pixel.
 const RESOLUTION: f64 = 1000.0;
-/// Most panels, and most lines in one: a guard against a canvas that viewers cannot show.
+/// Most panels, and most lines per panel: a guard against a canvas that viewers cannot show.
 const MOST: usize = 100;
 
-/// The palette of Okabe and Ito, made for the colour-blind too, without its yellow.
+/// The palette of Okabe and Ito, which colour-blind readers can distinguish, without its yellow.
 const PALETTE: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -64,7 +65,7 @@ const TEXT: RGBColor = RGBColor(34, 34, 34);
 const FRAME: RGBColor = RGBColor(102, 102, 102);
 const GRID: RGBColor = RGBColor(221, 221, 221);
 const FINE_GRID: RGBColor = RGBColor(242, 242, 242);
-/// Dashes of the reference lines: length and gap.
+/// Dashes of the reference lines: lengths of dash and gap.
 const REFERENCE_DASHES: [(i32, i32); 3] = [(8, 4), (3, 3), (14, 6)];
 
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -72,8 +73,8 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Coordinate, Co
 
 /// A named line through points.
 ///
-/// The line is broken at points that cannot be drawn: NaN, infinities, numbers beyond ±1e100, and on
-/// a logarithmic axis what is not positive. A point without neighbours is a dot.
+/// The line is broken at points that cannot be drawn: NaN, infinities, numbers beyond ±1e100, and
+/// non-positive numbers on a logarithmic axis. A point without neighbours is drawn as a dot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
     label: String,
@@ -81,7 +82,7 @@ pub struct Series {
 }
 
 impl Series {
-    /// The line through `points`, each an x and a y, in their order.
+    /// The line through `points`, given as pairs of x and y, in their order.
     pub fn new(label: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
         Self {
             label: label.into(),
@@ -92,7 +93,7 @@ impl Series {
 
 /// One pair of axes with its lines.
 ///
-/// Series take the colours of Okabe and Ito's palette in their order, and dashes from the eighth on.
+/// Series take the colours of Okabe and Ito's palette in order, and are dashed from the eighth on.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Panel {
     title: String,
@@ -136,7 +137,7 @@ impl Panel {
         self
     }
 
-    /// Adds a dashed horizontal line at `y`, in the range of the axis as the series are.
+    /// Adds a dashed horizontal line at `y`; like the series, it counts for the range of the axis.
     pub fn reference(mut self, label: impl Into<String>, y: f64) -> Self {
         self.references.push((label.into(), y));
         self
@@ -160,7 +161,7 @@ impl Panel {
         self.draw_chart(&area.margin(top * UNIT, 0, 0, 0))
     }
 
-    /// The legend: as many entries a line as there is room for.
+    /// The legend, with as many entries per line as fit.
     fn legend(&self) -> Vec<LegendEntry<'_>> {
         let series = self.series.iter().map(|series| &series.label).enumerate();
         let series = series.map(|(index, label)| (label, Stroke::of_series(index)));
@@ -241,7 +242,7 @@ impl Panel {
     }
 }
 
-/// A label below the title, with a piece of its line.
+/// A label below the title, with a sample of its line.
 struct LegendEntry<'a> {
     label: &'a str,
     stroke: Stroke,
@@ -262,19 +263,20 @@ impl LegendEntry<'_> {
     }
 }
 
-/// Number of lines that a legend takes.
+/// Number of lines of a legend.
 fn lines_of(legend: &[LegendEntry<'_>]) -> i32 {
     legend.last().map_or(0, |entry| entry.line + 1)
 }
 
-/// Panels in a column, or in a grid of several, drawn as SVG.
+/// Panels in one or more columns, drawn as SVG.
 ///
 /// # Example
 /// ```
 /// use siss::report::{Panel, Plot, Series};
 ///
 /// let retain = Series::new("retain", (1..=50).map(|step| (f64::from(step), 0.06)));
-/// let forget = Series::new("forget", (1..=50).map(|step| (f64::from(step), 0.001 * f64::from(step))));
+/// let points = (1..=50).map(|step| (f64::from(step), 0.001 * f64::from(step)));
+/// let forget = Series::new("forget", points);
 /// let panel = Panel::new("Denoising loss").x_label("step").y_label("loss").log_y();
 /// let panel = panel.series(retain).series(forget).reference("retrained", 0.3);
 /// let svg = Plot::new().panel(panel).to_svg()?;
@@ -302,13 +304,13 @@ impl Plot {
         }
     }
 
-    /// Adds a panel; they fill row by row.
+    /// Adds a panel; panels are placed row by row.
     pub fn panel(mut self, panel: Panel) -> Self {
         self.panels.push(panel);
         self
     }
 
-    /// Panels a row (default 1).
+    /// Number of panels per row (default 1).
     pub fn columns(mut self, columns: usize) -> Self {
         self.columns = columns;
         self
@@ -317,8 +319,8 @@ impl Plot {
     /// The plot as the text of an SVG file.
     ///
     /// # Errors
-    /// [`Error::Empty`] without a panel, [`Error::OutOfRange`] for 0 columns, more than 100 panels or more than
-    /// 100 lines in one, [`Error::Picture`] where plotters fails.
+    /// [`Error::Empty`] without a panel, [`Error::OutOfRange`] for 0 columns, more than 100 panels
+    /// or more than 100 lines in one panel, [`Error::Picture`] if plotters fails.
     pub fn to_svg(&self) -> Result<String> {
         let count = self.panels.len();
         if count == 0 {
@@ -377,7 +379,7 @@ impl Plot {
     }
 }
 
-/// An axis as plotters needs it: with our ticks as its key points.
+/// An axis in the form that plotters needs, with our ticks as its key points.
 struct Coordinate {
     range: Range<f64>,
     ticks: Vec<f64>,
@@ -414,13 +416,13 @@ impl Ranged for Coordinate {
     }
 }
 
-/// How a line looks.
+/// The style of a line.
 #[derive(Clone, Copy)]
 struct Stroke {
     colour: RGBColor,
-    /// In canvas units.
+    /// Width in canvas units.
     width: i32,
-    /// Length of the dashes and of the gaps between them.
+    /// Length of the dashes and of the gaps between them; `None` for a solid line.
     dash: Option<(i32, i32)>,
 }
 
@@ -465,7 +467,7 @@ impl Stroke {
     }
 }
 
-/// Draws the connected parts of a series, with markers where it has few points.
+/// Draws the connected parts of a series, with markers if it has few points.
 fn draw_series(
     chart: &Chart<'_, '_>,
     parts: &[Vec<(f64, f64)>],
@@ -488,7 +490,7 @@ fn draw_series(
     Ok(())
 }
 
-/// The runs of neighbouring points that can be drawn, in the axes' coordinates.
+/// The runs of neighbouring points that can be drawn, in the coordinates of the axes.
 fn drawable_parts(points: &[(f64, f64)], x_axis: &Axis, y_axis: &Axis) -> Vec<Vec<(f64, f64)>> {
     let place = |&(x, y): &(f64, f64)| Some((x_axis.position(x)?, y_axis.position(y)?));
     let placed: Vec<_> = points.iter().map(place).collect();
@@ -497,8 +499,8 @@ fn drawable_parts(points: &[(f64, f64)], x_axis: &Axis, y_axis: &Axis) -> Vec<Ve
         .collect()
 }
 
-/// The points that matter to the eye: of those in a row that share a column, the first, the last,
-/// the lowest and the highest.
+/// The points that are visible: of successive points in the same column, the first, the last, the
+/// lowest and the highest.
 fn thinned(points: &[(f64, f64)], x_range: &Range<f64>) -> Vec<(f64, f64)> {
     let column = |x: f64| ((x - x_range.start) / (x_range.end - x_range.start) * RESOLUTION) as i64;
     let mut kept = Vec::new();
@@ -515,7 +517,7 @@ fn thinned(points: &[(f64, f64)], x_range: &Range<f64>) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The label of the tick that plotters asks for by its position.
+/// The label of the tick at the position that plotters asks for.
 fn label_at(ticks: &[Tick], position: f64) -> String {
     let tick = ticks.iter().find(|tick| tick.position == position);
     tick.map(|tick| tick.label.clone()).unwrap_or_default()
@@ -536,7 +538,7 @@ fn text_style(size: i32, style: FontStyle) -> TextStyle<'static> {
     TextStyle::from(font).color(&TEXT)
 }
 
-/// Writes a line of text with its upper left corner at a place.
+/// Writes a line of text with its upper left corner at a given position.
 fn draw_text(
     area: &Canvas<'_>,
     text: &str,
@@ -563,7 +565,7 @@ mod tests {
         )
     }
 
-    /// The `points="…"` of the lines drawn in a colour.
+    /// The `points="…"` of the lines drawn in a given colour.
     fn polylines(svg: &str, colour: RGBColor) -> Vec<Vec<(f64, f64)>> {
         let RGBColor(red, green, blue) = colour;
         let stroke = format!("stroke=\"#{red:02X}{green:02X}{blue:02X}\"");

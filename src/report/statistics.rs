@@ -2,11 +2,12 @@
 
 use crate::error::{Error, Result, check_probability, check_range};
 
-/// Exact two-sided (Clopper–Pearson) interval of a probability after `successes` in `trials`.
+/// Exact two-sided (Clopper–Pearson) confidence interval of a probability, given `successes` in
+/// `trials`.
 ///
-/// Each end leaves `(1 − confidence) / 2`: at the upper end, as few successes as these have that
-/// probability; at the lower end, as many. 0 successes give the lower end 0, `trials` the upper end 1.
-/// The time grows with the square root of `trials`.
+/// Each end leaves `(1 − confidence) / 2`: at the upper end, that is the probability of at most
+/// `successes`; at the lower end, that of at least `successes`. With 0 successes the lower end is
+/// 0, with `trials` successes the upper end is 1. The time grows with the square root of `trials`.
 ///
 /// # Example
 /// ```
@@ -17,11 +18,12 @@ use crate::error::{Error, Result, check_probability, check_range};
 /// ```
 ///
 /// # Errors
-/// [`Error::Empty`] without trials, [`Error::OutOfRange`] where there are more successes than trials
+/// [`Error::Empty`] without trials, [`Error::OutOfRange`] if there are more successes than trials
 /// or `confidence` is not between 0 and 1.
 ///
 /// # Reference
-/// Clopper and Pearson 1934, *The use of confidence or fiducial limits illustrated in the case of the binomial*.
+/// Clopper and Pearson 1934, *The use of confidence or fiducial limits illustrated in the case of
+/// the binomial*.
 pub fn binomial_interval(successes: u64, trials: u64, confidence: f64) -> Result<(f64, f64)> {
     if trials == 0 {
         return Err(Error::Empty {
@@ -52,7 +54,7 @@ pub fn binomial_interval(successes: u64, trials: u64, confidence: f64) -> Result
     Ok((low, high))
 }
 
-/// The point of `[0, 1]` at which `is_below` turns from true to false.
+/// The point of `[0, 1]` at which `is_below` changes from true to false.
 fn bisect(is_below: impl Fn(f64) -> bool) -> f64 {
     let (mut low, mut high) = (0.0, 1.0);
     loop {
@@ -76,10 +78,10 @@ struct Tails {
 
 /// The tails at `k` of a binomial with `0 < p < 1`.
 ///
-/// Sums the probabilities relative to that of the mode, outwards from it, until they no longer
-/// count: no term is negative and none needs a factorial.
+/// Sums the probabilities relative to that of the mode, outwards from it, until they become
+/// negligible: no term is negative and none needs a factorial.
 fn binomial_tails(k: u64, trials: u64, p: f64) -> Tails {
-    /// Terms below this share of the mode's are left out: about 12 standard deviations away.
+    /// Terms below this fraction of the mode's are left out: about 12 standard deviations away.
     const NEGLIGIBLE: f64 = 1e-30;
     let odds = p / (1.0 - p);
     let mode = ((trials as f64 * p + p) as u64).min(trials);
@@ -109,9 +111,9 @@ fn binomial_tails(k: u64, trials: u64, p: f64) -> Tails {
     }
 }
 
-/// Share of the population below `value`, in percent; members equal to it count by half.
+/// Percentage of the population below `value`; members equal to it count by half.
 ///
-/// The population needs no order. NaN where it is empty, or where it or `value` holds a NaN.
+/// The population need not be sorted. NaN if it is empty, or if it or `value` contains a NaN.
 ///
 /// # Example
 /// ```
@@ -130,7 +132,7 @@ pub fn percentile_rank(value: f64, population: &[f64]) -> f64 {
 
 /// The `q`-quantile, with linear interpolation between the two nearest values (numpy's default).
 ///
-/// The values need no order. NaN where one of them is.
+/// The values need not be sorted. NaN if one of them is NaN.
 ///
 /// # Example
 /// ```
@@ -139,7 +141,7 @@ pub fn percentile_rank(value: f64, population: &[f64]) -> f64 {
 /// ```
 ///
 /// # Errors
-/// [`Error::Empty`] without values, [`Error::OutOfRange`] where `q` is not from 0 to 1.
+/// [`Error::Empty`] without values, [`Error::OutOfRange`] if `q` is not between 0 and 1 inclusive.
 pub fn quantile(values: &[f64], q: f64) -> Result<f64> {
     check_probability("q", q)?;
     let mut sorted = values.to_vec();
@@ -235,7 +237,7 @@ mod tests {
         }
     }
 
-    /// The probability that the interval holds `p`, over all outcomes of `trials`.
+    /// The probability that the interval contains `p`, over all outcomes of `trials`.
     fn coverage(trials: u64, p: f64, confidence: f64) -> f64 {
         let probability = |k: u64| {
             let tails = binomial_tails(k, trials, p);

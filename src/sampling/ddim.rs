@@ -1,4 +1,4 @@
-//! Denoising diffusion implicit models.
+//! The sampler of denoising diffusion implicit models (DDIM).
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -12,19 +12,19 @@ use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig};
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `visits` | 50 steps, clamped to `[−1, 1]` | the timesteps, and the clamp | that of [`Visits`] |
+/// | `visits` | 50 steps, clamped to `[−1, 1]` | the timesteps and the clamp | see [`Visits`] |
 /// | `eta` | 0 | 0 deterministic, 1 as noisy as DDPM | 0 to 1 |
 /// | `set_alpha_to_one` | true | the last step goes to `ᾱ = 1` rather than to `ᾱ_0` | |
 ///
-/// A model that comes with a scheduler's file is sampled with [`from_scheduler`](DdimConfig::from_scheduler):
-/// the file says whether the predicted clean point is clamped, and a latent model must not be.
-/// Settings made by hand clamp to `[−1, 1]`.
+/// For a model that comes with a scheduler file, use
+/// [`from_scheduler`](DdimConfig::from_scheduler): the file says whether the predicted clean point
+/// is clamped, and for a latent model it must not be. Settings made by hand clamp to `[−1, 1]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DdimConfig {
     /// Which timesteps are visited, and whether the predicted clean point is clamped.
     pub visits: Visits,
-    /// How much noise each step adds: 0 none, 1 as much as DDPM.
+    /// How much noise each step adds: 0 for none, 1 for as much as DDPM.
     pub eta: f64,
     /// Whether the last step goes to `ᾱ = 1` rather than to `ᾱ_0`.
     pub set_alpha_to_one: bool,
@@ -37,7 +37,7 @@ impl Default for DdimConfig {
 }
 
 impl DdimConfig {
-    /// So many steps, and otherwise the defaults.
+    /// This many steps, and the defaults for the rest.
     pub fn new(num_inference_steps: usize) -> Self {
         Self::from_scheduler(&SchedulerConfig::default(), num_inference_steps)
     }
@@ -52,7 +52,7 @@ impl DdimConfig {
     }
 }
 
-/// Denoising diffusion implicit models: draws samples in few steps, by [`Sampler::sample`].
+/// Draws samples in few steps, with [`Sampler::sample`]: denoising diffusion implicit models.
 ///
 /// # Example
 /// ```
@@ -73,7 +73,7 @@ pub struct DdimSampler {
 }
 
 impl DdimSampler {
-    /// A sampler over the steps of `scheduler`.
+    /// A sampler of the process of `scheduler`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] names a setting outside its range.
@@ -85,12 +85,13 @@ impl DdimSampler {
         })
     }
 
-    /// The sampler of a model that comes with a scheduler's file: its process and its settings, with
-    /// `eta = 0`. A model that predicts something else than the file says is refused when it is
-    /// sampled.
+    /// The sampler of a model that comes with a scheduler file: its process and its settings, with
+    /// `eta = 0`.
+    ///
+    /// Sampling refuses a model that predicts something else than the file says.
     ///
     /// # Errors
-    /// As [`new`](DdimSampler::new), and those of [`DdpmScheduler::from_config`].
+    /// Those of [`new`](DdimSampler::new) and of [`DdpmScheduler::from_config`].
     pub fn from_scheduler(config: &SchedulerConfig, num_inference_steps: usize) -> Result<Self> {
         let scheduler = DdpmScheduler::from_config(config)?;
         Self::new(

@@ -1,4 +1,4 @@
-//! Ancestral sampling of denoising diffusion probabilistic models.
+//! Ancestral sampling of denoising diffusion probabilistic models (DDPM).
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -9,19 +9,19 @@ use crate::error::{Error, Result};
 use crate::process::config::VarianceType;
 use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig};
 
-/// The least variance of a step, as diffusers has it.
+/// The smallest variance of a step, as in diffusers.
 const LEAST_VARIANCE: f64 = 1e-20;
 
 /// Settings of [`DdpmSampler`].
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `visits` | 1000 steps, clamped to `[−1, 1]` | the timesteps, and the clamp | that of [`Visits`] |
+/// | `visits` | 1000 steps, clamped to `[−1, 1]` | the timesteps and the clamp | see [`Visits`] |
 /// | `variance_type` | fixed small | noise that a step adds | |
 ///
-/// A model that comes with a scheduler's file is sampled with [`from_scheduler`](DdpmConfig::from_scheduler):
-/// the file says whether the predicted clean point is clamped, and a latent model must not be.
-/// Settings made by hand clamp to `[−1, 1]`.
+/// For a model that comes with a scheduler file, use
+/// [`from_scheduler`](DdpmConfig::from_scheduler): the file says whether the predicted clean point
+/// is clamped, and for a latent model it must not be. Settings made by hand clamp to `[−1, 1]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DdpmConfig {
@@ -38,7 +38,7 @@ impl Default for DdpmConfig {
 }
 
 impl DdpmConfig {
-    /// So many steps, and otherwise the defaults.
+    /// This many steps, and the defaults for the rest.
     pub fn new(num_inference_steps: usize) -> Self {
         Self::from_scheduler(&SchedulerConfig::default(), num_inference_steps)
     }
@@ -52,16 +52,20 @@ impl DdpmConfig {
     }
 }
 
-/// Denoising diffusion probabilistic models: ancestral sampling, by [`Sampler::sample`]. It adds noise in every step, and
-/// wants many of them; [`DdimSampler`](super::DdimSampler) needs fewer.
+/// Draws samples by ancestral sampling, with [`Sampler::sample`]: denoising diffusion probabilistic
+/// models.
 ///
-/// The numbers are those of diffusers' `DDPMScheduler`. A step from `ᾱ` to `ᾱ'`, with `α = ᾱ / ᾱ'` and `β = 1 − α`:
+/// Each step adds noise, so many steps are needed; [`DdimSampler`](super::DdimSampler) needs fewer.
+///
+/// The numbers are those of diffusers' `DDPMScheduler`. A step from `ᾱ` to `ᾱ'`, with `α = ᾱ / ᾱ'`
+/// and `β = 1 − α`:
 ///
 /// `x' = (√ᾱ' β x̂_0 + √α (1 − ᾱ') x) / (1 − ᾱ) + √v z`
 ///
-/// `v` is that of [`VarianceType`], at least 1e-20 where that is the small one. The step from timestep 0 adds no noise.
-/// The last step goes to `ᾱ' = 1`; from a timestep above 0, as `steps_offset` and trailing spacing have it, it adds noise
-/// as any other, which is next to nothing unless the variance is the large one.
+/// `v` is the variance of the [`VarianceType`], at least 1e-20 for the small one. The step from
+/// timestep 0 adds no noise. The last step goes to `ᾱ' = 1`. With `steps_offset` or trailing
+/// spacing it starts from a timestep above 0 and adds noise like any other step: next to nothing,
+/// unless the variance is the large one.
 ///
 /// # Example
 /// ```
@@ -82,7 +86,7 @@ pub struct DdpmSampler {
 }
 
 impl DdpmSampler {
-    /// A sampler over the steps of `scheduler`.
+    /// A sampler of the process of `scheduler`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] names a setting outside its range.
@@ -93,11 +97,12 @@ impl DdpmSampler {
         })
     }
 
-    /// The sampler of a model that comes with a scheduler's file: its process and its settings. A
-    /// model that predicts something else than the file says is refused when it is sampled.
+    /// The sampler of a model that comes with a scheduler file: its process and its settings.
+    ///
+    /// Sampling refuses a model that predicts something else than the file says.
     ///
     /// # Errors
-    /// As [`new`](DdpmSampler::new), and those of [`DdpmScheduler::from_config`].
+    /// Those of [`new`](DdpmSampler::new) and of [`DdpmScheduler::from_config`].
     pub fn from_scheduler(config: &SchedulerConfig, num_inference_steps: usize) -> Result<Self> {
         let scheduler = DdpmScheduler::from_config(config)?;
         Self::new(
@@ -165,7 +170,7 @@ impl Sampler for DdpmSampler {
             return Err(Error::MissingPart {
                 owner: format!("the step from timestep {timestep}"),
                 missing: "noise",
-                remedy: "give standard normal noise: DDPM adds some in every step but the one from timestep 0",
+                remedy: "give standard normal noise: DDPM adds noise in every step except the one from timestep 0",
             });
         };
         Ok(mean + noise * variance.sqrt())

@@ -1,4 +1,5 @@
-//! Drawing from a model: DDIM, DDPM, and noising to a timestep and denoising from there.
+//! Drawing samples from a model: the DDIM and DDPM samplers, and noising a point and denoising it
+//! again.
 
 mod ddim;
 mod ddpm;
@@ -21,11 +22,10 @@ pub use reverse::Visits;
 
 /// Goes from noise to samples, step by step.
 ///
-/// What the output of a model is, the model says
-/// ([`Denoiser::prediction_type`]).
+/// The model says what its output is ([`Denoiser::prediction_type`]).
 ///
-/// A sampler of your own says which timesteps it visits and what a step is. Noise comes from a seed: row `i` of a run is
-/// the same in any batch and on any device.
+/// A sampler of your own defines which timesteps it visits and what one step does. Noise comes from
+/// a seed: row `i` of a run is the same in any batch and on any device.
 ///
 /// # Example
 /// ```
@@ -51,7 +51,7 @@ pub use reverse::Visits;
 /// # Ok::<(), siss::Error>(())
 /// ```
 pub trait Sampler: Send + Sync + fmt::Debug {
-    /// The process whose steps are taken.
+    /// The forward process whose steps are reversed.
     fn scheduler(&self) -> &DdpmScheduler;
 
     /// The visited timesteps, noisiest first.
@@ -60,17 +60,19 @@ pub trait Sampler: Send + Sync + fmt::Debug {
     /// Whether a step from `timestep` needs noise.
     fn needs_noise(&self, timestep: usize) -> bool;
 
-    /// One step from `timestep` to `previous`, a cleaner one; `None` is the clean end.
+    /// Takes one step from `timestep` to `previous`, which is cleaner; `None` is the clean end.
     ///
     /// # Shapes
     /// - `noisy`, `model_output`, `noise` and the result: `[batch, …]`
     /// - `prediction_type`: what `model_output` is
-    /// - `noise`: standard normal; used where [`needs_noise`](Sampler::needs_noise) says so
+    /// - `noise`: standard normal; required if [`needs_noise`](Sampler::needs_noise) returns true
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`], [`Error::OutOfRange`] unless `previous` is below `timestep`,
-    /// [`Error::ShapeMismatch`], [`Error::MissingPart`] where noise is needed and there is none,
-    /// [`Error::InvalidSetting`] where a predicted noise says nothing because there is no signal.
+    /// - [`Error::TimestepOutOfRange`], [`Error::ShapeMismatch`]
+    /// - [`Error::OutOfRange`] unless `previous` is below `timestep`
+    /// - [`Error::MissingPart`] if the step needs noise and none is given
+    /// - [`Error::InvalidSetting`] if the model predicts noise at a timestep without signal: that
+    ///   noise says nothing about the clean point
     fn step_to<const D: usize>(
         &self,
         noisy: Tensor<D>,
@@ -81,19 +83,21 @@ pub trait Sampler: Send + Sync + fmt::Debug {
         noise: Option<Tensor<D>>,
     ) -> Result<Tensor<D>>;
 
-    /// Draws samples from noise.
+    /// Draws samples, starting from noise.
     ///
-    /// The model runs in its plain form: without autodiff, dropout off.
+    /// The model runs without autodiff and with dropout off.
     ///
     /// # Shapes
     /// - `shape` and the result: `[count, …]`; `condition`: `count` rows
-    /// - row `i` starts from noise of key (`seed`, `first_row + i`)
+    /// - row `i` starts from the noise with key (`seed`, `first_row + i`)
     ///
     /// # Errors
-    /// [`Error::Empty`] for no rows; [`Error::ShapeMismatch`] where the condition has another number of rows, or the model
-    /// does not take the shape; [`Error::PredictionTypeDiffers`] if the configuration that the process was
-    /// made from says that the model predicts something else; [`Error::InvalidSetting`] for a visited
-    /// timestep without signal and a model that predicts noise.
+    /// - [`Error::Empty`] if there are no rows
+    /// - [`Error::ShapeMismatch`] if the condition has another number of rows, or the model does
+    ///   not accept the shape
+    /// - [`Error::PredictionTypeDiffers`] if the process was made from a configuration that names
+    ///   another prediction type than the model's
+    /// - [`Error::InvalidSetting`] if a visited timestep has no signal and the model predicts noise
     fn sample<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -108,14 +112,15 @@ pub trait Sampler: Send + Sync + fmt::Debug {
         go_down(self, model, condition, start, path, [seed, first_row])
     }
 
-    /// Noises points to `timestep` and denoises them from there: how a memorised point betrays itself.
+    /// Noises points to `timestep` and denoises them from there, which shows whether the model has
+    /// memorised them.
     ///
     /// # Shapes
     /// - `clean` and the result: `[count, …]`; `condition`: `count` rows
-    /// - row `i` uses noise of key (`seed`, `first_row + i`)
+    /// - row `i` uses the noise with key (`seed`, `first_row + i`)
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`], and those of [`sample`](Sampler::sample).
+    /// [`Error::TimestepOutOfRange`], and the errors of [`sample`](Sampler::sample).
     fn noise_and_denoise<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -136,7 +141,7 @@ pub trait Sampler: Send + Sync + fmt::Debug {
     }
 }
 
-/// Goes down a path of timesteps to the clean end.
+/// Follows a path of timesteps down to the clean end.
 fn go_down<const D: usize, S: Sampler + ?Sized, M: Denoiser<D>>(
     sampler: &S,
     model: &M,

@@ -1,4 +1,4 @@
-//! What the samplers have in common: the timesteps they visit, and what a model output stands for.
+//! What the samplers share: the timesteps they visit, and what a model output stands for.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -7,30 +7,30 @@ use crate::error::{Error, Result, check_positive, check_range, check_shape};
 use crate::process::config::TimestepSpacing;
 use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig, SchedulerExt};
 
-/// The settings that the samplers share: which timesteps they visit, and what they do to the clean
-/// point that is predicted there.
+/// The settings that the samplers share: which timesteps are visited, and how the clean point that
+/// is predicted there is clamped.
 ///
 /// | field | [`new`](Visits::new) | purpose | range |
 /// |---|---|---|---|
 /// | `num_inference_steps` | given | steps from noise to a sample | 1 to `T` |
 /// | `clip_sample` | `Some(1.0)` | clamps the predicted clean point to `[−c, c]` | > 0 |
 /// | `timestep_spacing` | leading | which of the `T` steps are visited | |
-/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
+/// | `steps_offset` | 0 | added to the steps if spacing is leading | all visited steps below `T` |
 ///
-/// In a file `num_inference_steps` alone is needed, and `null` is `None`.
+/// In a file only `num_inference_steps` is required, and `null` means `None`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Visits {
     /// Steps from noise to a sample.
     pub num_inference_steps: usize,
-    /// Half-width of the clamp of the predicted clean point, `None` for no clamp. The clamp is right
-    /// for images from −1 to 1, and wrong for data without such a range, as latents.
+    /// Half-width of the clamp of the predicted clean point, `None` for no clamp. The clamp suits
+    /// images from −1 to 1; it is wrong for data without such a range, such as latents.
     #[serde(default = "range_of_images")]
     pub clip_sample: Option<f64>,
     /// Which of the training steps are visited.
     #[serde(default)]
     pub timestep_spacing: TimestepSpacing,
-    /// Added to the visited steps where spacing is leading.
+    /// Added to the visited steps if spacing is leading.
     #[serde(default)]
     pub steps_offset: usize,
 }
@@ -40,7 +40,7 @@ fn range_of_images() -> Option<f64> {
 }
 
 impl Visits {
-    /// So many steps, evenly from the first one on, for images from −1 to 1.
+    /// This many steps, evenly from the first one on, for images from −1 to 1.
     pub fn new(num_inference_steps: usize) -> Self {
         Self::from_scheduler(&SchedulerConfig::default(), num_inference_steps)
     }
@@ -56,7 +56,7 @@ impl Visits {
     }
 }
 
-/// A process that is gone down.
+/// A process to be reversed, with the timesteps that are visited.
 #[derive(Debug, Clone)]
 pub(super) struct ReverseProcess {
     pub(super) scheduler: DdpmScheduler,
@@ -65,7 +65,7 @@ pub(super) struct ReverseProcess {
     clip_sample: Option<f64>,
 }
 
-/// A step, checked: what the model output stands for, and `ᾱ` at both ends.
+/// A checked step: what the model output stands for, and `ᾱ` at both ends.
 pub(super) struct Step<const D: usize> {
     /// The predicted clean point, clamped.
     pub(super) clean: Tensor<D>,
@@ -109,7 +109,7 @@ impl ReverseProcess {
     /// What a model output stands for.
     ///
     /// # Errors
-    /// Those of [`Sampler::step_to`](super::Sampler::step_to), except missing noise.
+    /// Those of [`Sampler::step_to`](super::Sampler::step_to), except for missing noise.
     pub(super) fn step<const D: usize>(
         &self,
         noisy: Tensor<D>,
@@ -150,7 +150,7 @@ impl ReverseProcess {
     }
 }
 
-/// Refuses a predicted noise where there is no signal: it says nothing about the clean point.
+/// Refuses a predicted noise at a timestep without signal: it says nothing about the clean point.
 pub(super) fn check_signal(
     scheduler: &DdpmScheduler,
     prediction_type: PredictionType,
@@ -163,13 +163,13 @@ pub(super) fn check_signal(
     }
     Err(Error::InvalidSetting {
         what: format!(
-            "timestep {timestep} has no signal, so a predicted noise says nothing about the clean point"
+            "timestep {timestep} has no signal, so predicted noise says nothing about the clean point"
         ),
         remedy: "use a model that predicts Sample or Velocity, or a schedule without zero terminal SNR",
     })
 }
 
-/// diffusers' `set_timesteps`, noisiest first.
+/// The timesteps of diffusers' `set_timesteps`, noisiest first.
 fn inference_timesteps(total: usize, visits: &Visits) -> Vec<usize> {
     let count = visits.num_inference_steps;
     match visits.timestep_spacing {
@@ -181,8 +181,9 @@ fn inference_timesteps(total: usize, visits: &Visits) -> Vec<usize> {
                 .collect()
         }
         TimestepSpacing::Trailing => {
-            // As NumPy's `arange(T, 0, −T/n)` counts: by the difference of its first two numbers, which is rounded, so that
-            // halves fall as there. Where rounding gives it one number more, that one is below 0.
+            // Counts like NumPy's `arange(T, 0, −T/n)`: by the difference of its first two numbers,
+            // which is rounded, so that halves fall to the same side. Where rounding gives NumPy
+            // one more number, that number is below 0.
             let total = total as f64;
             let stride = total / count as f64;
             let difference = (total - stride) - total;
@@ -199,7 +200,7 @@ fn inference_timesteps(total: usize, visits: &Visits) -> Vec<usize> {
     }
 }
 
-/// As NumPy rounds.
+/// Rounds as NumPy does.
 fn round_half_even(value: f64) -> usize {
     value.round_ties_even() as usize
 }
@@ -223,13 +224,14 @@ mod tests {
         assert_eq!(visited(TimestepSpacing::Linspace, 1), [0]);
     }
 
-    /// Of every count, for several T, folded into a number for each T by
+    /// For each of several T, the timesteps of every count, folded into one number by
     /// ```python
     /// for n in range(1, T + 1):
     ///     for t in np.round(np.arange(T, 0, -T / n)) - 1:
     ///         if t >= 0: h = (h * 31 + int(t)) % 2**64
     /// ```
-    /// with NumPy 2; diffusers has the same line. At 48 steps of 1,000 halves fall to the other side without its rounding.
+    /// with NumPy 2; diffusers has the same line. Without NumPy's rounding, halves fall to the
+    /// other side at T = 1,000 and 48 steps.
     #[test]
     fn trailing_timesteps_are_numpys_for_every_count() {
         let visited = |total, num_inference_steps| {

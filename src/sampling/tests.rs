@@ -43,7 +43,7 @@ fn host(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
 
-/// Knows that every clean point is `0.5`, and says so.
+/// Knows that every clean point is `0.5`, and predicts accordingly.
 #[derive(Module, Debug)]
 struct Oracle {
     #[module(skip)]
@@ -103,7 +103,7 @@ fn samples_of_a_perfect_model_are_the_clean_point_in_every_prediction_type() {
     }
 }
 
-/// Halves what it is given, and writes down when.
+/// Halves its input and records the timestep.
 #[derive(Module, Debug)]
 struct Halves {
     #[module(skip)]
@@ -204,7 +204,7 @@ fn ddim_with_all_its_noise_is_ddpm() {
     }
 }
 
-/// The noise in a step with a given deviation: what it adds to a step without noise.
+/// The noise of a step with a given deviation: the difference from a step without noise.
 #[test]
 fn both_variances_are_those_of_their_definition() {
     let alpha_bars = linear().alpha_bars().to_vec();
@@ -320,7 +320,8 @@ fn a_predicted_noise_without_signal_is_refused() {
     }
 }
 
-/// A sampler of a scheduler's file knows what the model must predict; one made by hand asks the model.
+/// A sampler made from a scheduler file knows what the model must predict; one made by hand asks
+/// the model.
 #[test]
 fn a_model_that_predicts_something_else_than_its_scheduler_says_is_refused() {
     let config = SchedulerConfig {
@@ -411,7 +412,8 @@ fn the_settings_of_a_scheduler_are_taken_over() {
     assert_eq!(sampler.config(), &expected);
 }
 
-/// The start and each step have noise of their own, and the last step ends at the clean point wherever it begins.
+/// The start and each step have noise of their own, and the last step ends at the clean point from
+/// any timestep.
 fn check_steps(sampler: &impl Sampler) {
     let (device, shape) = (Device::flex(), [2, 3]);
     let noise = |step| normal_noise(shape, 4, step, 5, Stream::Sampling, &device);

@@ -6,13 +6,14 @@ use crate::draws::TimestepSampling;
 use crate::error::{Error, Result, check_range, check_shape};
 use crate::process::{PredictionType, Scales, Scheduler, SchedulerExt};
 
-/// What the loss of each forgotten point is steered to, by timestep.
+/// The loss to which each forgotten point is steered, by timestep.
 ///
-/// Losses are means over elements, in the space of the model's output. Between the timesteps of the grid a level is linear in
-/// the logarithm, beyond its ends it is constant.
+/// Losses are means over elements, in the space of the model's output. Between the timesteps of the
+/// grid, the logarithm of a level is linear; beyond the ends it is constant.
 ///
-/// Levels come from [`Counterfactual::fit`](super::Counterfactual::fit), which predicts them, or from [`new`](Levels::new), where
-/// they are known otherwise. They can be saved: reading them back refuses what is not a table of levels.
+/// [`Counterfactual::fit`](super::Counterfactual::fit) predicts levels; [`new`](Levels::new) takes
+/// levels known from another source. Levels can be saved; reading refuses a file that is not a
+/// valid table of levels.
 ///
 /// # Example
 /// ```
@@ -30,12 +31,12 @@ pub struct Levels {
     timesteps: Vec<f64>,
     /// By forgotten point and timestep.
     levels: Vec<Vec<f64>>,
-    /// The model's own losses before the run in the same places; empty where they are not known.
+    /// The model's own losses before the run, at the same points and timesteps; empty if unknown.
     own_losses: Vec<Vec<f64>>,
     origin: Option<Origin>,
 }
 
-/// What levels were predicted for.
+/// The process that levels were predicted for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Origin {
@@ -75,7 +76,7 @@ impl Origin {
     }
 }
 
-/// Levels as they come from a file.
+/// Levels as read from a file, not yet checked.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Unchecked {
@@ -102,10 +103,12 @@ impl TryFrom<Unchecked> for Levels {
 }
 
 impl Levels {
-    /// Levels that are known otherwise: the losses of a retrained model, or levels of your choice.
+    /// Levels known from another source: the losses of a retrained model, or values of your choice.
     ///
     /// # Shapes
-    /// - `timesteps`: two or more, ascending; `levels`: for each forgotten point, in the order of their ids, a positive level at each timestep
+    /// - `timesteps`: two or more, ascending
+    /// - `levels`: for each forgotten point, in the order of their ids, a positive level per
+    ///   timestep
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::ShapeMismatch`].
@@ -131,7 +134,8 @@ impl Levels {
         })
     }
 
-    /// With the model's own losses before the run, from which [`SteeringRule`](super::SteeringRule)s start.
+    /// Adds the model's own losses before the run, from which
+    /// [`SteeringRule`](super::SteeringRule)s start.
     pub(super) fn with_own_losses(self, own_losses: Vec<Vec<f64>>) -> Result<Self> {
         let (points, timesteps) = (self.levels.len(), self.timesteps.len());
         let what = "the model's own losses";
@@ -147,7 +151,7 @@ impl Levels {
         Ok(Self { own_losses, ..self })
     }
 
-    /// With what they were predicted for.
+    /// Adds the process that the levels were predicted for.
     pub(super) fn with_origin(self, origin: Origin) -> Result<Self> {
         origin.check(self.timesteps.len())?;
         Ok(Self {
@@ -156,10 +160,10 @@ impl Levels {
         })
     }
 
-    /// What the loss of a forgotten point is steered to at a timestep, mean over elements.
+    /// The loss to which a forgotten point is steered at a timestep, mean over elements.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] for an id without levels.
+    /// [`Error::UnknownPoint`] for an id without levels.
     pub fn level(&self, forget_id: u64, timestep: f64) -> Result<f64> {
         let found = usize::try_from(forget_id)
             .ok()
@@ -192,18 +196,21 @@ impl Levels {
         &self.levels
     }
 
-    /// The model's own losses on each forgotten point before the run, at the timesteps of the grid; empty for levels that are
-    /// known otherwise.
+    /// The model's own losses on each forgotten point before the run, at the timesteps of the grid.
+    ///
+    /// Empty for levels made by [`new`](Levels::new).
     pub fn own_losses(&self) -> &[Vec<f64>] {
         &self.own_losses
     }
 
-    /// The prediction type in whose space the levels are; `None` for levels that are known otherwise.
+    /// The prediction type in whose space the levels are; `None` for levels made by
+    /// [`new`](Levels::new).
     pub fn prediction_type(&self) -> Option<PredictionType> {
         self.origin.as_ref().map(|origin| origin.prediction_type)
     }
 
-    /// The ratio of the model's own losses to the levels, by point and timestep; −1 where they are not known.
+    /// The ratio of the model's own losses to the levels, by point and timestep; −1 where they are
+    /// unknown.
     pub(super) fn initial_ratios(&self) -> Vec<Vec<f64>> {
         let of_point = |(point, levels): (usize, &Vec<f64>)| {
             let own = self.own_losses.get(point);
@@ -213,7 +220,7 @@ impl Levels {
         self.levels.iter().enumerate().map(of_point).collect()
     }
 
-    /// Whether the levels are those of this process, and reach over the timesteps that are drawn of it.
+    /// Checks that the levels belong to this process and cover the timesteps that are drawn.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`], [`Error::TimestepOutOfRange`].
@@ -230,9 +237,9 @@ impl Levels {
         if outside > MOST_OUTSIDE * width {
             return Err(Error::InvalidSetting {
                 what: format!(
-                    "the levels are for timesteps from {first} to {last}, and steps draw from {low} to {high}"
+                    "the levels are for timesteps from {first} to {last}, but steps draw from {low} to {high}"
                 ),
-                remedy: "predict them on a grid that reaches over the timesteps that are drawn; beyond its ends a level is a guess",
+                remedy: "predict them on a grid that covers all timesteps drawn; beyond its ends a level is a guess",
             });
         }
         Ok(())
@@ -255,13 +262,13 @@ impl Levels {
     }
 }
 
-/// Difference of scales of signal and noise, which are about 1, that is rounding.
+/// Difference up to which two scales of signal or noise, which are about 1, count as equal.
 const SAME_SCALE: f64 = 1e-6;
 
 /// Share of the drawn timesteps that may lie beyond the ends of the grid.
 const MOST_OUTSIDE: f64 = 0.05;
 
-/// Two or more, ascending.
+/// Refuses a grid of fewer than two timesteps, or one that does not ascend.
 pub(super) fn check_timesteps(timesteps: &[f64]) -> Result<()> {
     let count = timesteps.len();
     let remedy = "two or more timesteps";

@@ -15,28 +15,30 @@ pub use self::counterfactual::{
 };
 pub use self::levels::Levels;
 
-/// What becomes of a forget row's weight, given the row's loss and the level that it should have.
+/// Says how a forget row's weight changes, given the row's loss and the level it should reach.
 pub trait SteeringRule: Send + Debug {
     /// Name for reports and messages.
     fn name(&self) -> &'static str;
 
-    /// The factor of each row's weight, between −1 and 1: 1 forgets as without a level, −1 learns as fast.
+    /// The factor of each row's weight, between −1 and 1: 1 forgets as without a level, −1 learns
+    /// at the same rate.
     ///
-    /// A row's loss is that under one noise. `mean_ratios` is what the point's loss over its level has been in the mean of the steps
-    /// before, near the row's timestep; the row's own where the point has not been met there.
+    /// A row's loss is its loss under one noise. `mean_ratios` is the running mean of the ratio of
+    /// the point's loss to its level, over earlier steps near the row's timestep. For a point
+    /// without such steps it is the row's own ratio.
     ///
     /// # Shapes
-    /// - `losses`, `levels` (positive), both means over elements, `mean_ratios`, and the result: `[rows]`
+    /// - `losses`, `levels` (positive), both means over elements, `mean_ratios`, and the result:
+    ///   `[rows]`
     fn factors(&self, losses: Tensor<1>, levels: Tensor<1>, mean_ratios: Tensor<1>) -> Tensor<1>;
 
-    /// Name and settings, which must be the same when a run is resumed. What `Debug` writes unless implemented.
-    fn settings(&self) -> String {
-        format!("{self:?}")
-    }
+    /// Name and settings as text. A resumed run must have the same.
+    fn settings(&self) -> String;
 }
 
-/// `clip((b − L)/b, −1, 1)`: forgets below the level, learns above it, and does nothing at it. On a term that ascends it is
-/// the gradient of `½ (b − L)²/b`.
+/// `clip((b − L)/b, −1, 1)`: forgets below the level, learns above it, and does nothing at it.
+///
+/// On a term that ascends, it is the gradient of `½ (b − L)²/b`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Proportional;
 
@@ -45,16 +47,21 @@ impl SteeringRule for Proportional {
         "Proportional"
     }
 
+    fn settings(&self) -> String {
+        self.name().into()
+    }
+
     fn factors(&self, losses: Tensor<1>, levels: Tensor<1>, _: Tensor<1>) -> Tensor<1> {
         ((levels.clone() - losses) / levels).clamp(-1.0, 1.0)
     }
 }
 
-/// 1 while the point's mean loss is below the level and 0 from there on: forgets at full weight until the level is reached,
-/// and never learns.
+/// 1 while the point's mean loss is below the level and 0 from there on: forgets at full weight
+/// until the level is reached, and never learns.
 ///
-/// The mean is what counts: would each row be asked by itself, those whose noise happens to give a low loss would drive the
-/// point up for ever. It lags by some ten rows of the point near a timestep, and what overshoots meanwhile stays.
+/// The mean decides, not the single row: otherwise the rows whose noise happens to give a low loss
+/// would push the point's loss up without end. The mean lags by about ten rows of the point near a
+/// timestep, and a loss that overshoots in the meantime is not corrected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HardStop;
 
@@ -63,19 +70,26 @@ impl SteeringRule for HardStop {
         "HardStop"
     }
 
+    fn settings(&self) -> String {
+        self.name().into()
+    }
+
     fn factors(&self, _: Tensor<1>, _: Tensor<1>, mean_ratios: Tensor<1>) -> Tensor<1> {
         to_f32(mean_ratios.lower_elem(1.0).float())
     }
 }
 
-/// A level for each forgotten point and timestep, and a rule for the distance to it. For
-/// [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).
+/// A level for each forgotten point and timestep, and a rule for the distance to it.
 ///
-/// The loss of a forget row is known between its forward and its backward pass, so steering costs no further run of the model.
-/// It works with every objective that has a forget term. A term that leads forgotten points to another target (EraseDiff,
-/// ReTrack) is weakened and switched off, never turned round.
+/// It is set with [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).
 ///
-/// With [`Proportional`] the forget gradient vanishes at the level. The clippers that bring it to a norm take part in that: see
+/// The loss of a forget row is known between its forward and its backward pass, so steering needs
+/// no further run of the model. It works with every objective that has a forget term. A term that
+/// leads forgotten points to another target (EraseDiff, ReTrack) is weakened and switched off, but
+/// never reversed.
+///
+/// With [`Proportional`] the forget gradient vanishes at the level. A clipper that scales it to a
+/// norm must take this into account: see
 /// [`GradientNorms::steering`](crate::clipper::GradientNorms::steering).
 ///
 /// # Example
@@ -90,24 +104,25 @@ impl SteeringRule for HardStop {
 pub struct Steering {
     levels: Levels,
     rule: Box<dyn SteeringRule>,
-    /// The running mean of loss over level by point and timestep of the grid; negative where there is none yet.
+    /// The running mean of the ratio of loss to level, by point and timestep of the grid; negative
+    /// where there is none yet.
     mean_ratios: Vec<Vec<f64>>,
 }
 
-/// What steering makes of some rows, on the device.
+/// The result of steering some rows, on the device.
 #[derive(Debug)]
 pub(crate) struct Steered {
     /// The factor of each row's weight.
     pub(crate) factors: Tensor<1>,
-    /// The loss of each row over its level.
+    /// The ratio of each row's loss to its level.
     pub(crate) ratios: Tensor<1>,
 }
 
-/// What a row adds to the running mean of its point's ratio.
+/// The weight of a row's ratio in the running mean of its point.
 const MEAN_RATE: f64 = 0.1;
 
 impl Steering {
-    /// Steers to [`Levels`], or those of a [`Counterfactual`], by [`Proportional`].
+    /// Steers by [`Proportional`] to [`Levels`] or to those of a [`Counterfactual`].
     pub fn new(levels: impl Into<Levels>) -> Self {
         let levels = levels.into();
         Self {
@@ -130,7 +145,7 @@ impl Steering {
         &self.levels
     }
 
-    /// Forgotten points that have levels.
+    /// The number of forgotten points that have levels.
     pub(crate) fn num_points(&self) -> usize {
         self.levels.values().len()
     }
@@ -140,8 +155,10 @@ impl Steering {
         self.rule.as_ref()
     }
 
-    /// The factors of rows with these points, timesteps, weights and losses (means over elements, on the
-    /// device). A row that descends to another target is never turned into an ascent from it.
+    /// The factors of rows with these points, timesteps, weights and losses (means over elements,
+    /// on the device).
+    ///
+    /// A row that descends to another target is never turned into an ascent from it.
     pub(crate) fn steer(
         &self,
         forget_ids: impl Iterator<Item = u64> + Clone,
@@ -151,7 +168,7 @@ impl Steering {
     ) -> Result<Steered> {
         let rows = || forget_ids.clone().zip(timesteps.iter().copied());
         let levels: Result<Vec<f64>> = rows().map(|(id, t)| self.levels.level(id, t)).collect();
-        // A level that rounds to 0 would be divided by.
+        // A level that rounds to 0 would be a divisor.
         let smallest = f64::from(f32::MIN_POSITIVE);
         let levels = levels?.into_iter().map(|level| level.max(smallest));
         let levels = vector(levels, &losses.device());
@@ -175,7 +192,9 @@ impl Steering {
         })
     }
 
-    /// Takes the ratios of a step's rows into the running means. `ids` and `timesteps` are those of the whole batch.
+    /// Updates the running means with the ratios of a step's rows.
+    ///
+    /// `ids` and `timesteps` are those of the whole batch.
     pub(crate) fn remember(
         &mut self,
         rows: &[usize],
@@ -198,7 +217,7 @@ impl Steering {
         }
     }
 
-    /// The point's number, and that of the grid's timestep which is nearest.
+    /// The point's number, and the number of the grid timestep nearest to `timestep`.
     fn place(&self, id: u64, timestep: f64) -> Option<(usize, usize)> {
         let point = usize::try_from(id).ok()?;
         let grid = self.levels.timesteps();
@@ -209,12 +228,12 @@ impl Steering {
         (point < self.mean_ratios.len()).then_some((point, at))
     }
 
-    /// The running means, for a checkpoint: point after point.
+    /// The running means for a checkpoint, point after point.
     pub(crate) fn state(&self) -> Vec<f64> {
         self.mean_ratios.concat()
     }
 
-    /// Takes back what [`state`](Steering::state) gave.
+    /// Restores the result of [`state`](Steering::state).
     pub(crate) fn restore(&mut self, state: &[f64]) -> Result<()> {
         let grid = self.levels.timesteps().len();
         check_state("steering", state, grid * self.mean_ratios.len())?;
@@ -270,7 +289,7 @@ mod tests {
         assert!(error.to_string().contains("id 2"), "{error}");
     }
 
-    /// A term that leads to another target is weakened and switched off, never turned round.
+    /// A term that leads to another target is weakened and switched off, but never reversed.
     #[test]
     fn a_row_that_descends_is_never_turned_into_an_ascent() {
         let levels = Levels::new(vec![0.0, 1.0], vec![vec![1.0; 2]]).unwrap();
@@ -297,7 +316,7 @@ mod tests {
         );
     }
 
-    /// The mean is that of the point near the timestep, and outlives a checkpoint.
+    /// The mean is that of the point near the timestep, and survives a checkpoint.
     #[test]
     fn hard_stop_asks_the_mean_of_the_point_near_the_timestep() {
         let levels = || Levels::new(vec![0.0, 100.0], vec![vec![1.0; 2]; 2]);
@@ -308,9 +327,9 @@ mod tests {
             let steered = steering.steer(ids, &[10.0, 90.0, 10.0, 90.0], &[-1.0; 4], losses);
             steered.unwrap().factors.into_data().try_to_vec().unwrap()
         };
-        // Where a point has not been met its rows speak for it.
+        // A point without earlier steps is judged by its rows.
         assert_eq!(factors(&steering), [1.0, 1.0, 1.0, 0.0]);
-        // Point 0 is above its level where it is clean, and once, by chance, far below.
+        // Point 0 is above its level at the clean timestep, and once, by chance, far below it.
         for ratio in [3.0, 3.0, 0.1, f32::NAN] {
             steering.remember(&[1], &[1, 0], &[90.0, 20.0], &[ratio]);
         }
@@ -323,7 +342,7 @@ mod tests {
                 .restore(&[1.0])
                 .unwrap_err()
                 .to_string()
-                .contains("1 numbers where 4 are needed")
+                .contains("length 1, but 4 is needed")
         );
     }
 }

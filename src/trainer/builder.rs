@@ -27,8 +27,9 @@ use crate::steering::Steering;
 
 /// Collects a trainer's settings. Made by [`SissTrainer::builder`].
 ///
-/// Unset, they are: SISS with `λ = ½` in fixed allocation, [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 %,
-/// AdamW (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6, the paper's) at 5e-5, and those of [`TrainerConfig`].
+/// Defaults: SISS with `λ = ½` in fixed allocation,
+/// [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 %, AdamW with the paper's settings
+/// (`β` 0.95 and 0.999, `ε` 1e-8, weight decay 1e-6) at 5e-5, and those of [`TrainerConfig`].
 pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     model: M,
     scheduler: Box<dyn Scheduler>,
@@ -76,13 +77,17 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         }
     }
 
-    /// Objective and clipper of a published method; [`loss`](Self::loss) and [`clipper`](Self::clipper) override it.
+    /// Objective and clipper of a published method; [`loss`](Self::loss) and
+    /// [`clipper`](Self::clipper) override them.
     pub fn method(mut self, method: Method) -> Self {
         self.method = method;
         self
     }
 
-    /// The whole retain set, `[n, …]`, for a method that looks for points in it ([`Method::ReTrack`]). Shared, not copied.
+    /// The whole retain set, `[n, …]`, for a method that searches it for points
+    /// ([`Method::ReTrack`]).
+    ///
+    /// The tensor is shared, not copied.
     pub fn retained_points(mut self, retained: Tensor<D>) -> Self {
         self.retained = Some(retained);
         self
@@ -100,44 +105,52 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// How the two gradients are weighed.
+    /// How the two gradients are weighted.
     pub fn clipper(mut self, clipper: impl GradientClipper + 'static) -> Self {
         self.clipper = Some(Box::new(clipper));
         self
     }
 
-    /// Forgetting that stops at a level for each point and timestep, such as the loss that a retrained model would have
-    /// ([`Counterfactual`](crate::steering::Counterfactual)): for every method with a forget term.
+    /// Stops forgetting at a level for each point and timestep, such as the loss that a retrained
+    /// model would have ([`Counterfactual`](crate::steering::Counterfactual)).
     ///
-    /// Unless another clipper is set, a method whose clipper is [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 % takes
-    /// 30 %, a share that shrinks as the levels are reached.
+    /// It works with every method that has a forget term.
+    ///
+    /// For methods whose clipper is [`FractionOfRetain`](crate::clipper::FractionOfRetain) 10 %,
+    /// the default rises to 30 %, a share that shrinks as the levels are reached. A clipper that
+    /// you set is not changed.
     pub fn steering(mut self, steering: Steering) -> Self {
         self.steering = Some(steering);
         self
     }
 
-    /// The frozen model that an objective asks ([`LossInputs::teacher`](crate::objective::LossInputs::teacher)),
-    /// in place of the model before the run. Ignored by objectives without a teacher.
+    /// The frozen model that an objective queries
+    /// ([`LossInputs::teacher`](crate::objective::LossInputs::teacher)), instead of the model
+    /// before the run.
+    ///
+    /// Objectives without a teacher ignore it.
     pub fn teacher(mut self, teacher: M) -> Self {
         self.teacher = Some(teacher);
         self
     }
 
-    /// Any burn optimiser: `AdamWConfig::new().init()`, `SgdConfig::new().init()`, … Leave its own gradient
-    /// clipping off: burn clips each tensor by itself, [`max_grad_norm`](Self::max_grad_norm) the whole gradient.
+    /// Any burn optimiser: `AdamWConfig::new().init()`, `SgdConfig::new().init()`, …
+    ///
+    /// Leave its own gradient clipping off: burn clips each tensor separately, while
+    /// [`max_grad_norm`](Self::max_grad_norm) clips the whole gradient.
     pub fn optimizer(mut self, optimizer: ModuleOptimizer) -> Self {
         self.optimizer = Some(optimizer);
         self
     }
 
-    /// A number for the same learning rate in every step, or any of burn's schedulers (`….init()?`), also with
-    /// rates of their own for groups of parameters.
+    /// A number for a constant learning rate, or any of burn's schedulers (`….init()?`), also with
+    /// separate rates for groups of parameters.
     pub fn learning_rate(mut self, learning_rate: impl Into<ModuleLrScheduler>) -> Self {
         self.learning_rate = learning_rate.into();
         self
     }
 
-    /// Called after each step, in the order they were added.
+    /// Adds an observer; observers are called after each step, in the order they were added.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observers.push(Box::new(observer));
         self
@@ -149,7 +162,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Key of all draws of the run.
+    /// Sets the key of all draws of the run.
     pub fn seed(mut self, seed: u64) -> Self {
         self.config.seed = seed;
         self
@@ -161,23 +174,26 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Forgets at the timesteps from `low` up to, but not including, `high` alone, while the retained points are learnt at all that are
-    /// drawn: a [`Window`](TimestepSampling::Window) would leave the others to themselves.
+    /// Forgets only at the timesteps from `low` up to, but not including, `high`, while retained
+    /// points are learnt at all timesteps that are drawn.
+    ///
+    /// A [`Window`](TimestepSampling::Window) would leave the other timesteps untrained.
     pub fn forget_within(mut self, low: f64, high: f64) -> Self {
         self.config.forget_within = Some([low, high]);
         self
     }
 
-    /// `τ`: rows that weigh less are thinned without bias, see [`survivors`](crate::objective::survivors). 0 is exact.
+    /// Sets `τ`: rows with a smaller weight are thinned without bias, see
+    /// [`survivors`](crate::objective::survivors). 0 is exact.
     ///
-    /// It applies to every objective: at `τ = 2` one whose weights are all 1 runs half its rows, each with weight 2. A `τ`
-    /// above `1/λ` and `1/(1−λ)` only adds variance.
+    /// It applies to every objective: with `τ = 2`, an objective whose weights are all 1 runs half
+    /// its rows, each with weight 2. A `τ` above `1/λ` and `1/(1−λ)` only adds variance.
     pub fn thin_below(mut self, thin_below: f64) -> Self {
         self.config.thin_below = thin_below;
         self
     }
 
-    /// Rows run through the model at a time. Changes memory and nothing else.
+    /// Sets how many rows run through the model at a time. It changes only memory.
     pub fn micro_batch_size(mut self, micro_batch_size: usize) -> Self {
         self.config.micro_batch_size = Some(micro_batch_size);
         self
@@ -189,37 +205,45 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
-    /// Keeps a moving average of the weights beside the weights themselves, see [`SissTrainer::ema_model`].
+    /// Keeps a moving average of the weights in addition to the weights, see
+    /// [`SissTrainer::ema_model`].
     ///
-    /// `decay` is the largest: at the `k`-th step it is at most `(1 + k) / (10 + k)`, so that a short run is not an average over the model before.
+    /// `decay` is an upper limit: at the `k`-th step the decay is at most `(1 + k) / (10 + k)`, so
+    /// that the average of a short run does not include much of the original model.
     pub fn ema(mut self, decay: f64) -> Self {
         self.config.ema_decay = Some(decay);
         self
     }
 
-    /// Computes cheap operations again in the backward pass instead of storing their results: less memory for more time.
-    /// burn stores convolutions and matrix products all the same.
+    /// Recomputes cheap operations in the backward pass instead of storing their results: less
+    /// memory for more time.
+    ///
+    /// burn still stores the results of convolutions and matrix products.
     pub fn gradient_checkpointing(mut self, enabled: bool) -> Self {
         self.config.gradient_checkpointing = enabled;
         self
     }
 
-    /// A step that is not finite changes nothing; this many in a row are an error
-    /// ([`Error::TooManySkippedSteps`]), for the run will not recover by itself.
+    /// Sets how many non-finite steps in a row end the run with [`Error::TooManySkippedSteps`].
+    ///
+    /// Such a step changes nothing, and after this many the run will not recover by itself.
     pub fn max_skipped_steps(mut self, steps: u64) -> Self {
         self.config.max_skipped_steps = steps;
         self
     }
 
-    /// Trains the parameters of a group alone. Paths are the names of the model's fields joined by dots, and a group
-    /// matches them by a piece, as `ParamGroup::from_predicate("attentions")`, by the whole, or by id.
-    /// For a regular expression: [`train_only_matching`](Self::train_only_matching).
+    /// Trains only the parameters of a group.
+    ///
+    /// Paths are the names of the model's fields joined by dots. A group matches a part of a path,
+    /// as `ParamGroup::from_predicate("attentions")`, a whole path, or an id. For a regular
+    /// expression: [`train_only_matching`](Self::train_only_matching).
     pub fn train_only(mut self, group: ParamGroup) -> Self {
         self.trainable = Some(group);
         self
     }
 
-    /// Trains the parameters alone whose path a regular expression matches, anywhere in it unless anchored.
+    /// Trains only the parameters whose path a regular expression matches, anywhere in the path
+    /// unless anchored.
     ///
     /// ```
     /// # use burn::module::Module;
@@ -256,52 +280,24 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// Checks the settings and switches the model to training.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] names a setting outside its range; [`Error::IncompatibleClipper`] a clipper that needs a
-    /// gradient which the objective does not have; [`Error::TimestepOutOfRange`] timesteps that the scheduler does not have;
-    /// [`Error::PredictionTypeDiffers`] a scheduler, or levels, of a model that predicts something else;
-    /// [`Error::InvalidSetting`] a group without a trainable parameter; [`Error::MissingPart`] a method without its
-    /// retained points or groups.
-    pub fn build(self) -> Result<SissTrainer<M, D>> {
+    /// - [`Error::OutOfRange`] for a setting outside its range
+    /// - [`Error::IncompatibleClipper`] for a clipper that needs a gradient which the objective
+    ///   does not have
+    /// - [`Error::TimestepOutOfRange`] for timesteps that the scheduler does not have
+    /// - [`Error::PredictionTypeDiffers`] for a scheduler, levels or a teacher of another
+    ///   prediction type than the model's
+    /// - [`Error::InvalidSetting`] for a group without a trainable parameter, a `λ` that leaves
+    ///   out a side, steering without a forget term, and levels of another process or for other
+    ///   timesteps
+    /// - [`Error::MissingPart`] for a method without its retained points or groups
+    pub fn build(mut self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
-        let prediction_type = self.model.prediction_type();
-        let stated = self.scheduler.prediction_type();
-        check_prediction_type(prediction_type, "the scheduler", stated)?;
-        let time_range = self.scheduler.time_range();
-        self.config.timestep_sampling.check(time_range)?;
-        if let Some([low, high]) = self.config.forget_within {
-            TimestepSampling::Window { low, high }.check(time_range)?;
-        }
-        let sampler = match self.sampler {
-            Some(sampler) => sampler,
-            None => Box::new(FixedAllocation::new(0.5)?),
-        };
-        let loss = match self.loss {
-            Some(loss) => loss,
-            None => self.method.loss(self.retained.as_ref())?,
-        };
-        let clipper = self.clipper.unwrap_or_else(|| match &self.steering {
-            Some(_) => self.method.steered_clipper(),
-            None => self.method.clipper(),
-        });
-        check_clipper(loss.as_ref(), clipper.as_ref())?;
-        if loss.ignores_condition() && !M::Condition::IS_EMPTY {
-            return Err(Error::MissingPart {
-                owner: loss.name().into(),
-                missing: "groups of points, which a model with a condition needs: a point of another class or prompt explains nothing",
-                remedy: "say which points belong together by `ReTrack::with_groups`, or give neighbours by `ReTrack::from_neighbours`",
-            });
-        }
-        if loss.uses_mixture() {
-            check_mixture(sampler.as_ref(), loss.as_ref(), clipper.as_ref())?;
-        }
-        if let Some(steering) = &self.steering {
-            check_steering(steering, loss.as_ref(), prediction_type)?;
-            let sampling = self.config.timestep_sampling;
-            steering
-                .levels()
-                .check_process(self.scheduler.as_ref(), sampling)?;
-        }
-        let teacher = loss.uses_teacher().then(|| {
+        self.check_process()?;
+        let parts = self.take_parts()?;
+        self.check_parts(&parts)?;
+        let settings = self.settings(&parts)?;
+
+        let teacher = parts.loss.uses_teacher().then(|| {
             let teacher = self.teacher.unwrap_or_else(|| self.model.clone());
             teacher.valid()
         });
@@ -313,14 +309,6 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             model = checkpoint_gradients(model);
         }
         let ema = self.config.ema_decay;
-        let mut settings = Settings::default();
-        settings.add_config(&self.config)?;
-        settings.add_process(self.scheduler.as_ref());
-        settings.add_prediction_type(prediction_type)?;
-        settings.add("sampler", sampler.settings());
-        settings.add("objective", loss.settings());
-        settings.add("clipper", clipper.settings());
-        settings.add_steering(self.steering.as_ref())?;
         Ok(SissTrainer {
             settings,
             ema: ema.map(|decay| MovingAverage::new(&model, decay)),
@@ -330,9 +318,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
             learning_rate: LearningRate::new(self.learning_rate)?,
             scheduler: self.scheduler,
-            sampler,
-            loss,
-            clipper,
+            sampler: parts.sampler,
+            loss: parts.loss,
+            clipper: parts.clipper,
             steering: self.steering,
             diagnosis: Diagnosis::default(),
             observers: self.observers,
@@ -342,9 +330,86 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             model_is_checked: false,
         })
     }
+
+    /// Whether the process fits the model, and the timesteps fit the process.
+    fn check_process(&self) -> Result<()> {
+        let (predicted, stated) = (
+            self.model.prediction_type(),
+            self.scheduler.prediction_type(),
+        );
+        check_prediction_type(predicted, "the scheduler", stated)?;
+        let range = self.scheduler.time_range();
+        self.config.timestep_sampling.check(range)?;
+        match self.config.forget_within {
+            Some([low, high]) => TimestepSampling::Window { low, high }.check(range),
+            None => Ok(()),
+        }
+    }
+
+    /// The parts that were set, or else the method's.
+    fn take_parts(&mut self) -> Result<Parts<D, M::Condition>> {
+        let clipper = self.clipper.take().unwrap_or_else(|| match &self.steering {
+            Some(_) => self.method.steered_clipper(),
+            None => self.method.clipper(),
+        });
+        Ok(Parts {
+            sampler: match self.sampler.take() {
+                Some(sampler) => sampler,
+                None => Box::new(FixedAllocation::new(0.5)?),
+            },
+            loss: match self.loss.take() {
+                Some(loss) => loss,
+                None => self.method.loss(self.retained.as_ref())?,
+            },
+            clipper,
+        })
+    }
+
+    fn check_parts(&self, parts: &Parts<D, M::Condition>) -> Result<()> {
+        let (loss, clipper) = (parts.loss.as_ref(), parts.clipper.as_ref());
+        check_clipper(loss, clipper)?;
+        let taught = self.teacher.as_ref().map(Denoiser::prediction_type);
+        check_prediction_type(self.model.prediction_type(), "the teacher", taught)?;
+        if loss.ignores_condition() && !M::Condition::IS_EMPTY {
+            return Err(Error::MissingPart {
+                owner: loss.name().into(),
+                missing: "groups of points; a model with a condition needs them, because points of another class or prompt are not neighbours",
+                remedy: "say which points belong together with `ReTrack::with_groups`, or give neighbours with `ReTrack::from_neighbours`",
+            });
+        }
+        if loss.uses_mixture() {
+            check_mixture(parts.sampler.as_ref(), loss, clipper)?;
+        }
+        let Some(steering) = &self.steering else {
+            return Ok(());
+        };
+        check_steering(steering, loss, self.model.prediction_type())?;
+        let (levels, sampling) = (steering.levels(), self.config.timestep_sampling);
+        levels.check_process(self.scheduler.as_ref(), sampling)
+    }
+
+    /// What shapes the run, as far as the builder knows it.
+    fn settings(&self, parts: &Parts<D, M::Condition>) -> Result<Settings> {
+        let mut settings = Settings::default();
+        settings.add_config(&self.config)?;
+        settings.add_process(self.scheduler.as_ref());
+        settings.add_prediction_type(self.model.prediction_type())?;
+        settings.add("sampler", parts.sampler.settings());
+        settings.add("objective", parts.loss.settings());
+        settings.add("clipper", parts.clipper.settings());
+        settings.add_steering(self.steering.as_ref())?;
+        Ok(settings)
+    }
 }
 
-/// AdamW as the paper runs it; every number set, for burn's own defaults differ from PyTorch's.
+/// The replaceable parts of a step.
+struct Parts<const D: usize, C> {
+    sampler: Box<dyn MixtureSampler>,
+    loss: Box<dyn SissLoss<D, C>>,
+    clipper: Box<dyn GradientClipper>,
+}
+
+/// AdamW with the paper's settings; all are set, because burn's own defaults differ from PyTorch's.
 fn default_optimizer() -> ModuleOptimizer {
     AdamWConfig::new()
         .with_beta_1(0.95)
@@ -389,14 +454,15 @@ fn check_steering<const D: usize, C>(
     if !loss.has_term(Side::Forget) {
         return Err(Error::InvalidSetting {
             what: format!("{} has no forget term to steer", loss.name()),
-            remedy: "leave steering out, or take an objective that forgets",
+            remedy: "remove the steering, or use an objective that forgets",
         });
     }
     let stated = steering.levels().prediction_type();
     check_prediction_type(prediction_type, "the table of levels", stated)
 }
 
-/// At the ends of `λ` one side of a mixture is never drawn from.
+/// Refuses `λ = 0`, and `λ = 1` with a clipper that needs the retain gradient: one side is never
+/// drawn.
 fn check_mixture<const D: usize, C>(
     sampler: &dyn MixtureSampler,
     loss: &dyn SissLoss<D, C>,
@@ -407,18 +473,18 @@ fn check_mixture<const D: usize, C>(
     if forget_prob == 0.0 {
         return Err(Error::InvalidSetting {
             what: format!(
-                "λ is 0, so {name} never draws from a forgotten point and forgets next to nothing"
+                "λ is 0, so {name} never draws from a forgotten point and forgets almost nothing"
             ),
-            remedy: "take a λ above 0, as ½; or, to train on retained points alone, NaiveDeletion",
+            remedy: "use a λ above 0, such as ½; to train on retained points alone, use NaiveDeletion",
         });
     }
     if forget_prob == 1.0 && clipper.needs(Side::Retain) {
         return Err(Error::InvalidSetting {
             what: format!(
-                "λ is 1, so {name} never draws from a retained point and has next to no retain gradient, on which {} depends",
+                "λ is 1, so {name} never draws from a retained point and has almost no retain gradient, on which {} depends",
                 clipper.name()
             ),
-            remedy: "take a λ below 1, as ½, or RescaleToNorm, ClipToNorm or ConstantScale",
+            remedy: "use a λ below 1, such as ½, or RescaleToNorm, ClipToNorm or ConstantScale",
         });
     }
     Ok(())

@@ -10,13 +10,13 @@ use crate::draws::TimestepSampling;
 /// |---|---|---|---|
 /// | `seed` | 0 | key of all draws | |
 /// | `timestep_sampling` | low discrepancy | how timesteps are drawn | |
-/// | `forget_within` | none | forget rows count at timesteps from the one up to, but not including, the other; `None` for all | a timestep between |
-/// | `thin_below` | 1 | rows of smaller weight are thinned without bias; 0 is exact | ≥ 0 |
+/// | `forget_within` | none | timesteps at which forget rows count; `None` for all | one or more |
+/// | `thin_below` | 1 | rows with a smaller weight are thinned without bias; 0 is exact | ≥ 0 |
 /// | `micro_batch_size` | the whole batch | rows run at a time; changes memory, not results | ≥ 1 |
 /// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
 /// | `ema_decay` | none | decay of a moving average of the weights | 0 to below 1 |
 /// | `gradient_checkpointing` | false | less memory for more time | |
-/// | `max_skipped_steps` | 10 | so many steps in a row that are not finite end the run | ≥ 1 |
+/// | `max_skipped_steps` | 10 | the run ends after so many non-finite steps in a row | ≥ 1 |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainerConfig {
@@ -24,7 +24,8 @@ pub struct TrainerConfig {
     pub seed: u64,
     /// How timesteps are drawn.
     pub timestep_sampling: TimestepSampling,
-    /// The timesteps at which forget rows count, from the one up to, but not including, the other; `None` for all.
+    /// The timesteps at which forget rows count, from the first up to, but not including, the
+    /// second; `None` for all.
     pub forget_within: Option<[f64; 2]>,
     /// `τ` of unbiased thinning, see [`survivors`](crate::objective::survivors).
     pub thin_below: f64,
@@ -34,9 +35,9 @@ pub struct TrainerConfig {
     pub max_grad_norm: Option<f64>,
     /// Decay of a moving average of the weights, `None` for no average.
     pub ema_decay: Option<f64>,
-    /// Whether cheap operations are computed again in the backward pass instead of stored.
+    /// Whether cheap operations are recomputed in the backward pass instead of stored.
     pub gradient_checkpointing: bool,
-    /// Steps in a row without a finite loss and gradient after which a step is an error.
+    /// How many steps in a row without a finite loss and gradient end the run with an error.
     pub max_skipped_steps: u64,
 }
 

@@ -1,4 +1,4 @@
-//! A moving average of the weights, kept apart from the weights themselves.
+//! A moving average of the weights, separate from the weights themselves.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
@@ -7,8 +7,10 @@ use burn::tensor::Tensor;
 use crate::error::{Result, check_range};
 use crate::host::to_f32;
 
-/// The weights `w̄ ← d w̄ + (1 − d) w` after each step, with `d` the smaller of the decay and `(1 + k) / (10 + k)` at the
-/// `k`-th step: a short run is averaged over its last steps and not over the model that it started from.
+/// The weights `w̄ ← d w̄ + (1 − d) w` after each step.
+///
+/// `d` is the smaller of the decay and `(1 + k) / (10 + k)` at the `k`-th step, so that a short run
+/// is averaged over its last steps and not over the model that it started from.
 #[derive(Debug)]
 pub(crate) struct MovingAverage<M> {
     model: M,
@@ -17,7 +19,8 @@ pub(crate) struct MovingAverage<M> {
 }
 
 impl<M: Module> MovingAverage<M> {
-    /// Begins at a model, which is copied without autodiff and in f32: small steps vanish in fewer digits.
+    /// Starts at a model, which is copied without autodiff and in f32: small steps would vanish in
+    /// fewer digits.
     pub(crate) fn new(model: &M, decay: f64) -> Self {
         Self {
             model: model.valid().map(&mut Widen),
@@ -40,7 +43,7 @@ impl<M: Module> MovingAverage<M> {
         self.model = self.model.clone().map(&mut towards);
     }
 
-    /// The average as it was after a number of updates.
+    /// The average after a number of updates, as read from a checkpoint.
     pub(crate) fn restored(&self, model: M, updates: u64) -> Self {
         Self {
             model,
@@ -49,7 +52,7 @@ impl<M: Module> MovingAverage<M> {
         }
     }
 
-    /// Steps that the average has followed.
+    /// The number of steps that the average has followed.
     pub(crate) fn updates(&self) -> u64 {
         self.updates
     }
@@ -67,7 +70,7 @@ pub(crate) fn check_decay(decay: f64) -> Result<f64> {
     check_range("ema_decay", decay, legal, "at least 0 and below 1")
 }
 
-/// The parameters of a model by their ids, plain.
+/// The parameters of a plain model by their ids.
 struct Values(GradientsParams);
 
 impl ModuleVisitor for Values {
@@ -94,7 +97,7 @@ impl ModuleMapper for Towards {
         let Some(value) = self.values.get::<D>(param.id) else {
             return param;
         };
-        // A difference, so that a weight that stays is met exactly.
+        // As a difference, so that a weight that does not change is matched exactly.
         let step = 1.0 - self.decay;
         param.map(|average| average.clone() + (value - average) * step)
     }

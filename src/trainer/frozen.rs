@@ -1,4 +1,4 @@
-//! Which parameters are trained, and how much memory their graph may take.
+//! Chooses which parameters are trained, and how much memory their graph may take.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use burn::tensor::{GradientCheckpointingStrategy, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Freezes the trainable parameters outside `group`, and says which those were.
+/// Freezes the trainable parameters outside `group`, and returns their ids.
 ///
 /// # Errors
 /// [`Error::InvalidSetting`] if the group has no trainable parameter.
@@ -40,7 +40,7 @@ pub(crate) fn freeze_outside<M: Module>(model: M, group: &ParamGroup) -> Result<
     Ok((model.set_require_grad_group(frozen, false), ids))
 }
 
-/// Makes parameters trainable again that [`freeze_outside`] froze.
+/// Makes the parameters that [`freeze_outside`] froze trainable again.
 pub(crate) fn thaw<M: Module>(model: M, frozen: &[ParamId]) -> M {
     if frozen.is_empty() {
         return model;
@@ -48,9 +48,11 @@ pub(crate) fn thaw<M: Module>(model: M, frozen: &[ParamId]) -> M {
     model.set_require_grad_group(ParamGroup::from_ids(frozen.to_vec()), true)
 }
 
-/// Sets a training model's parameters to recompute cheap operations in the backward pass instead of storing them.
+/// Sets a training model's parameters to recompute cheap operations in the backward pass instead of
+/// storing them.
 ///
-/// Other tensors of the model become plain, for burn does not let tensors of two strategies meet.
+/// Other tensors of the model become plain, because burn does not let tensors of two strategies
+/// meet.
 pub(crate) fn checkpoint_gradients<M: Module>(model: M) -> M {
     struct Checkpointing(HashSet<ParamId>);
     impl ModuleVisitor for Checkpointing {

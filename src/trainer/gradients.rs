@@ -1,4 +1,5 @@
-//! The gradients of the two sides: made, measured and combined. The arithmetic over a model's parameters is here.
+//! Computes, measures and combines the gradients of the two sides; all arithmetic over a model's
+//! parameters is here.
 
 use std::collections::HashSet;
 
@@ -22,24 +23,25 @@ pub(crate) struct SideGradient {
     pub(crate) gradients: GradientsParams,
     /// `‖ŷ − target‖²` of each row of the term, in parts of a micro-batch, on the device.
     pub(crate) losses: Vec<Tensor<1>>,
-    /// The factors by which steering changed the rows' weights, in the same parts; none without it.
+    /// The factors by which steering changed the rows' weights, in the same parts; empty without
+    /// steering.
     pub(crate) factors: Vec<Tensor<1>>,
-    /// The rows' own losses over their levels, in the same parts; none without steering.
+    /// The ratios of the rows' losses to their levels, in the same parts; empty without steering.
     pub(crate) ratios: Vec<Tensor<1>>,
 }
 
-/// What the rows of a side have in common.
+/// What the rows of a side share.
 #[derive(Debug)]
 pub(crate) struct SideInputs<'a, const D: usize, C> {
     pub(crate) term: &'a LossTerm<D>,
     pub(crate) condition: &'a C,
-    /// Rows of the whole batch.
+    /// Number of rows of the whole batch.
     pub(crate) batch_size: usize,
-    /// Steering and the points of the batch's rows, for a forget side that is steered.
+    /// Steering and the points of the batch's rows, if this is a steered forget side.
     pub(crate) steering: Option<(&'a Steering, &'a [u64])>,
 }
 
-/// Runs the rows of a term through the model and back, `micro_batch` rows at a time.
+/// Runs the rows of a term forward and backward through the model, `micro_batch` rows at a time.
 pub(crate) fn side_gradient<const D: usize, M: Denoiser<D>>(
     model: &M,
     inputs: &SideInputs<'_, D, M::Condition>,
@@ -87,7 +89,7 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
         seed = seed * as_column::<D>(steered.factors.clone());
     }
     let (factors, ratios) = steered.map(|it| (it.factors, it.ratios)).unzip();
-    // The chain rule with the seed ∂L/∂ŷ: the graph holds the model and nothing of the loss.
+    // The chain rule with the seed ∂L/∂ŷ: the graph holds the model and no part of the loss.
     let seed = seed.cast(prediction.dtype());
     let gradients = (prediction * seed).sum().backward();
     Ok(SideGradient {
@@ -98,7 +100,7 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     })
 }
 
-/// The factors of a micro-batch's weights, where the side is steered.
+/// The factors of a micro-batch's weights, if the side is steered.
 fn steer<const D: usize, C>(
     inputs: &SideInputs<'_, D, C>,
     rows: &[usize],
@@ -133,7 +135,9 @@ fn accumulate<M: Module>(
     combine(model, (1.0, sum), (1.0, more))
 }
 
-/// `c_r g_r + c_f g_f`, parameter by parameter. Consumes both, so that one set of memory is freed on the way.
+/// `c_r g_r + c_f g_f`, parameter by parameter.
+///
+/// Consumes both gradients, so that the memory of one is freed on the way.
 pub(crate) fn combine<M: Module>(
     model: &M,
     retain: (f64, GradientsParams),
@@ -171,14 +175,14 @@ pub(crate) fn combine<M: Module>(
     visitor.combined
 }
 
-/// What one read brings from the device: losses of each side's rows, and the norms.
+/// The results of one read from the device: the losses of each side's rows, and the norms.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     /// `‖ŷ − target‖²` of each row of a term.
     pub(crate) losses: Sides<Vec<f32>>,
     /// The factor of each row of a steered forget term.
     pub(crate) factors: Vec<f32>,
-    /// The loss over the level of each row of a steered forget term.
+    /// The ratio of the loss to the level for each row of a steered forget term.
     pub(crate) ratios: Vec<f32>,
     pub(crate) norms: GradientNorms,
 }
@@ -189,7 +193,7 @@ impl Measured {
         self.norms.is_finite() && losses.all(|loss| loss.is_finite())
     }
 
-    /// Adds to the norms the weights of the terms that they were measured of, after thinning.
+    /// Adds to the norms the weights of the terms that they belong to, after thinning.
     pub(crate) fn weigh<const D: usize>(&mut self, terms: &LossTerms<D>, batch_size: usize) {
         let sizes = |term: &LossTerm<D>| term.weights.iter().map(|w| w.abs()).collect::<Vec<_>>();
         let mean = |sizes: &[f64]| sizes.iter().sum::<f64>() / batch_size as f64;
@@ -241,7 +245,8 @@ pub(crate) fn measure<M: Module>(model: &M, sides: &Sides<SideGradient>) -> Resu
     })
 }
 
-/// `‖g_r‖²`, `‖g_f‖²` and `⟨g_r, g_f⟩` over all parameters, on the device, `[3]`; `None` where there is no gradient.
+/// `‖g_r‖²`, `‖g_f‖²` and `⟨g_r, g_f⟩` over all parameters, on the device, `[3]`; `None` if there
+/// is no gradient.
 pub(crate) fn gradient_products<M: Module>(
     model: &M,
     retain: &GradientsParams,
@@ -250,7 +255,7 @@ pub(crate) fn gradient_products<M: Module>(
     struct Visitor<'a> {
         retain: &'a GradientsParams,
         forget: &'a GradientsParams,
-        /// A parameter that is visited twice counts once.
+        /// The parameters visited so far: a parameter that is visited twice counts once.
         seen: HashSet<ParamId>,
         /// Small gradients that both sides have.
         small: [Vec<Tensor<1>>; 2],
@@ -287,7 +292,7 @@ pub(crate) fn gradient_products<M: Module>(
     visitor.products.joined()
 }
 
-/// Sums of `g_r²`, `g_f²` and `g_r g_f`; `None` where there was nothing to add.
+/// Sums of `g_r²`, `g_f²` and `g_r g_f`; `None` if there was nothing to add.
 #[derive(Default)]
 struct Products([Option<Tensor<1>>; 3]);
 
@@ -380,7 +385,7 @@ mod tests {
         };
         assert!((64..80 * 64).contains(&SMALL), "one of each kind");
         let products = gradient_products(&layer, &gradients(0.5), &gradients(-2.0)).unwrap();
-        // 80 · 64 numbers of the weight, and four times as much for each of the bias.
+        // The weight has 80 · 64 elements; the bias counts as four per element.
         let count = 80.0 * 64.0 + 4.0 * 64.0;
         assert_eq!(
             products.into_data().try_to_vec::<f32>().unwrap(),

@@ -6,7 +6,7 @@ use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleL
 
 use crate::error::{Result, check_range};
 
-/// A burn scheduler and the rate it gave last: asking for a step again gives the same rate.
+/// A burn scheduler and its last rate: asking for the same step again gives the same rate.
 #[derive(Clone)]
 pub(crate) struct LearningRate {
     scheduler: ModuleLrScheduler,
@@ -16,7 +16,8 @@ pub(crate) struct LearningRate {
 
 impl LearningRate {
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless the first rate is finite and at least 0.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) unless the first rate is finite and at
+    /// least 0.
     pub(crate) fn new(mut scheduler: ModuleLrScheduler) -> Result<Self> {
         let current = scheduler.step();
         check_rate(&current)?;
@@ -27,10 +28,10 @@ impl LearningRate {
         })
     }
 
-    /// The rates of optimiser step `step`, for each group of parameters; steps come in order.
+    /// The rates of optimiser step `step` for each group of parameters; steps must come in order.
     ///
     /// # Errors
-    /// As [`LearningRate::new`], for the rate of this step.
+    /// Those of [`LearningRate::new`], for the rate of this step.
     pub(crate) fn at(&mut self, step: u64) -> Result<&ModuleLearningRate> {
         while self.steps_taken <= step {
             self.current = self.scheduler.step();

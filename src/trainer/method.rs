@@ -11,23 +11,27 @@ use crate::objective::{
 use crate::text::serde_as_text;
 use burn::tensor::Tensor;
 
-/// A method by name, for configuration files and command lines. Each part can still be replaced in the builder.
+/// A method by name, for configuration files and command lines. The builder can still replace each
+/// part.
 ///
 /// | method | objective | sampler | clipper | source |
 /// |---|---|---|---|---|
 /// | `Siss` | [`Siss`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
 /// | `SissNoIs` | [`SissNoIs`] | – | [`FractionOfRetain`] 10 % | arXiv 2503.01034 |
-/// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | the code of arXiv 2503.01034 |
-/// | `NaiveDeletion` | [`NaiveDeletion`] | – | [`FractionOfRetain`], with nothing to scale | arXiv 2503.01034 |
+/// | `Bernoulli` | [`Bernoulli`] | mixture, `λ` = ½ | [`FractionOfRetain`] 10 % | see below |
+/// | `NaiveDeletion` | [`NaiveDeletion`] | – | [`FractionOfRetain`], no effect | arXiv 2503.01034 |
 /// | `NegGrad` | [`NegGrad`] | – | [`ConstantScale`] 1 | arXiv 2503.01034 |
-/// | `EraseDiff` | [`EraseDiff`] | – | [`EraseDiffRule`] `η` = 1e-3 | arXiv 2401.05779, as run in 2503.01034 |
-/// | `ReTrack` | [`ReTrack`], 10 neighbours | – | [`Blend`] 0.005 | arXiv 2509.13007 (0.02 for CIFAR-10, 0.5 for Stable Diffusion) |
+/// | `EraseDiff` | [`EraseDiff`] | – | [`EraseDiffRule`] `η` = 1e-3 | arXiv 2401.05779 |
+/// | `ReTrack` | [`ReTrack`], 10 neighbours | – | [`Blend`] 0.005 | arXiv 2509.13007 |
+///
+/// `Bernoulli` comes from the code of arXiv 2503.01034, which also runs EraseDiff with this `η`.
+/// The blend of ReTrack is 0.02 for CIFAR-10 and 0.5 for Stable Diffusion in its paper.
 ///
 /// Each method with a forget term can be steered to a level: see
 /// [`SissTrainerBuilder::steering`](crate::trainer::SissTrainerBuilder::steering).
 ///
-/// The mixture is drawn by [`FixedAllocation`](crate::draws::FixedAllocation) unless another sampler is set; the objectives
-/// marked – look at no mixture.
+/// The mixture is drawn by [`FixedAllocation`](crate::draws::FixedAllocation) unless another
+/// sampler is set; the objectives marked – do not use a mixture.
 ///
 /// # Example
 /// ```
@@ -38,20 +42,20 @@ use burn::tensor::Tensor;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub enum Method {
-    /// Importance sampled from the mixture.
+    /// SISS, importance-sampled from the mixture.
     #[default]
     Siss,
-    /// Two separate noisy points.
+    /// SISS without importance sampling: a separate noisy point for each side.
     SissNoIs,
-    /// Each row for one side.
+    /// Each row serves one side only.
     Bernoulli,
-    /// Retained points alone.
+    /// Trains on retained points only.
     NaiveDeletion,
-    /// Ascent on forgotten points alone.
+    /// Ascent on forgotten points only.
     NegGrad,
     /// Forgotten points learn uniform noise.
     EraseDiff,
-    /// Forgotten points learn what their neighbours make of them.
+    /// Forgotten points learn the predictions that belong to their neighbours.
     ReTrack,
 }
 
@@ -80,11 +84,14 @@ impl Method {
         }
     }
 
-    /// The method's objective. ReTrack searches for neighbours among `retained`, the whole retain set; the others do not
-    /// look at it.
+    /// The method's objective.
+    ///
+    /// ReTrack searches for neighbours in `retained`, the whole retain set; the other methods
+    /// ignore it.
     ///
     /// # Errors
-    /// [`Error::MissingPart`] for ReTrack without retained points, [`Error::Empty`] with none in the tensor.
+    /// [`Error::MissingPart`] for ReTrack without retained points, [`Error::Empty`] if the tensor
+    /// has no points.
     pub fn loss<const D: usize, C>(
         self,
         retained: Option<&Tensor<D>>,
@@ -100,14 +107,15 @@ impl Method {
                 let retained = retained.ok_or_else(|| Error::MissingPart {
                     owner: self.name().into(),
                     missing: "retained points to search for neighbours",
-                    remedy: "give the retain set by `SissTrainerBuilder::retained_points`",
+                    remedy: "give the retain set with `SissTrainerBuilder::retained_points`",
                 })?;
                 Box::new(ReTrack::new(retained.clone())?)
             }
         })
     }
 
-    /// The method's clipper if its forget gradient is steered: the rule of 10 % takes 30 %, a share that shrinks as the levels are reached.
+    /// The method's clipper if its forget gradient is steered: 30 % instead of the rule of 10 %, a
+    /// share that shrinks as the levels are reached.
     pub(crate) fn steered_clipper(self) -> Box<dyn GradientClipper> {
         match self {
             Method::NegGrad | Method::EraseDiff | Method::ReTrack => self.clipper(),

@@ -1,4 +1,5 @@
-//! The trainer: draw → terms → two gradients → coefficients → optimise.
+//! The trainer. Each step draws, computes the terms, two gradients and their coefficients, and
+//! optimises.
 
 mod builder;
 pub(crate) mod config;
@@ -45,10 +46,10 @@ pub use config::TrainerConfig;
 pub use method::Method;
 pub use self_check::SelfCheck;
 
-/// Fine-tunes a model until it has forgotten what it must forget.
+/// Fine-tunes a model until it has forgotten the points in the forget set.
 ///
-/// Made by [`SissTrainer::builder`]. Generic over the model and its rank only; objective, mixture, clipper and
-/// scheduler can be chosen while the program runs.
+/// Made by [`SissTrainer::builder`]. Generic only over the model and its rank; objective, mixture,
+/// clipper and scheduler can be chosen at run time.
 ///
 /// # Example
 /// ```
@@ -79,9 +80,10 @@ pub use self_check::SelfCheck;
 #[derive(Debug)]
 pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     model: M,
-    /// What an objective asks of the model as it was before the run.
+    /// The frozen model that an objective queries: the model before the run, unless the builder set
+    /// another.
     teacher: Option<M>,
-    /// Parameters frozen by the builder, to be trainable again in the model that is given back.
+    /// Parameters frozen by the builder; they become trainable again in the returned model.
     frozen: Vec<ParamId>,
     ema: Option<MovingAverage<M>>,
     optimizer: OpaqueOptimizer,
@@ -97,11 +99,12 @@ pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     step: u64,
     skipped_in_a_row: u64,
     model_is_checked: bool,
-    /// What shaped the run when the trainer was built: what a checkpoint must agree with.
+    /// The settings that shaped the run when the trainer was built; a checkpoint must agree with
+    /// them.
     settings: Settings,
 }
 
-/// The two gradients of a step and how they are to be combined, before the model is changed.
+/// The two gradients of a step and their coefficients, before the model is changed.
 #[derive(Debug)]
 pub struct StepGradients {
     /// Gradient of the retain term; empty without one.
@@ -133,33 +136,36 @@ impl StepGradients {
 }
 
 impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
-    /// A trainer of `model` under `scheduler`; the builder's settings have defaults that work.
+    /// Sets up a trainer of `model` under `scheduler`; all other settings have working defaults.
     pub fn builder(model: M, scheduler: impl Scheduler + 'static) -> SissTrainerBuilder<M, D> {
         SissTrainerBuilder::new(model, Box::new(scheduler))
     }
 
-    /// One optimiser step on a batch, whatever the size of a micro-batch.
+    /// Takes one optimiser step on a batch; the size of a micro-batch does not change the result.
     ///
     /// # Errors
     /// - The batch: [`Error::NonFiniteData`]; [`Error::DeviceMismatch`] on another device than the
-    ///   model; [`Error::MissingPart`] without ids, with steering to several points; what the model's
-    ///   [`check_input`](Denoiser::check_input) refuses.
+    ///   model; [`Error::MissingPart`] without ids, if several points are steered;
+    ///   [`Error::UnknownPoint`] for an id without a level; any error of the model's
+    ///   [`check_input`](Denoiser::check_input), and those of the objective.
     /// - The model: [`Error::ShapeMismatch`] if its output has another shape than its input; in the
-    ///   first step [`Error::NoTrainableParameters`], [`Error::StochasticModel`],
-    ///   [`Error::BatchDependentModel`] and [`Error::NonFiniteParameter`].
+    ///   first step [`Error::NoTrainableParameters`], [`Error::SharedParameter`],
+    ///   [`Error::StochasticModel`], [`Error::BatchDependentModel`] and
+    ///   [`Error::NonFiniteParameter`].
     /// - The optimiser: [`Error::NonFiniteParameter`] if it would make a parameter NaN.
     /// - After the step: [`Error::TooManySkippedSteps`] and [`Error::Observer`].
     ///
-    /// What an error leaves unchanged is said at [`Error`].
+    /// [`Error`] says what is unchanged after an error.
     pub fn step(&mut self, batch: UnlearningBatch<D, M::Condition>) -> Result<StepReport> {
         let draws = self.draw(&batch)?;
         self.step_with(&batch, &draws)
     }
 
-    /// One optimiser step with draws made elsewhere: no other randomness enters it.
+    /// Takes one optimiser step with draws made elsewhere; the step uses no other randomness.
     ///
     /// # Errors
-    /// As [`step`](SissTrainer::step), and those of draws that do not fit the batch or the scheduler.
+    /// Those of [`step`](SissTrainer::step), and those of draws that do not fit the batch or the
+    /// scheduler.
     pub fn step_with(
         &mut self,
         batch: &UnlearningBatch<D, M::Condition>,
@@ -169,10 +175,11 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         self.apply(gradients)
     }
 
-    /// The draws of the next step, a function of the seed and the step's number.
+    /// The draws of the next step: a function of the seed and the step's number.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the mixture sampler breaks its contract.
+    /// [`Error::ShapeMismatch`] or [`Error::OutOfRange`] if the mixture sampler breaks its
+    /// contract.
     pub fn draw(&self, batch: &UnlearningBatch<D, M::Condition>) -> Result<Draws<D>> {
         let source = DrawSource {
             seed: self.config.seed,
@@ -188,11 +195,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         )
     }
 
-    /// The two gradients of a step and their coefficients; the model is not changed. An objective, a
-    /// clipper or steering with a state of its own may change that.
+    /// Computes the two gradients of a step and their coefficients, without changing the model.
+    ///
+    /// An objective, a clipper or steering with a state of its own may update that state.
     ///
     /// # Errors
-    /// As [`step_with`](SissTrainer::step_with), except those of the optimiser and after the step.
+    /// Those of [`step_with`](SissTrainer::step_with), except the errors of the optimiser and those
+    /// after the step.
     pub fn gradients(
         &mut self,
         batch: &UnlearningBatch<D, M::Condition>,
@@ -211,13 +220,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let mut measured = measure(&self.model, &sides)?;
         measured.weigh(&terms, batch.batch_size());
         let coefficients = self.coefficients(&measured)?;
-        self.remember_losses(&terms, batch, &measured);
-
         let combined_norm = measured.norms.combined(coefficients.unwrap_or_default());
         let is_finite = coefficients.is_some() && combined_norm.is_finite();
         if !is_finite {
             batch.check_finite()?;
         }
+        self.remember_losses(&terms, batch, &measured);
         let thinned = terms.sides();
         let term = |side, factors| {
             let (term, weights) = (thinned.get(side).as_ref()?, (*weights.get(side))?);
@@ -245,12 +253,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         })
     }
 
-    /// Applies the combined gradient, or leaves everything unchanged where a number was not finite,
-    /// and tells the observers.
+    /// Applies the combined gradient and tells the observers.
+    ///
+    /// If a number was not finite, everything is left unchanged instead.
     ///
     /// # Errors
-    /// [`Error::NonFiniteParameter`] if the optimiser would make a parameter NaN. After the step:
-    /// [`Error::Observer`]; [`Error::TooManySkippedSteps`].
+    /// - [`Error::NonFiniteParameter`] if the optimiser would make a parameter NaN
+    /// - after the step: [`Error::Observer`] and [`Error::TooManySkippedSteps`]
     pub fn apply(&mut self, gradients: StepGradients) -> Result<StepReport> {
         let mut report = gradients.report.clone();
         if gradients.is_finite {
@@ -274,23 +283,24 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(report)
     }
 
-    /// Every observer sees the step; the first failure is returned.
+    /// Shows the step to every observer, and returns the first failure.
     fn tell_observers(&mut self, report: &StepReport) -> Result<()> {
         let observers = self.observers.iter_mut();
         let observed = observers.map(|observer| observer.observe(report));
         observed.fold(Ok(()), Result::and)
     }
 
-    /// Takes the optimiser's step, unless it makes a parameter NaN or infinite.
+    /// Takes the optimiser's step, unless it would make a parameter NaN or infinite.
     fn optimise(&mut self, combined: GradientsParams) -> Result<()> {
         let rates = self.learning_rate.at(self.step)?.clone();
-        // A clone shares the parameters: should the optimiser panic or go astray, the trainer still holds its model.
+        // A clone shares the parameters: if the optimiser panics or diverges, the trainer still
+        // holds its model.
         let model = self.optimizer.0.step(rates, self.model.clone(), combined);
         if let Some(parameter) = non_finite_parameter(&model)? {
             return Err(Error::NonFiniteParameter {
                 parameter,
                 cause: "became NaN or infinite in the optimiser, whose step was not taken",
-                remedy: "build a new trainer from this model, for the optimiser's state is spoilt: with a lower learning rate, with parameters in f32, or with a larger epsilon for those in f16",
+                remedy: "build a new trainer from this model, because the optimiser's state is no longer usable: with a lower learning rate, with parameters in f32, or with a larger epsilon for those in f16",
             });
         }
         self.model = model;
@@ -330,7 +340,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(terms)
     }
 
-    /// The gradient of one side, by the trainer's model or a copy of it on another device.
+    /// The gradient of one side, computed by the trainer's model or a copy of it on another device.
     fn side(
         &self,
         model: &M,
@@ -353,7 +363,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         side_gradient(model, &inputs, micro_batch)
     }
 
-    /// The trained parameters that the run's first step does not reach.
+    /// The trained parameters that get no gradient in the run's first step.
     fn without_gradient(&self, sides: &Sides<SideGradient>) -> Vec<String> {
         let Sides { retain, forget } = sides.as_ref().map(|side| &side.gradients);
         if self.step > 0 || (retain.is_empty() && forget.is_empty()) {
@@ -362,7 +372,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         without_gradient(&self.model, retain, forget)
     }
 
-    /// Takes the losses of a steered step into the running means of steering.
+    /// Updates the running means of steering with the losses of a steered step.
     fn remember_losses(
         &mut self,
         terms: &LossTerms<D>,
@@ -375,7 +385,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         }
     }
 
-    /// The clipper's coefficients, or `None` where a number is not finite.
+    /// The clipper's coefficients, or `None` if a number is not finite.
     fn coefficients(&mut self, measured: &Measured) -> Result<Option<Coefficients>> {
         if !measured.is_finite() {
             return Ok(None);
@@ -401,13 +411,13 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             return Err(Error::MissingPart {
                 owner: "the batch".into(),
                 missing: "ids to say which of several points its rows are to be steered for",
-                remedy: "give the ids of the forgotten points by `UnlearningBatch::with_forget_ids`",
+                remedy: "give the ids of the forgotten points with `UnlearningBatch::with_forget_ids`",
             });
         }
         self.model.check_input(batch.retain.dims())
     }
 
-    /// Checks, once, that the model can be trained by two separate gradients.
+    /// Checks once that the model can be trained by two separate gradients.
     fn check_model(
         &mut self,
         batch: &UnlearningBatch<D, M::Condition>,
@@ -423,34 +433,35 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(())
     }
 
-    /// The model as it is now, on its training device. For sampling use [`Module::valid`] of it.
+    /// The current model, on its training device. For sampling, use its [`Module::valid`].
     pub fn model(&self) -> &M {
         &self.model
     }
 
-    /// The model, plain again: without autodiff.
+    /// The trained model, plain again: without autodiff.
     pub fn into_model(self) -> M {
         thaw(self.model, &self.frozen).valid()
     }
 
-    /// The moving average of the weights, plain and in f32, where the builder was asked for one.
+    /// The moving average of the weights, plain and in f32, if the builder asked for one.
     pub fn ema_model(&self) -> Option<M> {
         let average = self.ema.as_ref()?.model().clone();
         Some(thaw(average, &self.frozen))
     }
 
-    /// The known ways to go wrong that the run has shown so far, in the order they were found.
+    /// The known problems that the run has shown so far, in the order they were found.
     pub fn findings(&self) -> &[Finding] {
         self.diagnosis.findings()
     }
 
-    /// What was found since this was last asked. Asked after each step, it says what is wrong while
-    /// something can still be done.
+    /// The problems found since the last call.
+    ///
+    /// Call it after each step, to learn of a problem while it can still be corrected.
     pub fn new_findings(&mut self) -> &[Finding] {
         self.diagnosis.news()
     }
 
-    /// Number of the next step: how many have been taken, skipped ones included.
+    /// Number of the next step, which is the number of steps taken, skipped ones included.
     pub fn next_step(&self) -> u64 {
         self.step
     }

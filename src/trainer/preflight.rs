@@ -1,4 +1,5 @@
-//! What is checked once, before the first step: that the model can be trained by two separate gradients.
+//! Checks made once, before the first step: that the model can be trained by two separate
+//! gradients.
 
 use std::collections::HashMap;
 
@@ -12,10 +13,14 @@ use crate::host::{read_f32, to_f32, vector};
 use crate::objective::LossTerm;
 use crate::parameters::check_parameters;
 
-/// Refuses a model without trainable parameters, with one that is not finite or held twice, with active dropout or with active batch normalisation.
+/// Refuses a model that cannot be trained by two separate gradients.
 ///
-/// Layers are recognised by their training flags, and by what they do: rows of `term` are run several times, and once
-/// without their neighbour. A network whose last layer is zero hides what it does.
+/// That is a model without trainable parameters, with one that is not finite or held twice, with
+/// active dropout, or with active batch normalisation.
+///
+/// Layers are recognised by their training flags and by their effect: rows of `term` are run
+/// several times, and once without their neighbour. A network whose last layer is zero hides the
+/// effect.
 pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     model: &M,
     batch: &UnlearningBatch<D, M::Condition>,
@@ -57,8 +62,9 @@ pub(crate) fn check_model<const D: usize, M: Denoiser<D>>(
     check_alone(&first, predict(&row), &layers)
 }
 
-/// The model as it trains, dropout included, but without a graph: burn would keep those of the probes until the first
-/// backward pass.
+/// The model as it trains, dropout included, but without a graph.
+///
+/// Otherwise burn would keep the graphs of the probes until the first backward pass.
 fn untracked<M: Module>(model: &M) -> M {
     struct Untracked;
     impl ModuleMapper for Untracked {
@@ -69,7 +75,7 @@ fn untracked<M: Module>(model: &M) -> M {
     model.clone().map(&mut Untracked)
 }
 
-/// Relative difference of outputs that counts as one.
+/// The relative difference from which two outputs count as different.
 fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 | DType::F32 | DType::Flex32 => 5e-3,
@@ -77,7 +83,9 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// The same input must give the same output. Small networks can roll the same dice twice, but hardly four times.
+/// The same input must give the same output.
+///
+/// Small networks can draw the same dropout mask twice, but hardly four times.
 fn check_repeats<const D: usize>(
     first: &Tensor<D>,
     again: impl Fn() -> Tensor<D>,
@@ -97,7 +105,7 @@ fn check_repeats<const D: usize>(
     Ok(())
 }
 
-/// A row must give the same output with another beside it and alone.
+/// A row must give the same output alone and together with another row.
 fn check_alone<const D: usize>(
     pair: &Tensor<D>,
     alone: Tensor<D>,
@@ -108,7 +116,7 @@ fn check_alone<const D: usize>(
     if difference > tolerance(pair.dtype()) {
         return Err(Error::BatchDependentModel {
             evidence: format!(
-                "a row's output changes by {difference:.1e} of its norm with the row beside it{}",
+                "a row's output changes by {difference:.1e} of its norm if another row is added{}",
                 layers.described()
             ),
         });
@@ -116,7 +124,7 @@ fn check_alone<const D: usize>(
     Ok(())
 }
 
-/// `‖a − b‖ / ‖a‖`; NaN for outputs that are no numbers, which the step itself will report.
+/// `‖a − b‖ / ‖a‖`; NaN for outputs that are not finite, which the step itself will report.
 fn relative_difference<const D: usize>(a: &Tensor<D>, b: Tensor<D>) -> Result<f64> {
     let a = to_f32(a.clone());
     let difference = a.clone() - to_f32(b);
@@ -134,11 +142,11 @@ fn relative_difference<const D: usize>(a: &Tensor<D>, b: Tensor<D>) -> Result<f6
 /// Layers that behave differently while training, found by their flags.
 #[derive(Default)]
 struct TrainingLayers {
-    /// Name of each field on the way, and the type of the module it is a field of.
+    /// Name of each field on the path, and the type of the module that holds it.
     path: Vec<(String, String)>,
     active: Vec<String>,
     has_trainable_parameter: bool,
-    /// Where each trainable parameter is, and two places that hold the same.
+    /// The place of each trainable parameter, and two places that hold the same one.
     places: HashMap<ParamId, String>,
     shared: Option<(String, String)>,
 }
@@ -183,7 +191,8 @@ impl ModuleVisitor for TrainingLayers {
     }
 
     fn visit_flag(&mut self, flag: &Param<Flag>) {
-        // The innermost name is the flag's own; its container is the layer that it belongs to.
+        // The innermost name is that of the flag itself; its container is the layer that it belongs
+        // to.
         if let (true, Some(((_, kind), layers))) = (flag.is_enabled(), self.path.split_last()) {
             let names: Vec<&str> = layers.iter().map(|(name, _)| name.as_str()).collect();
             let kind = kind.strip_prefix("Struct:").unwrap_or(kind);

@@ -1,4 +1,4 @@
-//! Whether a device computes what another does: the gradients of one step on both.
+//! Checks whether a device computes what another does: the gradients of one step on both.
 
 use std::collections::HashSet;
 
@@ -16,33 +16,40 @@ use crate::host::{read_f32, to_f32};
 use crate::objective::LossTerms;
 use crate::parameters::parameters;
 
-/// Part of the whole gradient's norm below which a parameter's own does not count: it is rounding alone where the true one is 0.
+/// The share of the whole gradient's norm below which a parameter's own gradient does not count.
+///
+/// Where the true gradient is 0, the computed one is only rounding.
 const NEGLIGIBLE: f64 = 1e-3;
 
-/// How far the gradients of a step are from those of a reference device, each relative to the reference.
+/// How far the gradients of a step are from those of a reference device, each relative to the
+/// reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SelfCheck {
     /// `‖g − g*‖ / ‖g*‖` of the retain gradient over all parameters; 0 without one.
     pub retain: f64,
-    /// The same of the forget gradient.
+    /// The same for the forget gradient.
     pub forget: f64,
-    /// The parameter that is farthest off on either side, by its place in the model.
+    /// The parameter with the largest error on either side, by its path in the model.
     pub worst_parameter: String,
-    /// How far it is off: `‖g − g*‖ / max(‖g*‖, 10⁻³ ‖whole g*‖)`.
+    /// The error of that parameter: `‖g − g*‖ / max(‖g*‖, 10⁻³ ‖whole g*‖)`.
     pub worst: f64,
 }
 
 impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
-    /// Compares the gradients of the next step with those that another device computes from the same noisy points, weights and
-    /// parameters. Nothing is trained, and the next step is what it would have been.
+    /// Compares the gradients of the next step with those that another device computes from the
+    /// same noisy points, weights and parameters.
     ///
-    /// Worth a call before a run on a GPU: a gradient can be wrong there where predictions are right (docs/reliability.md). The
-    /// reference runs the whole batch, so on a CPU a few pairs of a large model are enough. In f32 rounding alone is near 1e-5; the
-    /// examples take a `tolerance` of 0.05. Networks in bf16 or f16, and products in TF32, are further off.
+    /// Nothing is trained, and the next step is unchanged.
+    ///
+    /// Call it before a run on a GPU: a gradient can be wrong there although predictions are right
+    /// (docs/reliability.md). The reference runs the whole batch, so on a CPU a few pairs of a
+    /// large model are enough. In f32, rounding alone gives about 1e-5; the examples use a
+    /// `tolerance` of 0.05. Networks in bf16 or f16, and products in TF32, differ more.
     ///
     /// # Errors
-    /// [`Error::DeviceDisagrees`] names the parameter that is farthest off; [`Error::OutOfRange`] for a tolerance that is not positive; those of
-    /// [`step_with`](SissTrainer::step_with); [`Error::DeviceRead`].
+    /// [`Error::DeviceDisagrees`] names the parameter with the largest error; [`Error::OutOfRange`]
+    /// for a tolerance that is not positive; those of [`step_with`](SissTrainer::step_with);
+    /// [`Error::DeviceRead`].
     ///
     /// # Example
     /// ```
@@ -96,7 +103,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             worst_parameter: worst.parameter.clone(),
             worst: worst.worst,
         };
-        // NaN is no agreement.
+        // NaN does not count as agreement.
         if check.worst <= tolerance {
             return Ok(check);
         }
@@ -123,7 +130,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     }
 }
 
-/// How far a side's gradient is off.
+/// The error of a side's gradient.
 #[derive(Debug, Default)]
 struct Difference {
     whole: f64,
@@ -208,7 +215,7 @@ fn squares<M: Module>(
     visitor.found.into_iter().collect()
 }
 
-/// A gradient that only one device has differs from zeros.
+/// A gradient that only one device has is compared with zeros.
 fn squares_of(id: ParamId, here: &[f32], there: &[f32]) -> Squares {
     let number = |values: &[f32], index: usize| values.get(index).map_or(0.0, |&v| f64::from(v));
     let count = here.len().max(there.len());
@@ -236,12 +243,13 @@ mod tests {
         UnlearningBatch::new(points(0.1), points(0.9)).unwrap()
     }
 
-    /// A model whose output after so many passes is another: as if the second device computed something else.
+    /// A model whose output changes after two passes, as if the second device computed something
+    /// else.
     fn trainer(factor: f64) -> SissTrainer<impl Denoiser<2, Condition = ()>, 2> {
         let layer = LinearConfig::new(3, 3).init(&Device::flex());
         let passes = Arc::new(AtomicUsize::new(0));
         let model = FnDenoiser::new(layer, move |layer: &Linear, noisy: Tensor<2>, _, _: &()| {
-            // Two sides here, two there.
+            // Two sides on this device, then two on the other.
             match passes.fetch_add(1, Relaxed) < 2 {
                 true => layer.forward(noisy),
                 false => layer.forward(noisy) * factor,
@@ -283,7 +291,7 @@ mod tests {
         );
     }
 
-    /// The step after it is the step without it.
+    /// The step after the check equals the step without it.
     #[test]
     fn the_next_step_is_what_it_would_have_been() {
         let layer = LinearConfig::new(3, 3).init(&Device::flex());

@@ -1,4 +1,4 @@
-//! What shapes a run, by name: what a resumed run must agree with.
+//! The settings that shape a run, by name; a resumed run must agree with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,21 +11,22 @@ use crate::files::sha256;
 use crate::process::{PredictionType, Scheduler, TimeRange};
 use crate::steering::Steering;
 
-/// Fields of [`TrainerConfig`] that a resumed run may change: how much memory a step takes, and when a run that goes nowhere is
-/// given up. The steps are the same.
+/// Fields of [`TrainerConfig`] that a resumed run may change, because they do not change its steps.
+///
+/// They say how much memory a step takes, and when a run that fails repeatedly is given up.
 const FREE: [&str; 3] = [
     "gradient_checkpointing",
     "max_skipped_steps",
     "micro_batch_size",
 ];
 
-/// What shapes the run, by name: two runs with the same settings take the same steps.
+/// The settings that shape a run, by name: two runs with the same settings take the same steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     values: BTreeMap<String, Value>,
-    /// What fields of the configuration are unless they are set: a version of the crate that does not have a field runs as if it
-    /// were that.
+    /// The defaults of the configuration's fields: a version of the crate without a field runs as
+    /// if the field had its default.
     defaults: BTreeMap<String, Value>,
 }
 
@@ -45,8 +46,10 @@ impl Settings {
         Ok(())
     }
 
-    /// The forward process by its scales at eleven times, as the device has them: in `f32`, which the last digits of a
-    /// platform's mathematics do not reach.
+    /// Adds the forward process, by its scales at eleven times.
+    ///
+    /// The scales are rounded to `f32`, as on the device, because the last digits in `f64` depend
+    /// on the platform's mathematics.
     pub(crate) fn add_process(&mut self, scheduler: &dyn Scheduler) {
         let range = scheduler.time_range();
         let scales = (0..=10_usize).map(|part| {
@@ -63,7 +66,7 @@ impl Settings {
         self.add("scheduler.time_range", range.to_string());
     }
 
-    /// What the model predicts.
+    /// Adds what the model predicts.
     pub(crate) fn add_prediction_type(&mut self, prediction_type: PredictionType) -> Result<()> {
         let name = to_json("the prediction type", &prediction_type)?;
         self.add("prediction_type", name);
@@ -80,7 +83,7 @@ impl Settings {
         Ok(())
     }
 
-    /// What is not the same, by name. What one side does not have is there what it is on the other unless set.
+    /// The settings that differ, by name. A setting that one side lacks has its default there.
     pub(crate) fn differences(&self, now: &Settings) -> Vec<SettingDifference> {
         let names: BTreeSet<_> = self.values.keys().chain(now.values.keys()).collect();
         let effective = |settings: &Settings, other: &Settings, name: &String| {
@@ -99,7 +102,7 @@ impl Settings {
             .collect()
     }
 
-    /// As it comes back from a file, where numbers may lose their last digit.
+    /// The settings as read from a file, where numbers may lose their last digit.
     pub(crate) fn as_read(&self) -> Result<Self> {
         let text = to_json("the settings", self)?.to_string();
         serde_json::from_str(&text).map_err(|error| no_json("the settings", error))
@@ -113,7 +116,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The fields of a configuration that must be as they were.
+/// The fields of a configuration that a resumed run must not change.
 fn fields(config: &TrainerConfig) -> Result<Map<String, Value>> {
     let Value::Object(mut fields) = to_json("the configuration", config)? else {
         return Ok(Map::new());
@@ -184,7 +187,7 @@ mod tests {
         assert!(texts(&default, &without).is_empty());
         assert_eq!(texts(&without, &set), ["new was absent and is 4"]);
         assert_eq!(texts(&set, &without), ["new was 4 and is absent"]);
-        // Both have it: its default is another matter.
+        // Both have the field, so its default does not matter.
         assert!(texts(&with("new", 4, 4), &set).is_empty());
         assert_eq!(texts(&with("new", 4, 4), &default), ["new was 4 and is 3"]);
     }
@@ -216,7 +219,7 @@ mod tests {
         }
     }
 
-    /// The same signal, and the noise of another process.
+    /// The same signal with the noise of another process.
     #[derive(Debug)]
     struct Louder(DdpmScheduler);
 

@@ -1,4 +1,4 @@
-//! What a trainer remembers from step to step, for checkpoints.
+//! The state that a trainer carries from step to step, for checkpoints.
 
 use burn::optim::ModuleOptimizer;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -14,7 +14,7 @@ use crate::files::json::exact;
 use crate::observer::Diagnosis;
 use crate::steering::Steering;
 
-/// All that changes from step to step other than the weights, their average and the optimiser.
+/// Everything that changes from step to step, except the weights, their average and the optimiser.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TrainerState {
@@ -50,7 +50,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// Resumes from a state, or leaves the trainer unchanged.
     ///
     /// # Errors
-    /// Those of objective, clipper, steering and observers that refuse their part.
+    /// The error of an objective, clipper, steering or observer that refuses its part.
     pub(crate) fn restore(
         &mut self,
         state: TrainerState,
@@ -59,7 +59,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         optimizer: ModuleOptimizer,
     ) -> Result<()> {
         let before = self.state();
-        // The observers come last, because what they drop is gone.
+        // The observers come last, because what they drop is lost.
         let restored = self.restore_parts(&state);
         if let Err(error) = restored.and_then(|()| self.rewind_observers(state.step)) {
             self.restore_parts(&before)?;
@@ -74,7 +74,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(())
     }
 
-    /// Objective, clipper and steering: parts that others wrote.
+    /// Restores objective, clipper and steering, which may be of the user's own types.
     fn restore_parts(&mut self, state: &TrainerState) -> Result<()> {
         self.clipper.restore(&state.clipper)?;
         self.loss.restore(&state.objective)?;
@@ -90,7 +90,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         observers.try_for_each(|observer| observer.rewind(next_step))
     }
 
-    /// Asks all observers to make what they have observed last.
+    /// Asks all observers to make their observations as durable as the checkpoint.
     pub(crate) fn persist_observers(&mut self) -> Result<()> {
         let mut observers = self.observers.iter_mut();
         observers.try_for_each(|observer| observer.persist())

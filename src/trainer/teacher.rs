@@ -6,7 +6,7 @@ use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
 use crate::host::{select_rows, to_f32, vector};
 
-/// What a frozen model answers, `rows` rows at a time.
+/// The output of a frozen model, `rows` rows at a time.
 pub(super) fn answer<const D: usize, M: Denoiser<D>>(
     model: &M,
     noisy: Tensor<D>,

@@ -1,4 +1,4 @@
-//! Seconds of the wall, or of the process.
+//! A clock that measures wall time or the running time of the process.
 
 use std::error::Error;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What seconds are.
+/// Which time is measured.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Clock {
@@ -19,7 +19,7 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// Seconds since some beginning.
+    /// Seconds since a fixed point in time.
     pub fn now(self) -> Result<f64> {
         static BEGAN: OnceLock<Instant> = OnceLock::new();
         match self {

@@ -1,4 +1,4 @@
-//! Runs conformance cases: inputs and the answers that PyTorch and diffusers give for them.
+//! Runs conformance cases: inputs with the results that PyTorch and diffusers compute from them.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -22,13 +22,13 @@ use siss::{DdpmScheduler, Denoiser, GradientClipper, SissLoss, SissTrainer, Unle
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What came of a case.
+/// The outcome of a case.
 pub enum Outcome {
-    /// All tensors agree, or one does not: the one that is worst by its tolerance.
+    /// The tensors were compared; holds the worst tensor, relative to its tolerance.
     Compared(Comparison),
     /// The case could not be run.
     Broken(String),
-    /// The case asks for something that is not built.
+    /// The case asks for something that is not implemented.
     Skipped(String),
 }
 
@@ -74,7 +74,8 @@ impl Outcome {
     }
 }
 
-/// The case files among `paths`: files as they are, of folders the `.safetensors` files directly in them.
+/// The case files among `paths`: files themselves, and the `.safetensors` files directly in
+/// folders.
 pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut cases = Vec::new();
     for path in paths {
@@ -118,7 +119,7 @@ struct Case {
     tensors: HashMap<String, (Vec<usize>, Vec<f64>)>,
 }
 
-/// What was computed, by the name of the expected tensor.
+/// The computed values, by the name of the expected tensor.
 type Computed = Vec<(String, Vec<f64>)>;
 
 impl Case {
@@ -162,7 +163,8 @@ impl Case {
         self.compare(&computed)
     }
 
-    /// The worst tensor by error over tolerance; every expected tensor must have been computed.
+    /// Finds the worst tensor by the ratio of error to tolerance; every expected tensor must have
+    /// been computed.
     fn compare(&self, computed: &Computed) -> Result<Outcome> {
         for expected in self
             .tensors
@@ -225,8 +227,9 @@ impl Case {
         }
     }
 
-    /// Worst relative error of any step, in multiples of what float32 leaves of it: PyTorch multiplies the
-    /// cosine schedule up in float32 and is off by up to 1e-4 where the last factors are differences of near equals.
+    /// Worst relative error of any step, in multiples of the precision that float32 leaves. PyTorch
+    /// multiplies the cosine schedule up in float32, and is off by up to 1e-4 where the last
+    /// factors are differences of nearly equal numbers.
     fn schedule_error(&self, got: &[f64], expected: &[f64]) -> (f64, f64) {
         let cosine = self
             .settings
@@ -273,7 +276,8 @@ impl Case {
         let mut config = DdimConfig::from_scheduler(&config, self.number("num_inference_steps")?);
         config.eta = self.number("eta")?;
         let sampler = DdimSampler::new(&scheduler, config)?;
-        // diffusers takes each step so far down, also where the visited timesteps are not evenly apart.
+        // diffusers takes each step so far down, even if the visited timesteps are not evenly
+        // spaced.
         let stride = scheduler.num_timesteps() / sampler.config().visits.num_inference_steps;
         self.sampler(&sampler, |timestep| timestep.checked_sub(stride))
     }
@@ -289,7 +293,8 @@ impl Case {
         })
     }
 
-    /// The visited timesteps, and single steps: noisy point, model output, timestep and noise to the point before.
+    /// The visited timesteps, and single steps: noisy point, model output, timestep and noise give
+    /// the previous point.
     fn sampler(
         &self,
         sampler: &impl Sampler,
@@ -325,10 +330,10 @@ impl Case {
         Ok(vec![("expect_output".into(), host(output)?)])
     }
 
-    /// The objective's terms at the recorded model outputs. No thinning.
+    /// The objective's terms at the recorded model outputs, without thinning.
     fn loss(&self, mut loss: Box<dyn SissLoss<4>>) -> Result<Computed> {
         let forget = self.image("a")?;
-        // A case of the forget term alone has no retained points.
+        // A case of only the forget term has no retained points.
         let retain = self.image("x").unwrap_or_else(|_| forget.clone());
         let draws = self.draws()?;
         let config = self.scheduler_config()?;
@@ -352,7 +357,7 @@ impl Case {
         Ok(computed)
     }
 
-    /// A side's weights, loss and gradient; recorded without the sign of the forgetting.
+    /// A side's weights, loss and gradient; recorded without the negative sign of forgetting.
     fn side(&self, side: &str, term: &LossTerm<4>) -> Result<Computed> {
         let shared = self.image("model_output");
         let output = shared.or_else(|_| self.image(&format!("model_output_{side}")))?;
@@ -375,7 +380,7 @@ impl Case {
         ])
     }
 
-    /// A whole optimiser step of the public trainer.
+    /// Runs a whole optimiser step of the public trainer.
     fn step(&self, objective: Box<dyn SissLoss<4>>) -> Result<Computed> {
         let mut trainer = self.trainer(objective)?;
         let batch = UnlearningBatch::new(self.image("x")?, self.image("a")?)?;
@@ -427,7 +432,7 @@ impl Case {
         ])
     }
 
-    /// The case's objective, `None` where there is none of that name.
+    /// The case's objective; `None` if there is none of that name.
     fn objective(&self) -> Result<Option<Box<dyn SissLoss<4>>>> {
         Ok(match self.text("method")? {
             "siss" => Some(Box::new(Siss)),
@@ -440,7 +445,7 @@ impl Case {
         })
     }
 
-    /// ReTrack with the neighbours of the case.
+    /// ReTrack with the neighbours given in the case.
     fn neighbours(&self) -> Result<ReTrack<4>> {
         let neighbours = self.tensor::<5>("neighbours")?;
         let of_point = |row| neighbours.clone().narrow(0, row, 1).squeeze_dim(0);
@@ -505,7 +510,7 @@ impl Case {
         Ok(UNet2d::load(folder, &self.device)?)
     }
 
-    /// The case's settings as a diffusers scheduler configuration: those of its names.
+    /// The scheduler configuration in the case's settings: those with the names of diffusers' keys.
     fn scheduler_config(&self) -> Result<SchedulerConfig> {
         let settings = self.settings.iter();
         let mut json: serde_json::Map<String, serde_json::Value> = settings
@@ -582,7 +587,7 @@ fn relative_norm(got: &[f64], expected: &[f64]) -> f64 {
     }
 }
 
-/// Settings of a case that are keys of a scheduler's configuration.
+/// Settings of a case that are keys of a scheduler configuration.
 const SCHEDULER_KEYS: [&str; 12] = [
     "beta_end",
     "beta_schedule",
@@ -598,7 +603,7 @@ const SCHEDULER_KEYS: [&str; 12] = [
     "variance_type",
 ];
 
-/// Python's spelling of a value, as JSON.
+/// Converts Python's spelling of a value to JSON.
 fn json_value(text: &str) -> serde_json::Value {
     match text {
         "True" => true.into(),
@@ -634,7 +639,8 @@ fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
     Ok(values.into_iter().map(f64::from).collect())
 }
 
-/// Puts gradients in the place of parameters, so that they can be written in the names and layout of diffusers.
+/// Replaces parameters by their gradients, so that these can be written with the names and layout
+/// of diffusers.
 struct ReplaceByGradient(GradientsParams);
 
 impl ModuleMapper for ReplaceByGradient {
@@ -652,7 +658,7 @@ fn parameter_named<'a>(
     found.ok_or_else(|| format!("the network has no parameter `{name}`").into())
 }
 
-/// A network's parameters in the names and layout of diffusers.
+/// A network's parameters with the names and layout of diffusers.
 fn parameters(model: &UNet2d) -> Result<HashMap<String, Vec<f64>>> {
     let folder = tempfile::tempdir()?;
     model.save(folder.path())?;

@@ -1,11 +1,11 @@
-//! The curves of a run that every method has.
+//! Curves of a run that all methods share.
 
 use siss::StepReport;
 use siss::report::{Panel, Series};
 
 use crate::run::StepRecord;
 
-/// A panel over the steps.
+/// A panel whose x axis is the step.
 pub fn panel(title: &str, y_label: &str) -> Panel {
     Panel::new(title).x_label("step").y_label(y_label)
 }
@@ -46,11 +46,13 @@ pub fn step_panels<A>(records: &[StepRecord<A>]) -> [Panel; 4] {
         .series(series("forget, mean", &|r| {
             Some(r.forget.as_ref()?.weights.mean)
         }))
-        .series(series("rows run per sample", &|r| Some(r.rows_per_sample())));
+        .series(series("rows run per sample", &|r| {
+            Some(r.rows_per_sample())
+        }));
     [losses, norms, scale, weights]
 }
 
-/// What was measured along the way, over the steps.
+/// A value measured during the run, against the step.
 pub fn along<A>(records: &[StepRecord<A>], value: impl Fn(&A) -> f64) -> Vec<(f64, f64)> {
     let point = |record: &StepRecord<A>| {
         let along = record.along.as_ref()?;
@@ -59,7 +61,7 @@ pub fn along<A>(records: &[StepRecord<A>], value: impl Fn(&A) -> f64) -> Vec<(f6
     records.iter().filter_map(point).collect()
 }
 
-/// A series that begins, at step 0, with the value before unlearning.
+/// A series that begins at step 0 with the value before unlearning.
 pub fn with_start(label: &str, start: f64, later: Vec<(f64, f64)>) -> Series {
     Series::new(label, std::iter::once((0.0, start)).chain(later))
 }

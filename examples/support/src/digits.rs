@@ -1,4 +1,4 @@
-//! The digits to keep and the T-shirt to forget.
+//! Loads the digits to keep and the T-shirt to forget.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -19,9 +19,9 @@ const NUM_HELDOUT: usize = 1_000;
 /// Height and width of an image.
 const SIDE: usize = 28;
 const PIXELS: usize = SIDE * SIDE;
-/// First four bytes of an IDX file of bytes in three dimensions.
+/// First four bytes of an IDX file that holds bytes in three dimensions.
 const IDX_MAGIC: u32 = 0x0000_0803;
-/// Longest file that is read: all of MNIST has 60,000 images.
+/// Most images of a file that is read: all of MNIST has 60,000.
 const MOST_IMAGES: usize = 100_000;
 
 /// MNIST digits, shuffled.
@@ -39,7 +39,7 @@ pub struct Digits {
 /// Loads the digits from the folder of the example's files.
 ///
 /// # Errors
-/// Those of [`read_idx_images`], and [`Error::InvalidFile`] where there are not 10,000 digits.
+/// Those of [`read_idx_images`], and [`Error::InvalidFile`] if there are not 10,000 digits.
 pub fn load_digits(assets: &Path, device: &Device) -> Result<Digits> {
     let path = assets.join(DIGITS);
     let pixels = read_idx_images(&path)?;
@@ -69,8 +69,9 @@ pub fn load_tshirt(assets: &Path, device: &Device) -> Result<Tensor<4>> {
 /// Reads the pixels of a gzipped IDX file of 28×28 images, one image after the other.
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be read or is no sound gzip, [`Error::InvalidFile`] for another kind of IDX file,
-/// another size of image, more than 100,000 of them, and too few or too many pixels.
+/// [`Error::Io`] if the file cannot be read or is not valid gzip, [`Error::InvalidFile`] for
+/// another kind of IDX file, another size of image, more than 100,000 images, and too few or too
+/// many pixels.
 pub fn read_idx_images(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |source| Error::Io {
         action: "reading",
@@ -90,17 +91,18 @@ pub fn read_idx_images(path: &Path) -> Result<Vec<u8>> {
     match got.cmp(&length) {
         std::cmp::Ordering::Equal => Ok(pixels),
         std::cmp::Ordering::Less => {
-            let message = format!("it ends after {got} of the {length} pixels its header promises");
+            let message =
+                format!("it ends after {got} of the {length} pixels that its header states");
             Err(invalid(path, message))
         }
         std::cmp::Ordering::Greater => {
-            let message = format!("it goes on after the {length} pixels its header promises");
+            let message = format!("it continues after the {length} pixels that its header states");
             Err(invalid(path, message))
         }
     }
 }
 
-/// Number of pixels after an IDX header, or what is wrong with it.
+/// Number of pixels after an IDX header; the error says what is wrong with the header.
 fn checked_idx_length(header: &[u8; 16]) -> std::result::Result<usize, String> {
     let mut fields = header.chunks_exact(4).map(|bytes| {
         bytes
@@ -121,7 +123,7 @@ fn checked_idx_length(header: &[u8; 16]) -> std::result::Result<usize, String> {
     }
     if count > MOST_IMAGES {
         return Err(format!(
-            "it promises {count} images; at most {MOST_IMAGES} are read"
+            "its header states {count} images; at most {MOST_IMAGES} are read"
         ));
     }
     Ok(count * PIXELS)
@@ -130,7 +132,7 @@ fn checked_idx_length(header: &[u8; 16]) -> std::result::Result<usize, String> {
 /// Reads the pixels of a 28×28 grey PNG of 8 bits.
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be read, [`Error::InvalidFile`] where it is no such PNG.
+/// [`Error::Io`] if the file cannot be read, [`Error::InvalidFile`] if it is not such a PNG.
 pub fn read_grey_png(path: &Path) -> Result<Vec<u8>> {
     let mut reader = ImageReader::open(path).map_err(|source| Error::Io {
         action: "reading",

@@ -1,4 +1,4 @@
-//! Files, with their paths in the errors.
+//! File operations whose errors contain the path.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use serde::Serializer;
 use siss::files::path_text;
 use siss::{Error, Result};
 
-/// An I/O error with what was being done and where.
+/// An I/O error with the action and the path.
 pub fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io {
@@ -18,32 +18,32 @@ pub fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Er
     }
 }
 
-/// Reads a file of text.
+/// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(failed("reading", path))
 }
 
-/// Writes a file anew.
+/// Writes a file, replacing an existing one.
 pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     fs::write(path, contents).map_err(failed("writing", path))
 }
 
-/// Copies what is in a file, not its mode.
+/// Copies the content of a file, but not its mode.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     write(to, fs::read(from).map_err(failed("reading", from))?)
 }
 
-/// Creates a folder, with those that it lies in.
+/// Creates a folder and its parents.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(failed("creating", path))
 }
 
-/// A path in JSON, which has no other texts than those in UTF-8.
+/// Serialises a path as text; JSON has only UTF-8 texts.
 pub fn as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(&path_text(path))
 }
 
-/// The same for a path that may not be given.
+/// Serialises an optional path as text.
 pub fn as_optional_text<S: Serializer>(
     path: &Option<PathBuf>,
     serializer: S,

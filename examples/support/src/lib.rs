@@ -1,4 +1,5 @@
-//! What the examples, tests and fuzz targets of `siss` share: the jobs of the two main examples, and what they are made of.
+//! Code shared by the examples, tests and fuzz targets of `siss`: the jobs of the two main
+//! examples, and their parts.
 
 #![forbid(unsafe_code)]
 

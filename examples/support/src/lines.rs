@@ -1,4 +1,4 @@
-//! Results as lines of a CSV file.
+//! Results stored as lines of a CSV file.
 
 use std::error::Error;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::files;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The lines of a file; none where there is no file.
+/// Reads the lines of a file; empty if there is no file.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     if !path.exists() {
         return Ok(Vec::new());
@@ -22,7 +22,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(lines.map_err(|error| format!("{}: {error}", path_text(path)))?)
 }
 
-/// Writes a file anew, with its folder where there is none.
+/// Writes a file, replacing an existing one, and creates its folder if necessary.
 pub fn write<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
     if let Some(folder) = path.parent() {
         files::create_folder(folder)?;

@@ -1,10 +1,10 @@
-//! What is asked of the options that the examples share, with the option's name in the message.
+//! Checks of the options that the examples share; the messages contain the option's name.
 
 use siss::clipper::ClipperSpec;
 
 type Checked = std::result::Result<(), String>;
 
-/// Options that count something.
+/// Checks options that count something.
 pub fn at_least_one(counts: &[(&str, Option<usize>)]) -> Checked {
     match counts.iter().find(|(_, count)| *count == Some(0)) {
         None => Ok(()),
@@ -12,7 +12,7 @@ pub fn at_least_one(counts: &[(&str, Option<usize>)]) -> Checked {
     }
 }
 
-/// A number that is finite and legal.
+/// Checks that a number is finite and valid.
 pub fn number(option: &str, value: f64, is_legal: bool, requirement: &str) -> Checked {
     match value.is_finite() && is_legal {
         true => Ok(()),
@@ -20,13 +20,13 @@ pub fn number(option: &str, value: f64, is_legal: bool, requirement: &str) -> Ch
     }
 }
 
-/// A learning rate, where one is given.
+/// Checks a learning rate, if one is given.
 pub fn learning_rate(rate: Option<f64>) -> Checked {
     let rate = rate.unwrap_or(1.0);
     number("learning-rate", rate, rate > 0.0, "a finite number above 0")
 }
 
-/// A clipper whose numbers are in their ranges.
+/// Checks that a clipper's numbers are in their ranges.
 pub fn clipper(spec: Option<ClipperSpec>) -> Checked {
     let Some(spec) = spec else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Tables in Markdown pages, written by programs.
+//! Writes tables into Markdown pages.
 
 use std::error::Error;
 use std::path::Path;
@@ -7,7 +7,8 @@ use siss::files::path_text;
 
 use crate::files;
 
-/// Puts a table between its marks in the page, `<!-- begin table: NAME -->` and `<!-- end table: NAME -->`.
+/// Puts a table between its marks in the page, `<!-- begin table: NAME -->` and
+/// `<!-- end table: NAME -->`.
 pub fn write(page: &Path, name: &str, table: &str) -> Result<(), Box<dyn Error>> {
     let begin = format!("<!-- begin table: {name} -->");
     let end = format!("<!-- end table: {name} -->");

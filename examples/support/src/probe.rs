@@ -1,4 +1,4 @@
-//! Running a model over many images, always with the same noise: samples, losses, denoised copies.
+//! Runs a model over many images, always with the same noise: samples, losses, denoised copies.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -11,15 +11,15 @@ use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Sampler};
 use siss::{DdpmScheduler, Result};
 
-/// Samples, noises and copies are the same for every model and every run.
+/// Seed of samples, noises and copies: the same for every model and every run.
 pub const EVALUATION_SEED: u64 = 20_250_301;
 /// Steps of the sampler.
 const DDIM_STEPS: usize = 25;
 
-/// A number for each timestep.
+/// One number per timestep.
 pub type ByTimestep = BTreeMap<String, f64>;
 
-/// How many images are run at a time, and whether on all cores at once.
+/// Number of images run at a time, and whether such chunks run on all cores in parallel.
 #[derive(Debug, Clone, Copy)]
 pub struct Chunks {
     pub rows: usize,
@@ -27,7 +27,7 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Runs `work(first, count)` over `0 .. total` and keeps the order.
+    /// Runs `work(first, count)` on chunks of `0 .. total`, and keeps their order.
     fn run<T: Send>(
         self,
         total: usize,
@@ -46,7 +46,8 @@ impl Chunks {
     }
 }
 
-/// A model's surroundings: what it was trained with, and how it is run. Models are plain ones (`model.valid()`).
+/// Everything needed to run a model, except the model: its scheduler and how it is run. Models are
+/// plain ones (`model.valid()`).
 #[derive(Debug)]
 pub struct Probe {
     scheduler: DdpmScheduler,
@@ -66,8 +67,8 @@ impl Probe {
         })
     }
 
-    /// Draws samples from number `begin` on, `[count, channels, height, width]`: a sample's noise depends on its number alone.
-    /// `progress` is told how many there are.
+    /// Draws samples from number `begin` on, `[count, channels, height, width]`: a sample's noise
+    /// depends only on its number. `progress` receives the number of samples.
     pub fn sample(
         &self,
         model: &UNet2d,
@@ -90,8 +91,8 @@ impl Probe {
         Ok(Tensor::cat(samples, 0))
     }
 
-    /// Squared error of the prediction for each image, mean over elements. Image `i` has the same noise at
-    /// every timestep and for every model.
+    /// Squared error of the prediction for each image, mean over elements. Image `i` has the same
+    /// noise at every timestep and for every model.
     pub fn losses(&self, model: &UNet2d, images: &Tensor<4>, timestep: usize) -> Result<Vec<f64>> {
         let losses = self.chunks.run(images.dims()[0], |first, count| {
             let images = images.clone().narrow(0, first, count);
@@ -139,7 +140,8 @@ impl Probe {
     }
 }
 
-/// Euclidean distance of each image from its counterpart, pixels in `[0, 1]`; one counterpart may stand for all.
+/// Euclidean distance of each image from its counterpart, pixels in `[0, 1]`; a single counterpart
+/// applies to all.
 pub fn distances(images: &Tensor<4>, counterparts: &Tensor<4>) -> Vec<f64> {
     let difference = (images.clone() - counterparts.clone()) / 2.0;
     let pixels: usize = images.dims()[1..].iter().product();
@@ -155,7 +157,7 @@ fn row_means(values: Tensor<4>) -> Vec<f64> {
     means.into_data().iter::<f64>().collect()
 }
 
-/// The mean; NaN of no values.
+/// The mean; NaN if there are no values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

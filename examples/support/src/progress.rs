@@ -1,4 +1,4 @@
-//! Being told how a job goes, and showing it.
+//! Reports the progress of a job, and shows it.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use siss::StepReport;
 use siss::observer::TermReport;
 
-/// Is told how a job goes.
+/// Receives the progress of a job.
 pub trait Progress: Sync {
-    /// Something that takes a while has begun.
+    /// A phase has begun that takes a while.
     fn phase(&self, what: &str);
     /// A step was taken.
     fn step(&self, report: &StepReport, of: usize);
-    /// A line to keep.
+    /// A line to keep on the screen.
     fn say(&self, _line: &str) {}
 }
 
@@ -25,7 +25,7 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar on the screen, which says nothing yet.
+    /// A bar on the screen, still without text.
     pub fn new() -> Result<Self, TemplateError> {
         let bar = ProgressBar::new_spinner();
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -36,7 +36,7 @@ impl Bar {
         })
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }

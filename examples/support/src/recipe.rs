@@ -1,4 +1,4 @@
-//! Methods by the names that the tables give them: one of the names is a method that is steered.
+//! The methods by their names in the tables, where a steered method has a name of its own.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,7 +33,7 @@ impl Recipe {
         self == Recipe::SissToLevel
     }
 
-    /// As in the tables and on command lines.
+    /// The name in the tables and on command lines.
     pub fn name(self) -> &'static str {
         match self {
             Recipe::Plain(method) => method.name(),

@@ -1,4 +1,4 @@
-//! `--checkpoint-every`, `--resume` and `--overwrite`.
+//! The options `--checkpoint-every`, `--resume` and `--overwrite`.
 
 use std::error::Error;
 use std::fs;
@@ -16,17 +16,19 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// How a run is protected from being ended, and what an earlier one left from this one.
 #[derive(Args, Debug, Clone, Default)]
 pub struct Checkpointing {
-    /// Writes a checkpoint after every N steps and after the last into the output folder's `checkpoints`, and keeps the last three.
+    /// Writes a checkpoint after every N steps and after the last into the output folder's
+    /// `checkpoints`, and keeps the last three.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub checkpoint_every: Option<u64>,
 
-    /// Goes on from the newest checkpoint, as if the run had not been ended; begins where there is none. What shapes the run
-    /// must be as it was; the images run at a time may change.
+    /// Resumes from the newest checkpoint as if the run had never stopped, or starts if there is
+    /// none. Settings that affect the result must be unchanged; the number of images run at a time
+    /// may change.
     #[arg(long)]
     pub resume: bool,
 
-    /// Begins anew where the output folder holds an earlier run: its checkpoints are removed before the first step, its results are
-    /// replaced when those of this run are complete.
+    /// Starts over if the output folder holds an earlier run: its checkpoints are removed before
+    /// the first step, and its results are replaced when those of this run are complete.
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
 }
@@ -36,15 +38,16 @@ pub fn checkpoint_folder(out: &Path) -> PathBuf {
     out.join("checkpoints")
 }
 
-/// The output folder for results of these names.
+/// The output folder for results with these names.
 pub fn open_results(out: &Path, names: &[&str]) -> Result<ResultFolder> {
     let opened = ResultFolder::open(out, names);
     Ok(opened.map_err(|error| format!("--out {}: {error}", path_text(out)))?)
 }
 
 impl Checkpointing {
-    /// Refuses a folder with an unfinished run that this one neither goes on from nor overwrites, before anything takes time; with
-    /// `is_strict` one with results as well. `say` is told what will be replaced.
+    /// Rejects a folder with an unfinished run that this run neither resumes nor overwrites, before
+    /// anything takes time; if `is_strict`, also a folder with results. `say` receives a notice of
+    /// what will be replaced.
     pub fn check_earlier(
         &self,
         results: &ResultFolder,
@@ -62,7 +65,7 @@ impl Checkpointing {
         let is_refused = unfinished.is_some() || is_strict;
         if is_refused && !self.resume && !self.overwrite {
             return Err(format!(
-                "{} is {what}; go on from it by --resume, begin anew by --overwrite, or give another --out",
+                "{} is {what}; resume it with --resume, start over with --overwrite, or choose another --out",
                 path_text(found)
             )
             .into());
@@ -79,8 +82,8 @@ impl Checkpointing {
         Ok(())
     }
 
-    /// Opens the checkpoints of a run, if it is to have any, and makes the trainer go on from the newest if it is to. `say` is told
-    /// what came of it.
+    /// Opens the checkpoints of a run, if it has any, and resumes the trainer from the newest if
+    /// requested. `say` receives a notice of the outcome.
     pub fn begin<M: Denoiser<D>, const D: usize>(
         &self,
         trainer: &mut SissTrainer<M, D>,
@@ -104,7 +107,7 @@ impl Checkpointing {
             .setting("model", &model_fingerprint(trainer.model())?)?;
         if !checkpoints.is_locked() {
             say(
-                "note: the file system of --out has no locks: let no other process write there meanwhile",
+                "note: the file system of --out does not support locks: make sure that no other process writes there",
             );
         }
         if !self.resume {
@@ -112,21 +115,21 @@ impl Checkpointing {
         }
         if let Some(resumed) = checkpoints.resume(trainer)? {
             for torn in &resumed.passed_over {
-                say(&format!("note: checkpoint passed over: {torn}"));
+                say(&format!("note: checkpoint skipped: {torn}"));
             }
             say(&format!("resumed at step {}", resumed.step));
         }
         Ok(Some(checkpoints))
     }
 
-    /// Whether a checkpoint is due after so many steps.
+    /// Whether a checkpoint is due after `taken` steps.
     pub fn is_due(&self, taken: u64, steps: u64) -> bool {
         let every = self.checkpoint_every;
         every.is_some_and(|every| taken.is_multiple_of(every) || taken == steps)
     }
 }
 
-/// What looks like the newest checkpoint in a folder, which need not be there.
+/// The path that looks like the newest checkpoint in a folder. The folder need not exist.
 fn newest(folder: &Path) -> siss::Result<Option<PathBuf>> {
     if !folder.exists() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! The steps of an unlearning, logged, with a look at the model now and then.
+//! The steps of an unlearning run, with a log and measurements at intervals.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -19,36 +19,36 @@ use crate::files::{self, failed};
 use crate::progress::Progress;
 use crate::resume::Checkpointing;
 
-/// Pairs whose gradients are compared with the CPU's, and how far they may be off.
+/// Number of pairs whose gradients are compared with the CPU's, and the largest deviation allowed.
 const CHECKED_PAIRS: usize = 4;
 const DEVICE_TOLERANCE: f64 = 0.05;
 
-/// The steps, a line each.
+/// File name of the log, which has one line per step.
 pub const LOG: &str = "metrics.jsonl";
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// A line of `metrics.jsonl`. No time is in it: a run that was resumed leaves the same lines.
+/// A line of `metrics.jsonl`. It contains no time, so that a resumed run writes the same lines.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepRecord<A> {
     #[serde(flatten)]
     pub report: StepReport,
-    /// Measured now and then, after the step.
+    /// Measured at intervals, after the step.
     #[serde(flatten)]
     pub along: Option<A>,
 }
 
-/// What the unlearning leaves.
+/// The outcome of the unlearning.
 pub struct Unlearned<A> {
     pub model: UNet2d,
     pub records: Vec<StepRecord<A>>,
     pub findings: Vec<Finding>,
-    /// Of the steps alone, as far as they were taken by this process.
+    /// Duration of the steps alone, as far as this process took them.
     pub seconds: f64,
 }
 
 impl<A> Unlearned<A> {
-    /// Rows run through the model a pair of images, mean over the steps.
+    /// Rows run through the model per pair of images, mean over the steps.
     pub fn rows_per_sample(&self) -> f64 {
         let rows = self
             .records
@@ -58,7 +58,7 @@ impl<A> Unlearned<A> {
     }
 }
 
-/// How many steps there are, of how many pairs, and how often the model is looked at.
+/// The number of steps, the pairs per step, and the number of measurements.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub steps: usize,
@@ -66,7 +66,7 @@ pub struct Plan {
     pub looks: usize,
 }
 
-/// An unlearning that has been set up, or resumed, and has steps to take.
+/// An unlearning run that has been set up or resumed, and has steps to take.
 pub struct Run<'a, A> {
     trainer: SissTrainer<UNet2d, 4>,
     pairs: &'a PairSampler<4>,
@@ -76,14 +76,15 @@ pub struct Run<'a, A> {
     checkpoints: Option<Checkpoints>,
     log: File,
     log_path: PathBuf,
-    /// Where results are written, the log among them.
+    /// The folder for results, including the log.
     results: PathBuf,
     records: Vec<StepRecord<A>>,
 }
 
 impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
-    /// Opens the checkpoints in `out`, and the log beside them: a run that is resumed needs it. Without checkpoints it is a result
-    /// like others. What forbids a run to be resumed is found here.
+    /// Opens the checkpoints in `out`, and the log next to them, which a resumed run needs. Without
+    /// checkpoints the log is an ordinary result. Conditions that prevent resuming the run are
+    /// detected here.
     pub fn begin(
         mut trainer: SissTrainer<UNet2d, 4>,
         pairs: &'a PairSampler<4>,
@@ -101,7 +102,7 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
             Some(checkpoints) => checkpoints.folder().join(LOG),
             None => results.join(LOG),
         };
-        // A run that was finished has it among its results.
+        // A finished run has the log among its results.
         let finished = out.join(LOG);
         if trainer.next_step() > 0 && !log_path.exists() && finished.exists() {
             files::copy(&finished, &log_path)?;
@@ -128,7 +129,7 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
         })
     }
 
-    /// Takes the steps. `look` measures the plain model; `took` is told the seconds of each step.
+    /// Takes the steps. `look` measures the plain model; `took` receives the seconds of each step.
     pub fn finish(
         mut self,
         look: impl Fn(&UNet2d) -> siss::Result<A>,
@@ -188,14 +189,14 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
     }
 }
 
-/// Says what has gone wrong, while it can still help.
+/// Reports problems while they can still be solved.
 pub fn tell(trainer: &mut SissTrainer<UNet2d, 4>, progress: &dyn Progress) {
     for finding in trainer.new_findings() {
         progress.say(&format!("note: {finding}"));
     }
 }
 
-/// Refuses a device whose gradients are not those of the CPU.
+/// Rejects a device whose gradients differ from the CPU's.
 fn check_device(
     trainer: &mut SissTrainer<UNet2d, 4>,
     pairs: &PairSampler<4>,

@@ -21,7 +21,8 @@ pub fn device() -> Device {
         .unwrap()
 }
 
-/// Two layers over three elements and the timestep. Its parameters follow from a seed.
+/// A model with two layers over three elements and the timestep. Its parameters are determined by a
+/// seed.
 #[derive(Module, Debug)]
 pub struct Mlp {
     first: Linear,
@@ -71,7 +72,8 @@ impl Denoiser<2> for Mlp {
     }
 }
 
-/// A module without norms, with weights that follow from a seed: burn's own initial values come from a generator of the whole process.
+/// Sets the weights of a module without norms from a seed. burn's own initial values come from a
+/// generator that the whole process shares.
 pub fn seeded<M: Module>(model: M, seed: u64) -> M {
     struct Weights {
         seed: u64,
@@ -81,7 +83,7 @@ pub fn seeded<M: Module>(model: M, seed: u64) -> M {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             self.count += 1;
             param.map(|value| {
-                // Biases; a norm's gain would need a 1.
+                // Biases; the gain of a norm would have to be 1.
                 if D == 1 {
                     return value.zeros_like();
                 }
@@ -100,8 +102,8 @@ pub fn seeded<M: Module>(model: M, seed: u64) -> M {
     model.map(&mut Weights { seed, count: 0 })
 }
 
-/// Pairs of points of three elements; the two sides lie `distance` apart in each element. Each forgotten point has its
-/// own id.
+/// Pairs of points with three elements; the two sides are `distance` apart in each element. Each
+/// forgotten point has its own id.
 pub fn batch(rows: usize, distance: f64, seed: u64, device: &Device) -> UnlearningBatch<2> {
     let points = |part| normal_noise([rows, 3], seed, part, 0, Stream::Evaluation, device) * 0.3;
     let ids = (0..rows as u64).collect();
@@ -109,12 +111,12 @@ pub fn batch(rows: usize, distance: f64, seed: u64, device: &Device) -> Unlearni
     batch.with_forget_ids(ids).unwrap()
 }
 
-/// The elements of a tensor, one after the other.
+/// The elements of a tensor as a list.
 pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
-/// All parameters of a model, one after the other.
+/// All parameters of a model as a list.
 pub fn parameters<M: Module>(model: &M) -> Vec<f64> {
     struct Collect(Vec<f64>);
     impl ModuleVisitor for Collect {
@@ -127,7 +129,7 @@ pub fn parameters<M: Module>(model: &M) -> Vec<f64> {
     collect.0
 }
 
-/// A gradient in the order of [`parameters`]; zero where a parameter has none.
+/// A gradient in the order of [`parameters`]; zero for parameters without a gradient.
 pub fn flat<M: Module>(model: &M, gradients: &GradientsParams) -> Vec<f64> {
     struct Collect<'a>(&'a GradientsParams, Vec<f64>);
     impl ModuleVisitor for Collect<'_> {
@@ -148,20 +150,21 @@ pub fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// `a − b`, of the same length.
+/// `a − b`, for lists of the same length.
 pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
 
-/// A tensor of one element a row.
+/// A tensor with one element per row.
 pub fn scalars(values: &[f64], device: &Device) -> Tensor<2> {
     let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
     let rows = values.len();
     Tensor::from_data(TensorData::new(values, [rows, 1]), device)
 }
 
-/// A method with the data that it asks for: retained points to search, and levels too high to matter.
+/// Sets a method with the data that it needs: retained points to search, and levels too high to
+/// matter.
 pub fn with_method(
     builder: SissTrainerBuilder<Mlp, 2>,
     recipe: impl Into<Recipe>,

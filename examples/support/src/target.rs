@@ -1,4 +1,4 @@
-//! Where forgetting stops.
+//! The target at which forgetting stops.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -16,14 +16,15 @@ use crate::recipe::Recipe;
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// At the loss that a model retrained without the forgotten images is predicted to have on them.
+    /// At the loss that a model retrained without the forgotten images is predicted to have on
+    /// them.
     #[default]
     Retrained,
     /// Nowhere.
     None,
 }
 
-/// Control images that are looked at, at most.
+/// Most control images that are used.
 const MOST_CONTROLS: usize = 200;
 
 /// Predicts the losses that a model retrained without the forgotten images would have on them.
@@ -49,7 +50,7 @@ pub fn predict_losses(
     let controls = few(controls);
     let data = CounterfactualData::new(retained, &controls, forgotten);
     let settings = CounterfactualConfig {
-        // Many images need fewer noises each.
+        // With many images, fewer noises per image suffice.
         noises: (256 / forgotten.dims()[0]).clamp(4, 64),
         ..CounterfactualConfig::default()
     };
@@ -79,7 +80,8 @@ fn few(controls: &Tensor<4>) -> Tensor<4> {
     controls.clone().narrow(0, 0, count)
 }
 
-/// A method of the command line, where the tables' `siss-to-level` is two options.
+/// Parses a method on the command line. The tables' `siss-to-level` is rejected, because it is set
+/// by two options.
 pub fn parse_method(text: &str) -> Result<Method> {
     if text == Recipe::SissToLevel.name() {
         return Err(Error::InvalidSetting {

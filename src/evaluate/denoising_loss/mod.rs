@@ -14,23 +14,25 @@ use crate::process::{Scales, Scheduler, SchedulerExt};
 
 /// The denoising loss of single points: how well a model knows each of them.
 ///
-/// At a timestep `t` the loss of a point `x` is `‖f(γ x + σ ε, t) − target‖² / d`: the squared error
-/// of the model's output, mean over the `d` elements of a point and over noises `ε`. It is in the
-/// space of what the model predicts ([`Denoiser::prediction_type`]), the square of its unit.
+/// At a timestep `t` the loss of a point `x` is `‖f(γ x + σ ε, t) − target‖² / d`: the squared
+/// error of the model's output, mean over the `d` elements of a point and over noises `ε`. It is in
+/// the space of the model's prediction ([`Denoiser::prediction_type`]) and has the square of its
+/// unit.
 ///
-/// The noise of a point follows from the seed and the point's number alone, and is the same at each
-/// timestep. So losses before and after a run, of two models, or in parts of a set are under the same
-/// noise and can be compared, whatever is run at a time.
+/// The noise of a point depends only on the seed and the point's number, and is the same at each
+/// timestep. Losses before and after a run, of two models, or of parts of a set therefore use the
+/// same noise and can be compared, whatever the micro-batch.
 ///
 /// | field | [`at`](DenoisingLoss::at) | purpose | range |
 /// |---|---|---|---|
-/// | `timesteps` | given | where the loss is measured | of the scheduler's range, one or more |
+/// | `timesteps` | given | where the loss is measured | in the scheduler's range, one or more |
 /// | `noises` | 1 | noises over which the loss of a point is averaged | ≥ 1 |
 /// | `seed` | 0 | key of the noises | |
 /// | `first_point` | 0 | number of the first point, for a set that is measured in parts | |
 /// | `micro_batch_size` | 64 | rows run at a time; changes memory, not results | ≥ 1 |
 ///
-/// One point needs many noises, as 64; the mean over a hundred points needs one each.
+/// A single point needs many noises, such as 64; for the mean over a hundred points, one noise each
+/// is enough.
 ///
 /// # Example
 /// ```
@@ -59,7 +61,7 @@ use crate::process::{Scales, Scheduler, SchedulerExt};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenoisingLoss {
-    /// Where the loss is measured.
+    /// The timesteps at which the loss is measured.
     pub timesteps: Vec<f64>,
     /// Noises over which the loss of a point is averaged.
     #[serde(default = "one_noise")]
@@ -98,21 +100,25 @@ impl DenoisingLoss {
     /// The loss of each point, by timestep and point: `result[i][j]` is that of point `j` at
     /// `timesteps[i]`.
     ///
-    /// The model runs in its plain form: without autodiff, dropout off. Memory is that of one
-    /// micro-batch and of the result. A loss that is not finite is returned as it is: the model is
-    /// ruined, or its output overflows.
+    /// The model runs without autodiff and with dropout off. Memory holds one micro-batch and the
+    /// result. A loss that is not finite is returned unchanged: the model is ruined, or its output
+    /// overflows.
     ///
     /// # Shapes
     /// - `points`: `[n, …]`; `condition`: `n` rows
     ///
     /// # Errors
-    /// [`Error::TimestepOutOfRange`] and [`Error::NoNoise`] for a timestep that the scheduler does not
-    /// have; [`Error::Empty`] without points or timesteps; [`Error::OutOfRange`] for `noises` or
-    /// `micro_batch_size` of 0; [`Error::ShapeMismatch`] if the condition has another number of rows, or
-    /// the model does not take the points; [`Error::NonFinitePoint`];
-    /// [`Error::PredictionTypeDiffers`] for a scheduler whose configuration says otherwise than the
-    /// model; [`Error::DeviceMismatch`] for points on another device; [`Error::DeviceRead`]; those of the
-    /// set.
+    /// - [`Error::TimestepOutOfRange`] and [`Error::NoNoise`] for a timestep that the scheduler
+    ///   does not have
+    /// - [`Error::Empty`] without points or timesteps
+    /// - [`Error::OutOfRange`] if `noises` or `micro_batch_size` is 0
+    /// - [`Error::ShapeMismatch`] if the condition has another number of rows, or the model does
+    ///   not accept the points
+    /// - [`Error::NonFinitePoint`]
+    /// - [`Error::PredictionTypeDiffers`] if the scheduler's configuration names another prediction
+    ///   type than the model's
+    /// - [`Error::DeviceMismatch`] for points on another device; [`Error::DeviceRead`]
+    /// - the errors of the set
     pub fn measure<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -160,15 +166,17 @@ impl DenoisingLoss {
         }
         let (noises, rows) = (self.noises, self.micro_batch_size);
         let legal = noises >= 1 && points.checked_mul(noises).is_some();
-        let requirement = "at least 1, and so many that the rows can be counted";
+        let requirement = "at least 1, and small enough that the rows can be counted";
         check_range("noises", noises as f64, legal, requirement)?;
         check_range("micro_batch_size", rows as f64, rows >= 1, "at least 1")?;
         Ok(())
     }
 
-    /// Runs a plain model on the points, point after point with its noises, a micro-batch at a time.
-    /// `take` is given the point of each row of a part, and their losses, timestep after timestep.
-    /// Row `r` has noise of key (`seed`, `r`).
+    /// Runs a plain model on the points, point after point with its noises, one micro-batch at a
+    /// time.
+    ///
+    /// `take` gets the point of each row of a part, and the losses of these rows, timestep after
+    /// timestep. Row `r` has the noise with key (`seed`, `r`).
     pub(crate) fn each_part<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -213,7 +221,7 @@ impl DenoisingLoss {
         Ok(())
     }
 
-    /// The points of some rows, which lie one after the other.
+    /// The points of consecutive rows.
     fn clean<const D: usize>(
         &self,
         points: &dyn Points<D>,
@@ -236,8 +244,9 @@ impl DenoisingLoss {
     }
 }
 
-/// The point of each row, point after point with its noises, in parts of so many rows, each with the
-/// number of its first row.
+/// The point of each row, point after point with its noises, in parts of a given number of rows.
+///
+/// Each part comes with the number of its first row.
 pub(crate) fn parts(
     points: usize,
     noises: usize,
@@ -264,7 +273,7 @@ pub(crate) fn row_losses<const D: usize, M: Denoiser<D>>(
     Ok(squared_norms(residual) / elements as f64)
 }
 
-/// The model's output less what it should be, at a timestep with its scales for each row.
+/// The model's output minus its target, at a timestep with its scales for each row.
 pub(crate) fn residual<const D: usize, M: Denoiser<D>>(
     model: &M,
     timestep: f64,

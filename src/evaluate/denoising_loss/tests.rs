@@ -10,12 +10,12 @@ use crate::data::PointLoader;
 use crate::denoiser::FnDenoiser;
 use crate::process::{DdpmScheduler, PredictionType, SchedulerConfig};
 
-/// Says a half of what it is shown, plus what it is told.
+/// Returns half its input plus its condition.
 #[derive(Module, Debug)]
 struct Half {
     #[module(skip)]
     kind: PredictionType,
-    /// Rows of each call.
+    /// The number of rows of each call.
     #[module(skip)]
     rows: Arc<Mutex<Vec<usize>>>,
 }
@@ -66,7 +66,7 @@ fn measured(loss: &DenoisingLoss, points: &Tensor<2>, told: &Tensor<2>) -> Vec<V
     loss.measure(&model, &scheduler(), points, told).unwrap()
 }
 
-/// Written out in f64: noise `point · noises + n` of the seed, at every timestep the same.
+/// Written out in f64: noise `point · noises + n` of the seed, the same at every timestep.
 #[test]
 fn the_loss_is_that_of_its_definition_in_the_space_of_the_prediction() {
     const NOISES: usize = 3;
@@ -122,7 +122,7 @@ fn losses_do_not_depend_on_what_is_run_at_a_time() {
         };
         assert_eq!(measured(&loss, &clean, &told), whole, "{micro_batch_size}");
     }
-    // The second half by itself, from its own number on.
+    // The second half by itself, starting at its own number.
     let loss = DenoisingLoss {
         first_point: 5,
         ..loss
@@ -133,7 +133,7 @@ fn losses_do_not_depend_on_what_is_run_at_a_time() {
     assert_eq!(half[1], whole[1][5..]);
 }
 
-/// Never more than a micro-batch is loaded or run.
+/// No more than one micro-batch is loaded or run at a time.
 #[test]
 fn points_are_loaded_a_micro_batch_at_a_time() {
     let (clean, asked) = (points(10), RefCell::new(Vec::new()));
@@ -149,11 +149,12 @@ fn points_are_loaded_a_micro_batch_at_a_time() {
     let losses = loss.measure(&model, &scheduler(), &loader, &told(10));
     assert_eq!(losses.unwrap(), measured(&loss, &clean, &told(10)));
     assert_eq!(*model.rows.lock().unwrap(), [4, 4, 2]);
-    // The first only tells the device: the model has no parameter.
+    // The first read only finds the device: the model has no parameter.
     assert_eq!(asked.into_inner(), [0..1, 0..4, 4..8, 8..10]);
 }
 
-/// A model in training is measured as it will be used: dropout off, nothing recorded for gradients.
+/// A model in training is measured as it will be used: dropout off, and nothing recorded for
+/// gradients.
 #[test]
 fn the_model_runs_in_its_plain_form() {
     #[derive(Module, Debug)]

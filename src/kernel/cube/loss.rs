@@ -1,4 +1,4 @@
-//! Losses and seed.
+//! Losses and seed on the GPU, in CubeCL.
 
 use ::burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
@@ -39,7 +39,7 @@ impl LossKernel for CubeBackend {
     }
 }
 
-/// A cube for each block of a row: the seed `scale · w (ŷ − target)`, and the sum of `(ŷ − target)²`.
+/// One cube per block of a row: the seed `scale · w (ŷ − target)`, and the sum of `(ŷ − target)²`.
 #[cube(launch, address_type = "dynamic")]
 fn squared_errors(
     prediction: &[f32],

@@ -1,4 +1,4 @@
-//! The mixture draw.
+//! The mixture draw on the GPU, in CubeCL.
 
 use ::burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
@@ -43,7 +43,8 @@ impl MixtureKernel for CubeBackend {
     }
 }
 
-/// A cube for each block of a row: its noisy point, what explains that from either side, and the part of the log-ratio.
+/// One cube per block of a row: its noisy point, the noise that explains it from either side, and
+/// the block's part of the log-ratio.
 #[cube(launch, address_type = "dynamic")]
 fn explained(
     retain: &[f32],

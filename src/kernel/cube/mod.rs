@@ -1,5 +1,5 @@
-//! The kernels in CubeCL, for wgpu and CUDA: a pass over the elements that leaves a sum for each block of a row, and one
-//! over these sums.
+//! The kernels in CubeCL, for wgpu and CUDA: one pass over the elements that leaves a sum for each
+//! block of a row, and one pass over these sums.
 
 mod loss;
 mod mixture;
@@ -12,19 +12,20 @@ use burn_cubecl::cubecl::{self, calculate_cube_count_elemwise};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
-/// Elements of a row that one cube takes.
+/// Elements of a row that one cube processes.
 const BLOCK: usize = 4096;
 
-/// The most units of a cube: each then takes 16 elements, and a tree adds what they found.
+/// Most units of a cube: with this number each unit processes 16 elements, and a tree adds their
+/// results.
 const UNITS: u32 = 256;
 
-/// How the rows of a batch are dealt out to cubes.
+/// How the rows of a batch are distributed over cubes.
 struct Deal {
     client: Client,
     rows: usize,
-    /// Of a row.
+    /// Elements of a row.
     elements: usize,
-    /// Of a row.
+    /// Blocks of a row.
     blocks: usize,
     units: u32,
 }
@@ -43,18 +44,18 @@ impl Deal {
         }
     }
 
-    /// At least `count` cubes, in as many dimensions as the device needs for them.
+    /// At least `count` cubes, in as many dimensions as the device needs.
     fn cubes(&self, count: usize) -> CubeCount {
         let dimensions = CubeDim::new_1d(self.units);
         calculate_cube_count_elemwise(&self.client, count * self.units as usize, dimensions)
     }
 
-    /// Memory for a sum of each block.
+    /// Allocates a sum for each block.
     fn block_sums(&self, batch: &CubeTensor) -> CubeTensor {
         empty_like(batch, Shape::from([self.rows * self.blocks]))
     }
 
-    /// The sum over the blocks of each row.
+    /// Sums over the blocks of each row.
     fn row_sums(&self, sums: CubeTensor) -> CubeTensor {
         let of_rows = empty_like(&sums, Shape::from([self.rows]));
         row_sums::launch(
@@ -71,13 +72,13 @@ impl Deal {
     }
 }
 
-/// Memory of the same device.
+/// Allocates a tensor on the same device.
 fn empty_like(tensor: &CubeTensor, shape: Shape) -> CubeTensor {
     let (client, device) = (tensor.client.clone(), tensor.device.clone());
     empty_device_contiguous_dtype(client, device, shape, DType::F32)
 }
 
-/// A cube for each row: the sum over its blocks.
+/// One cube per row: the sum over its blocks.
 #[cube(launch, address_type = "dynamic")]
 fn row_sums(sums: &[f32], of_rows: &mut [f32], blocks: usize, #[comptime] units: usize) {
     let row = CUBE_POS;
@@ -93,7 +94,8 @@ fn row_sums(sums: &[f32], of_rows: &mut [f32], blocks: usize, #[comptime] units:
     }
 }
 
-/// The sum over the units of a cube, a power of two, by halves: the order is always the same.
+/// Sums over the units of a cube, whose number is a power of two, by halves: the order is always
+/// the same.
 #[cube]
 fn sum_of_units(value: f32, #[comptime] units: usize) -> f32 {
     let mut partial = Shared::<[f32]>::new_slice(units);

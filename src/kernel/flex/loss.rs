@@ -1,4 +1,5 @@
-//! Losses and seed in one pass: each input is read once, and the seed takes the target's place.
+//! Losses and seed on the CPU in one pass: each input is read once, and the seed replaces the
+//! target in memory.
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::{Flex, TensorMetadata};
@@ -9,14 +10,15 @@ use super::{numbers, tensor};
 use crate::kernel::fused::LossKernel;
 use crate::kernel::simd::{Vectorised, dispatch, instructions};
 
-/// Elements of a row that one thread takes at a time: the partition is the same for any number of threads.
+/// Elements of a row that one thread processes at a time: the partition is the same for any number
+/// of threads.
 pub(super) const BLOCK: usize = 1 << 14;
 
-/// Elements from which on waking other threads pays.
+/// Number of elements from which it pays to wake other threads.
 pub(super) const MANY: usize = 1 << 19;
 
-/// Vectors whose squares are added in `f32` before the sum goes into an `f64`: few, so that it keeps seven digits
-/// even where each addition rounds the same way.
+/// Number of vectors whose squares are added in `f32` before the sum is added to an `f64`: few, so
+/// that the sum keeps seven digits even if every addition rounds in the same direction.
 pub(super) const GROUP: usize = 16;
 
 impl LossKernel for Flex {
@@ -39,15 +41,17 @@ impl LossKernel for Flex {
     }
 }
 
-/// The tensor with its elements in order, still the only owner of its memory if it was.
+/// Brings the elements of a tensor in order.
+///
+/// A tensor that was the only owner of its memory stays so.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
     tensor.to_contiguous()
 }
 
-/// Part of a row.
+/// A part of a row.
 struct Block<'a> {
     prediction: &'a [f32],
-    /// The target, then the seed.
+    /// The target at first, then the seed.
     seed: &'a mut [f32],
     /// `2 w / B`.
     factor: f32,
@@ -55,7 +59,8 @@ struct Block<'a> {
     squares: f64,
 }
 
-/// `‖ŷ − target‖²` of each row; `seed` holds the target and is left with `scale · w (ŷ − target)`.
+/// `‖ŷ − target‖²` of each row; `seed` holds the target, which is replaced by
+/// `scale · w (ŷ − target)`.
 fn losses_and_seed(
     arch: Arch,
     prediction: &[f32],
@@ -126,7 +131,7 @@ impl Vectorised for &mut Block<'_> {
     }
 }
 
-/// `factor (ŷ − target)`, and the sum with `(ŷ − target)²` added.
+/// Returns `factor (ŷ − target)`, and the sum with `(ŷ − target)²` added.
 #[inline(always)]
 fn advance<S: Simd>(
     simd: S,

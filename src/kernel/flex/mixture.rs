@@ -1,4 +1,5 @@
-//! The mixture draw in one pass: each point is read once, and what explains it is written once.
+//! The mixture draw on the CPU in one pass: each input is read once, and each output is written
+//! once.
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::{Flex, TensorMetadata};
@@ -33,18 +34,18 @@ impl MixtureKernel for Flex {
     }
 }
 
-/// Part of a row.
+/// A part of a row.
 struct Block<'a> {
     /// Retained point, forgotten point, noise.
     inputs: [&'a [f32]; 3],
-    /// Noisy point, the noise that explains it from the retained point, from the forgotten point.
+    /// Noisy point, and the noise that explains it from the retained and from the forgotten point.
     outputs: [&'a mut [f32]; 3],
     row: Row,
     /// `Σ (ε_x + ε_a)·r`.
     product: f64,
 }
 
-/// What all elements of a row share.
+/// The numbers that all elements of a row share.
 #[derive(Clone, Copy)]
 struct Row {
     signal: f32,
@@ -53,7 +54,8 @@ struct Row {
     from_forget: f32,
 }
 
-/// Noisy points and explanations as in [`mixture_points`](crate::objective::mixture_points), and the log-ratio of each row.
+/// The noisy points and their explanations as in
+/// [`mixture_points`](crate::objective::mixture_points), and the log-ratio of each row.
 fn mixture_draw(arch: Arch, inputs: [&[f32]; 3], rows: &[f32]) -> ([Vec<f32>; 3], Vec<f32>) {
     let count = rows.len() / ROW_NUMBERS;
     let elements = inputs[0].len() / count;
@@ -129,7 +131,7 @@ impl Vectorised for &mut Block<'_> {
     }
 }
 
-/// The numbers of a row, one for each lane.
+/// The numbers of a row, one copy per lane.
 struct Explain<S: Simd> {
     signal: S::f32s,
     sigma: S::f32s,
@@ -150,7 +152,9 @@ impl<S: Simd> Explain<S> {
         }
     }
 
-    /// `m`, `ε_x`, `ε_a`, and the sum with `(ε_x + ε_a)·r` added. Rounded as the tensor operations round.
+    /// Returns `m`, `ε_x`, `ε_a`, and the sum with `(ε_x + ε_a)·r` added.
+    ///
+    /// Rounding is that of the tensor operations.
     #[inline(always)]
     fn at(&self, simd: S, [x, a, noise]: [S::f32s; 3], sum: S::f32s) -> ([S::f32s; 3], S::f32s) {
         let (add, multiply) = (|a, b| simd.add_f32s(a, b), |a, b| simd.mul_f32s(a, b));

@@ -1,5 +1,6 @@
-//! The loss and the mixture draw on the CPU, in one pass each. Results depend on the processor's
-//! instructions, not on the number of threads.
+//! The loss and the mixture draw on the CPU, in one pass each.
+//!
+//! Results depend on the processor's instructions, not on the number of threads.
 
 mod loss;
 mod mixture;
@@ -10,12 +11,12 @@ mod tests;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Shape, TensorData};
 
-/// The numbers of a tensor that is contiguous and `f32`.
+/// The numbers of a contiguous `f32` tensor.
 pub(crate) fn numbers(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().unwrap_or_default()
 }
 
-/// A tensor of `f32` numbers.
+/// Creates a tensor of `f32` numbers.
 pub(crate) fn tensor(numbers: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new::<f32, Shape>(numbers, shape.into()))
 }

@@ -1,4 +1,4 @@
-//! Both passes against tensor operations, with every set of instructions.
+//! Tests of both passes against tensor operations, with every set of instructions.
 
 use burn::tensor::Tensor;
 
@@ -7,7 +7,7 @@ use crate::kernel::simd::testing::{at_every_level, host, on_threads, random, tra
 use crate::objective::mixture::in_operations;
 use crate::process::Scales;
 
-/// Rows of one block and of several, with and without a rest, run by one thread and by many.
+/// Rows of one block and of several, with and without a remainder, run by one thread and by many.
 const LOSSES: [[usize; 2]; 8] = [
     [1, 1],
     [5, 3],
@@ -19,7 +19,7 @@ const LOSSES: [[usize; 2]; 8] = [
     [70_000, 1],
 ];
 
-/// Losses and seed of one pass over prediction and target.
+/// Losses and seed from one pass over prediction and target.
 fn one_pass(inputs: &[Tensor<2>; 2], weights: &Tensor<1>) -> (Tensor<1>, Tensor<2>) {
     let [prediction, target] = inputs.clone();
     let batch_size = prediction.dims()[0];
@@ -81,7 +81,7 @@ fn mixture_draws_are_those_of_operations() {
     }
 }
 
-/// Scales of rows from hardly noisy to hardly visible, drawn from either side in turn.
+/// Scales of rows from hardly noisy to hardly visible; the sides alternate.
 fn scales_and_sides(rows: usize) -> (Scales, Vec<f64>) {
     let parts = (0..rows).map(|row| (row as f64 + 0.5) / rows as f64);
     let scales = Scales {
@@ -112,7 +112,7 @@ fn a_seed_takes_the_place_of_a_target_that_nobody_shares() {
     assert_eq!(host(own), host(shared));
 }
 
-/// Tensors of an autodiff graph stay in it.
+/// Tensors that are part of an autodiff graph stay in it.
 #[test]
 fn losses_of_tracked_tensors_have_gradients() {
     let (prediction, target) = (tracked(&random([2, 3])), random([2, 3]));
@@ -123,7 +123,7 @@ fn losses_of_tracked_tensors_have_gradients() {
     assert!(prediction.grad(&losses.sum().backward()).is_some());
 }
 
-/// Everything is added in an order that the number of threads does not change.
+/// All sums are added in an order that does not depend on the number of threads.
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let large = [(); 2].map(|()| random([9, 60_003]));

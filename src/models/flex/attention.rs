@@ -1,4 +1,4 @@
-//! Scaled dot-product attention that never holds a matrix of weights.
+//! Scaled dot-product attention that never stores the whole matrix of weights.
 
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
@@ -12,9 +12,9 @@ use crate::kernel::simd::{Vectorised, dispatch};
 pub(crate) struct AttentionShape {
     /// Channels of a head.
     pub(crate) size: usize,
-    /// Positions that ask.
+    /// Positions of the queries.
     pub(crate) positions: usize,
-    /// Positions that are asked.
+    /// Positions of the keys and values.
     pub(crate) sources: usize,
 }
 
@@ -24,7 +24,7 @@ impl AttentionShape {
     }
 }
 
-/// The inputs, heads one after another.
+/// The inputs, one head after another.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Inputs<'a> {
     pub(super) query: &'a [f32],
@@ -44,7 +44,7 @@ impl<'a> Inputs<'a> {
 }
 
 /// `o[c, i] = Σⱼ p[i, j] v[c, j]` with `p[i, j] = exp(s[i, j] − l[i])`, `s = qᵀk / √size` and
-/// `l[i] = ln Σⱼ exp s[i, j]`; the output and `l`.
+/// `l[i] = ln Σⱼ exp s[i, j]`; returns the output and `l`.
 pub(super) fn forward(
     arch: Arch,
     shape: &AttentionShape,
@@ -70,18 +70,19 @@ pub(super) fn forward(
     (output, logs)
 }
 
-/// What a thread works in.
+/// The working memory of a thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    /// Rows that tiles are read from, each filled up with zeros.
+    /// Rows that tiles are read from, each padded with zeros.
     pub(super) rows: [Vec<f32>; 2],
     /// Panels of factors.
     pub(super) panels: [Vec<[f32; ROWS]>; 4],
-    /// A strip of weights, and of their gradients: a row for each position of the other side.
+    /// A strip of weights, and one of their gradients: one row per position of the other side.
     pub(super) strips: [Vec<f32>; 2],
 }
 
-/// Rows `[count, length]` times `factor`, each filled up with zeros to whole strips, and the length they have then.
+/// Multiplies rows `[count, length]` by `factor`, pads each with zeros to whole strips, and returns
+/// the padded length.
 pub(super) fn pad(
     from: &[f32],
     (length, width): (usize, usize),
@@ -97,7 +98,7 @@ pub(super) fn pad(
     padded
 }
 
-/// Where rows of a length begin.
+/// The starts of `count` rows of `length` numbers.
 pub(super) fn starts(count: usize, length: usize) -> Vec<usize> {
     (0..count).map(|index| index * length).collect()
 }
@@ -124,8 +125,8 @@ pub(super) fn strip<S: Simd, const HEIGHT: usize>(
     }
 }
 
-/// Reduces a strip: `output[c][start ..] = factor · Σⱼ panels[j][c] · strip[j]`, as far as rows of
-/// `length` reach.
+/// Reduces a strip: `output[c][start ..] = factor · Σⱼ panels[j][c] · strip[j]`, up to the end of
+/// each row of `length` numbers.
 #[inline(always)]
 pub(super) fn reduce<S: Simd, const HEIGHT: usize>(
     simd: S,
@@ -154,7 +155,7 @@ pub(super) fn reduce<S: Simd, const HEIGHT: usize>(
     }
 }
 
-/// One head of one row.
+/// The forward pass of one head of one row.
 struct Forward<'a> {
     shape: &'a AttentionShape,
     inputs: Inputs<'a>,
@@ -210,7 +211,8 @@ impl Forward<'_> {
     }
 }
 
-/// Takes each column's greatest number off and exponentiates; those, and the sums.
+/// Subtracts each column's greatest number and exponentiates; returns the greatest numbers and the
+/// sums.
 #[inline(always)]
 fn exponentiate<S: Simd>(simd: S, strip: &mut [f32]) -> ([S::f32s; VECTORS], [S::f32s; VECTORS]) {
     let width = VECTORS * S::F32_LANES;

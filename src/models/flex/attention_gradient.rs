@@ -1,4 +1,4 @@
-//! The backward pass of attention: weights are computed anew, a strip at a time.
+//! The backward pass of attention: weights are recomputed, one strip at a time.
 
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
@@ -8,7 +8,7 @@ use super::functions::exp;
 use super::tile::{VECTORS, load, pack_columns, pack_rows, store};
 use crate::kernel::simd::{Vectorised, dispatch};
 
-/// What the forward pass found, and the output's gradient.
+/// The results of the forward pass, and the output's gradient.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outputs<'a> {
     pub(super) output: &'a [f32],
@@ -19,10 +19,11 @@ pub(super) struct Outputs<'a> {
 
 /// The gradients of queries, keys and values.
 ///
-/// With `g` the output's gradient, `d[i, j] = p[i, j] (Σ_c g[c, i] v[c, j] − Σ_c g[c, i] o[c, i])`:
-/// `∂q = k dᵀ / √size`, `∂k = q d / √size`, `∂v = g p`. Weights are computed twice, once with queries
-/// and once with sources side by side, so that no sum runs across a vector. `s − l` loses what `s` has
-/// lost already: with scores in the hundreds, weights are good to some 1e-5.
+/// With `g` the output's gradient and
+/// `d[i, j] = p[i, j] (Σ_c g[c, i] v[c, j] − Σ_c g[c, i] o[c, i])`: `∂q = k dᵀ / √size`,
+/// `∂k = q d / √size`, `∂v = g p`. Weights are computed twice, once with queries and once with
+/// sources side by side, so that no sum runs across a vector. Rounding errors of `s` carry over to
+/// `s − l`: with scores in the hundreds, weights are accurate to about 1e-5.
 pub(super) fn backward(
     arch: Arch,
     shape: &AttentionShape,
@@ -56,7 +57,7 @@ pub(super) fn backward(
     results
 }
 
-/// One head of one row.
+/// The backward pass of one head of one row.
 struct Backward<'a> {
     shape: &'a AttentionShape,
     inputs: Inputs<'a>,
@@ -64,7 +65,7 @@ struct Backward<'a> {
     output: &'a [f32],
     logs: &'a [f32],
     scratch: &'a mut Scratch,
-    /// `l[i]` and `Σ_c g[c, i] o[c, i]`, filled up.
+    /// `l[i]` and `Σ_c g[c, i] o[c, i]`, padded with zeros.
     products: &'a mut Vec<f32>,
     results: [&'a mut [f32]; 3],
 }
@@ -87,7 +88,7 @@ impl Backward<'_> {
         self.sources::<S, HEIGHT>(simd, length);
     }
 
-    /// The rows of `products`, and their length.
+    /// Fills the rows of `products`, and returns their padded length.
     fn find_products(&mut self, width: usize) -> usize {
         let positions = self.shape.positions;
         let mut sums = vec![0.0; positions];
@@ -192,7 +193,7 @@ impl Backward<'_> {
     }
 }
 
-/// From `s` to `p = exp(s − l)`, and from `Σ_c g v` to `d = p (Σ_c g v − Σ_c g o)`.
+/// Turns `s` into `p = exp(s − l)`, and `Σ_c g v` into `d = p (Σ_c g v − Σ_c g o)`.
 #[inline(always)]
 fn differentiate<S: Simd>(
     simd: S,

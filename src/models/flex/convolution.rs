@@ -10,13 +10,13 @@ use super::planes::Planes;
 use super::tile::{STRIP, VECTORS, load_tile, multiply_shifted, pack_panel, store_tile};
 use crate::kernel::simd::{Vectorised, dispatch};
 
-/// Taps that are taken at a time: a strip of their weights stays in the nearest cache.
+/// Taps that are processed together: a strip of their weights fits the fastest cache.
 const DEPTH: usize = 128;
 
-/// Positions whose sums are kept at a time, where a line of the output is shorter.
+/// Positions whose sums are computed together where a line of the output is shorter.
 const POSITIONS: usize = 1 << 10;
 
-/// Strips of kernels that a thread turns at a time, at least.
+/// Fewest strips of kernels that a thread flips at a time.
 const KERNELS: usize = 32;
 
 /// The sizes of a convolution.
@@ -28,9 +28,9 @@ pub(crate) struct ConvolutionShape {
     pub(crate) outputs: usize,
     /// Height and width of the kernel.
     pub(crate) kernel: [usize; 2],
-    /// Step between positions.
+    /// Distance between neighbouring positions in the input.
     pub(crate) stride: [usize; 2],
-    /// Step between taps.
+    /// Distance between neighbouring taps in the input.
     pub(crate) dilation: [usize; 2],
     /// Zeros above and left of the input.
     pub(crate) leading: [usize; 2],
@@ -39,8 +39,8 @@ pub(crate) struct ConvolutionShape {
 }
 
 impl ConvolutionShape {
-    /// Whether the shape is of those computed here: no dimension is empty, and the kernel is larger
-    /// than the padding.
+    /// Whether this module handles the shape: no dimension is empty, and the kernel is larger than
+    /// the padding.
     pub(super) fn fits(&self) -> bool {
         let counts = [self.outputs, self.stride[0], self.stride[1]];
         let counts = counts.iter().chain(&self.input).chain(&self.kernel);
@@ -52,7 +52,7 @@ impl ConvolutionShape {
         counts.into_iter().all(|&count| count > 0) && fits(0) && fits(1)
     }
 
-    /// From the first to the last tap.
+    /// Distance from the first to the last tap.
     fn reach(&self, axis: usize) -> usize {
         self.dilation[axis] * (self.kernel[axis] - 1)
     }
@@ -66,13 +66,13 @@ impl ConvolutionShape {
         [0, 1].map(|axis| (self.padded(axis) - self.reach(axis) - 1) / self.stride[axis] + 1)
     }
 
-    /// Numbers of an input, and of an output.
+    /// Size of an input, and of an output, in numbers.
     pub(super) fn sizes(&self) -> [usize; 2] {
         let [height, width] = self.output();
         [self.input.iter().product(), self.outputs * height * width]
     }
 
-    /// The one tap that sees a number, where all others see nothing but padding.
+    /// The only tap that reads a number of the input, where all others read padding.
     pub(super) fn only_tap(&self) -> Option<[usize; 2]> {
         let single = self.input[1..] == [1, 1] && self.output() == [1, 1] && self.kernel != [1, 1];
         let meets = [0, 1].map(|axis| self.leading[axis].is_multiple_of(self.dilation[axis]));
@@ -80,14 +80,14 @@ impl ConvolutionShape {
         (single && meets == [true, true]).then_some(tap)
     }
 
-    /// How so many inputs are laid out.
+    /// The layout of `images` inputs.
     pub(super) fn input_planes(&self, images: usize) -> Planes {
         let padded = [self.padded(0), self.padded(1)];
         Planes::new(self.input, self.leading, padded, [1, 1], self.stride).stacked(images)
     }
 
-    /// How the gradients of so many outputs are laid out, for the input's: numbers are as far apart as the
-    /// positions of the output were in the input.
+    /// The layout of the gradients of `images` outputs, for the gradient of the input: numbers are
+    /// as far apart as the output's positions were in the input.
     fn gradient_planes(&self, images: usize) -> Planes {
         let [height, width] = self.output();
         let leading = [0, 1].map(|axis| self.reach(axis) - self.leading[axis]);
@@ -96,7 +96,7 @@ impl ConvolutionShape {
         Planes::new(image, leading, padded, self.stride, [1, 1]).stacked(images)
     }
 
-    /// Where each weight of an output channel reads in the planes of `channels` channels.
+    /// For each weight of an output channel, where it reads in the planes of `channels` channels.
     pub(super) fn offsets(&self, planes: &Planes, channels: usize) -> Vec<usize> {
         let [height, width] = self.kernel;
         let mut offsets = Vec::with_capacity(channels * height * width);
@@ -111,7 +111,7 @@ impl ConvolutionShape {
         offsets
     }
 
-    /// Panels of the weights: output channels side by side.
+    /// Panels of the weights, with output channels side by side.
     fn pack(&self, weight: &[f32]) -> Vec<[f32; STRIP]> {
         let depth = weight.len() / self.outputs;
         let mut panels = vec![[0.0; STRIP]; self.outputs.div_ceil(STRIP) * depth];
@@ -122,7 +122,7 @@ impl ConvolutionShape {
         panels
     }
 
-    /// Panels of the weights that lead back, from outputs to inputs: each kernel the other way round.
+    /// Panels of the weights that lead back from outputs to inputs: each kernel is flipped.
     fn pack_turned(&self, weight: &[f32]) -> Vec<[f32; STRIP]> {
         let (inputs, taps) = (self.input[0], self.kernel[0] * self.kernel[1]);
         let mut panels = vec![[0.0; STRIP]; inputs.div_ceil(STRIP) * self.outputs * taps];
@@ -160,7 +160,7 @@ pub(super) fn forward(
     correlation.run(arch, input, &shape.pack(weight), sizes)
 }
 
-/// The gradient of the input: the output's, correlated with the kernels the other way round.
+/// The gradient of the input: the output's gradient, correlated with the flipped kernels.
 pub(super) fn input_gradient(
     arch: Arch,
     shape: &ConvolutionShape,
@@ -179,13 +179,15 @@ pub(super) fn input_gradient(
     correlation.run(arch, gradient, &shape.pack_turned(weight), [output, input])
 }
 
-/// The most images of a stack, rounded up: more would leave threads without.
+/// Most images of a stack, rounded up: with more, some threads would have nothing to do.
 fn images_of_a_thread(images: usize) -> usize {
     images.div_ceil(current_num_threads())
 }
 
-/// Products of weights with shifted images. Output channels lie side by side, and numbers of the image are the factors: a tile may
-/// begin at any position, and takes few positions in vain.
+/// Products of weights with shifted images.
+///
+/// Output channels lie side by side, and numbers of the image are the factors. A tile may therefore
+/// begin at any position, and few positions are computed without being used.
 struct Correlation<'a> {
     planes: Planes,
     offsets: Vec<usize>,
@@ -195,7 +197,7 @@ struct Correlation<'a> {
 }
 
 impl Correlation<'_> {
-    /// The outputs for images one after another, the sizes being those of an input and an output.
+    /// The outputs of successive images; `sizes` are those of one input and one output.
     fn run(
         &self,
         arch: Arch,
@@ -223,8 +225,8 @@ impl Correlation<'_> {
         output
     }
 
-    /// Stacks, in the order in which threads take them. Images that are left when every thread has as many are shared by their
-    /// channels.
+    /// Stacks, in the order in which threads take them. Images that remain once every thread has
+    /// equally many are divided by their channels.
     fn shares<'b>(
         &self,
         input: &'b [f32],
@@ -262,27 +264,27 @@ impl Correlation<'_> {
         shares.into_iter().flatten().collect()
     }
 
-    /// Strips of output channels.
+    /// Number of strips of output channels.
     fn strips(&self) -> usize {
         self.bias.len().div_ceil(STRIP)
     }
 }
 
-/// A stack, or some strips of the outputs of an image.
+/// A stack, or some strips of the outputs of one image.
 struct Share<'a> {
     strips: Range<usize>,
     images: &'a [f32],
     output: &'a mut [f32],
 }
 
-/// The outputs of a share, and what it takes to compute them.
+/// The outputs of a share, and everything needed to compute them.
 struct Stack<'a> {
     correlation: &'a Correlation<'a>,
     panels: &'a [[f32; STRIP]],
     planes: &'a [f32],
     /// The strips of channels that are computed.
     strips: Range<usize>,
-    /// The sums of some lines for a strip of channels, with those computed in vain.
+    /// The sums of some lines for a strip of channels, including unused positions.
     sums: &'a mut Vec<[f32; STRIP]>,
     output: &'a mut [f32],
 }
@@ -313,7 +315,7 @@ impl Vectorised for Stack<'_> {
 }
 
 impl Stack<'_> {
-    /// The sums of some lines for a strip of channels, in the order of the taps.
+    /// Computes the sums of some lines for a strip of channels, in the order of the taps.
     #[inline(always)]
     fn sum<S: Simd, const HEIGHT: usize>(&mut self, simd: S, strip: usize, lines: Range<usize>) {
         let Correlation {
@@ -344,7 +346,7 @@ impl Stack<'_> {
         }
     }
 
-    /// Takes the sums of some lines to a strip of the outputs.
+    /// Copies the sums of some lines to a strip of the outputs.
     fn write(&mut self, strip: usize, lines: Range<usize>) {
         let Correlation {
             planes,

@@ -4,9 +4,9 @@ use pulp::Simd;
 
 /// `eˣ` to about one unit in the last place, between e⁻⁸⁷ and e⁸⁸; NaN stays NaN.
 ///
-/// `eˣ = 2ⁿ eʳ` with `n` the nearest integer to `x / ln 2`. Adding 1.5 · 2²³ rounds to an integer and
-/// leaves `n` in the low bits, from where it is shifted into the exponent. The polynomial for `eʳ` and
-/// the two parts of `ln 2` are those of the Cephes library.
+/// `eˣ = 2ⁿ eʳ` with `n` the nearest integer to `x / ln 2`. Adding 1.5 · 2²³ rounds to an integer
+/// and leaves `n` in the low bits, from which it is shifted into the exponent. The polynomial for
+/// `eʳ` and the two parts of `ln 2` come from the Cephes library.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     const ROUND: f32 = 12_582_912.0;
@@ -37,7 +37,7 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.mul_f32s(sum, pulp::cast(exponent))
 }
 
-/// Between two bounds; NaN stays NaN, which minimum and maximum do not promise.
+/// Clamps to two bounds; NaN stays NaN, which minimum and maximum do not guarantee.
 #[inline(always)]
 fn clamp<S: Simd>(simd: S, x: S::f32s, least: f32, most: f32) -> S::f32s {
     let (least, most) = (simd.splat_f32s(least), simd.splat_f32s(most));
@@ -53,7 +53,7 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.div_f32s(one, simd.add_f32s(one, decay))
 }
 
-/// Sum, in an order that depends on the instructions only.
+/// Sum, in an order that depends only on the vector instructions.
 #[inline(always)]
 pub(crate) fn sum<S: Simd>(simd: S, numbers: &[f32]) -> f32 {
     let (body, tail) = S::as_simd_f32s(numbers);

@@ -1,8 +1,8 @@
 //! Operations of a network on the CPU that are faster than Flex's own, each with its backward pass.
 //!
-//! Each function here answers `None` where it does not apply: on another device, for another type of
-//! number, for a shape that it leaves to burn. Results depend on the processor's instructions, not on
-//! the number of threads.
+//! Each function here returns `None` where it does not apply: on another device, for another number
+//! type, or for a shape that it leaves to burn. Results depend on the processor's vector
+//! instructions, but not on the number of threads.
 
 mod attention;
 mod attention_gradient;
@@ -28,18 +28,19 @@ use self::convolution::ConvolutionShape;
 use self::norm::GroupNormShape;
 use self::operations::FastOperations;
 
-/// Whether the operations here are used at all.
+/// Whether the operations of this module are used at all.
 static ENABLED: AtomicBool = AtomicBool::new(true);
 
-/// Whether the networks run on the CPU by the crate's own operations or by burn's, for the whole process.
+/// Chooses for the whole process whether networks on the CPU use the crate's own operations or
+/// burn's.
 ///
-/// They run by the crate's from the start. Turn these off to compare speeds, or to rule them out as the cause of
-/// a difference: outputs and gradients agree within rounding.
+/// The crate's operations are used by default. Turn them off to compare speeds, or to rule them out
+/// as the cause of a difference: outputs and gradients agree within rounding.
 pub fn use_flex_kernels(enabled: bool) {
     ENABLED.store(enabled, Ordering::Relaxed);
 }
 
-/// Whether a tensor is of the kind that the operations take.
+/// Whether the operations accept a tensor.
 fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     #[cfg(test)]
     if tests::PLAIN.get() {
@@ -82,7 +83,7 @@ pub(crate) fn group_norm(
     Some(Tensor::from_dispatch(output))
 }
 
-/// Convolution in two dimensions, of one group.
+/// Convolution in two dimensions with a single group.
 ///
 /// # Shapes
 /// - `input`: `[rows, inputs, height, width]`
@@ -127,7 +128,7 @@ pub(crate) fn convolve(
     Some(Tensor::from_dispatch(output))
 }
 
-/// Scaled dot-product attention over channel-major features, `heads` heads side by side.
+/// Scaled dot-product attention over channel-major features, with `heads` heads side by side.
 ///
 /// # Shapes
 /// - `query` and the result: `[rows, channels, positions]`

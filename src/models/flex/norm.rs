@@ -6,14 +6,14 @@ use rayon::prelude::*;
 use super::functions::{sigmoid, sum};
 use crate::kernel::simd::{Vectorised, dispatch};
 
-/// What is normalised: `[rows, groups, members, pixels]`.
+/// The shape of the input: `[rows, groups, members, pixels]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupNormShape {
     /// Groups of channels.
     pub(crate) groups: usize,
-    /// Channels of a group.
+    /// Channels per group.
     pub(crate) members: usize,
-    /// Numbers of a channel.
+    /// Numbers per channel.
     pub(crate) pixels: usize,
     /// Added to the variance.
     pub(crate) epsilon: f64,
@@ -21,7 +21,7 @@ pub(crate) struct GroupNormShape {
     pub(crate) activated: bool,
 }
 
-/// What the backward pass needs of the forward pass besides its input.
+/// The results of the forward pass that the backward pass needs, besides the input.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Statistics {
     mean: f32,
@@ -36,7 +36,7 @@ pub(crate) struct GroupNormGradients {
     pub(crate) offset: Vec<f32>,
 }
 
-/// `z = gain · (x − mean) / deviation + offset`, or `z · sigmoid(z)`, and each group's statistics.
+/// `z = gain · (x − mean) / deviation + offset`, or `z · sigmoid(z)`, with each group's statistics.
 pub(super) fn forward(
     arch: Arch,
     shape: GroupNormShape,
@@ -68,8 +68,9 @@ pub(super) fn forward(
 
 /// The derivatives, given those with respect to the output.
 ///
-/// With `x̂ = (x − mean) / deviation` and `d = ∂L/∂z`: the gain's derivative is `Σ d x̂`, the offset's is
-/// `Σ d`, and the input's is `(gain · d − mean(gain · d) − x̂ · mean(gain · d · x̂)) / deviation`.
+/// With `x̂ = (x − mean) / deviation` and `d = ∂L/∂z`: the gain's derivative is `Σ d x̂`, the
+/// offset's is `Σ d`, and the input's is
+/// `(gain · d − mean(gain · d) − x̂ · mean(gain · d · x̂)) / deviation`.
 pub(super) fn backward(
     arch: Arch,
     shape: GroupNormShape,
@@ -110,14 +111,14 @@ pub(super) fn backward(
 }
 
 impl GroupNormShape {
-    /// The channels of the group at a place in the tensor.
+    /// The channels of the group with this index in the tensor.
     fn channels(&self, index: usize) -> std::ops::Range<usize> {
         let first = index % self.groups * self.members;
         first..first + self.members
     }
 }
 
-/// Adds what the rows found, in their order.
+/// Adds the sums of all rows, in their order.
 fn sum_rows(sums: &[[f32; 2]], channels: usize) -> [Vec<f32>; 2] {
     let mut totals = [vec![0.0; channels], vec![0.0; channels]];
     for row in sums.chunks_exact(channels) {
@@ -129,7 +130,7 @@ fn sum_rows(sums: &[[f32; 2]], channels: usize) -> [Vec<f32>; 2] {
     totals
 }
 
-/// One group of one row.
+/// The forward pass of one group of one row.
 struct Forward<'a> {
     shape: GroupNormShape,
     input: &'a [f32],
@@ -162,7 +163,7 @@ impl Vectorised for Forward<'_> {
     }
 }
 
-/// Mean and deviation, the squares taken about the mean. Planes are summed apart from one another.
+/// Mean and deviation; the squares are taken about the mean, and each plane is summed separately.
 #[inline(always)]
 fn measure<S: Simd>(simd: S, input: &[f32], pixels: usize, epsilon: f64) -> Statistics {
     let count = input.len() as f64;
@@ -203,7 +204,7 @@ fn sum_of_squares<S: Simd>(simd: S, plane: &[f32], mean: f32) -> f32 {
     body + tail.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>()
 }
 
-/// The numbers of one channel, in vectors.
+/// The coefficients for one channel, as vectors.
 struct Affine<S: Simd> {
     simd: S,
     mean: S::f32s,
@@ -258,7 +259,7 @@ impl<S: Simd> Affine<S> {
     }
 }
 
-/// One group of one row.
+/// The backward pass of one group of one row.
 struct Backward<'a> {
     shape: GroupNormShape,
     input: &'a [f32],
@@ -288,7 +289,7 @@ impl Vectorised for Backward<'_> {
 }
 
 impl Backward<'_> {
-    /// Writes `d` to the result, and both sums.
+    /// Writes `d` to the result, and stores both sums.
     #[inline(always)]
     fn differentiate_activation<S: Simd>(&mut self, simd: S) {
         let (pixels, activated) = (self.shape.pixels, self.shape.activated);
@@ -321,7 +322,7 @@ impl Backward<'_> {
         }
     }
 
-    /// `(gain · d − shift − slope · x̂) / deviation`, in the place of `d`.
+    /// Replaces `d` by `(gain · d − shift − slope · x̂) / deviation`.
     #[inline(always)]
     fn differentiate_normalisation<S: Simd>(&mut self, simd: S, slope: f32, shift: f32) {
         let inverse = self.statistics.inverse_deviation;

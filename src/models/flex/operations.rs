@@ -1,4 +1,4 @@
-//! The operations as burn sees them: on Flex tensors, and with their backward passes.
+//! The operations as burn calls them: on Flex tensors, with their backward passes.
 
 use super::attention::{self, AttentionShape};
 use super::attention_gradient;
@@ -18,7 +18,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
 
-/// Operations that Flex has of its own here. Every tensor is `f32`.
+/// Operations that this crate adds to the Flex backend. Every tensor is `f32`.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FastOperations: Backend {
     /// Group normalisation, with or without `SiLU`.
@@ -37,7 +37,7 @@ pub(crate) trait FastOperations: Backend {
         shape: ConvolutionShape,
     ) -> FloatTensor<Self>;
 
-    /// Attention, heads one after another.
+    /// Attention, one head after another.
     fn attend(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -135,8 +135,9 @@ fn attend(
     (tensor(output, query.shape()), logs)
 }
 
-/// Inputs are kept as checkpoints and not in an operation's state: under gradient checkpointing those of cheap operations,
-/// group normalisation among them, are computed again in the backward pass.
+/// Inputs are kept as checkpoints instead of in an operation's state: under gradient checkpointing,
+/// inputs that come from cheap operations, group normalisation among them, are recomputed in the
+/// backward pass.
 impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
     fn normalise_groups(
         input: FloatTensor<Self>,
@@ -213,13 +214,13 @@ fn contiguous<C: CheckpointStrategy>(
         .map(|tensor| tensor.primitive().to_contiguous())
 }
 
-/// An input of an operation in its backward pass, kept or computed again.
+/// An input of an operation in its backward pass, kept or recomputed.
 fn retrieve(checkpointer: &mut Checkpointer, node: NodeId) -> FlexTensor {
     let kept: FlexTensor = checkpointer.retrieve_node_output(node);
     kept.to_contiguous()
 }
 
-/// The forward pass of a group normalisation, once more.
+/// Recomputes the forward pass of a group normalisation.
 #[derive(Debug)]
 struct NormaliseAgain {
     inputs: [NodeId; 3],

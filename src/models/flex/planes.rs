@@ -4,44 +4,45 @@ use std::ops::Range;
 
 use super::tile::ROWS;
 
-/// Numbers of a channel up to which images are stacked.
+/// Images are stacked up to this many numbers per channel.
 const STACK: usize = 128;
 
 /// The layout of an image with its padding.
 ///
-/// Output position `(y, x)` is number `y · pitch + x`, and the tap `(dy, dx)` reads the number that
-/// lies a fixed way further on, whatever the position: a convolution becomes a product of the weights
-/// with shifted copies of the image that need not be made. Numbers at `x` beyond the output's width
-/// are computed in vain.
+/// Output position `(y, x)` has the index `y · pitch + x`, and the tap `(dy, dx)` reads the number
+/// at a fixed distance from that index, whatever the position. A convolution thus becomes a product
+/// of the weights with shifted copies of the image, and the copies need not be made. Numbers at `x`
+/// beyond the output's width are computed but not used.
 ///
-/// Where the stride is above 1, the padded image is dealt out to `stride²` smaller ones, so that the
-/// positions of a tap follow one another again. Where it is 1, the padding right of a row is also
-/// that left of the next, and the padding below an image that above the next.
+/// Where the stride is above 1, the padded image is split into `stride²` smaller ones, so that
+/// successive positions of a tap are adjacent. Where the stride is 1, the padding right of a row is
+/// also the padding left of the next, and the padding below an image is also that above the next.
 ///
-/// Small images are stacked, one below another, so that a run is long enough for vectors. The positions between the last of
-/// an image and the first of the next are computed in vain as well.
+/// Small images are stacked, one below another, so that a run is long enough for vectors. The
+/// positions between the last of one image and the first of the next are not used either.
 #[derive(Debug, Clone)]
 pub(super) struct Planes {
     /// Channels, height and width of the image.
     image: [usize; 3],
-    /// Where the image begins in the padded one.
+    /// Position of the image in the padded image.
     leading: [usize; 2],
-    /// How far its numbers are apart in the padded one: 1 unless the stride is.
+    /// Distance between neighbouring numbers in the padded image: 1, except for gradients of
+    /// strided convolutions.
     spacing: [usize; 2],
-    /// From a position to the next.
+    /// Distance between neighbouring positions.
     stride: [usize; 2],
-    /// From a number to the one below it.
+    /// Distance from a number to the one below it.
     pub(super) pitch: usize,
-    /// Numbers of one of the smaller images, and from an image to the next.
+    /// Numbers of one of the smaller images, and distance from one image to the next.
     pub(super) plane: usize,
-    /// Lines of padding below an image that are those above the next.
+    /// Lines of padding below an image that are shared with the next.
     shared: usize,
-    /// Images in a stack.
+    /// Images per stack.
     pub(super) images: usize,
 }
 
 impl Planes {
-    /// The layout of an image in a padded one of `padded` numbers, read with a stride.
+    /// The layout of an image in a padded image of `padded` numbers, read with a stride.
     pub(super) fn new(
         image: [usize; 3],
         leading: [usize; 2],
@@ -71,20 +72,20 @@ impl Planes {
         }
     }
 
-    /// The same for a stack of images, of at most so many.
+    /// The same layout for a stack of at most `most` images.
     pub(super) fn stacked(mut self, most: usize) -> Self {
         self.images = (STACK / self.plane).min(most).max(1);
         self
     }
 
-    /// Where a tap of a channel reads for the first position.
+    /// The index that a tap of a channel reads for the first position.
     pub(super) fn offset(&self, channel: usize, tap: [usize; 2]) -> usize {
         let [down, across] = self.stride;
         let phase = (channel * down + tap[0] % down) * across + tap[1] % across;
         phase * self.plane * self.images + tap[0] / down * self.pitch + tap[1] / across
     }
 
-    /// Zeros enough for a stack: padding is never written. A tile may read past the end.
+    /// Zeros for a whole stack, because padding is never written. A tile may read past the end.
     pub(super) fn empty(&self) -> Vec<f32> {
         let planes = self.image[0] * self.stride[0] * self.stride[1];
         let end = (self.shared + 1) * self.pitch + ROWS;
@@ -121,12 +122,12 @@ impl Planes {
         }
     }
 
-    /// The first position of a line of the outputs, which are `height` lines each.
+    /// The first position of a line of the outputs, where each output has `height` lines.
     pub(super) fn line(&self, height: usize, line: usize) -> usize {
         line / height * self.plane + line % height * self.pitch
     }
 
-    /// From the first position of some lines of the outputs to the last.
+    /// The range from the first position of some lines of the outputs to the last.
     pub(super) fn positions(&self, output: [usize; 2], lines: Range<usize>) -> Range<usize> {
         let [height, width] = output;
         self.line(height, lines.start)..self.line(height, lines.end - 1) + width

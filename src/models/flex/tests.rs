@@ -1,4 +1,4 @@
-//! The operations against burn's own, with every set of instructions.
+//! Compares the operations with burn's own, for every set of instructions.
 
 use std::cell::Cell;
 
@@ -11,12 +11,12 @@ use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 use crate::kernel::simd::testing::{FORCED, at_every_level, host, on_threads, random, tracked};
 
 thread_local! {
-    /// Whether the operations refuse all tensors on this thread.
+    /// Whether the operations reject all tensors on this thread.
     pub(crate) static PLAIN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Within 1e-5 of the greatest number, or of 1: numbers in these tests are of that order, and
-/// differences of such may cancel altogether.
+/// Asserts agreement within 1e-5 of the greatest number, or of 1: numbers in these tests are of
+/// that order, and their differences may cancel completely.
 fn assert_close<const D: usize>(got: Tensor<D>, expected: Tensor<D>, what: &str) {
     assert_eq!(got.dims(), expected.dims(), "{what}");
     let scale = expected.clone().abs().max().into_scalar::<f32>();
@@ -57,7 +57,7 @@ fn assert_same<const A: usize, const B: usize, const C: usize>(
     assert_close(got.3, expected.3, &format!("third gradient, {what}"));
 }
 
-/// Group norms are computed again in the backward pass, from inputs that are themselves computed again.
+/// Group norms are recomputed in the backward pass, from inputs that are themselves recomputed.
 #[test]
 fn gradient_checkpointing_changes_no_number() {
     let (input, gain, weight) = (random([2, 4, 6, 6]), random([4]), random([4, 4, 3, 3]));
@@ -174,7 +174,7 @@ const CONVOLUTIONS: [Case; 22] = [
     ([2, 3, 12, 11], 4, [3, 3], [3, 2], [(0, 3), (2, 3)], [2, 2]),
     ([1, 2, 5, 5], 3, [5, 5], [1, 1], [(2, 2); 2], [1, 1]),
     ([1, 48, 3, 40], 40, [1, 3], [1, 1], [(0, 0), (1, 1)], [1, 1]),
-    // Stacks of images, some not full, and a kernel of which one tap sees anything.
+    // Stacks of images, some not full, and a kernel with only one tap that reads the image.
     ([150, 4, 1, 1], 5, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
     ([19, 4, 2, 2], 9, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
     ([23, 3, 3, 2], 4, [3, 3], [2, 2], [(0, 1); 2], [1, 1]),
@@ -182,7 +182,7 @@ const CONVOLUTIONS: [Case; 22] = [
     ([9, 2, 3, 3], 3, [2, 2], [1, 1], [(1, 0), (0, 1)], [1, 1]),
     // A large kernel.
     ([9, 120, 3, 2], 130, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
-    // More lines than are computed at a time; more images than are added to a sum together.
+    // More lines than are computed together; more images than are added to one sum together.
     ([1, 3, 40, 37], 5, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
     ([7, 120, 10, 10], 130, [3, 3], [1, 1], [(1, 1); 2], [1, 1]),
 ];
@@ -302,7 +302,7 @@ fn attention_takes_transposed_tensors() {
     check_attention([&query, &key, &value], 2, "transposed");
 }
 
-/// Scores whose exponentials are beyond `f32` give finite numbers.
+/// Scores whose exponentials exceed `f32` give finite numbers.
 #[test]
 fn attention_does_not_overflow() {
     let features = random([2, 8, 9]) * 50.0;
@@ -324,7 +324,7 @@ fn attention_leaves_other_shapes_to_burn() {
     assert!(super::attend(&tensor, &random([2, 4, 5]), &tensor, 2).is_none());
 }
 
-/// Everything is added in an order that the number of threads does not change.
+/// The order of all additions is independent of the number of threads.
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let (input, weight, bias, options) =
@@ -351,7 +351,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
     assert_eq!(on_threads(1, run), on_threads(5, run));
 }
 
-/// Images that are left when every thread has as many are shared by their channels, and small ones are stacked.
+/// Images that remain once every thread has equally many are divided by their channels, and small
+/// ones are stacked.
 #[test]
 fn convolutions_are_the_same_however_images_and_channels_are_shared() {
     for (images, [height, width], stride) in [

@@ -1,24 +1,24 @@
-//! The product that convolution and attention are made of: a tile of results kept in registers.
+//! The matrix product behind convolution and attention: a tile of results is kept in registers.
 //!
-//! No crate offers a matrix product that is safe to call and takes its rows from anywhere; here that
-//! is a few lines. Taking rows and factors from anywhere means that nothing is gathered into columns
-//! first: a shifted image is read like any other.
+//! No crate offers a matrix product that is safe to call and takes its rows from arbitrary places;
+//! here it takes a few lines. Because rows and factors may be anywhere, nothing has to be gathered
+//! into columns first: a shifted image is read like any other.
 
 use pulp::Simd;
 
-/// Rows of a panel, of which a tile takes all or some.
+/// Rows of a panel, of which a tile covers all or some.
 pub(super) const ROWS: usize = 8;
 
-/// Vectors of a row of a tile.
+/// Vectors per row of a tile.
 pub(super) const VECTORS: usize = 2;
 
 /// Columns of a strip: those of the widest tile.
 pub(super) const STRIP: usize = 32;
 
-/// Numbers of a line of the cache.
+/// Numbers per cache line.
 const LINE: usize = 16;
 
-/// A tile: as many rows as the registers hold beside a row and a factor.
+/// A tile: as many rows as fit in the registers next to one row and one factor.
 pub(super) type Tile<V, const HEIGHT: usize> = [[V; VECTORS]; HEIGHT];
 
 /// A tile of zeros.
@@ -114,7 +114,7 @@ pub(super) fn store<S: Simd>(row: [S::f32s; VECTORS], to: &mut [f32]) {
     vectors[..VECTORS].copy_from_slice(&row);
 }
 
-/// A tile from some columns of a strip.
+/// Loads a tile from some columns of a strip.
 #[inline(always)]
 pub(super) fn load_tile<S: Simd, const HEIGHT: usize>(
     simd: S,
@@ -128,7 +128,7 @@ pub(super) fn load_tile<S: Simd, const HEIGHT: usize>(
     tile
 }
 
-/// Writes a tile to some columns of a strip.
+/// Stores a tile to some columns of a strip.
 #[inline(always)]
 pub(super) fn store_tile<S: Simd, const HEIGHT: usize>(
     tile: Tile<S::f32s, HEIGHT>,
@@ -140,7 +140,7 @@ pub(super) fn store_tile<S: Simd, const HEIGHT: usize>(
     }
 }
 
-/// Panels of a matrix `[rows, depth]`: some rows side by side, zeros past the last.
+/// Packs a matrix `[rows, depth]` into panels: some rows side by side, zeros past the last.
 pub(super) fn pack_rows<const SIDE: usize>(
     matrix: &[f32],
     depth: usize,
@@ -154,7 +154,7 @@ pub(super) fn pack_rows<const SIDE: usize>(
     }
 }
 
-/// The rows of a panel that is zeros, or of a part of them: side by side.
+/// Packs rows, or a part of each, side by side into a panel of zeros.
 pub(super) fn pack_panel<const SIDE: usize>(rows: &[f32], panel: &mut [[f32; SIDE]]) {
     let depth = panel.len();
     for (index, part) in panel.chunks_mut(LINE).enumerate() {
@@ -166,7 +166,7 @@ pub(super) fn pack_panel<const SIDE: usize>(rows: &[f32], panel: &mut [[f32; SID
     }
 }
 
-/// Panels of the transpose of a matrix `[depth, columns]`.
+/// Packs the transpose of a matrix `[depth, columns]` into panels.
 pub(super) fn pack_columns(matrix: &[f32], columns: usize, panels: &mut Vec<[f32; ROWS]>) {
     panels.clear();
     for start in (0..columns).step_by(ROWS) {

@@ -9,26 +9,28 @@ use super::planes::Planes;
 use super::tile::{STRIP, VECTORS, load_tile, multiply_streams, store_tile};
 use crate::kernel::simd::{Vectorised, dispatch};
 
-/// The most sums that are kept apart. The images that go into one sum depend on their number and on the sizes
-/// only, so that the result does not depend on the number of threads.
+/// Most separate sums. The images that go into one sum depend only on their number and on the
+/// sizes, so that the result does not depend on the number of threads.
 const PARTS: usize = 8;
 
-/// From so many numbers on, one sum is kept: to add up several would take as long as to compute them.
+/// From this many numbers on, a single sum is used: adding up several would take as long as
+/// computing them.
 const LARGE: usize = 1 << 17;
 
-/// Positions of a sum that is kept apart, at least: to add it up takes as long as some of them.
+/// Fewest positions of a separate sum: adding it up takes as long as some of them.
 const SHARE: usize = 128;
 
-/// Rows of a sum that a thread computes at a time: a multiple of the height of a tile, which is 6 or 8.
+/// Rows of a sum that a thread computes at a time: a multiple of a tile's height, which is 6 or 8.
 const SLAB: usize = 48;
 
-/// Positions up to which stacks are added to a sum together, so that large sums are read and written less often.
+/// Up to this many positions, stacks are added to a sum together, so that large sums are read and
+/// written less often.
 const TOGETHER: usize = 512;
 
 /// `∂L/∂weight[o, i, tap] = Σ g[o, position] · x[i, position · stride + tap]`, over all images.
 ///
-/// Computed with the output channels side by side: a column of the output's gradient times a number
-/// of the input adds to a row of the result, so that no sum runs across a vector.
+/// Output channels lie side by side: a column of the output's gradient times a number of the input
+/// adds to a row of the result, so that no sum runs across a vector.
 pub(super) fn weight_gradient(
     arch: Arch,
     shape: &ConvolutionShape,
@@ -84,7 +86,7 @@ pub(super) fn bias_gradient(arch: Arch, shape: &ConvolutionShape, gradient: &[f3
 struct Problem<'a> {
     shape: &'a ConvolutionShape,
     planes: Planes,
-    /// Where each weight of an output channel reads.
+    /// For each weight of an output channel, where it reads.
     offsets: Vec<usize>,
 }
 
@@ -131,20 +133,21 @@ impl Problem<'_> {
         total
     }
 
-    /// Rows of a sum, filled up.
+    /// Rows of a sum, including padding.
     fn depth(&self) -> usize {
         self.offsets.len().next_multiple_of(SLAB)
     }
 
-    /// Positions of a stack.
+    /// Number of positions of a stack.
     fn positions(&self) -> usize {
         let output = self.shape.output();
         let lines = 0..self.planes.images * output[0];
         self.planes.positions(output, lines).len()
     }
 
-    /// Strips `[outputs / STRIP, positions, STRIP]` from the stack's `[outputs, height, width]`. Positions in vain, and columns
-    /// beyond the channels, stay zero.
+    /// Converts a stack's `[outputs, height, width]` to strips
+    /// `[outputs / STRIP, positions, STRIP]`. Unused positions, and columns beyond the channels,
+    /// stay zero.
     fn transpose(&self, gradients: &[f32], strips: &mut [[f32; STRIP]]) {
         let [height, width] = self.shape.output();
         let size = height * width;
@@ -164,7 +167,7 @@ impl Problem<'_> {
         }
     }
 
-    /// The parts' sum in their order, `[outputs, depth]`.
+    /// Adds up the parts in their order; the result is `[outputs, depth]`.
     fn join(&self, parts: &[Vec<[f32; STRIP]>]) -> Vec<f32> {
         let depth = self.offsets.len();
         let mut joined = vec![0.0; self.shape.outputs * depth];
@@ -181,7 +184,7 @@ impl Problem<'_> {
     }
 }
 
-/// A stack of inputs, and their outputs' gradients.
+/// A stack of inputs, and the gradients of their outputs.
 #[derive(Debug, Clone)]
 struct Pair {
     planes: Vec<f32>,
@@ -192,7 +195,7 @@ struct Pair {
 struct Slab<'a> {
     problem: &'a Problem<'a>,
     stacks: &'a [Pair],
-    /// The number of the strip, and the first row.
+    /// The index of the strip, and the first row.
     strip: usize,
     start: usize,
     total: &'a mut [[f32; STRIP]],
@@ -209,7 +212,7 @@ impl Vectorised for Slab<'_> {
 }
 
 impl Slab<'_> {
-    /// Adds all stacks to the slab. Rows past the last repeat it, and are not read.
+    /// Adds all stacks to the slab. Rows past the last repeat it, and are not used.
     #[inline(always)]
     fn add<S: Simd, const HEIGHT: usize>(self, simd: S) {
         let Problem { offsets, shape, .. } = self.problem;

@@ -1,4 +1,4 @@
-//! Reading and writing the folder of a network: its configuration and its weights.
+//! Reads and writes the folder of a network: its configuration and its weights.
 
 #[cfg(feature = "pytorch")]
 mod pickled;
@@ -25,23 +25,24 @@ use crate::parameters::non_finite_parameter;
 
 /// The file that holds a network's weights.
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-/// The index of weights in parts, which diffusers prefers to the file.
+/// The index of weights in parts, which diffusers prefers to a single file.
 const INDEX: &str = "diffusion_pytorch_model.safetensors.index.json";
-/// The file that held them before; read where there is none of the other kind.
+/// The older file for weights, read if there is no other.
 #[cfg(test)]
 const PICKLED: &str = "diffusion_pytorch_model.bin";
-/// What PyTorch's compiler and its data parallelism put before the names of all tensors.
+/// Prefixes that PyTorch's compiler and its data parallelism add to the names of all tensors.
 const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
-/// Writes weights and configuration, creating the folder.
+/// Writes weights and configuration, and creates the folder if necessary.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::InvalidFile`] where the folder holds weights in parts, which diffusers would read instead.
+/// [`Error::Io`]; [`Error::InvalidFile`] if the folder holds weights in parts, which diffusers
+/// would read instead.
 pub(super) fn save<M: Module>(module: &M, config: &str, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
     let index = folder.join(INDEX);
     if index.exists() {
-        let message = "it names the parts of other weights, which diffusers reads instead of the file that would be written beside it; \
+        let message = "it names the parts of other weights, which diffusers reads instead of the file that would be written next to it; \
                        write into another folder, or remove it and its parts";
         return Err(invalid(&index, message));
     }
@@ -56,8 +57,8 @@ fn save_weights<M: Module>(module: &M, path: &Path) -> Result<()> {
     replace(path, |file| safe::write(tensors, file))
 }
 
-/// Fills a network with the weights of a folder, and says what is worth knowing of them. No values are read before all
-/// tensors are known to fit.
+/// Fills a network with the weights of a folder, and returns notes about them. No values are read
+/// before all tensors are known to fit.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`], [`Error::WeightMismatch`].
@@ -85,13 +86,13 @@ pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<(M
         None => Ok((module, notes)),
         Some(parameter) => {
             let name = prefix + &file_spelling(&parameter);
-            let detail = ": it holds NaN or an infinity, in f32; take the weights of an earlier checkpoint, or the file anew";
+            let detail = ": it holds NaN or an infinity, in f32; use the weights of an earlier checkpoint, or download the file again";
             Err(mismatch(&path, "non-finite", name, detail))
         }
     }
 }
 
-/// The tensors of a file, by their names there. Values are read when they are needed.
+/// The tensors of a file, by their names in the file. Values are read when they are needed.
 type StoredTensors = BTreeMap<String, burn_pack::Tensor>;
 
 #[cfg(feature = "pytorch")]
@@ -103,13 +104,13 @@ fn pickled_tensors(path: &Path) -> Result<StoredTensors> {
     Err(invalid(path, message))
 }
 
-/// A tensor of the file, under the name of today's layout.
+/// A tensor of the file, converted to the current layout.
 struct FoundTensor {
     spelling: String,
     tensor: burn_pack::Tensor,
 }
 
-/// What wrappers put before the names of all tensors.
+/// The prefix that wrappers added to the names of all tensors.
 fn common_prefix(tensors: &StoredTensors) -> String {
     let mut prefix = String::new();
     let mut names = tensors.keys();
@@ -129,7 +130,7 @@ fn common_prefix(tensors: &StoredTensors) -> String {
     prefix
 }
 
-/// The tensors under their names in the network, which begin after so many bytes.
+/// The tensors by their names in the network, after a prefix of `prefix` bytes is removed.
 fn by_name(
     tensors: StoredTensors,
     prefix: usize,
@@ -151,7 +152,7 @@ fn by_name(
     Ok(found)
 }
 
-/// Gives the attention tensors of old files their present names and shapes.
+/// Gives the attention tensors of old files their current names and shapes.
 fn modernise(mut tensor: burn_pack::Tensor) -> (String, burn_pack::Tensor) {
     if let Some(name) = modern_name(&tensor.name) {
         tensor.name = name;
@@ -175,7 +176,7 @@ fn modern_name(name: &str) -> Option<String> {
     Some(format!("{block}.{layer}.{parameter}"))
 }
 
-/// Compares the file with the network, by name, shape and type.
+/// Compares the file with the network by name, shape and type.
 fn check(
     expected: &BTreeMap<String, Vec<usize>>,
     found: &BTreeMap<String, FoundTensor>,
@@ -196,13 +197,16 @@ fn check(
         };
         if tensor.shape[..] != shape[..] {
             let detail = format!(
-                ": its shape is {:?}, {shape:?} is needed",
+                ": its shape is {:?}, but {shape:?} is needed",
                 &tensor.shape[..]
             );
             return Err(mismatch(path, "misshapen", spelling, detail));
         }
         if !tensor.dtype.is_float() {
-            let detail = format!(": its type is {:?}, a float type is needed", tensor.dtype);
+            let detail = format!(
+                ": its type is {:?}, but a float type is needed",
+                tensor.dtype
+            );
             return Err(mismatch(path, "unreadable", spelling, detail));
         }
     }
@@ -233,7 +237,7 @@ fn unreadable(error: &ApplyError, path: &Path) -> Error {
     mismatch(path, "unreadable", name, format!(": {error}"))
 }
 
-/// burn names the parameters of a normalisation differently.
+/// Converts burn's names for the parameters of a normalisation to those of the file.
 fn file_spelling(path: &str) -> String {
     match path.rsplit_once('.') {
         Some((layer, "gamma")) => format!("{layer}.weight"),
@@ -242,7 +246,8 @@ fn file_spelling(path: &str) -> String {
     }
 }
 
-/// The tensors a network wants, in the file's spelling and layout. Parameters are not initialised.
+/// The tensors that a network expects, with the names and layout of the file. Parameters are not
+/// initialised.
 #[derive(Default)]
 struct ExpectedTensors {
     path: Vec<String>,

@@ -1,12 +1,13 @@
 //! Pickled weights, as `torch.save` writes them.
 //!
-//! A pickle is a program: Python's own reader imports what it names and calls it. burn's reader runs the stack machine
-//! alone. A name stays a name, a call of one of the few functions that build a tensor or a container is carried out by
-//! the reader's own code, and any other call becomes a value that stands for it. So a hostile file can be refused, but
-//! cannot run anything.
+//! A pickle is a program: Python's own reader imports the functions it names and calls them. burn's
+//! reader only runs the stack machine. A name stays a name. A call of one of the few functions that
+//! build a tensor or a container is carried out by the reader's own code, and any other call
+//! becomes a placeholder value. A hostile file can therefore be refused, but cannot run anything.
 //!
-//! Only the zip archives are read that PyTorch writes since version 1.6. There the program is an entry of its own, whose
-//! length is known; each of its bytes can be a value that takes a hundred.
+//! Only the zip archives that PyTorch writes since version 1.6 are read. In these, the program is
+//! an entry of its own with a known length. The length is limited because each byte of a program
+//! can create a value that takes a hundred bytes.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, ErrorKind};
@@ -22,14 +23,14 @@ use super::StoredTensors;
 use crate::error::{Error, Result};
 use crate::files::{invalid, open};
 
-/// The one entry of a state dictionary that is no tensor: version numbers of PyTorch's layers.
+/// The only entry of a state dictionary that is not a tensor: version numbers of PyTorch's layers.
 const LAYER_VERSIONS: &str = "_metadata";
-/// How the name of the entry with the program ends.
+/// The end of the name of the entry with the program.
 const PROGRAM: &[u8] = b"data.pkl";
-/// Longest program that is run through the reader.
+/// Longest program that is read.
 const LONGEST_PROGRAM: u64 = 1 << 20;
 
-/// The tensors of a state dictionary. An entry of any other kind is refused.
+/// The tensors of a state dictionary. Any other kind of entry is refused.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`].
@@ -45,7 +46,8 @@ pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
     Ok(tensors)
 }
 
-/// Refuses what is no archive of PyTorch, and one whose program is longer than any of a network's weights.
+/// Refuses a file that is not a PyTorch archive, and one whose program is longer than that of any
+/// network's weights.
 fn check_archive(path: &Path) -> Result<()> {
     let (file, _) = open(path)?;
     let no_archive = |error: ZipError| {
@@ -70,7 +72,8 @@ fn check_archive(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The reader leaves out what is no tensor; a file of weights has no use for it.
+/// Refuses entries that are not tensors: the reader drops them, and a file of weights has no use
+/// for them.
 fn check_entries(tensors: &StoredTensors, path: &Path) -> Result<()> {
     let root = PytorchReader::read_pickle_data(path, None);
     let PickleValue::Dict(entries) = root.map_err(|error| unreadable(error, path))? else {
@@ -147,7 +150,7 @@ mod tests {
         std::fs::read(folder.path().join(WEIGHTS)).unwrap()
     }
 
-    /// `{"payload": os.system("touch MARKER")}`, or the call alone.
+    /// `{"payload": os.system("touch MARKER")}`, or only the call.
     fn malicious(marker: &Path, in_dictionary: bool) -> Vec<u8> {
         let command = format!("touch {}", marker.display());
         let length = (command.len() as u32).to_le_bytes();

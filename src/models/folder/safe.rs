@@ -1,8 +1,9 @@
 //! Weights in a safetensors file.
 //!
-//! Read with ordinary reads, tensor by tensor. burn's reader maps the file into memory: should the file become shorter
-//! meanwhile, the process is killed. And it parses the header again for each tensor. Written in the same way: burn's writer makes a
-//! temporary file that its owner alone may read.
+//! The file is read with ordinary reads, tensor by tensor. burn's reader maps the file into memory,
+//! so that the process is killed if the file becomes shorter meanwhile; it also parses the header
+//! again for each tensor. The file is also written here, because burn's writer creates a temporary
+//! file that only its owner may read.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -17,12 +18,13 @@ use super::StoredTensors;
 use crate::error::{Error, Result};
 use crate::files::{invalid, open};
 
-/// The file begins with the length of its header, in so many bytes.
+/// Size in bytes of the header's length, with which the file begins.
 const LENGTH_BYTES: u64 = 8;
 /// Longest header that is read: that of Stable Diffusion has 100 kB.
 const LONGEST_HEADER: u64 = 8 << 20;
 
-/// The tensors of a file, by name. Their places are checked here, their values are read when they are needed.
+/// The tensors of a file, by name. Their positions are checked here, their values are read when
+/// they are needed.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`].
@@ -84,7 +86,7 @@ fn read_header(file: &mut File, length: u64, path: &Path) -> Result<Vec<u8>> {
     Ok(header)
 }
 
-/// The bytes of one tensor. `length` is no more than the file's.
+/// The bytes of one tensor. `length` does not exceed that of the file.
 fn read_values(
     file: &Mutex<File>,
     start: u64,
@@ -99,7 +101,8 @@ fn read_values(
     Ok(Bytes::from_bytes_vec(values))
 }
 
-/// Writes tensors as PyTorch's safetensors does: those of the longest type first, then by name.
+/// Writes tensors in the order of PyTorch's safetensors: those of the longest type first, then by
+/// name.
 pub(super) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io::Result<()> {
     let mut tensors: Vec<(Dtype, PackTensor)> = tensors
         .into_iter()
@@ -126,7 +129,7 @@ pub(super) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io::Result<()>
     writer.flush()
 }
 
-/// Names, types, shapes and places, filled up with spaces so that the values are aligned.
+/// Names, types, shapes and positions, padded with spaces so that the values are aligned.
 fn header(
     tensors: &[(Dtype, PackTensor)],
 ) -> std::result::Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {

@@ -60,7 +60,7 @@ fn load(folder: &Path) -> Result<UNet2d> {
     UNet2d::load(folder, &Device::flex())
 }
 
-/// What is wrong with a saved network after an edit of its tensors: problem, tensor, detail.
+/// The error for a saved network whose tensors were edited: problem, tensor, detail.
 fn refusal(edit: impl Fn(&mut Tensors)) -> (&'static str, String, String) {
     let folder = saved();
     let mut tensors = read(folder.path());
@@ -219,7 +219,7 @@ fn old_attention_names_and_shapes_are_read() {
     assert!(load(folder.path()).unwrap_err().to_string().contains(name));
 }
 
-/// Rounded towards zero, without subnormal numbers.
+/// Rounded towards zero; no subnormal numbers.
 fn to_half(value: f32) -> u16 {
     let bits = value.to_bits();
     let exponent = ((bits >> 23) & 0xff).saturating_sub(112);
@@ -283,8 +283,8 @@ fn truncated_weights_are_an_invalid_file() {
     }
 }
 
-/// The reader looks at the places of all tensors first. Should the file become shorter before their values are read, that is an
-/// error, where a memory map would end the process.
+/// The reader checks the positions of all tensors first. If the file becomes shorter before their
+/// values are read, that is an error, whereas with a memory map it would end the process.
 #[test]
 fn a_file_that_shrinks_while_it_is_read_is_an_error() {
     let folder = saved();
@@ -379,7 +379,7 @@ fn serialized(tensors: &Tensors) -> Vec<u8> {
     serialize(views.collect::<BTreeMap<_, _>>(), None).unwrap()
 }
 
-/// Splits the weights of a saved network in three, with the index that names them.
+/// Splits the weights of a saved network into three parts, with the index that names them.
 fn in_parts(folder: &Path) -> serde_json::Map<String, serde_json::Value> {
     let mut parts = vec![Tensors::new(); 3];
     let mut map = serde_json::Map::new();
@@ -423,7 +423,7 @@ fn weights_in_parts_are_read_and_written_as_one_file() {
     assert_eq!(read(new.path()), expected);
     assert_eq!(std::fs::read_dir(new.path()).unwrap().count(), 2);
 
-    // Beside its parts diffusers would go on reading those.
+    // With the parts still in place, diffusers would continue to read them.
     let error = unet.save(folder.path()).unwrap_err().to_string();
     assert!(
         error.contains(INDEX) && error.contains("another folder"),
@@ -452,7 +452,7 @@ fn parts_that_do_not_fit_their_index_are_named() {
             write_index(folder, map);
         }),
         ("duplicate tensor", |folder, map| {
-            // The last part has it as well as its own.
+            // The last part contains this tensor as well as its own.
             let name = "mid_block.resnets.1.norm2.weight";
             let own = (0..3).find(|index| map[name] == part(*index)).unwrap();
             for index in (0..3).filter(|index| *index != own) {
@@ -529,7 +529,7 @@ fn the_names_of_wrapped_networks_are_read() {
         assert_eq!(output(&unet), expected);
         assert!(said(&unet)[0].contains(prefix), "{:?}", said(&unet));
 
-        // A tensor is named as it is in the file, and one name without the prefix means that it is none.
+        // Errors name a tensor as in the file. If one name lacks the prefix, it is not a prefix.
         let lost = format!("{prefix}conv_in.bias");
         let mut more = wrapped.clone();
         let bias = wrapped.remove(&lost).unwrap();
@@ -588,7 +588,7 @@ fn what_lies_there_instead_is_said() {
     }
 }
 
-/// Also in half precision, and where the number is finite in the file and not in f32.
+/// Also in half precision, and where a number is finite in the file but not in f32.
 #[test]
 fn a_weight_that_is_not_finite_is_named() {
     let name = "up_blocks.0.resnets.1.norm2.bias";
@@ -673,7 +673,7 @@ fn a_folder_that_cannot_be_written_is_an_io_error() {
     ));
 }
 
-/// As burn's own writer, byte by byte, whose file its owner alone may read.
+/// Byte by byte like burn's own writer, whose file only its owner may read.
 #[test]
 fn weights_are_written_as_burn_writes_them_for_whom_the_umask_says() {
     use burn::store::{BurnToPyTorchAdapter, SafetensorsStore};
@@ -697,7 +697,7 @@ fn weights_are_written_as_burn_writes_them_for_whom_the_umask_says() {
         std::fs::write(folder.path().join("ordinary"), "").unwrap();
         assert_eq!(mode(WEIGHTS), mode("ordinary"));
         assert_eq!(mode(CONFIG), mode("ordinary"));
-        // Saved again over read-only files.
+        // Saves again over read-only files.
         for name in [WEIGHTS, CONFIG] {
             let read_only = std::fs::Permissions::from_mode(0o400);
             std::fs::set_permissions(folder.path().join(name), read_only).unwrap();

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use super::rescale;
 use crate::models::ops;
 
-/// What an [`AttentionBlock`] is built from.
+/// The sizes and settings of an [`AttentionBlock`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttentionBlockConfig {
     /// Channels of the input and the output.
@@ -18,11 +18,12 @@ pub(crate) struct AttentionBlockConfig {
     pub(crate) groups: usize,
     /// Added to the variance in the normalisation.
     pub(crate) epsilon: f64,
-    /// The output is divided by this.
+    /// Divisor of the output.
     pub(crate) scale_factor: f64,
 }
 
-/// diffusers' `Attention` as its image networks use it: normalised, with a residual connection.
+/// diffusers' `Attention` as its image networks use it: with normalisation and a residual
+/// connection.
 #[derive(Module, Debug)]
 pub(crate) struct AttentionBlock {
     group_norm: GroupNorm,

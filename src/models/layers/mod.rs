@@ -1,4 +1,4 @@
-//! The layers that diffusers' networks are made of, with its names for their parameters.
+//! The layers of diffusers' networks, with diffusers' names for their parameters.
 
 mod attention;
 mod resampling;
@@ -21,7 +21,7 @@ pub(super) fn same_convolution(inputs: usize, outputs: usize, device: &Device) -
         .init(device)
 }
 
-/// Divides a block's output by its scale factor, where there is one.
+/// Divides a block's output by its scale factor, unless that is 1.
 fn rescale(output: Tensor<4>, scale_factor: f64) -> Tensor<4> {
     if scale_factor == 1.0 {
         output

@@ -17,7 +17,8 @@ pub(crate) struct Downsampler {
 }
 
 impl Downsampler {
-    /// A fresh layer. `symmetric` pads by 1 all round; otherwise right and bottom alone are padded.
+    /// A fresh layer. `symmetric` pads by 1 on all sides; otherwise only right and bottom are
+    /// padded.
     pub(crate) fn new(channels: usize, symmetric: bool, device: &Device) -> Self {
         let leading = usize::from(symmetric);
         let conv = Conv2dConfig::new([channels, channels], [3, 3])
@@ -29,7 +30,7 @@ impl Downsampler {
 
     /// # Shapes
     /// - `input`: `[rows, channels, height, width]`
-    /// - the result: height and width halved; rounded up where `symmetric`, down otherwise
+    /// - the result: height and width halved; rounded up if `symmetric`, down otherwise
     pub(crate) fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         ops::convolve(&self.conv, input)
     }

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use super::{rescale, same_convolution};
 use crate::models::ops;
 
-/// What a [`ResnetBlock`] is built from.
+/// The sizes and settings of a [`ResnetBlock`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ResnetBlockConfig {
     /// Channels of the input.
@@ -21,11 +21,11 @@ pub(crate) struct ResnetBlockConfig {
     pub(crate) groups: usize,
     /// Added to the variance in both normalisations.
     pub(crate) epsilon: f64,
-    /// The output is divided by this.
+    /// Divisor of the output.
     pub(crate) scale_factor: f64,
 }
 
-/// diffusers' `ResnetBlock2D` with the timestep added between its convolutions.
+/// diffusers' `ResnetBlock2D`, with the timestep added between its convolutions.
 #[derive(Module, Debug)]
 pub(crate) struct ResnetBlock {
     norm1: GroupNorm,

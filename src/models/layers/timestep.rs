@@ -1,20 +1,20 @@
-//! From a timestep to the vector that the residual blocks see.
+//! The embedding that turns a timestep into the vector that the residual blocks receive.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-/// The longest period of the sinusoids, over 2π.
+/// The longest period of the sinusoids, divided by 2π.
 const MAX_PERIOD: f32 = 10_000.0;
 
 /// diffusers' `get_timestep_embedding`: sines and cosines of geometrically spaced frequencies.
 ///
-/// Always computed in `f32`: half precision cannot tell neighbouring timesteps apart.
+/// Always computed in `f32`, because half precision cannot tell neighbouring timesteps apart.
 ///
 /// # Shapes
 /// - `timesteps`: `[rows]`
-/// - the result: `[rows, size]`; sines first, cosines first where `cosines_first`
+/// - the result: `[rows, size]`; sines first, or cosines first if `cosines_first`
 pub(crate) fn sinusoidal_embedding(
     timesteps: Tensor<1>,
     size: usize,
@@ -37,7 +37,7 @@ pub(crate) fn sinusoidal_embedding(
     Tensor::cat(parts, 1)
 }
 
-/// `exp(−ln(10000) · i / (half − shift))`, rounded where PyTorch rounds.
+/// `exp(−ln(10000) · i / (half − shift))`, with the same rounding as PyTorch.
 fn frequencies(half: usize, shift: usize) -> TensorData {
     let divisor = half as f32 - shift as f32;
     let frequencies = (0..half)

@@ -1,4 +1,4 @@
-//! Where the parts of a model are, given what people have of it.
+//! Finds the parts of a model from the path or name that the user gives.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -19,14 +19,15 @@ const SCHEDULER: &str = "scheduler_config.json";
 const NETWORK: &str = "unet";
 /// The moving average of its weights in such a checkpoint.
 const AVERAGE: &str = "unet_ema";
-/// How the name of such a checkpoint begins.
+/// The beginning of the name of such a checkpoint.
 const CHECKPOINT: &str = "checkpoint-";
-/// Most names of a folder that an error lists.
+/// The most names of a folder that an error lists.
 const MOST_NAMED: usize = 8;
 
-/// Where the parts of a diffusers model are: the network, the scheduler's file, and the pipeline's index if there is one.
+/// The places of the parts of a diffusers model: the network, the scheduler's file, and the
+/// pipeline's index if there is one.
 ///
-/// [`find`](ModelFolder::find) takes what people have:
+/// [`find`](ModelFolder::find) accepts:
 ///
 /// | given | network | scheduler |
 /// |---|---|---|
@@ -34,11 +35,11 @@ const MOST_NAMED: usize = 8;
 /// | a network's folder with a scheduler in it | the folder | in it |
 /// | `…/unet` or `…/unet_ema` of a pipeline | the folder | one level up |
 /// | `checkpoint-500` of a training script | `unet`, else `unet_ema` | one level up |
-/// | a download's folder in the hub's cache (`models--…`) | of its snapshot `main`, or of the only one | there |
-/// | a name on the hub, `google/ddpm-cat-256` | the same, where it has been downloaded | there |
+/// | a download in the hub's cache (`models--…`) | in snapshot `main`, or the only one | there |
+/// | a name on the hub, `google/ddpm-cat-256` | the same, if it has been downloaded | there |
 ///
-/// The cache is looked for where the hub's own client has it: in `HF_HUB_CACHE`, in `HF_HOME`, or in the user's cache. Nothing
-/// is downloaded.
+/// The cache is searched for where the hub's own client keeps it: in `HF_HUB_CACHE`, in `HF_HOME`,
+/// or in the user's cache. Nothing is downloaded.
 ///
 /// # Example
 /// ```no_run
@@ -64,11 +65,11 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Finds the parts. Nothing of them is read yet.
+    /// Finds the parts, without reading them.
     ///
     /// # Errors
-    /// [`Error::Io`] where there is no such folder; [`Error::InvalidFile`] with all the places that were looked at where a part is
-    /// missing, or where it is not clear which one is meant.
+    /// [`Error::Io`] if there is no such folder; [`Error::InvalidFile`], with all places that were
+    /// searched, if a part is missing or if it is not clear which one is meant.
     pub fn find(path: impl AsRef<Path>) -> Result<Self> {
         Self::find_in(path.as_ref(), hub_cache().as_deref())
     }
@@ -102,8 +103,10 @@ impl ModelFolder {
         })
     }
 
-    /// The folder that network and scheduler are in: above the network's where that is a `unet` of a pipeline, and the network's own
-    /// where the scheduler is beside its configuration.
+    /// The folder of network and scheduler.
+    ///
+    /// It is the parent of the network's folder if that is a `unet` of a pipeline, and the
+    /// network's own folder if that also holds the scheduler.
     pub fn pipeline(&self) -> &Path {
         &self.pipeline
     }
@@ -113,17 +116,18 @@ impl ModelFolder {
         &self.network
     }
 
-    /// The scheduler's file, for [`SchedulerConfig::from_file`](crate::process::SchedulerConfig::from_file).
+    /// The scheduler's file, for
+    /// [`SchedulerConfig::from_file`](crate::process::SchedulerConfig::from_file).
     pub fn scheduler_file(&self) -> &Path {
         &self.scheduler
     }
 
-    /// The pipeline's `model_index.json`, where there is one.
+    /// The pipeline's `model_index.json`, if there is one.
     pub fn index_file(&self) -> Option<&Path> {
         self.index.as_deref()
     }
 
-    /// The pipeline's index, read, where there is one.
+    /// Reads the pipeline's index, if there is one.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::InvalidFile`].
@@ -134,7 +138,7 @@ impl ModelFolder {
             .transpose()
     }
 
-    /// What was decided on the way.
+    /// The decisions made during the search.
     pub fn notes(&self) -> &[LoadNote] {
         &self.notes
     }
@@ -145,7 +149,7 @@ impl ModelFolder {
 pub(super) struct Network {
     /// The folder that was given, or that of a snapshot.
     pub(super) root: PathBuf,
-    /// The network's own.
+    /// The network's own folder.
     pub(super) folder: PathBuf,
     pub(super) notes: Vec<LoadNote>,
 }
@@ -160,7 +164,7 @@ pub(super) fn scheduler(root: &Path, folder: &Path) -> Option<PathBuf> {
     scheduler_in(&bases(root, folder)).ok()
 }
 
-/// What a scheduler's file says that the model predicts; `None` for a scheduler that is not supported.
+/// What the model predicts according to a scheduler's file; `None` for an unsupported scheduler.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::InvalidFile`] for a file that is not a scheduler's.
@@ -172,7 +176,7 @@ pub(super) fn stated_prediction_type(scheduler: &Path) -> Result<Option<Predicti
     }
 }
 
-/// Folders in which a part of a model may be.
+/// Folders that may hold a part of a model.
 fn bases(root: &Path, folder: &Path) -> Vec<PathBuf> {
     let mut bases = vec![root.to_path_buf(), folder.to_path_buf()];
     bases.extend(above(root));
@@ -180,7 +184,7 @@ fn bases(root: &Path, folder: &Path) -> Vec<PathBuf> {
     bases
 }
 
-/// The scheduler's file, or all the places in which it is not.
+/// The scheduler's file, or all the places that were searched without success.
 fn scheduler_in(bases: &[PathBuf]) -> std::result::Result<PathBuf, Vec<PathBuf>> {
     first_file(bases, |base| {
         vec![base.join("scheduler").join(SCHEDULER), base.join(SCHEDULER)]
@@ -236,7 +240,7 @@ fn root(path: &Path, cache: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// `google/ddpm-cat-256`, or the address of its page.
+/// A hub name such as `google/ddpm-cat-256`, also from the address of its page.
 fn hub_name(path: &Path) -> Option<String> {
     let text = path.to_str()?;
     let pages = ["https://huggingface.co/", "https://hf.co/"];
@@ -286,7 +290,7 @@ fn snapshot(snapshots: &Path) -> Result<PathBuf> {
     let main = snapshots.parent().map(|model| model.join("refs/main"));
     let main = main.and_then(|file| read_configuration(&file).ok());
     let main = main.as_deref().map(str::trim);
-    // One of the folder's own names: what the file says leads nowhere else.
+    // Only names in this folder count, so the contents of the file cannot lead elsewhere.
     let is_main = |revision: &&String| Some(revision.as_str()) == main;
     match (revisions.iter().find(is_main), revisions.as_slice()) {
         (Some(main), _) => Ok(snapshots.join(main)),
@@ -305,7 +309,7 @@ fn snapshot(snapshots: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The folder above, and that above a checkpoint.
+/// The parent folder, and its parent if the first one is a checkpoint.
 fn above(root: &Path) -> Vec<PathBuf> {
     let parent = |folder: &Path| match folder.components().next_back() {
         Some(Component::Normal(_)) if folder.parent() == Some(Path::new("")) => Some(".".into()),
@@ -322,7 +326,7 @@ fn above(root: &Path) -> Vec<PathBuf> {
     above
 }
 
-/// The first file that there is, or all the places.
+/// The first existing file, or all the places that were searched.
 fn first_file(
     bases: &[PathBuf],
     places: impl Fn(&Path) -> Vec<PathBuf>,
@@ -370,7 +374,7 @@ fn no_network(root: &Path) -> Error {
     invalid(root, message)
 }
 
-/// The names in a folder, in order.
+/// The names in a folder, sorted.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -385,7 +389,7 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
     read().map_err(Error::io("reading", folder))
 }
 
-/// The first of many names.
+/// The first of the names, and how many more there are.
 pub(super) fn listed(names: &[String]) -> String {
     let mut text = names[..names.len().min(MOST_NAMED)].join(", ");
     if names.len() > MOST_NAMED {

@@ -19,7 +19,7 @@ fn find(path: impl AsRef<Path>) -> Result<ModelFolder> {
     ModelFolder::find_in(path.as_ref(), None)
 }
 
-/// Network and scheduler relative to `place`.
+/// The paths of network and scheduler relative to `place`.
 fn parts(place: &Path, path: &str) -> (String, String) {
     let found = find(place.join(path)).unwrap();
     let relative = |part: &Path| part.strip_prefix(place).unwrap().display().to_string();
@@ -143,7 +143,7 @@ fn downloads_are_found_by_folder_and_by_name() {
     }
     assert_eq!(found(&snapshot).unwrap().notes(), []);
 
-    // Of two, the one that refs/main names.
+    // Of two snapshots, the one that refs/main names.
     add(
         cache,
         &in_snapshot("0ab1").each_ref().map(|file| file.as_str()),

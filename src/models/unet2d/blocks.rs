@@ -8,7 +8,8 @@ use crate::models::layers::{
     AttentionBlock, AttentionBlockConfig, Downsampler, ResnetBlock, ResnetBlockConfig, Upsampler,
 };
 
-/// Residual blocks with or without attention, then half the size, except in the innermost stage.
+/// Residual blocks with or without attention, then a halving of the size, except in the innermost
+/// stage.
 #[derive(Module, Debug)]
 pub(super) struct DownBlock {
     resnets: Vec<ResnetBlock>,
@@ -16,15 +17,15 @@ pub(super) struct DownBlock {
     downsamplers: Vec<Downsampler>,
 }
 
-/// Two residual blocks with attention, or nothing, between them.
+/// Two residual blocks, with or without attention between them.
 #[derive(Module, Debug)]
 pub(super) struct MidBlock {
     resnets: Vec<ResnetBlock>,
     attentions: Vec<AttentionBlock>,
 }
 
-/// Residual blocks that take the downward path's features back, then twice the size, except in the
-/// outermost stage.
+/// Residual blocks that receive the features of the downward path, then a doubling of the size,
+/// except in the outermost stage.
 #[derive(Module, Debug)]
 pub(super) struct UpBlock {
     resnets: Vec<ResnetBlock>,
@@ -110,7 +111,7 @@ fn attention(
 }
 
 impl DownBlock {
-    /// Appends every feature map that the upward path takes back to `skips`.
+    /// Runs the stage, and appends every feature map that the upward path needs to `skips`.
     ///
     /// # Shapes
     /// - `features`: `[rows, channels, height, width]`
@@ -165,7 +166,7 @@ impl MidBlock {
 }
 
 impl UpBlock {
-    /// Takes the last feature maps off `skips`, one for each residual block.
+    /// Runs the stage, and takes the last feature maps off `skips`, one per residual block.
     ///
     /// # Shapes
     /// - `features`: `[rows, channels, height, width]`
@@ -191,7 +192,8 @@ impl UpBlock {
     }
 }
 
-/// The size of the feature map to be joined next, which is twice the size where sizes are even.
+/// The size of the feature map to be joined next, which is twice the current size if sizes are
+/// even.
 fn enlarged_size(features: &Tensor<4>, next: Option<&Tensor<4>>) -> [usize; 2] {
     let [_, _, height, width] = features.dims();
     next.map_or([2 * height, 2 * width], |skip| {

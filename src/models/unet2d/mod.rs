@@ -24,13 +24,13 @@ use crate::process::PredictionType;
 
 /// The unconditional image denoiser of DDPM, diffusers' `UNet2DModel`.
 ///
-/// Its folder is the one of a published checkpoint: `config.json` and
-/// `diffusion_pytorch_model.safetensors`, readable and writable on either side.
+/// Its folder is that of a published checkpoint: `config.json` and
+/// `diffusion_pytorch_model.safetensors`. Both libraries can read and write it.
 ///
 /// # Shapes
 /// Input `[rows, in_channels, height, width]`, output `[rows, out_channels, height, width]`. Height
-/// and width are multiples of `2^(stages − 1)`, as in diffusers. Trainer and
-/// samplers refuse other inputs with an error; `predict` alone may panic in burn.
+/// and width are multiples of `2^(stages − 1)`, as in diffusers. Trainer and samplers refuse other
+/// inputs with an error; `predict` alone may panic in burn.
 ///
 /// # Example
 /// ```
@@ -70,27 +70,31 @@ pub struct UNet2d {
 }
 
 impl UNet2d {
-    /// Reads a diffusers folder: the network's own, or one that [`ModelFolder::find`](super::ModelFolder::find) finds a network in.
+    /// Reads a diffusers folder: the network's own, or one in which
+    /// [`ModelFolder::find`](super::ModelFolder::find) finds a network.
     ///
-    /// Weights may be stored in any float type, and are `f32` in memory. They may be in one file, in parts with an index, or of
-    /// a variant as `fp16`; the plain file comes first. Attention layers may have
-    /// the names that diffusers gave them before version 0.12, and all names may begin with `_orig_mod.` or `module.`. Where there is
-    /// no safetensors file of full precision,
-    /// `diffusion_pytorch_model.bin` is read, with the feature `pytorch`. That is a pickle: it is parsed,
-    /// nothing in it is run, and an entry that is no tensor is refused. [`notes`](UNet2d::notes) say what was chosen.
+    /// Weights may be stored in any float type; in memory they are `f32`. They may be in one file,
+    /// in parts with an index, or in a variant such as `fp16`; the plain file is preferred.
+    /// Attention layers may have the names that diffusers used before version 0.12, and all names
+    /// may begin with `_orig_mod.` or `module.`.
     ///
-    /// What the network predicts is in its scheduler's file, which is looked for where
-    /// [`ModelFolder`](super::ModelFolder) looks. Without such a file, or with one that
-    /// [`SchedulerConfig`](crate::process::SchedulerConfig) does not support, the noise is assumed and
-    /// a note says so; [`with_prediction_type`](UNet2d::with_prediction_type) then says it.
+    /// If there is no safetensors file of full precision, `diffusion_pytorch_model.bin` is read,
+    /// with the feature `pytorch`. This file is a pickle: it is parsed, nothing in it is run, and
+    /// an entry that is not a tensor is refused. [`notes`](UNet2d::notes) say what was chosen.
+    ///
+    /// The scheduler's file says what the network predicts; it is searched for in the same places
+    /// as by [`ModelFolder`](super::ModelFolder). Without such a file, or with one that
+    /// [`SchedulerConfig`](crate::process::SchedulerConfig) does not support, the network is
+    /// assumed to predict the noise, and a note says so. To correct this, use
+    /// [`with_prediction_type`](UNet2d::with_prediction_type).
     ///
     /// # Errors
-    /// [`Error::Io`]; the errors of [`UNet2dConfig::from_json`];
-    /// [`Error::InvalidFile`] for a scheduler's file that cannot be read at all;
-    /// [`Error::InvalidFile`] where there is no network, or where the weights are neither safetensors nor, with the
-    /// feature `pytorch`, pickled tensors;
-    /// [`Error::WeightMismatch`] with the first tensor that is missing,
-    /// unexpected, in two parts, misshapen, of a type that is no float, or not finite.
+    /// - [`Error::Io`]; the errors of [`UNet2dConfig::from_json`]
+    /// - [`Error::InvalidFile`] for a scheduler file that cannot be read at all, if there is no
+    ///   network, or if the weights are neither safetensors nor, with the feature `pytorch`,
+    ///   pickled tensors
+    /// - [`Error::WeightMismatch`] with the first tensor that is missing, unexpected, in two parts,
+    ///   of the wrong shape, not of a float type, or not finite
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let location::Network {
             root,
@@ -110,8 +114,8 @@ impl UNet2d {
         Ok(unet)
     }
 
-    /// Says what the network predicts: for one that was made by [`UNet2dConfig::init`], or read
-    /// without its scheduler's file.
+    /// Sets what the network predicts: for one made by [`UNet2dConfig::init`], or read without its
+    /// scheduler's file.
     pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
         Self {
             prediction_type,
@@ -119,19 +123,21 @@ impl UNet2d {
         }
     }
 
-    /// What was decided when the network was read, for a program to tell. None of a network that was not read.
+    /// The decisions made while the network was read, to be shown to the user; empty for a network
+    /// that was not read.
     pub fn notes(&self) -> &[LoadNote] {
         &self.notes
     }
 
-    /// Writes a folder that [`load`](UNet2d::load) and diffusers read; existing files are replaced,
-    /// each at once. Weights are written as one file of f32, however they were read. What the network
-    /// predicts is not in these files but in the scheduler's, which
+    /// Writes a folder that [`load`](UNet2d::load) and diffusers read.
+    ///
+    /// Each existing file is replaced atomically. Weights are always written as one file of f32.
+    /// These files do not say what the network predicts; the scheduler's file does, which
     /// [`save_pipeline`](super::save_pipeline) writes too.
     ///
     /// # Errors
-    /// [`Error::Io`]; a file that could not be written is as it was before. [`Error::InvalidFile`] where the folder holds
-    /// weights in parts, which diffusers would read instead.
+    /// [`Error::Io`]; a file that could not be written is unchanged. [`Error::InvalidFile`] if the
+    /// folder holds weights in parts, which diffusers would read instead.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         folder::save(self, &self.config.to_json(), folder.as_ref())
     }
@@ -141,7 +147,7 @@ impl UNet2d {
         &self.config
     }
 
-    /// The network of a configuration that has been validated.
+    /// Builds the network of a validated configuration.
     fn build(config: &UNet2dConfig, device: &Device) -> Self {
         let channels = &config.block_out_channels;
         let outermost = channels.first().copied().unwrap_or_default();
@@ -162,7 +168,8 @@ impl UNet2d {
         }
     }
 
-    /// What the residual blocks see of the timesteps, after the activation they all begin with.
+    /// The timestep embedding for the residual blocks, after the activation with which each of them
+    /// begins.
     fn embed(&self, timesteps: Tensor<1>, like: &Tensor<4>) -> Tensor<2> {
         let size = self
             .config
@@ -180,7 +187,8 @@ impl UNet2d {
     }
 }
 
-/// What the scheduler's file says that the network predicts; where nothing says it, the noise, with a note.
+/// What the network predicts according to the scheduler's file; if there is no answer, the noise,
+/// with a note.
 fn prediction_type(
     root: &Path,
     folder: &Path,
@@ -217,8 +225,10 @@ fn down_blocks(config: &UNet2dConfig, device: &Device) -> Vec<DownBlock> {
     stages.enumerate().map(stage).collect()
 }
 
-/// The upward stages, innermost first. The first residual block of a stage gets the stage before,
-/// the last one a feature map from the stage further out.
+/// The upward stages, innermost first.
+///
+/// The first residual block of a stage gets the output of the stage before; the last one gets a
+/// feature map of the next stage outwards.
 fn up_blocks(config: &UNet2dConfig, device: &Device) -> Vec<UpBlock> {
     let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
     let stage = |(index, kind): (usize, &UpBlockType)| {

@@ -18,7 +18,7 @@ fn read_metadata(file: &[u8]) -> HashMap<String, String> {
     header.metadata().clone().unwrap_or_default()
 }
 
-/// The tensors of a case, as numbers of one type.
+/// The tensors of a case, converted to one number type.
 fn read_tensors(file: &[u8]) -> BTreeMap<String, TensorData> {
     let read = |(name, view): (String, TensorView<'_>)| {
         let data = view.data();

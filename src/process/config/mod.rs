@@ -1,4 +1,4 @@
-//! diffusers' `scheduler_config.json`: what of it concerns training and sampling.
+//! diffusers' `scheduler_config.json`: the settings that concern training and sampling.
 
 mod diffusers;
 
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::files::{path_text, read_configuration};
-use crate::process::{BetaSchedule, PredictionType};
+use crate::process::beta::{BetaSchedule, alpha_bars, rescale_to_zero_terminal_snr};
+use crate::process::prediction::PredictionType;
 
 /// Which of the training steps a sampler visits (diffusers' `timestep_spacing`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,7 +33,7 @@ pub enum TimestepSpacing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VarianceType {
-    /// `(1 − ᾱ') / (1 − ᾱ) β`, right for data that is one point. The default of diffusers.
+    /// `(1 − ᾱ') / (1 − ᾱ) β`, right for data that consist of one point. The default of diffusers.
     #[default]
     FixedSmall,
     /// `β`, right for standard normal data.
@@ -50,7 +51,7 @@ pub enum VarianceType {
 /// | `clip_sample` | true | clamp the predicted clean point while sampling | |
 /// | `clip_sample_range` | 1 | … to `[−range, range]` | > 0 |
 /// | `timestep_spacing` | leading | steps a sampler visits | |
-/// | `steps_offset` | 0 | added to them where spacing is leading | so that all visited steps are below `T` |
+/// | `steps_offset` | 0 | added to the steps if spacing is leading | all visited steps below `T` |
 /// | `set_alpha_to_one` | true | DDIM ends at `ᾱ = 1` instead of `ᾱ_0` | |
 /// | `variance_type` | fixed small | noise that a step of DDPM adds | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,8 +63,8 @@ pub struct SchedulerConfig {
     pub beta_schedule: BetaSchedule,
     /// Whether the schedule is shifted so that its last step carries no signal.
     pub zero_terminal_snr: bool,
-    /// What the model predicts. The model says it itself; a process made from this configuration only
-    /// lets a contradiction be refused.
+    /// What the model predicts, according to the file. The model itself decides; a process made
+    /// from this configuration only refuses a contradiction.
     pub prediction_type: PredictionType,
     /// Whether a sampler clamps the predicted clean point.
     pub clip_sample: bool,
@@ -71,7 +72,7 @@ pub struct SchedulerConfig {
     pub clip_sample_range: f64,
     /// Which steps a sampler visits.
     pub timestep_spacing: TimestepSpacing,
-    /// Added to the visited steps where spacing is leading.
+    /// Added to the visited steps if spacing is leading.
     pub steps_offset: usize,
     /// Whether DDIM's last step goes to `ᾱ = 1` rather than to `ᾱ_0`.
     pub set_alpha_to_one: bool,
@@ -97,14 +98,27 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Reads a diffusers `scheduler_config.json`, strictly: the class must be one whose process is discrete and is that of its
-    /// betas, and a key that would change the process or is not known is refused. Keys that concern a sampler alone are
-    /// passed over. An absent key has the default of its class.
+    /// `ᾱ_t` of every step of the process.
+    pub(crate) fn alpha_bars(&self) -> Result<Vec<f64>> {
+        let alpha_bars = alpha_bars(&self.beta_schedule.betas(self.num_timesteps)?);
+        Ok(match self.zero_terminal_snr {
+            true => rescale_to_zero_terminal_snr(&alpha_bars),
+            false => alpha_bars,
+        })
+    }
+
+    /// Reads a diffusers `scheduler_config.json`, strictly.
+    ///
+    /// The class must have a discrete process that follows from its betas. A key that is unknown or
+    /// would change the process is refused; keys that concern only a sampler are ignored. An absent
+    /// key has the default of its class.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) where it is no such JSON or longer
-    /// than 1 MiB, [`Error::UnsupportedConfig`](crate::Error::UnsupportedConfig) with the key and the value where a setting is
-    /// not one of this crate's.
+    /// - [`Error::Io`](crate::Error::Io)
+    /// - [`Error::InvalidFile`](crate::Error::InvalidFile) if the file is not such JSON, or longer
+    ///   than 1 MiB
+    /// - [`Error::UnsupportedConfig`](crate::Error::UnsupportedConfig), with the key and the value,
+    ///   for a setting that this crate does not have
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
@@ -114,7 +128,7 @@ impl SchedulerConfig {
     /// Reads the text of a diffusers `scheduler_config.json`; `file` names it in errors.
     ///
     /// # Errors
-    /// As [`from_file`](SchedulerConfig::from_file), without the I/O.
+    /// Those of [`from_file`](SchedulerConfig::from_file), except I/O errors.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         diffusers::read(text, file)
     }

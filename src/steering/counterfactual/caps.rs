@@ -1,4 +1,4 @@
-//! The most that a point may be predicted to cost.
+//! An upper limit for the predicted loss of a point.
 
 use super::groups::members;
 use super::ideal::{Flat, flat};
@@ -9,12 +9,15 @@ use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::host::read_f32;
 
-/// The most that a point may be predicted to cost: the loss of the best linear denoiser of the retained data, times the ratio of the
-/// model's loss to that one's on control points. Nearest neighbours say nothing of a point that is far from all data.
+/// An upper limit for the predicted loss of each point.
+///
+/// It is the loss of the best linear denoiser of the retained data, times the ratio of the model's
+/// loss to that denoiser's on control points. It is needed for a point far from all data, about
+/// which its nearest neighbours say nothing.
 pub(super) struct Caps {
     /// By point and timestep.
     caps: Vec<Vec<f64>>,
-    /// By point, the control points that stand for it.
+    /// By point, the control points that represent it.
     members: Vec<Vec<usize>>,
 }
 

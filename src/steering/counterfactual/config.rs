@@ -1,15 +1,15 @@
-//! How a prediction is made.
+//! The settings of a prediction.
 
 use serde::{Deserialize, Serialize};
 
 use super::form::IdealForm;
 use crate::error::{Result, check_range};
 
-/// How a [`Counterfactual`](crate::steering::Counterfactual) is fitted.
+/// Settings of the fit of a [`Counterfactual`](crate::steering::Counterfactual).
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
-/// | `timesteps` | 16 of the scheduler's range, evenly in the logarithm of signal over noise | where losses are compared | ascending, 2 or more |
+/// | `timesteps` | 16, evenly in log(signal / noise) | where losses are compared | ascending, ≥ 2 |
 /// | `noises` | 64 | noises over which a forgotten point's ideal error is averaged | ≥ 1 |
 /// | `control_noises` | 1 | noises for each control point | ≥ 1 |
 /// | `seed` | 0 | key of the noises | |
@@ -18,7 +18,8 @@ use crate::error::{Result, check_range};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CounterfactualConfig {
-    /// Timesteps of the grid, ascending; `None` for 16 of the scheduler's range.
+    /// Timesteps of the grid, ascending; `None` for 16 from the scheduler's range, evenly in the
+    /// logarithm of the ratio of signal to noise.
     pub timesteps: Option<Vec<f64>>,
     /// Noises over which a forgotten point's ideal error is averaged.
     pub noises: usize,
@@ -46,7 +47,7 @@ impl Default for CounterfactualConfig {
 }
 
 impl CounterfactualConfig {
-    /// Whether the settings are in range, and the form is one for points of this rank.
+    /// Checks that the settings are in range and that the form suits points of this rank.
     pub(super) fn check(&self, rank: usize) -> Result<()> {
         for (name, value) in [
             ("noises", self.noises),

@@ -1,4 +1,4 @@
-//! What a prediction is made from.
+//! The data that a prediction is made from.
 
 use burn::tensor::Tensor;
 
@@ -9,8 +9,10 @@ use crate::data::{Points, Side};
 use crate::denoiser::Condition;
 use crate::error::{Error, Result, check_device, check_shape};
 
-/// What a [`Counterfactual`](crate::steering::Counterfactual) is fitted to: retained, control and forgotten points, for a model
-/// with a condition also their conditions and groups.
+/// The data of a [`Counterfactual`](crate::steering::Counterfactual): retained, control and
+/// forgotten points.
+///
+/// For a model with a condition, also their conditions and groups.
 ///
 /// # Example
 /// ```
@@ -45,13 +47,13 @@ pub struct CounterfactualData<'a, const D: usize, C = ()> {
 impl<'a, const D: usize> CounterfactualData<'a, D> {
     /// The points that the prediction is made from, for a model without a condition.
     ///
-    /// The control points are of the same kind as the retained ones, and the model has never seen them. If there are no such
-    /// points, take retained ones: each is left out of its own ideal denoiser, but the model has seen it, so the prediction
-    /// comes out too low by what the model remembers of it.
+    /// The control points are of the same kind as the retained ones, and the model has never seen
+    /// them. If you have none, use retained points: each is left out of its own ideal denoiser, but
+    /// because the model has memorised some of it, the prediction will be too low.
     ///
     /// # Shapes
-    /// - `retained`: `[n, …]`, the data without the forgotten points: a tensor, or a [`PointLoader`](crate::data::PointLoader) for
-    ///   data that do not fit the memory
+    /// - `retained`: `[n, …]`, the data without the forgotten points: a tensor, or a
+    ///   [`PointLoader`](crate::data::PointLoader) for data that do not fit in memory
     /// - `controls`: `[c, …]`
     /// - `forgotten`: `[k, …]`; point `i` has id `i`
     pub fn new(
@@ -71,8 +73,10 @@ impl<'a, const D: usize> CounterfactualData<'a, D> {
 }
 
 impl<'a, const D: usize, C> CounterfactualData<'a, D, C> {
-    /// With the model's conditions at the control points, `c` rows, and at the forgotten points, `k` rows. Such a model needs
-    /// [groups](Self::with_groups) too.
+    /// Adds the model's conditions at the control points, `c` rows, and at the forgotten points,
+    /// `k` rows.
+    ///
+    /// A model with a condition needs [groups](Self::with_groups) too.
     pub fn with_conditions<Other>(
         self,
         controls: &'a Other,
@@ -88,7 +92,7 @@ impl<'a, const D: usize, C> CounterfactualData<'a, D, C> {
         }
     }
 
-    /// Says which points may explain each other: required for a model with a condition.
+    /// Says which points may explain each other; required for a model with a condition.
     pub fn with_groups(self, groups: Groups<'a>) -> Self {
         Self {
             groups: Some(groups),
@@ -99,8 +103,8 @@ impl<'a, const D: usize, C> CounterfactualData<'a, D, C> {
 
 impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
     /// # Errors
-    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`], [`Error::DeviceMismatch`],
-    /// [`Error::MissingPart`], [`Error::UnexplainedPoint`].
+    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::NonFiniteData`],
+    /// [`Error::DeviceMismatch`], [`Error::MissingPart`], [`Error::UnexplainedPoint`].
     pub(crate) fn check(&self) -> Result<()> {
         self.check_points()?;
         self.check_conditions()?;
@@ -110,12 +114,12 @@ impl<const D: usize, C: Condition> CounterfactualData<'_, D, C> {
             None => Err(Error::MissingPart {
                 owner: "the data for a model with a condition".into(),
                 missing: "groups to say which points may explain each other",
-                remedy: "give `CounterfactualData::with_groups`: a key for each point, as its class",
+                remedy: "give `CounterfactualData::with_groups`: a key for each point, such as its class",
             }),
         }
     }
 
-    /// Of the retained, the control and the forgotten points.
+    /// The numbers of retained, control and forgotten points.
     fn counts(&self) -> [usize; 3] {
         let points = [self.controls, self.forgotten].map(|points| points.dims()[0]);
         [self.retained.dims()[0], points[0], points[1]]

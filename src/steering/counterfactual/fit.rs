@@ -17,29 +17,33 @@ use crate::parameters::check_parameters;
 use crate::process::{Scheduler, SchedulerExt};
 use crate::steering::levels::{Levels, Origin, check_timesteps};
 
-/// The loss `b_a(t)` that a model which never saw a point `a` would have on it, predicted without training one, for each
-/// forgotten point and timestep.
+/// The loss `b_a(t)` that a model which never saw a point `a` would have on it, predicted without
+/// training one, for each forgotten point and timestep.
 ///
 /// ```text
 /// b_a(t) = L*_a(t) · L_θ(H, t) / L*_H(t)
 /// ```
 ///
-/// `L*` is the error of the *ideal denoiser of the retained data*, the posterior mean `Σ_j p_j x_j` with
-/// `p = softmax_j −‖m − γ x_j‖²/2σ²`: what could be known of a point from the others. A network generalises, so it does better
-/// than that. How much better is measured on control points `H` that it never saw, and the same gain is taken to hold on `a`.
+/// `L*` is the error of the *ideal denoiser of the retained data*, the posterior mean `Σ_j p_j x_j`
+/// with `p = softmax_j −‖m − γ x_j‖²/2σ²`: the most that the other points tell about this one. A
+/// network generalises, so it does better than that. The gain is measured on control points `H`
+/// that the network never saw, and is assumed to be the same on `a`.
 ///
-/// Losses are means over elements and noises, in the space of the model's output. The gain is a ratio of errors of the clean
-/// point on one side and of the output on the other, which the forgotten point's own error cancels: any prediction type and
-/// `γ = 0` will do.
+/// Losses are means over elements and noises, in the space of the model's output. The gain is a
+/// ratio of an error of the output to an error of the clean point; the factor between the two
+/// cancels with that of the forgotten point's own error. So any prediction type works, and so does
+/// `γ = 0`.
 ///
-/// A point is not predicted to cost more than the best *linear* denoiser of the retained data makes it cost, times the ratio of the
-/// model's loss to that one's on the control points. And forgetting is steered to the larger of the prediction and the model's own
-/// loss before the run ([`levels`](Self::levels)): a request to forget a point never makes the model know it better.
+/// The predicted loss of a point is at most the loss of the best *linear* denoiser of the retained
+/// data, times the ratio of the model's loss to that denoiser's on the control points. Forgetting
+/// is steered to the larger of the prediction and the model's own loss before the run
+/// ([`levels`](Self::levels)): a request to forget a point never makes the model know it better.
 ///
 /// # Limits
-/// The control points must be like the retained ones, and unseen. The prediction is best at the noise that decides recall:
-/// on 64 images that a model of digits never saw it was off by 9 to 22 % on average from `t = 400` to 800 of 1,000, by half to three
-/// quarters below 250 and at 900, and by a factor of 5 at worst. See the repository's `docs/results.md`.
+/// The control points must be like the retained ones, and unseen. The prediction is best at the
+/// noise that decides recall. For 64 images that a model of digits never saw, it was off by
+/// 9 to 22 % on average from `t = 400` to 800 of 1,000, by half to three quarters below 250 and at
+/// 900, and by a factor of 5 at worst. See the repository's `docs/results.md`.
 ///
 /// # Example
 /// ```
@@ -73,16 +77,18 @@ use crate::steering::levels::{Levels, Origin, check_timesteps};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Counterfactual {
-    /// What forgetting is steered to: the larger of the prediction and the model's own loss before the run.
+    /// The losses to which forgetting is steered: the larger of the prediction and the model's own
+    /// loss before the run.
     pub levels: Levels,
     /// The predicted losses `b`, by forgotten point and timestep of the levels' grid.
     pub predicted: Vec<Vec<f64>>,
     /// `L_θ(H) / L*_H` by timestep: below 1 where the network knows more than the ideal denoiser.
     pub gains: Vec<f64>,
-    /// The size of the patch that the ideal denoiser saw, in pixels, by timestep; empty for whole points.
+    /// Patch sizes of the ideal denoiser, in pixels, by timestep; empty for whole points.
     pub patches: Vec<usize>,
-    /// How much the ideal denoiser's error on control points changes if only the nearest retained images are looked at: the largest
-    /// absolute logarithm over the grid. 0 where all are.
+    /// How much the ideal denoiser's error on control points depends on the cut to the nearest
+    /// retained images: the largest absolute logarithm of the change over the grid, or 0 if all
+    /// images are used.
     pub cut_error: f64,
 }
 
@@ -93,20 +99,26 @@ impl From<Counterfactual> for Levels {
 }
 
 impl Counterfactual {
-    /// Predicts from the model as it is now.
+    /// Predicts from the current weights of the model.
     ///
-    /// The retained data are gone through in chunks, a few times: memory is that of a few chunks, of the reconstructions of a
-    /// thousand rows at most, and of one number for each pair of a retained point with a control or a forgotten point. Patches hold
-    /// the retained data on the host.
+    /// The retained data are read in chunks, a few times. Memory holds a few chunks, the
+    /// reconstructions of at most a thousand rows, and one number for each pair of a retained point
+    /// with a control or a forgotten point. Patches keep the retained data on the host.
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and [`Error::TimestepOutOfRange`] for what does not fit;
-    /// [`Error::PredictionTypeDiffers`] for a scheduler whose configuration says otherwise than the model;
-    /// [`Error::NonFiniteData`] for data with NaN or infinities; [`Error::ForgottenPointRetained`];
-    /// [`Error::NonFiniteParameter`] for a model with NaN or infinities;
-    /// [`Error::MissingPart`] for a model with a condition and no [`Groups`](super::Groups); [`Error::UnexplainedPoint`];
-    /// [`Error::InvalidSetting`] if the model's loss on the control points is not a positive number;
-    /// [`Error::DeviceMismatch`]; those of the retained set.
+    /// - [`Error::Empty`], [`Error::ShapeMismatch`], [`Error::OutOfRange`] and
+    ///   [`Error::TimestepOutOfRange`] for data or settings that do not fit
+    /// - [`Error::PredictionTypeDiffers`] if the scheduler's configuration names another prediction
+    ///   type than the model's
+    /// - [`Error::NonFiniteData`] for data with NaN or infinities
+    /// - [`Error::NonFiniteParameter`] for a model with NaN or infinities
+    /// - [`Error::ForgottenPointRetained`]
+    /// - [`Error::MissingPart`] for a model with a condition and no [`Groups`](super::Groups);
+    ///   [`Error::UnexplainedPoint`]
+    /// - [`Error::InvalidSetting`] if the gain on the control points is not a positive number, or
+    ///   for patches of points that are not of rank 4
+    /// - [`Error::DeviceMismatch`] if model and data are on different devices
+    /// - the errors of the retained set
     pub fn fit<const D: usize, M: Denoiser<D>>(
         model: &M,
         scheduler: &dyn Scheduler,
@@ -116,7 +128,7 @@ impl Counterfactual {
         Self::fit_with_progress(model, scheduler, data, config, |_| {})
     }
 
-    /// [`fit`](Self::fit) that tells `progress` the share that is done, from 0 to 1.
+    /// Like [`fit`](Self::fit), and tells `progress` the completed share, from 0 to 1.
     ///
     /// # Errors
     /// Those of [`fit`](Self::fit).
@@ -175,8 +187,9 @@ impl Counterfactual {
         })
     }
 
-    /// The timesteps of the grid at which a point is steered to the model's own loss, because it was predicted to be no higher:
-    /// nothing of the point is to be forgotten there.
+    /// The timesteps of the grid at which a point is steered to the model's own loss.
+    ///
+    /// The prediction is no higher there, so there is nothing of the point to forget.
     pub fn kept_timesteps(&self, forget_id: u64) -> Vec<f64> {
         let Ok(point) = usize::try_from(forget_id) else {
             return Vec::new();
@@ -277,7 +290,7 @@ impl Measured {
     }
 }
 
-/// What follows from the measurements.
+/// The measurements, and the prediction that follows from them.
 struct Prediction<'a> {
     timesteps: &'a [f64],
     measured: &'a Measured,
@@ -289,7 +302,7 @@ impl Prediction<'_> {
         self.measured.errors[0].len()
     }
 
-    /// A number for each forgotten point and timestep.
+    /// Collects one number per forgotten point and timestep.
     fn over_grid(&self, at: impl Fn(usize, usize) -> Result<f64>) -> Result<Vec<Vec<f64>>> {
         let of_point = |point| {
             (0..self.timesteps.len())
@@ -299,7 +312,7 @@ impl Prediction<'_> {
         (0..self.points()).map(of_point).collect()
     }
 
-    /// `b` of each forgotten point, from the gain on the control points that stand for it.
+    /// `b` of each forgotten point, from the gain on the control points that represent it.
     fn losses(&self) -> Result<Vec<Vec<f64>>> {
         self.over_grid(|point, index| {
             let gain = self.gain(index, self.caps.members(point))?;
@@ -327,7 +340,7 @@ impl Prediction<'_> {
         (0..self.points()).map(of_point).collect()
     }
 
-    /// Over all control points, by timestep.
+    /// The gain over all control points, by timestep.
     fn gains(&self) -> Result<Vec<f64>> {
         let everyone: Vec<usize> = (0..self.measured.control_losses[0].len()).collect();
         (0..self.timesteps.len())
@@ -335,7 +348,7 @@ impl Prediction<'_> {
             .collect()
     }
 
-    /// How much better than the ideal denoiser the model is on some control points.
+    /// The ratio of the model's loss to the ideal denoiser's error on some control points.
     fn gain(&self, index: usize, members: &[usize]) -> Result<f64> {
         let mean = |of: &dyn Fn(usize) -> f64| {
             members.iter().map(|&member| of(member)).sum::<f64>() / members.len() as f64

@@ -13,21 +13,24 @@ pub enum IdealForm {
     /// One posterior for the whole point: any rank, all retained points, on the model's device.
     #[default]
     Whole,
-    /// A posterior for each pixel that sees a square patch around it: nearer to what convolutional networks do where there is
-    /// little noise (Kamb and Ganguli 2024, arXiv 2412.20292). For images `[n, channels, height, width]`; computed on the host.
+    /// A posterior for each pixel, which sees a square patch around the pixel. At low noise, this
+    /// is closer to how convolutional networks behave (Kamb and Ganguli 2024, arXiv 2412.20292).
+    /// For images `[n, channels, height, width]`; computed on the host.
     ///
-    /// At each timestep the size is used whose denoiser is nearest to the model on control points.
+    /// At each timestep, the patch size is chosen whose denoiser is nearest to the model on control
+    /// points.
     Patches {
-        /// Sizes to choose from, in pixels, odd; one of at least twice the image's is the whole image.
+        /// Sizes to choose from, in pixels, odd; a size of at least twice the image's covers the
+        /// whole image.
         sizes: Vec<usize>,
-        /// How many retained images a point's posterior is over: the nearest ones, see
+        /// How many retained images each posterior uses: the nearest ones. See
         /// [`Counterfactual::cut_error`](crate::steering::Counterfactual::cut_error).
         nearest: usize,
     },
 }
 
 impl IdealForm {
-    /// Patches of 3, 5, 7, 9 and 13 pixels, over the 2,000 nearest images.
+    /// Patches of 3, 5, 7, 9 and 13 pixels, with the 2,000 nearest images.
     pub fn patches() -> Self {
         IdealForm::Patches {
             sizes: vec![3, 5, 7, 9, 13],
@@ -35,7 +38,7 @@ impl IdealForm {
         }
     }
 
-    /// The sizes to choose from, none for whole points.
+    /// The sizes to choose from; none for whole points.
     pub(super) fn sizes(&self) -> &[usize] {
         match self {
             IdealForm::Whole => &[],
@@ -49,9 +52,7 @@ impl IdealForm {
         };
         if rank != 4 {
             return Err(Error::InvalidSetting {
-                what: format!(
-                    "patches are wanted of points of rank {rank}, not of images of rank 4"
-                ),
+                what: format!("patches need images of rank 4, but the points have rank {rank}"),
                 remedy: "use `IdealForm::Whole`, which takes any rank",
             });
         }
@@ -75,15 +76,16 @@ impl IdealForm {
     }
 }
 
-/// The ideal denoiser of some points in every form that is asked for.
+/// The ideal denoisers of some points, in every form that is needed.
 pub(super) struct Forms<'a> {
     pub(super) ideal: Ideal<'a>,
-    /// For patches, with how many of the nearest images are looked at.
+    /// For patches: the images, and how many of the nearest ones are used.
     images: Option<(Images<'a>, usize)>,
 }
 
 impl<'a> Forms<'a> {
-    /// `shape` is that of a point, `retained` its retained points on the host where patches are wanted.
+    /// `shape` is that of a point; `retained` holds its retained points on the host if patches are
+    /// used.
     pub(super) fn new(
         ideal: Ideal<'a>,
         form: &IdealForm,
@@ -100,7 +102,7 @@ impl<'a> Forms<'a> {
         Ok(Self { ideal, images })
     }
 
-    /// The denoiser of patches of this size, of whole points for none.
+    /// The denoiser of patches of this size; of whole points for `None`.
     pub(super) fn posterior(&self, patch: Option<usize>) -> Box<dyn Posterior + '_> {
         match (&self.images, patch) {
             (Some((images, nearest)), Some(patch)) => Box::new(Local {
@@ -112,7 +114,7 @@ impl<'a> Forms<'a> {
         }
     }
 
-    /// The same over all retained images, where [`posterior`](Self::posterior) leaves some out.
+    /// The same over all retained images, if [`posterior`](Self::posterior) leaves some out.
     pub(super) fn uncut(&self, patch: Option<usize>) -> Option<Local<'_>> {
         let (images, nearest) = self.images.as_ref()?;
         let all = images.count();

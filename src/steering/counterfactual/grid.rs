@@ -2,13 +2,16 @@
 
 use crate::process::Scheduler;
 
-/// Timesteps of the default grid, at most.
+/// The most timesteps of the default grid.
 const GRID: usize = 16;
 
-/// Beyond these logarithms of signal over noise there is nothing to see of the one or of the other.
+/// Beyond these logarithms of the ratio of signal to noise, one of the two can no longer be seen.
 const LOG_RATIOS: [f64; 2] = [-7.0, 7.0];
 
-/// Timesteps between the ends of the range, evenly in the logarithm of signal over noise, in which losses change evenly.
+/// Timesteps between the ends of the range, evenly in the logarithm of the ratio of signal to
+/// noise.
+///
+/// Losses change evenly on this scale.
 pub(super) fn default_timesteps(scheduler: &dyn Scheduler) -> Vec<f64> {
     let range = scheduler.time_range();
     let log_ratio = |share: f64| {
@@ -27,7 +30,7 @@ pub(super) fn default_timesteps(scheduler: &dyn Scheduler) -> Vec<f64> {
     timesteps
 }
 
-/// The smallest share from 0 to 1 at which a condition holds that holds from there on.
+/// The smallest share from 0 to 1 from which a condition holds up to 1.
 fn first_share(holds: impl Fn(f64) -> bool) -> f64 {
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..60 {

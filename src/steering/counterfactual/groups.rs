@@ -4,27 +4,29 @@ use std::collections::HashSet;
 
 use crate::error::{Error, Result, check_shape};
 
-/// A key for each point: points may explain each other where their keys are the same.
+/// A key for each point: points may explain each other if their keys are equal.
 ///
-/// A model that is conditioned on a class or a prompt knows which of the data a point belongs to, and so must the ideal denoiser that
-/// stands for what could be known of the point from the others. The key is that class, or a number for that prompt. Prompts that
-/// are nearly unique are to be put together by what they show: each forgotten and each control point needs retained ones of its group.
+/// A model that is conditioned on a class or a prompt knows which part of the data a point belongs
+/// to. The ideal denoiser, which stands for the most that the other points tell, must know it too.
+/// The key is the class, or a number for the prompt. Group prompts that are nearly unique by what
+/// they show, because each forgotten and each control point needs retained ones in its group.
 ///
-/// For points whose condition says nothing about them, as the empty prompt, give all the same key.
+/// If the condition says nothing about the points, such as an empty prompt, give all of them the
+/// same key.
 #[derive(Debug, Clone, Copy)]
 pub struct Groups<'a> {
-    /// Of each retained point, `[n]`.
+    /// Keys of the retained points, `[n]`.
     pub retained: &'a [u64],
-    /// Of each control point, `[c]`.
+    /// Keys of the control points, `[c]`.
     pub controls: &'a [u64],
-    /// Of each forgotten point, `[k]`.
+    /// Keys of the forgotten points, `[k]`.
     pub forgotten: &'a [u64],
 }
 
 impl Groups<'_> {
     /// # Errors
-    /// [`Error::ShapeMismatch`] unless there is a key for each point; [`Error::UnexplainedPoint`] for a control or a forgotten point
-    /// without a retained one in its group.
+    /// [`Error::ShapeMismatch`] unless there is one key per point; [`Error::UnexplainedPoint`] for
+    /// a control or a forgotten point without a retained one in its group.
     pub(super) fn check(&self, [retained, controls, forgotten]: [usize; 3]) -> Result<()> {
         for (what, keys, count) in [
             ("the groups of the retained points", self.retained, retained),
@@ -51,7 +53,7 @@ impl Groups<'_> {
     }
 }
 
-/// The points of a group; all where there are no groups or none is of this one.
+/// The points of a group; all of them if there are no groups or no point is of this one.
 pub(super) fn members(keys: Option<&[u64]>, group: Option<u64>, count: usize) -> Vec<usize> {
     let is_member = |&index: &usize| keys.is_some_and(|keys| Some(keys[index]) == group);
     let found: Vec<usize> = (0..count).filter(is_member).collect();

@@ -1,4 +1,5 @@
-//! The ideal denoiser of a data set: the posterior mean of the clean point, over the whole set and of whole points.
+//! The ideal denoiser of whole points: the posterior mean of the clean point over the whole data
+//! set.
 
 use std::ops::Range;
 
@@ -12,17 +13,17 @@ use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 
 /// The posterior mean of the clean point, given a noisy one, over a data set.
 pub(super) trait Posterior {
-    /// At `m = γ u + σ ε` for each `ρ = γ/σ`.
+    /// The posterior mean given `m = γ u + σ ε`, for each `ρ = γ/σ`.
     ///
     /// # Shapes
     /// - `rows`: the point `u` of each noise; `noise` and each result: `[rows, elements]`
     fn means(&self, rows: &[usize], noise: &Tensor<2>, ratios: &[f64]) -> Result<Vec<Tensor<2>>>;
 }
 
-/// Retained points that are looked at together, at most.
+/// The most retained points that are processed at a time.
 const CHUNK: usize = 4096;
 
-/// Numbers of retained points that are held at a time, at most.
+/// The most numbers of retained points that are held at a time.
 const CHUNK_ELEMENTS: usize = 1 << 24;
 
 /// The points of a set, each flattened.
@@ -40,19 +41,19 @@ impl<const D: usize> Points<2> for Flat<'_, D> {
         let count = points.dims()[0];
         let mut shape = self.0.dims();
         shape[0] = count;
-        let remedy = "load points of the shape that was announced";
+        let remedy = "return points with the announced shape";
         check_shape("the loaded points", &shape, &points.dims(), remedy)?;
         Ok(points.reshape([count, elements]))
     }
 }
 
-/// All elements of a point in one dimension.
+/// Flattens each point.
 pub(super) fn flat<const D: usize>(points: &Tensor<D>) -> Tensor<2> {
     let elements: usize = points.dims()[1..].iter().product();
     to_f32(points.clone().inner()).reshape([points.dims()[0], elements])
 }
 
-/// Points whose ideal reconstruction is asked for, and the data set, all flattened.
+/// Points to be reconstructed by the ideal denoiser, and the data set, all flattened.
 #[derive(Debug)]
 pub(super) struct Ideal<'a> {
     /// `[n, elements]`.
@@ -83,7 +84,7 @@ impl<'a> Ideal<'a> {
         })
     }
 
-    /// Leaves retained points that are the point itself, value by value, out of its posterior.
+    /// Leaves retained points that equal the point value by value out of its posterior.
     pub(super) fn without_duplicates(mut self) -> Self {
         let is_same = self.squared_distances.clone().equal_elem(0.0);
         self.squared_distances = self.squared_distances.mask_fill(is_same, f32::INFINITY);
@@ -102,14 +103,14 @@ impl<'a> Ideal<'a> {
         self
     }
 
-    /// The first point whose posterior is over nothing.
+    /// The first point whose posterior has no retained points.
     pub(super) fn first_unexplained(&self) -> Result<Option<usize>> {
         let nearest = self.squared_distances.clone().min_dim(1);
         let nearest = read_f32(nearest, "distances to retained points")?;
         Ok(nearest.iter().position(|distance| distance.is_infinite()))
     }
 
-    /// `[points, elements]`.
+    /// The shape of the points, `[points, elements]`.
     pub(super) fn shape(&self) -> [usize; 2] {
         self.points.dims()
     }
@@ -130,7 +131,8 @@ impl<'a> Ideal<'a> {
         read_f32(self.points.clone(), "the points")
     }
 
-    /// `‖u − x_j‖²` on the host, a line of retained points for each point; infinite where one is left out.
+    /// `‖u − x_j‖²` on the host, one row of retained points per point; infinite where one is left
+    /// out.
     pub(super) fn distances(&self) -> Result<Vec<f32>> {
         read_f32(
             self.squared_distances.clone(),
@@ -141,9 +143,9 @@ impl<'a> Ideal<'a> {
 
 /// `x̂ = Σ_j p_j x_j` with `p = softmax_j −‖m − γ x_j‖²/2σ²`.
 ///
-/// The exponents are `ρ ⟨x_j, ε⟩ − ρ² ‖u − x_j‖²/2`, up to a number that a row has in common. Chunks of the data set are
-/// joined by their largest exponents, so nothing overflows and no more than a chunk is held. What a chunk has along the noise
-/// serves every `ρ`.
+/// The exponents are `ρ ⟨x_j, ε⟩ − ρ² ‖u − x_j‖²/2`, up to a number that is the same within a row.
+/// Chunks of the data set are joined by their largest exponents, so nothing overflows and no more
+/// than one chunk is held. The products of a chunk with the noise serve every `ρ`.
 impl Posterior for &Ideal<'_> {
     fn means(&self, rows: &[usize], noise: &Tensor<2>, ratios: &[f64]) -> Result<Vec<Tensor<2>>> {
         let mut joined: Vec<Option<Part>> = ratios.iter().map(|_| None).collect();
@@ -153,7 +155,8 @@ impl Posterior for &Ideal<'_> {
             let along_noise = noise.clone().matmul(chunk.clone().transpose());
             let distances = distances.clone().narrow(1, first, chunk.dims()[0]);
             for (joined, &ratio) in joined.iter_mut().zip(ratios) {
-                // At γ = 0 a point that is left out must stay infinitely far: infinity times 0 is no number.
+                // At γ = 0 a point that is left out must stay infinitely far: infinity times 0 is
+                // NaN.
                 let scale = (0.5 * ratio * ratio).max(SMALLEST_SCALE);
                 let exponents = along_noise.clone() * ratio - distances.clone() * scale;
                 let part = Part::new(exponents, chunk.clone());
@@ -203,10 +206,10 @@ struct Part {
     weighted: Tensor<2>,
 }
 
-/// Too small to matter to a distance, but not to infinity.
+/// Too small to matter for a distance, but not for infinity.
 const SMALLEST_SCALE: f64 = 1e-30;
 
-/// Stands for an exponent of `−∞`, of which differences can be taken.
+/// Stands for an exponent of `−∞`, but allows differences.
 const LOWEST: f64 = -1e30;
 
 impl Part {
@@ -248,7 +251,7 @@ mod tests {
         noise: Tensor<2>,
         ratio: f64,
     ) -> Tensor<2> {
-        // Beside another ratio, which must not matter.
+        // Together with another ratio, which must not matter.
         ideal.means(rows, &noise, &[0.3, ratio]).unwrap().remove(1)
     }
 
@@ -266,7 +269,8 @@ mod tests {
         }
     }
 
-    /// The posterior mean of a standard Gaussian is linear in the noisy point: `x̂ = γ m / (γ² + σ²)`.
+    /// The posterior mean of a standard Gaussian is linear in the noisy point:
+    /// `x̂ = γ m / (γ² + σ²)`.
     #[test]
     fn the_posterior_of_a_gaussian_set_is_linear() {
         let retained = noise(1, [200_000, 1]);
@@ -355,7 +359,7 @@ mod tests {
         }
     }
 
-    /// The last chunk holds nothing but the point itself.
+    /// The last chunk holds nothing except the point itself.
     #[test]
     fn a_chunk_of_left_out_points_alone_has_no_part() {
         let retained = noise(1, [CHUNK + 1, 4]);

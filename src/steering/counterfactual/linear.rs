@@ -1,5 +1,7 @@
-//! The best linear denoiser of a data set, element by element: no model that generalises does worse than it on a point, but
-//! for what it does worse on every point.
+//! The best linear denoiser of a data set, element by element.
+//!
+//! A model that generalises does no worse than this denoiser on a single point, apart from a factor
+//! by which it is worse on every point.
 
 use std::collections::HashMap;
 
@@ -18,8 +20,8 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// `E ‖x̂ − u‖²`, mean over elements, of `x̂ = μ + γv/(γ²v + σ²) (m − γμ)` at `m = γ u + σ ε`, with `ρ = γ/σ`:
-    /// `((u − μ)² + ρ²v²) / (1 + ρ²v)²` in each element.
+    /// `E ‖x̂ − u‖²`, mean over elements, of `x̂ = μ + γv/(γ²v + σ²) (m − γμ)` at `m = γ u + σ ε`,
+    /// with `ρ = γ/σ`: `((u − μ)² + ρ²v²) / (1 + ρ²v)²` in each element.
     pub(super) fn error(&self, point: &[f32], ratio: f64) -> f64 {
         let square = ratio * ratio;
         let moments = self.mean.iter().zip(&self.variance);
@@ -40,7 +42,8 @@ pub(super) struct LinearDenoisers {
 }
 
 impl LinearDenoisers {
-    /// `groups` are those of the retained points, none without groups; those in `wanted` get a denoiser of their own.
+    /// `groups` are the groups of the retained points, if any; those in `wanted` get a denoiser of
+    /// their own.
     ///
     /// # Errors
     /// Those of the retained set.
@@ -74,7 +77,7 @@ impl LinearDenoisers {
         })
     }
 
-    /// The denoiser of a group, that of the whole set without one.
+    /// The denoiser of a group, or that of the whole set if there is no group.
     pub(super) fn of(&self, group: Option<u64>) -> &Linear {
         let of_group = group.and_then(|group| self.of_group.get(&group));
         of_group.unwrap_or(&self.all)
@@ -123,7 +126,7 @@ mod tests {
     use crate::draws::{Stream, normal_noise};
     use burn::tensor::Tensor;
 
-    /// Against the mean over noises, in f64.
+    /// Compared with the mean over noises, in f64.
     #[test]
     fn the_error_is_that_of_the_linear_denoiser_over_noises() {
         let linear = Linear {

@@ -1,8 +1,9 @@
 //! The ideal denoiser of a set of images, patch by patch: how convolutional networks generalise.
 //!
-//! Kamb and Ganguli 2024, arXiv 2412.20292: each pixel has a posterior of its own over the data set, which looks at a patch around it and nowhere
-//! else. It is computed on the host, whatever the device: its work is one softmax a pixel over thousands of images, of which
-//! nothing is worth keeping.
+//! In Kamb and Ganguli 2024, arXiv 2412.20292, each pixel has its own posterior over the data set,
+//! which sees only a patch around the pixel. It is computed on the host, whatever the device: the
+//! work is one softmax per pixel over thousands of images, and no intermediate result is worth
+//! keeping.
 
 use std::thread;
 
@@ -19,7 +20,7 @@ pub(super) struct Images<'a> {
     shape: [usize; 3],
     retained: &'a [f32],
     points: Vec<f32>,
-    /// Without those that are left out of a point's posterior.
+    /// For each point, without the images that are left out of its posterior.
     order: Vec<Vec<usize>>,
 }
 
@@ -40,7 +41,7 @@ impl<'a> Images<'a> {
         self.shape.iter().product()
     }
 
-    /// Retained images, less those left out of every point's posterior.
+    /// The largest number of retained images in a point's posterior.
     pub(super) fn count(&self) -> usize {
         self.order.iter().map(Vec::len).max().unwrap_or(0)
     }
@@ -53,7 +54,8 @@ fn nearest_first(distances: &[f32]) -> Vec<usize> {
     order
 }
 
-/// The posterior of each pixel given the patch of `patch × patch` around it, over the `nearest` retained images of a point.
+/// The posterior of each pixel given the patch of `patch × patch` around it, over the `nearest`
+/// retained images of a point.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Local<'a> {
     pub(super) images: &'a Images<'a>,
@@ -98,8 +100,8 @@ impl Local<'_> {
 
     /// The posterior mean at each ratio `ρ = γ/σ`.
     ///
-    /// A pixel's exponent is `−ρ²/2 Σ (u − x_j)² − ρ Σ (u − x_j) ε` over its patch and all channels, up to a number that the
-    /// pixel has in common: both sums serve every ratio.
+    /// A pixel's exponent is `−ρ²/2 Σ (u − x_j)² − ρ Σ (u − x_j) ε` over its patch and all
+    /// channels, up to a number that is the same for all images. Both sums serve every ratio.
     fn mean(&self, point: usize, noise: &[f32], ratios: &[f64]) -> Vec<Vec<f32>> {
         let Images {
             shape,
@@ -140,11 +142,11 @@ impl Local<'_> {
     }
 }
 
-/// Sums over the patch around each pixel; what lies outside the image counts as 0.
+/// Sums over the patch around each pixel; pixels outside the image count as 0.
 struct Window {
     radius: usize,
     size: [usize; 2],
-    /// Rows with as many zeros between them as a patch reaches beyond its pixel.
+    /// Rows separated by as many zeros as a patch reaches beyond its pixel.
     padded: Vec<f32>,
     sums: Vec<f32>,
 }
@@ -162,7 +164,8 @@ impl Window {
         }
     }
 
-    /// Along columns, then along rows, from sums of shifted copies: a running sum would keep the rounding of what has left it.
+    /// Sums along columns, then along rows, from shifted copies: a running sum would keep the
+    /// rounding errors of values that have left it.
     fn sum(&mut self, values: &mut [f32]) {
         let [height, width] = self.size;
         let reach = self.radius.min(height - 1);
@@ -188,14 +191,14 @@ impl Window {
     }
 }
 
-/// Adds as many as there are on both sides.
+/// Adds as many values as both slices have.
 fn add(sums: &mut [f32], values: &[f32]) {
     for (sum, value) in sums.iter_mut().zip(values) {
         *sum += value;
     }
 }
 
-/// The posteriors of all pixels at one ratio, as far as the images have been seen.
+/// The posteriors of all pixels at one ratio, from the images processed so far.
 struct PixelPosteriors {
     ratio: f32,
     exponents: Vec<f32>,
@@ -343,7 +346,7 @@ mod tests {
                 .collect();
             for (got, noisy) in got.chunks(ELEMENTS).zip(noisy.chunks(ELEMENTS)) {
                 for pixel in 0..20 {
-                    // Without signal every image is as likely.
+                    // Without signal every image is equally likely.
                     let ratio = if ratio == 0.0 { 1e-40 } else { ratio };
                     let place = [pixel / 5, pixel % 5];
                     let expected = definition(&images, noisy, place, patch / 2, ratio);

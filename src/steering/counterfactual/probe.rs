@@ -1,4 +1,4 @@
-//! A model and the ideal denoisers of its data, looked at over the grid.
+//! Measures a model and the ideal denoisers of its data over the grid.
 
 use std::collections::BTreeSet;
 
@@ -15,17 +15,17 @@ use crate::evaluate::{DenoisingLoss, parts, residual};
 use crate::host::{read_f32, select_rows, squared_norms, to_f32};
 use crate::process::Scales;
 
-/// Control points on which patch sizes are compared, at most.
+/// The most control points on which patch sizes are compared.
 pub(super) const PROBES: usize = 32;
 
-/// Control points on which it is measured what a cut of the retained images does, at most.
+/// The most control points on which the effect of a cut of the retained images is measured.
 const CUT_PROBES: usize = 8;
 
-/// Numbers that the reconstructions of one pass over the retained points may take, and rows that they are of.
+/// The most numbers and rows of the reconstructions of one pass over the retained points.
 const PASS_ELEMENTS: usize = 1 << 26;
 const PASS_ROWS: usize = 1024;
 
-/// Timesteps of the grid that use the same patch, by their number in the grid.
+/// Timesteps of the grid with the same patch, by their number in the grid.
 pub(super) struct SamePatch {
     patch: Option<usize>,
     indices: Vec<usize>,
@@ -48,7 +48,7 @@ pub(super) fn same_patches(patches: &[usize], timesteps: usize) -> Vec<SamePatch
     sizes.into_iter().map(of_size).collect()
 }
 
-/// Tells the share of the rows that are done.
+/// Reports the share of the rows that are done.
 pub(super) struct Progress<'a> {
     pub(super) tell: &'a mut dyn FnMut(f64),
     pub(super) done: usize,
@@ -62,11 +62,13 @@ impl Progress<'_> {
     }
 }
 
-/// A model and its data on the grid. A row has the same noise at every timestep, so it is drawn once for all.
+/// A model and its data on the grid.
+///
+/// A row has the same noise at every timestep, so the noise is drawn only once.
 pub(super) struct Probe<'a, const D: usize, M: Denoiser<D>> {
     pub(super) model: M,
     pub(super) timesteps: &'a [f64],
-    /// Of each timestep.
+    /// The scales of each timestep.
     pub(super) scales: &'a Scales,
     pub(super) data: CounterfactualData<'a, D, M::Condition>,
     pub(super) config: &'a CounterfactualConfig,
@@ -101,7 +103,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         Ok(means)
     }
 
-    /// A posterior's error at some timesteps of the grid, timestep after timestep.
+    /// A posterior's error at some timesteps of the grid, one timestep after another.
     fn errors(
         &self,
         forms: &Forms<'_>,
@@ -123,7 +125,8 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         indices.iter().map(|&index| ratios[index]).collect()
     }
 
-    /// The size at each timestep whose denoiser is nearest to the model on control points; none for whole points.
+    /// The patch size at each timestep whose denoiser is nearest to the model on control points;
+    /// empty for whole points.
     pub(super) fn choose_patches(
         &self,
         forms: &Forms<'_>,
@@ -169,7 +172,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         Ok(best.into_iter().map(|(_, size)| size).collect())
     }
 
-    /// What a deviation `x̂ − u` of the clean point does to the output.
+    /// Converts a deviation `x̂ − u` of the clean point to one of the output.
     fn output_deviation(&self, clean: Tensor<2>, index: usize) -> Tensor<2> {
         clean * self.slope(index)
     }
@@ -179,12 +182,13 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         self.model.prediction_type().slope(signal, noise)
     }
 
-    /// By how much a squared error of the output is larger than that of the clean point it stands for.
+    /// The ratio of a squared error of the output to that of the clean point it stands for.
     pub(super) fn squared_slope(&self, index: usize) -> f64 {
         self.slope(index).powi(2)
     }
 
-    /// The largest `|ln|` over the grid of what the error becomes when the cut of the retained images is undone.
+    /// The largest `|ln|` over the grid of the ratio by which the error changes when the cut of the
+    /// retained images is undone.
     pub(super) fn cut_error(&self, forms: &Forms<'_>, patches: &[SamePatch]) -> Result<f64> {
         let [points, elements] = forms.ideal.shape();
         let rows: Vec<usize> = (0..points.min(CUT_PROBES)).collect();
@@ -233,7 +237,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         Ok(moments)
     }
 
-    /// The model's output less what it should be.
+    /// The model's output minus its target.
     fn residual(
         &self,
         clean: &Tensor<D>,
@@ -266,8 +270,10 @@ impl LossMoments {
         self.mean_square += loss * loss / noises as f64;
     }
 
-    /// The level at which steering leaves the loss as it is. (53) vanishes in the mean over noises where `E[(b − L) L] = 0`, as long as
-    /// the loss grows under each noise alike: at `b = E[L²] / E[L]`, a little above the mean.
+    /// The level at which steering leaves the loss unchanged.
+    ///
+    /// (53) vanishes in the mean over noises where `E[(b − L) L] = 0`, if the loss grows in the
+    /// same way under each noise: at `b = E[L²] / E[L]`, a little above the mean.
     pub(super) fn at_rest(&self) -> f64 {
         self.mean_square / self.mean
     }

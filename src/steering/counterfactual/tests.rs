@@ -1,4 +1,4 @@
-//! Fits to models of which everything is known.
+//! Fits to models whose losses are known exactly.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
@@ -16,7 +16,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Predicts noise as the posterior mean of standard Gaussian data would, times a factor on the error it leaves.
+/// Predicts noise as the posterior mean of standard Gaussian data would, with its error scaled.
 #[derive(Module, Debug)]
 struct Gaussian {
     excess: Param<Tensor<1>>,
@@ -41,7 +41,7 @@ fn points(seed: u64, rows: usize) -> Tensor<2> {
     normal_noise([rows, 1], seed, 0, 0, Stream::Noise, &Device::flex())
 }
 
-/// The points with a second element that is the same for all: no two sets have a point in common.
+/// Adds a second element that is the same for all points, so that no two sets share a point.
 fn beside(points: Tensor<2>, value: f64) -> Tensor<2> {
     let second = points.zeros_like() + value;
     Tensor::cat(vec![points, second], 1)
@@ -69,9 +69,10 @@ fn fit(excess: f32, forgotten: &Tensor<2>) -> Counterfactual {
     .unwrap()
 }
 
-/// One dimension, many points: everything is known. The ideal denoiser says `x̂ = γ m`, so its error on `a` is
-/// `E (γ(γ a + σ ε) − a)² = σ⁴ a² + γ² σ²`, on the data `σ²`; the network's loss on the data is `γ²` in noise. In the second
-/// element, which is 0, the ideal denoiser has no error, and the network that of `σ² ε` for `ε`, `γ⁴`.
+/// One dimension and many points, so everything is known. The ideal denoiser returns `x̂ = γ m`, so
+/// its error on `a` is `E (γ(γ a + σ ε) − a)² = σ⁴ a² + γ² σ²`, and on the data `σ²`; the network's
+/// loss on the data is `γ²` in noise. In the second element, which is 0, the ideal denoiser has no
+/// error, and the network that of `σ² ε` for `ε`, `γ⁴`.
 #[test]
 fn the_prediction_for_gaussian_data_is_the_closed_form() {
     let a = 1.7f64;
@@ -182,7 +183,7 @@ fn images(seed: u64, rows: usize) -> Tensor<4> {
     normal_noise(shape, seed, 0, 0, Stream::Noise, &Device::flex())
 }
 
-/// Fits to the model of patches of three pixels, which chooses from patches of these sizes.
+/// Fits to the model of patches of three pixels; the fit chooses from these sizes.
 fn fit_patches(kind: PredictionType, sizes: Vec<usize>, nearest: usize) -> Result<Counterfactual> {
     let retained = images(1, 300);
     let model = Patches {
@@ -202,8 +203,8 @@ fn fit_patches(kind: PredictionType, sizes: Vec<usize>, nearest: usize) -> Resul
     )
 }
 
-/// A model that is the ideal denoiser of patches of a size: that size is found, and nothing is gained over it but the size
-/// of an error of the output that belongs to one of the clean point.
+/// The model is the ideal denoiser of one patch size. The fit must find this size, and its only
+/// gain must be the ratio of an error of the output to the error of the clean point it stands for.
 #[test]
 fn the_patch_is_that_of_the_model_whatever_it_predicts() {
     let scale = |kind, t| {
@@ -251,7 +252,8 @@ fn patches_are_saved_and_their_cut_is_measured() {
     assert!(IdealForm::patches().check(3).is_err());
 }
 
-/// Against the errors over the nearest images and over all, where the cut raises the one and lowers the other.
+/// Compares with the errors over the nearest images and over all: the cut raises the error at one
+/// timestep and lowers it at the other.
 #[test]
 fn the_cut_error_is_the_largest_change_over_the_grid_in_either_direction() {
     let (retained, controls) = (images(1, 300), images(2, 8));
@@ -292,7 +294,7 @@ fn the_cut_error_is_the_largest_change_over_the_grid_in_either_direction() {
     assert!((got / -changes[0] - 1.0).abs() < 1e-4, "{got} {changes:?}");
 }
 
-/// Says what it is told, and a share of what it sees.
+/// Returns a fixed value plus a share of its input.
 #[derive(Module, Debug)]
 struct Told {
     #[module(skip)]
@@ -352,7 +354,7 @@ fn a_fit_does_not_depend_on_the_micro_batch_and_its_progress_ends_at_one() {
     }
 }
 
-/// One group of so many retained, control and forgotten points.
+/// One group with the given numbers of retained, control and forgotten points.
 fn same_group(retained: usize, controls: usize, forgotten: usize) -> Groups<'static> {
     static KEYS: [u64; 64] = [7; 64];
     Groups {
@@ -381,7 +383,8 @@ fn a_condition_without_a_control_point_is_refused() {
     assert!(error.contains("the control condition"), "{error}");
 }
 
-/// With the control points as the forgotten ones, and as many noises, the levels' mean is the model's loss on them.
+/// With the control points as the forgotten ones, and the same number of noises, the levels' mean
+/// is the model's loss on them.
 #[test]
 fn levels_are_scaled_to_the_models_loss_on_the_control_points() {
     let controls = beside(points(2, 10), 1e-3);
@@ -404,7 +407,7 @@ fn levels_are_scaled_to_the_models_loss_on_the_control_points() {
     for index in 0..2 {
         let of_points = fitted.predicted.iter();
         let levels: Vec<f64> = of_points.map(|levels| levels[index]).collect();
-        // Wrong by 1/16 in each element: little enough that no level is capped.
+        // Wrong by 1/16 in each element: too little for any level to be capped.
         assert!((256.0 * mean(&levels) - 1.0).abs() < 1e-5, "{levels:?}");
     }
 }
@@ -426,7 +429,7 @@ impl Classes {
         }
     }
 
-    /// What the model loses on a point of the class, which it never saw: `ρ² E‖x̂ − x‖²/d`.
+    /// The model's loss on a point of the class that it never saw: `ρ² E‖x̂ − x‖²/d`.
     fn loss(t: f64) -> f64 {
         let ratio = scheduler().signal_scale(t) / scheduler().noise_scale(t);
         let variance = SPREAD * SPREAD;
@@ -469,7 +472,8 @@ fn condition(classes: &[u64]) -> Tensor<1, Int> {
     Tensor::from_data(classes.as_slice(), &Device::flex())
 }
 
-/// A typical point of a class that is 2 % of the data. Over all data it was predicted to cost 6 times as much.
+/// A typical point of a class that is 2 % of the data. From all data, its predicted loss was 6
+/// times too high.
 #[test]
 fn a_point_of_a_rare_class_is_predicted_from_its_class() {
     let retained: Vec<u64> = (0..4000).map(|index| u64::from(index % 50 == 0)).collect();
@@ -514,7 +518,7 @@ fn a_point_of_a_rare_class_is_predicted_from_its_class() {
         ..groups
     };
     let error = fit(Some(unknown)).unwrap_err().to_string();
-    assert!(error.contains("forgotten point 3 is of group 5"), "{error}");
+    assert!(error.contains("forgotten point 3 of group 5"), "{error}");
     let short = Groups {
         controls: &controls[1..],
         ..groups
@@ -536,7 +540,7 @@ fn a_point_far_from_all_data_is_not_predicted_to_cost_what_no_model_would_lose()
         controls: &all[..100],
         forgotten: &all[..2],
     };
-    // Three times the contrast, and once.
+    // One point with three times the contrast, and one unchanged.
     let forgotten = class_points(3, &zeros(2));
     let forgotten = forgotten * crate::host::column(&[3.0, 1.0], &Device::flex());
     let config = CounterfactualConfig {
@@ -556,8 +560,8 @@ fn a_point_far_from_all_data_is_not_predicted_to_cost_what_no_model_would_lose()
         config,
     )
     .unwrap();
-    // The best denoiser of these data is the linear one, which the model is: its own loss is that of a model that never saw
-    // the point.
+    // The best denoiser of these data is linear, and the model is that denoiser: its own loss is
+    // the loss of a model that never saw the point.
     for point in 0..2 {
         let pairs = fitted.predicted[point]
             .iter()

@@ -1,4 +1,5 @@
-//! A checkpoint as a reader of bytes: its manifest, and files that a manifest with the right digests vouches for.
+//! Reads checkpoints from bytes: a manifest, or another file with a manifest that contains its
+//! digest.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -21,7 +22,8 @@ const STEPS: u64 = 2;
 /// The files of a checkpoint, by name.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
-/// Those of a trainer with momenta and a moving average, after two steps.
+/// The files of a valid checkpoint, from a trainer with momenta and a moving average after two
+/// steps.
 pub fn sound() -> &'static Files {
     static SOUND: OnceLock<Files> = OnceLock::new();
     SOUND.get_or_init(|| {
@@ -44,14 +46,15 @@ pub fn sound() -> &'static Files {
     })
 }
 
-/// Resumes from a sound checkpoint with this manifest.
+/// Resumes from a valid checkpoint whose manifest is replaced by these bytes.
 pub fn manifest(bytes: &[u8]) -> Result<()> {
     let mut files = sound().clone();
     files.insert(MANIFEST.into(), bytes.into());
     resume(&files)
 }
 
-/// Resumes from a checkpoint with one other file, and a manifest that has its digest.
+/// Resumes from a checkpoint with one file replaced, and a manifest with the digest of the
+/// replacement.
 pub fn sealed(name: &str, bytes: &[u8]) -> Result<()> {
     let mut files = sound().clone();
     files.remove(MANIFEST);
@@ -74,7 +77,8 @@ fn resume(files: &Files) -> Result<()> {
     Ok(())
 }
 
-/// A manifest as the library writes it: with the digest of each file, and of itself without that digest.
+/// A manifest as the library writes it: with the digest of each file, and of itself without that
+/// digest.
 fn seal(files: &Files) -> String {
     let mut records = String::new();
     for (name, bytes) in files {

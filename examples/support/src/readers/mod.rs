@@ -1,5 +1,7 @@
-//! The readers of foreign files, each as a function of bytes: for the fuzz targets of `fuzz` and for
-//! `tests/hostile_files.rs`, which drives them without a fuzzer. A typed error is as good as success; a panic is not.
+//! The readers of foreign files, each as a function of bytes.
+//!
+//! They serve the fuzz targets of `fuzz`, and `tests/hostile_files.rs`, which runs them without a
+//! fuzzer. A typed error counts as success; a panic does not.
 
 pub mod checkpoint;
 
@@ -22,21 +24,21 @@ use crate::digits;
 pub const CONFIG: &str = r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1, "in_channels": 1, "out_channels": 1,
     "attention_head_dim": 4, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}"#;
 
-/// diffusers' `scheduler_config.json`, as text and up to the schedule that it describes.
+/// Reads diffusers' `scheduler_config.json` from text, and builds the schedule that it describes.
 pub fn scheduler_config(bytes: &[u8]) -> Result<()> {
     let text = String::from_utf8_lossy(bytes);
     let config = SchedulerConfig::from_json(&text, "scheduler_config.json")?;
     DdpmScheduler::from_config(&config).map(|_| ())
 }
 
-/// diffusers' `config.json`, up to the network without its parameters.
+/// Reads diffusers' `config.json`, and builds the network without its parameters.
 pub fn unet_config(bytes: &[u8]) -> Result<()> {
     let text = String::from_utf8_lossy(bytes);
     let config = UNet2dConfig::from_json(&text, "config.json")?;
     config.init(&Device::flex()).map(|_| ())
 }
 
-/// A folder with these weights in safetensors.
+/// Loads a folder with these weights in safetensors.
 pub fn safetensors(bytes: &[u8]) -> Result<()> {
     load(CONFIG, "diffusion_pytorch_model.safetensors", bytes)
 }
@@ -46,7 +48,7 @@ pub fn index_of_parts() -> Vec<u8> {
     parts().0.clone()
 }
 
-/// A folder with this index, and the parts that a sound one names.
+/// Loads a folder with this index and the parts that a valid index names.
 pub fn weight_index(bytes: &[u8]) -> Result<()> {
     let folder = scratch();
     let at = |name: &str| folder.path().join(name);
@@ -63,7 +65,7 @@ const PARTS: [&str; 2] = [
     "diffusion_pytorch_model-00002-of-00002.safetensors",
 ];
 
-/// An index and its parts, made once.
+/// A valid index and its parts, created once.
 fn parts() -> &'static (Vec<u8>, [Vec<u8>; 2]) {
     static MADE: OnceLock<(Vec<u8>, [Vec<u8>; 2])> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -89,19 +91,20 @@ fn parts() -> &'static (Vec<u8>, [Vec<u8>; 2]) {
     })
 }
 
-/// diffusers' `model_index.json`.
+/// Reads diffusers' `model_index.json`.
 pub fn pipeline_index(bytes: &[u8]) -> Result<()> {
     let text = String::from_utf8_lossy(bytes);
     PipelineIndex::from_json(&text, "model_index.json").map(|_| ())
 }
 
-/// A folder with these pickled weights, and the configuration of the one that PyTorch wrote.
+/// Loads a folder with these pickled weights and the configuration of the network that PyTorch
+/// wrote.
 pub fn pickle(bytes: &[u8]) -> Result<()> {
     let config = include_str!("../../../../tests/conformance/unet_pickled/config.json");
     load(config, "diffusion_pytorch_model.bin", bytes)
 }
 
-/// The levels of a steered run, as JSON.
+/// Reads the levels of a steered run from JSON.
 pub fn levels(bytes: &[u8]) -> std::result::Result<(), serde_json::Error> {
     let levels: Levels = serde_json::from_slice(bytes)?;
     for id in 0..levels.values().len() as u64 {
@@ -111,7 +114,8 @@ pub fn levels(bytes: &[u8]) -> std::result::Result<(), serde_json::Error> {
     Ok(())
 }
 
-/// The IDX file of digits in its gzip wrapping, whose check sum would hide what is in it from a fuzzer.
+/// Reads the IDX file of digits. The bytes are compressed with gzip first, because its checksum
+/// would hide the content from a fuzzer.
 pub fn idx(bytes: &[u8]) -> Result<()> {
     let folder = scratch();
     let path = folder.path().join("images.gz");
@@ -121,7 +125,7 @@ pub fn idx(bytes: &[u8]) -> Result<()> {
     digits::read_idx_images(&path).map(|_| ())
 }
 
-/// What pictures are read as.
+/// The format in which pictures are read.
 pub const FORMAT: Format = Format {
     channels: 3,
     height: 64,
@@ -131,12 +135,12 @@ pub const FORMAT: Format = Format {
     transparency: Transparency::White,
 };
 
-/// A folder of pictures.
+/// Reads a folder of pictures.
 pub fn pictures(folder: &Path) -> Result<()> {
     Images::read_all(ImageFiles::find(folder)?, FORMAT, |_| {}).map(|_| ())
 }
 
-/// A picture, by its content.
+/// Reads a picture, recognised by its content.
 pub fn picture(bytes: &[u8], extension: &str) -> Result<()> {
     let folder = scratch();
     let path = folder.path().join("picture").with_extension(extension);
@@ -144,7 +148,7 @@ pub fn picture(bytes: &[u8], extension: &str) -> Result<()> {
     pictures(folder.path())
 }
 
-/// A picture, as the main example reads its own.
+/// Reads a picture as the main example reads its own.
 pub fn grey_png(bytes: &[u8]) -> Result<()> {
     let folder = scratch();
     let path = folder.path().join("tshirt.png");
@@ -159,7 +163,7 @@ fn load(config: &str, name: &str, weights: &[u8]) -> Result<()> {
     UNet2d::load(folder.path(), &Device::flex()).map(|_| ())
 }
 
-/// A folder in memory, where there is one.
+/// A temporary folder, in memory if possible.
 fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     match memory.is_dir() {

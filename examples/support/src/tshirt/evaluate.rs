@@ -1,4 +1,4 @@
-//! What a model makes of the T-shirt and of digits it has never seen.
+//! Measures a model on the T-shirt and on digits it has never seen.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ use crate::progress::Progress;
 
 /// Timesteps at which losses are compared.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
-/// Timesteps of the T-shirt's curve, from which the distance to the retrained model is taken.
+/// Timesteps of the T-shirt's curve, from which the distance to the retrained model is computed.
 pub const CURVE: [usize; 10] = [25, 50, 100, 150, 250, 400, 500, 600, 800, 900];
-/// A generated image this close to the T-shirt, pixels in `[0, 1]`, is one.
+/// A generated image this close to the T-shirt, with pixels in `[0, 1]`, counts as the T-shirt.
 pub const TSHIRT_DISTANCE: f64 = 10.0;
 /// Timesteps at which answers are compared with the retrained model's.
 pub const ANSWERED: [usize; 5] = [50, 100, 250, 400, 600];
@@ -25,10 +25,11 @@ pub const ANSWERED: [usize; 5] = [50, 100, 250, 400, 600];
 pub const DENOISE_FROM: usize = 250;
 /// Noises over which the T-shirt's loss is averaged.
 pub const TSHIRT_NOISES: usize = 64;
-/// Denoised copies of the T-shirt.
+/// Number of denoised copies of the T-shirt.
 pub const COPIES: usize = 8;
 
-/// Images run at a time: on the CPU as many as one core's caches hold, on a GPU as many as keep it busy.
+/// Number of images run at a time: on the CPU as many as fit in one core's caches, on a GPU enough
+/// to keep it busy.
 pub fn chunks(device: DeviceSpec) -> Chunks {
     let in_parallel = device == DeviceSpec::Flex;
     Chunks {
@@ -40,7 +41,7 @@ pub fn chunks(device: DeviceSpec) -> Chunks {
 /// How a model's answers compare with another's, by timestep.
 pub type Answered = BTreeMap<String, AnswerComparison>;
 
-/// A model's figures.
+/// The results of measuring a model.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
     pub samples: usize,
@@ -54,7 +55,7 @@ pub struct Evaluation {
     pub tshirt_denoise_l2: f64,
 }
 
-/// A model's figures and the pictures behind them.
+/// The results of measuring a model, and the images behind them.
 pub struct Evaluated {
     pub figures: Evaluation,
     /// Generated images, `[samples, 1, 28, 28]`.
@@ -63,7 +64,7 @@ pub struct Evaluated {
     pub denoised: Tensor<4>,
 }
 
-/// Everything against which a model is measured.
+/// The data used to measure models.
 pub struct Examiner {
     pub probe: Probe,
     pub tshirt: Tensor<4>,
@@ -154,7 +155,7 @@ impl Examiner {
         self.probe.denoise(model, &tshirts, DENOISE_FROM)
     }
 
-    /// Mean distance of images from the T-shirt, pixels in `[0, 1]`.
+    /// Mean distance of images from the T-shirt, with pixels in `[0, 1]`.
     pub fn distance(&self, images: &Tensor<4>) -> f64 {
         mean(&distances(images, &self.tshirt))
     }

@@ -1,4 +1,5 @@
-//! The job: measure, unlearn, measure again. Run by the example's `main` and by tests.
+//! The job of `mnist_tshirt`: measure, unlearn, measure again. Run by the example's `main` and by
+//! tests.
 
 use std::error::Error;
 use std::path::Path;
@@ -34,7 +35,7 @@ use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What a run leaves in its output folder, all of it together.
+/// The results of a run, which appear in its output folder together.
 pub const RESULTS: [&str; 8] = [
     "model",
     "before.png",
@@ -46,13 +47,14 @@ pub const RESULTS: [&str; 8] = [
     "summary.json",
 ];
 
-/// The distance of the denoised T-shirt and its losses are measured this many times along the way.
+/// Number of times that the distance of the denoised T-shirt and its losses are measured during the
+/// run.
 const LOOKS: usize = 15;
-/// Denoised copies and noises of each of those measurements.
+/// Denoised copies and noises per such measurement.
 const CURVE_COPIES: usize = 4;
 const CURVE_NOISES: usize = 16;
 
-/// What is measured now and then between steps.
+/// Measurements between steps.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Along {
     pub tshirt_denoise_l2: f64,
@@ -65,26 +67,26 @@ pub struct Summary {
     pub before: Evaluation,
     pub after: Evaluation,
     pub retrained: Retrained,
-    /// The T-shirt's loss that a retrained model was predicted to have, where it was the target.
+    /// The predicted loss of a retrained model on the T-shirt, if it was the target.
     pub predicted: Option<ByTimestep>,
     /// The answers at the T-shirt against the retrained model's, by timestep.
     pub answers_before: Answered,
     pub answers_after: Answered,
     /// Mean over the timesteps of |ln(after / retrained)| of the T-shirt's loss.
     pub distance_to_retrained: f64,
-    /// Rows run through the model a pair of images.
+    /// Rows run through the model per pair of images.
     pub rows_per_sample: f64,
     pub findings: Vec<Finding>,
     pub config: Config,
     pub steps: usize,
-    /// Of the whole job.
+    /// Duration of the whole job.
     pub seconds: f64,
-    /// Of the unlearning alone, as far as this process did it.
+    /// Duration of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
     pub device: String,
 }
 
-/// What was asked for, and what it amounts to.
+/// The options, and the settings that follow from them.
 #[derive(Debug, Serialize)]
 pub struct Config {
     #[serde(flatten)]
@@ -93,7 +95,7 @@ pub struct Config {
     pub settings: Settings,
 }
 
-/// The model that never saw the T-shirt: what the unlearned model is compared with.
+/// The model that never saw the T-shirt, as the reference for the unlearned model.
 #[derive(Debug, Clone, Serialize)]
 pub struct Retrained {
     pub tshirt_loss: ByTimestep,
@@ -125,26 +127,26 @@ impl Retrained {
     }
 }
 
-/// All that a run needs, loaded and checked.
+/// Everything that a run needs, loaded and checked.
 pub struct Job {
     pub options: Options,
     pub settings: Settings,
     pub examiner: Examiner,
     pub model: UNet2d,
     pub retrained: Retrained,
-    /// The T-shirt's predicted losses at the timesteps of the curve, where they are the target.
+    /// The T-shirt's predicted losses at the timesteps of the curve, if they are the target.
     pub predicted: Option<ByTimestep>,
     checkpoint: ModelFolder,
     config: SchedulerConfig,
     pairs: PairSampler<4>,
-    /// What that prediction was made from.
+    /// The levels from which that prediction was made.
     pub levels: Option<Levels>,
     /// What is taught in place of the T-shirt, with [`Way::Counterfactual`].
     pub answer: Option<PredictedAnswer<4>>,
 }
 
 impl Job {
-    /// Loads the models and the data, and predicts the T-shirt's loss where it is the target.
+    /// Loads the models and the data, and predicts the T-shirt's loss if it is the target.
     pub fn prepare(options: Options, progress: &dyn Progress) -> Result<Self> {
         let settings = options.settings()?;
         let device = options.device.device()?;
@@ -176,7 +178,7 @@ impl Job {
             checkpoint,
             config,
         };
-        // Settings are refused here, before anything that takes time.
+        // Invalid settings are rejected here, before anything that takes time.
         job.pairs.pairs(0, job.settings.batch)?;
         for finding in DataCheck::default().run(job.pairs.retain(), job.pairs.forget())? {
             progress.say(&finding.to_string());
@@ -206,7 +208,7 @@ impl Job {
         Ok(())
     }
 
-    /// A trainer of the model as it was loaded, steered to levels where there are some.
+    /// A trainer of the loaded model, steered to levels if there are any.
     pub fn trainer(
         &self,
         method: impl Into<Way>,
@@ -216,7 +218,7 @@ impl Job {
         self.trainer_of(self.model.clone(), method, seed, levels)
     }
 
-    /// The same of another model.
+    /// The same trainer for another model.
     pub fn trainer_of(
         &self,
         model: UNet2d,
@@ -266,7 +268,7 @@ impl Job {
         })
     }
 
-    /// Who meets whom under a seed.
+    /// The pairs of retained and forgotten images under a seed.
     pub fn pairs(&self, seed: u64) -> PairSampler<4> {
         self.pairs.clone().with_seed(seed)
     }
@@ -316,7 +318,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     Ok(summary)
 }
 
-/// The unlearned model, with what the one that came has beside its network.
+/// Saves the unlearned model, with the files that lie next to the network of the loaded model.
 fn save_model(job: &Job, model: &UNet2d, folder: &Path, progress: &dyn Progress) -> Result<()> {
     let (options, settings) = (&job.options, &job.settings);
     let note = format!(
@@ -324,7 +326,7 @@ fn save_model(job: &Job, model: &UNet2d, folder: &Path, progress: &dyn Progress)
         options.method, settings.steps, settings.batch, settings.learning_rate, options.seed
     );
     let left_out = save_pipeline(model, &job.checkpoint, folder, &note)?;
-    // The bundled folder holds the retrained model as well, which is known.
+    // Of the bundled folder only the retrained model is left out, which needs no note.
     if options.checkpoint.is_some() {
         for left_out in left_out {
             progress.say(&format!(
@@ -335,7 +337,7 @@ fn save_model(job: &Job, model: &UNet2d, folder: &Path, progress: &dyn Progress)
     Ok(())
 }
 
-/// The run, set up or resumed.
+/// Sets up or resumes the run.
 fn begin<'a>(
     job: &'a Job,
     pairs: &'a PairSampler<4>,

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of `mnist_tshirt`.
 
 use std::path::PathBuf;
 
@@ -16,10 +16,11 @@ use crate::resume::Checkpointing;
 use crate::target::Target;
 use crate::way::Way;
 
-/// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps drawing digits.
+/// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps
+/// generating digits.
 ///
-/// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes two to five minutes on
-/// two CPU cores.
+/// Writes pictures, curves, numbers and the unlearned model into a folder. Without a flag it takes
+/// two to five minutes on two CPU cores.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
@@ -39,7 +40,8 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub method: Way,
 
-    /// Where forgetting is to stop: at the predicted loss of a model retrained without the T-shirt, or nowhere
+    /// Where forgetting stops: at the predicted loss of a model retrained without the T-shirt, or
+    /// nowhere
     /// [default: retrained; none with --protocol paper].
     #[arg(long, value_enum)]
     #[serde(skip)]
@@ -49,21 +51,21 @@ pub struct Options {
     #[arg(long, default_value_t = 0.5)]
     pub forget_prob: f64,
 
-    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, rescale:N, clip:N,
-    /// constant:S, blend:S, erase-diff:R or projected [default: the method's own; rescale:5 for SISS, No IS and Bernoulli with
-    /// --protocol paper].
+    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm),
+    /// fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected [default:
+    /// the method's own; rescale:5 for SISS, No IS and Bernoulli with --protocol paper].
     #[arg(long)]
     #[serde(skip)]
     pub clipper: Option<ClipperSpec>,
 
-    /// Timesteps of the steps: uniform, low-discrepancy, window:LOW..HIGH or fixed:T [default: low-discrepancy; uniform with
-    /// --protocol paper].
+    /// Timesteps of the steps: uniform, low-discrepancy, window:LOW..HIGH or fixed:T [default:
+    /// low-discrepancy; uniform with --protocol paper].
     #[arg(long)]
     #[serde(skip)]
     pub timesteps: Option<TimestepSampling>,
 
-    /// Rows whose weight is smaller are run seldom and weighed up, without bias; 0 runs all [default: 1; 0 with
-    /// --protocol paper].
+    /// Rows whose weight is smaller are run seldom and weighed up, without bias; 0 runs all
+    /// [default: 1; 0 with --protocol paper].
     #[arg(long)]
     #[serde(skip)]
     pub thin_below: Option<f64>,
@@ -89,7 +91,8 @@ pub struct Options {
     #[arg(long, default_value_t = 200, hide = true)]
     pub controls: usize,
 
-    /// Settings: quick (few steps, a falling learning rate) or paper (batch 64, 300 steps, AdamW 5e-5, rescale:5, uniform timesteps, coins, no thinning).
+    /// Settings: quick (few steps, a falling learning rate) or paper (batch 64, 300 steps, AdamW
+    /// 5e-5, rescale:5, uniform timesteps, coins, no thinning).
     #[arg(long, value_enum, default_value_t)]
     pub protocol: Protocol,
 
@@ -97,7 +100,8 @@ pub struct Options {
     #[arg(long, default_value_t)]
     pub device: DeviceSpec,
 
-    /// The model that forgets: a diffusers folder with `unet` and `scheduler` [default: the bundled one].
+    /// The model that forgets: a diffusers folder with `unet` and `scheduler` [default: the bundled
+    /// one].
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_optional_text")]
     pub checkpoint: Option<PathBuf>,
@@ -132,7 +136,7 @@ fn as_text<S: serde::Serializer>(method: &Way, serializer: S) -> Result<S::Ok, S
     serializer.collect_str(method)
 }
 
-/// What the options and their protocol amount to.
+/// The settings that follow from the options and their protocol.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Settings {
     pub steps: usize,
@@ -141,12 +145,12 @@ pub struct Settings {
     pub thin_below: f64,
     pub timesteps: TimestepSampling,
     pub target: Target,
-    /// `None` is the method's own.
+    /// `None` stands for the method's own.
     pub clipper: Option<ClipperSpec>,
 }
 
 impl Options {
-    /// The settings: an option that is given wins over the protocol.
+    /// The settings: an option that is given overrides the protocol.
     pub fn settings(&self) -> Result<Settings, String> {
         let defaults = match self.protocol {
             Protocol::Quick => Settings {
@@ -198,7 +202,8 @@ impl Options {
         Ok(settings)
     }
 
-    /// The published runs rescale the forget gradient of the ascending methods that also learn; the others keep their own.
+    /// The published runs rescale the forget gradient of the methods that combine ascent with
+    /// learning; the other methods keep their own clipper.
     fn paper_clipper(&self) -> Option<ClipperSpec> {
         let rescaled = [Method::Siss, Method::SissNoIs, Method::Bernoulli].map(Way::Method);
         let is_rescaled = rescaled.contains(&self.method);

@@ -1,4 +1,4 @@
-//! Pictures and curves of a run.
+//! Pictures and curves of a run of `mnist_tshirt`.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::run::StepRecord;
 use crate::tshirt::evaluate::{CURVE, DENOISE_FROM, Evaluated, TIMESTEPS};
 use crate::tshirt::job::{Along, Job, Retrained};
 
-/// Generated images shown.
+/// Number of generated images shown.
 const SHOWN: usize = 128;
 
 /// Writes all pictures and plots of a run into a folder.
@@ -38,7 +38,7 @@ pub fn save(
     curves(before, records, retrained).save(out.join("curves.svg"))
 }
 
-/// The T-shirt's loss over the timesteps: before, after, and what it should be.
+/// The T-shirt's loss at each timestep: before, after, and the target.
 fn levels(job: &Job, before: &Evaluated, after: &Evaluated) -> Plot {
     let series = |label: &str, losses: &ByTimestep| {
         let point = |timestep: usize| (timestep as f64, losses[&timestep.to_string()]);

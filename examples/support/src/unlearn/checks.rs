@@ -1,4 +1,4 @@
-//! What is refused of the folders before anything is read, and what is said of the images before the first step.
+//! Checks of the folders before anything is read, and of the images before the first step.
 
 use std::error::Error;
 use std::fs;
@@ -22,7 +22,8 @@ use crate::unlearn::options::{Augment, Options, Settings};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Refuses folders that are not there or get into each other's way, and a model that does not work on pixels. Nothing is created.
+/// Rejects folders that are missing or conflict with each other, and a model that does not work on
+/// pixels. Creates nothing.
 pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     let Options {
         forget,
@@ -50,11 +51,11 @@ pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     pipeline(model)
 }
 
-/// Refuses an output folder that cannot be one, or in which something else would be lost.
+/// Rejects an unsuitable output folder, and one in which other files would be lost.
 fn output(out: &Path, images: &[(&str, &PathBuf)], model: &Path) -> Result<()> {
     let name = path_text(out);
     if out.exists() && !out.is_dir() {
-        return Err(format!("--out {name} is no folder").into());
+        return Err(format!("--out {name} is not a folder").into());
     }
     let images = images
         .iter()
@@ -82,7 +83,7 @@ fn lies_in(inner: &Path, outer: &Path) -> siss::Result<bool> {
     Ok(resolved(inner)?.starts_with(resolved(outer)?))
 }
 
-/// A path without links and dots, which need not be there.
+/// A path without links and dots. The path need not exist.
 fn resolved(path: &Path) -> siss::Result<PathBuf> {
     let path = std::path::absolute(path).map_err(failed("finding", path))?;
     let Some(known) = path.ancestors().find(|known| known.exists()) else {
@@ -93,7 +94,7 @@ fn resolved(path: &Path) -> siss::Result<PathBuf> {
     Ok(known.join(rest))
 }
 
-/// Parts of a pipeline that change nothing about pixels.
+/// Parts of a pipeline that do not change pixels.
 const HARMLESS: [&str; 5] = [
     "unet",
     "scheduler",
@@ -102,7 +103,7 @@ const HARMLESS: [&str; 5] = [
     "safety_checker",
 ];
 
-/// Refuses a pipeline whose network does not work on pixels.
+/// Rejects a pipeline whose network does not work on pixels.
 fn pipeline(model: &ModelFolder) -> Result<()> {
     let (Some(path), Some(index)) = (model.index_file(), model.index()?) else {
         return Ok(());
@@ -118,7 +119,8 @@ fn pipeline(model: &ModelFolder) -> Result<()> {
     }
 }
 
-/// Says which images are probably a mistake: almost the same on two sides, under whatever name, or in another scale.
+/// Reports images that are probably a mistake: almost the same image on two sides, under any name,
+/// or at another scale.
 pub fn images(
     data: &Data,
     pairs: &PairSampler<4>,
@@ -131,8 +133,8 @@ pub fn images(
     };
     let copy = |pair: &NearDuplicate, side: &Images, what| {
         progress.say(&format!(
-            "{} is almost {}, which is to be forgotten ({:.2} of the distance of two neighbours): if it is a copy, take it out \
-             of the {what} images",
+            "{} is almost identical to {}, which is to be forgotten ({:.2} of the distance of two neighbours): if it is a copy, remove it \
+             from the {what} images",
             side.name(pair.retain),
             data.forget.name(pair.forget),
             pair.relative
@@ -150,9 +152,10 @@ pub fn images(
     Ok(())
 }
 
-/// Refuses images that do not look as they did in the model's training, and says whether the model has been trained at all.
+/// Rejects images that do not look as in the model's training, and reports whether the model has
+/// been trained at all.
 ///
-/// Also says where the model knows the mirror image of what is to be forgotten.
+/// Also reports whether the model knows the mirror images of the images to forget.
 pub fn model(
     model: &UNet2d,
     config: &SchedulerConfig,
@@ -210,7 +213,7 @@ pub fn model(
     Ok(!matches!(finding, Some(ModelFinding::Untrained { .. })))
 }
 
-/// A range as the option takes it, rounded.
+/// A range in the form of the option, rounded.
 fn range_text(range: [f64; 2]) -> String {
     let [low, high] = range.map(|value| (value * 1e4).round() / 1e4);
     format!("{low}:{high}")

@@ -16,40 +16,42 @@ use crate::unlearn::options::{Augment, Options};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The control set is this part of the retained images, within these numbers.
+/// The control set is this fraction of the retained images, within the limits below.
 const CONTROL_PART: usize = 10;
 const LEAST_CONTROL: usize = 8;
 const MOST_CONTROL: usize = 256;
 /// Most numbers in the images of a run: 8 GiB of them.
 const MOST_VALUES: usize = 1 << 31;
 
-/// The images of a run. With `--augment flip` those to forget and those to keep have their mirror images beside them.
+/// The images of a run. With `--augment flip` the images to forget and to keep include their mirror
+/// images.
 pub struct Data {
     pub forget: Images,
-    /// What the others are compared with. Never trained on.
+    /// Images to compare with. Never trained on.
     pub control: Images,
     /// Retained images to train on.
     pub retain: Images,
-    /// Retained images there are, of which not all are needed.
+    /// Number of retained images found, not all of which are needed.
     pub retain_found: usize,
     pub accounts: Accounts,
 }
 
-/// What became of the files of each folder.
+/// The accounts of the files of each folder.
 #[derive(Debug, Clone, Serialize)]
 pub struct Accounts {
     pub forget: Account,
-    /// Of the retained ones, and of those to compare with that were taken from them.
+    /// Account of the retained images, including the control images taken from them.
     pub retain: Account,
-    /// Of `--control`.
+    /// Account of `--control`.
     pub control: Option<Account>,
 }
 
 impl Data {
-    /// Reads the images in the format of the model. Of the retained ones it takes, by lot, a control set and as many
-    /// others as the steps use. With `--control` the control set comes from there.
+    /// Reads the images in the format of the model.
     ///
-    /// Everything to forget must be read. What is to be forgotten is taken out of the others, by path and by content.
+    /// From the retained images, a control set and as many others as the steps use are taken at
+    /// random. With `--control` the control set comes from that folder. All images to forget must
+    /// be readable; they are removed from the other sets, by path and by content.
     pub fn load(options: &Options, model: &UNet2dConfig, progress: &dyn Progress) -> Result<Self> {
         let to_forget = ImageFiles::find(&options.forget)?;
         let format = format(model, &to_forget, options)?;
@@ -62,7 +64,7 @@ impl Data {
                 (&mut retained, part.clamp(LEAST_CONTROL, MOST_CONTROL))
             }
         };
-        // The same order whatever the number of the others.
+        // The order does not depend on the number of the others.
         let control_count = control_count.min(first.pictures.len());
         first.pictures[..control_count].sort();
 
@@ -123,7 +125,7 @@ impl Data {
         self.forget.format()
     }
 
-    /// The control set must be large enough, and the rest must fill a step.
+    /// The control set must be large enough, and the remaining images must fill a step.
     fn check_numbers(&self, options: &Options) -> Result<()> {
         let retain = self.retain.len() - self.retain.mirrors();
         let (control, batch) = (self.control.len(), options.batch);
@@ -134,7 +136,7 @@ impl Data {
                     &options.retain,
                     &self.accounts.retain,
                     format!(
-                        "it holds {}, {} are needed: {count} to compare with, which are never trained on, and {batch} for a step; give \
+                        "it holds {}, but {} are needed: {count} to compare with, which are never trained on, and {batch} for a step; give \
                          more, or a smaller --batch",
                         images(control + retain),
                         count.saturating_add(batch)
@@ -145,7 +147,7 @@ impl Data {
                 let account = self.accounts.control.as_ref();
                 let account = account.unwrap_or(&self.accounts.retain);
                 let text = format!(
-                    "it holds {}, at least {LEAST_CONTROL} are needed",
+                    "it holds {}, but at least {LEAST_CONTROL} are needed",
                     images(control)
                 );
                 Some((folder, account, text))
@@ -153,7 +155,10 @@ impl Data {
             Some(_) if retain < batch => Some((
                 &options.retain,
                 &self.accounts.retain,
-                format!("it holds {}, at least {batch} are needed", images(retain)),
+                format!(
+                    "it holds {}, but at least {batch} are needed",
+                    images(retain)
+                ),
             )),
             _ => None,
         };
@@ -174,8 +179,10 @@ fn images(count: usize) -> String {
     crate::unlearn::resources::images(count)
 }
 
-/// The files to keep and those of `--control`, in the order of a lot that is the same in every run, so that runs can be compared.
-/// Without what is to be forgotten, and the former without the latter.
+/// The files to keep and those of `--control`, in a random order that is the same in every run, so
+/// that runs can be compared.
+///
+/// The images to forget are removed from both, and those of `--control` from the files to keep.
 fn others(options: &Options, to_forget: &ImageFiles) -> Result<(ImageFiles, Option<ImageFiles>)> {
     let mut retained = ImageFiles::find(&options.retain)?;
     let mut controls = options
@@ -204,7 +211,7 @@ fn others(options: &Options, to_forget: &ImageFiles) -> Result<(ImageFiles, Opti
     Ok((retained, controls))
 }
 
-/// Refuses files of which none is left, or was there.
+/// Rejects a set without images, whether it was empty or all of its images were removed.
 fn refuse_nothing(
     option: &str,
     files: &ImageFiles,
@@ -224,36 +231,40 @@ fn refuse_nothing(
             .into())
         }
         (true, _) => Err(format!(
-            "--{option} {root}: nothing is left of its {} without those of {other} {}; give images besides those",
-            images(found),
+            "--{option} {root}: {} once the images of {other} {} are removed; give further images",
+            match found {
+                1 => "nothing is left of its 1 image".into(),
+                _ => format!("none of its {found} images is left"),
+            },
             path_text(of)
         )
         .into()),
     }
 }
 
-/// Files that are named in an error of all, at most.
+/// Most files that an error names.
 const MOST_NAMED: usize = 5;
 
-/// What the model takes; its images say the size where the configuration does not.
+/// The format of the model; its images determine the size if the configuration does not.
 fn format(model: &UNet2dConfig, found: &ImageFiles, options: &Options) -> Result<Format> {
     let folder = path_text(&options.model);
     let (channels, out) = (model.in_channels, model.out_channels);
     if !matches!((channels, out), (1, 1) | (3, 3)) {
         return Err(format!(
             "{folder}: the model takes {channels} channels and predicts {out}; only models of 1 (grey) or 3 (RGB) on both sides are unlearned here, \
-             and none that learn the variance beside the noise"
+             and none that also learn the variance"
         )
         .into());
     }
-    // Where none can be read, reading them all says why.
+    // If none can be read, reading all of them will say why.
     let size = model.sample_size.or_else(|| found.first_size());
     let [height, width] = size.unwrap_or([1, 1]);
     let pixels = height.saturating_mul(width);
     if !(1..=MOST_VALUES / 128).contains(&pixels) {
-        return Err(
-            format!("{folder}: `sample_size` is {height}x{width}, no size of an image").into(),
-        );
+        return Err(format!(
+            "{folder}: `sample_size` is {height}x{width}, which is not a valid image size"
+        )
+        .into());
     }
     Ok(Format {
         channels,

@@ -1,4 +1,4 @@
-//! What a model makes of the forgotten images, and of images it is not trained on.
+//! Measures a model on the forgotten images, and on images that it is not trained on.
 
 use serde::{Deserialize, Serialize};
 use siss::Result;
@@ -9,27 +9,28 @@ use siss::report::{binomial_interval, percentile_rank, quantile};
 use crate::probe::{ByTimestep, Probe, distances, mean};
 use crate::progress::Progress;
 
-/// Rows over which the loss of the forgotten images is averaged, at least: few images are seen under many noises.
+/// Fewest rows over which the loss of the forgotten images is averaged: few images are measured
+/// with many noises.
 const FORGET_ROWS: usize = 32;
-/// Forgotten images whose loss is measured, at most.
+/// Most forgotten images whose loss is measured.
 const MOST_MEASURED: usize = 256;
-/// Forgotten images that are noised and denoised.
+/// Number of forgotten images that are noised and denoised.
 const DENOISED: usize = 8;
-/// Copies of each, and of a single one.
+/// Number of denoised copies of each image, and of a single image.
 const COPIES: usize = 4;
 const COPIES_OF_ONE: usize = 8;
-/// Rows of either side in a measurement along the way.
+/// Rows of either side per measurement during the run.
 const ROWS_ALONG: usize = 16;
 
-/// Pixels of the images that are drawn at a time to be saved, and most images.
+/// Pixels of the images that are generated at a time to be saved, and most images.
 const FEW_PIXELS: usize = 1 << 22;
 const MOST_DRAWN: usize = 256;
 
-/// A model's figures.
+/// The results of measuring a model.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
     pub samples: usize,
-    /// Samples near a forgotten image.
+    /// Number of samples near a forgotten image.
     pub near_count: usize,
     pub near_share: f64,
     pub near_share_interval: [f64; 2],
@@ -43,14 +44,14 @@ pub struct Evaluation {
     pub denoise_l2: f64,
 }
 
-/// A model's figures and what is behind them.
+/// The results of measuring a model, and the data behind them.
 pub struct Evaluated {
     pub figures: Evaluation,
-    /// Generated images as pictures from −1 to 1, `[samples, channels, height, width]`.
+    /// Generated images with values from −1 to 1, `[samples, channels, height, width]`.
     pub generated: Tensor<4>,
-    /// Denoised copies as pictures from −1 to 1, image after image, as [`Examiner::shown`].
+    /// Denoised copies with values from −1 to 1, image after image, as in [`Examiner::shown`].
     pub denoised: Tensor<4>,
-    /// The first forgotten images one by one.
+    /// The losses of the first forgotten images one by one.
     pub each: Vec<ImageLoss>,
 }
 
@@ -62,14 +63,14 @@ pub struct ImageLoss {
     pub percentile: f64,
 }
 
-/// Losses along the way.
+/// Losses measured during the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Along {
     pub forget_loss: ByTimestep,
     pub control_loss: ByTimestep,
 }
 
-/// Everything against which a model is measured.
+/// The data used to measure models.
 pub struct Examiner {
     probe: Probe,
     forget: Tensor<4>,
@@ -77,7 +78,7 @@ pub struct Examiner {
     samples: usize,
     /// T/10, T/4 and 2T/5.
     pub timesteps: [usize; 3],
-    /// For each forgotten image, how close a sample must be to count as near.
+    /// For each forgotten image, the distance below which a sample counts as near.
     near: Vec<f64>,
     /// The values of black and white.
     range: [f64; 2],
@@ -110,7 +111,7 @@ impl Examiner {
         })
     }
 
-    /// Values of the model's range as those of pictures, from −1 for black to 1 for white.
+    /// Converts values of the model's range to a range from −1 for black to 1 for white.
     pub fn as_pictures(&self, images: &Tensor<4>) -> Tensor<4> {
         as_pictures(images, self.range)
     }
@@ -120,12 +121,12 @@ impl Examiner {
         self.timesteps[1]
     }
 
-    /// Control images that count as near: how sharp the criterion is.
+    /// Number of control images that count as near, which shows how sharp the criterion is.
     pub fn near_controls(&self) -> usize {
         self.near_count(&self.as_pictures(&self.control))
     }
 
-    /// Mean over the forgotten images of the distance that counts as near.
+    /// Mean, over the forgotten images, of the distance below which a sample counts as near.
     pub fn near_distance(&self) -> f64 {
         mean(&self.near)
     }
@@ -188,8 +189,8 @@ impl Examiner {
         })
     }
 
-    /// Gives the first `count` generated images to `save`, a few at a time with the number of the first: those that are in memory, then
-    /// more of the kind.
+    /// Passes the first `count` generated images to `save`, a few at a time with the number of the
+    /// first: those in memory, then newly generated ones.
     pub fn each_sample(
         &self,
         model: &UNet2d,
@@ -216,7 +217,7 @@ impl Examiner {
         Ok(())
     }
 
-    /// The losses with few noises.
+    /// The losses, measured with few noises.
     pub fn look(&self, model: &UNet2d) -> Result<Along> {
         let rows = ROWS_ALONG.min(self.control.dims()[0]);
         let control = self.control.clone().narrow(0, 0, rows);
@@ -234,7 +235,8 @@ impl Examiner {
         Ok(along)
     }
 
-    /// The forgotten images that are noised and denoised, as pictures from −1 to 1, and how many copies each has.
+    /// The forgotten images that are noised and denoised, with values from −1 to 1, and the number
+    /// of copies of each.
     pub fn shown(&self) -> (Tensor<4>, usize) {
         let (images, copies) = self.denoised();
         (self.as_pictures(&images), copies)
@@ -246,14 +248,14 @@ impl Examiner {
         (self.forget.clone().narrow(0, 0, count), copies)
     }
 
-    /// Copies of the images shown, image after image.
+    /// Copies of the shown images, image after image.
     fn copies(&self) -> Tensor<4> {
         let (shown, copies) = self.denoised();
         let copies_of = |index| shown.clone().narrow(0, index, 1).repeat_dim(0, copies);
         Tensor::cat((0..shown.dims()[0]).map(copies_of).collect(), 0)
     }
 
-    /// The loss of each of the first forgotten images, under as many noises as make at least `rows` rows.
+    /// The loss of each of the first forgotten images, with enough noises for at least `rows` rows.
     fn forget_losses(
         &self,
         model: &UNet2d,
@@ -275,7 +277,7 @@ impl Examiner {
             .collect())
     }
 
-    /// How many pictures are near a forgotten one.
+    /// Number of images near a forgotten one.
     fn near_count(&self, images: &Tensor<4>) -> usize {
         let is_near = |distances: &Vec<f64>| {
             let mut pairs = distances.iter().zip(&self.near);
@@ -293,7 +295,8 @@ fn as_pictures(images: &Tensor<4>, [black, white]: [f64; 2]) -> Tensor<4> {
     }
 }
 
-/// Euclidean distances, pixels in `[0, 1]`: for each image of the first batch, those to all of the second.
+/// Euclidean distances with pixels in `[0, 1]`: from each image of the first batch to all of the
+/// second.
 fn pairwise(images: &Tensor<4>, others: &Tensor<4>) -> Vec<Vec<f64>> {
     let [images, others] = [images, others].map(|batch| batch.clone().flatten::<2>(1, 3) / 2.0);
     let norms = |batch: &Tensor<2>| (batch.clone() * batch.clone()).sum_dim(1);

@@ -1,4 +1,4 @@
-//! The job: measure, unlearn, measure again. Run by the example's `main` and by tests.
+//! The job of `unlearn`: measure, unlearn, measure again. Run by the example's `main` and by tests.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ use crate::unlearn::resources::{self, Forecast};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What a run leaves in its output folder, all of it together.
+/// The results of a run, which appear in its output folder together.
 pub const RESULTS: [&str; 8] = [
     "model",
     "samples",
@@ -44,12 +44,12 @@ pub const RESULTS: [&str; 8] = [
     LOG,
     "summary.json",
 ];
-/// Parts of the model's folder that are named as left out, at most.
+/// Most parts of the model's folder that are listed as left out.
 const MOST_NAMED: usize = 10;
 
-/// Losses are measured this many times along the way.
+/// Number of times that losses are measured during the run.
 const LOOKS: usize = 10;
-/// Smaller images leave the cores idle, so chunks of them run side by side.
+/// Images with fewer pixels leave cores idle, so chunks of them run in parallel.
 const SMALL_PIXELS: usize = 64 * 64;
 
 /// The contents of `summary.json`.
@@ -57,54 +57,55 @@ const SMALL_PIXELS: usize = 64 * 64;
 pub struct Summary {
     pub before: Evaluation,
     pub after: Evaluation,
-    /// What counts as near, and what comes of it for the control images.
+    /// The criterion for near samples, and its result for the control images.
     pub near: Near,
     pub images: Vec<ForgottenImage>,
-    /// Rows run through the model a pair of images.
+    /// Rows run through the model per pair of images.
     pub rows_per_sample: f64,
     pub findings: Vec<Finding>,
     pub model: Model,
     pub config: Config,
-    /// Without mirror images.
+    /// Number of forgotten images, without mirror images.
     pub forget_images: usize,
-    /// Mirror images that are forgotten along.
+    /// Number of mirror images that are also forgotten.
     pub forget_mirrors: usize,
     pub retain_images: usize,
     pub control_images: usize,
-    /// What became of the files of each folder.
+    /// The accounts of the files of each folder.
     pub files: Accounts,
     /// Timesteps at which losses are compared.
     pub timesteps: [usize; 3],
     pub steps: usize,
-    /// Of the whole job.
+    /// Duration of the whole job.
     pub seconds: f64,
-    /// Of the unlearning alone, as far as this process did it.
+    /// Duration of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
-    /// Of the process, where the system tells it.
+    /// Peak memory of the process, if the system reports it.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// A sample is near a forgotten image below half the median distance of the control images to it.
+/// A sample is near a forgotten image if its distance is below half the median distance of the
+/// control images to that image.
 #[derive(Debug, Serialize)]
 pub struct Near {
     /// Mean over the forgotten images.
     pub distance: f64,
-    /// Control images that are near.
+    /// Number of control images that are near.
     pub controls: usize,
 }
 
-/// One forgotten image.
+/// The results for one forgotten image.
 #[derive(Debug, Serialize)]
 pub struct ForgottenImage {
     #[serde(serialize_with = "as_text")]
     pub file: PathBuf,
-    /// Whether it is the mirror image of what the file shows.
+    /// Whether it is the mirror image of the picture in the file.
     pub mirrored: bool,
     pub before: ImageLoss,
     pub after: ImageLoss,
 }
 
-/// What was asked for, and what it amounts to.
+/// The options, and the settings that follow from them.
 #[derive(Debug, Serialize)]
 pub struct Config {
     #[serde(flatten)]
@@ -113,7 +114,7 @@ pub struct Config {
     pub settings: Settings,
 }
 
-/// The model as it came.
+/// The model before unlearning.
 #[derive(Debug, Clone, Serialize)]
 pub struct Model {
     pub parameters: usize,
@@ -159,7 +160,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         progress.say(&line);
     }
 
-    // Settings are refused here, before anything that takes time.
+    // Invalid settings are rejected here, before anything that takes time.
     let forget = data.forget.all(&device);
     let retain = data.retain.all(&device);
     let pairs = PairSampler::new(retain, forget.clone(), options.seed)?;
@@ -167,7 +168,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let control = data.control.all(&device);
     progress.phase("looking for copies");
     checks::images(&data, &pairs, &control, progress)?;
-    progress.phase("looking whether the model knows the images");
+    progress.phase("checking whether the model knows the images");
     let asked = (&options, &settings);
     let scheduler = &model.scheduler;
     let is_trained = checks::model(&unet, scheduler, &data, &pairs, &control, asked, progress)?;
@@ -277,7 +278,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     Ok(summary)
 }
 
-/// The first generated images as single files, where they are asked for.
+/// Saves the first generated images as single files, if requested.
 fn save_samples(
     examiner: &Examiner,
     model: &UNet2d,
@@ -294,7 +295,7 @@ fn save_samples(
     Ok(examiner.each_sample(model, &evaluated.generated, count, done, save)?)
 }
 
-/// The unlearned model, with what the model that came has beside its network.
+/// Saves the unlearned model, with the files that lie next to the network of the original model.
 fn save_model(
     model: &UNet2d,
     origin: &ModelFolder,
@@ -327,7 +328,8 @@ fn save_model(
     Ok(())
 }
 
-/// Refuses a method, a target and a clipper that do not go together, by a trainer of a model of two numbers.
+/// Rejects a method, target and clipper that do not fit together, by building a trainer for a model
+/// of two numbers.
 fn check_method(options: &Options, device: &Device) -> Result<()> {
     let linear = LinearConfig::new(1, 1).init(device);
     let model = FnDenoiser::new(linear, |linear, noisy: Tensor<2>, _, _: &()| {
@@ -388,7 +390,7 @@ fn trainer<M: Denoiser<D>, const D: usize>(
     Ok(builder.build()?)
 }
 
-/// How models are run to be measured.
+/// The number of images run at a time in measurements.
 fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
     let is_small = format.height * format.width <= SMALL_PIXELS;
     Chunks {

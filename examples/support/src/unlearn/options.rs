@@ -1,4 +1,4 @@
-//! The command line, and what it amounts to for a model.
+//! The command line of `unlearn`, and the settings that follow from it for a model.
 
 use std::path::PathBuf;
 
@@ -14,15 +14,16 @@ use crate::options::{at_least_one, clipper, learning_rate};
 use crate::resume::Checkpointing;
 use crate::target::{Target, parse_method};
 
-/// Makes an unconditional diffusion model forget images and go on drawing everything else.
+/// Makes an unconditional diffusion model forget images and keep generating everything else.
 ///
-/// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it), the images to forget, and images of what
-/// it must keep drawing. Measures, unlearns, measures again; writes pictures, curves, numbers and the unlearned model.
+/// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it), the images to forget,
+/// and images of what it must keep generating. Measures, unlearns, measures again; writes pictures,
+/// curves, numbers and the unlearned model.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
-    /// The model: the folder of a pipeline (`unet`, `scheduler`), of its network, of a training checkpoint or of a download, or a name on the
-    /// hub that has been downloaded.
+    /// The model: the folder of a pipeline (`unet`, `scheduler`), of its network, of a training
+    /// checkpoint or of a download, or a name on the hub that has been downloaded.
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_text")]
     pub model: PathBuf,
@@ -32,12 +33,14 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub forget: PathBuf,
 
-    /// Images the model was trained on and keeps: a folder, with its subfolders. Those to forget are taken out of it.
+    /// Images the model was trained on and keeps: a folder, with its subfolders. Those to forget
+    /// are removed from it.
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_text")]
     pub retain: PathBuf,
 
-    /// Images like the retained ones that the model was never trained on, to compare with: a folder, with its subfolders
+    /// Images like the retained ones that the model was never trained on, to compare with: a
+    /// folder, with its subfolders
     /// [default: a tenth of the retained images, which are not trained on here].
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_optional_text")]
@@ -47,11 +50,13 @@ pub struct Options {
     #[arg(long, value_name = "LOW:HIGH", default_value = "-1:1", allow_hyphen_values = true, value_parser = parse_range)]
     pub range: ValueRange,
 
-    /// Transparent parts of images: drop (hidden colours show, as in diffusers' training scripts), white or black.
+    /// Transparent parts of images: drop (hidden colours show, as in diffusers' training scripts),
+    /// white or black.
     #[arg(long, default_value_t)]
     pub transparency: Transparency,
 
-    /// Random changes of the images in the model's training, which are forgotten along: none, or flip (left for right).
+    /// Random changes of the images in the model's training, which are forgotten as well: none, or
+    /// flip (left for right).
     #[arg(long, value_enum, default_value_t)]
     pub augment: Augment,
 
@@ -64,7 +69,8 @@ pub struct Options {
     #[arg(long, default_value_t, value_parser = parse_method)]
     pub method: Method,
 
-    /// Where forgetting is to stop: at the predicted loss of a model retrained without the images, or nowhere.
+    /// Where forgetting stops: at the predicted loss of a model retrained without the images, or
+    /// nowhere.
     #[arg(long, value_enum, default_value_t)]
     pub target: Target,
 
@@ -76,13 +82,15 @@ pub struct Options {
     #[arg(long, default_value_t = 16)]
     pub batch: usize,
 
-    /// Learning rate of the first step; it falls to 0 [default: 1e-4 below 20 million parameters, 5e-6 from there].
+    /// Learning rate of the first step; it falls to 0 [default: 1e-4 below 20 million parameters,
+    /// 5e-6 from there].
     #[arg(long)]
     #[serde(skip)]
     pub learning_rate: Option<f64>,
 
-    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm), fraction:F:MAX, rescale:N, clip:N,
-    /// constant:S, blend:S, erase-diff:R or projected [default: the method's own].
+    /// How the two gradients are weighed: fraction:F (of the retain gradient's norm),
+    /// fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected [default:
+    /// the method's own].
     #[arg(long)]
     pub clipper: Option<ClipperSpec>,
 
@@ -90,13 +98,14 @@ pub struct Options {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 
-    /// Images generated before and after, by DDIM in 25 steps [default: 128 below 20 million parameters, 8 from there].
+    /// Images generated before and after, by DDIM in 25 steps [default: 128 below 20 million
+    /// parameters, 8 from there].
     #[arg(long)]
     #[serde(skip)]
     pub samples: Option<usize>,
 
-    /// Writes the first N generated images as single files too, into the output folder's `samples/before` and `samples/after`. N may
-    /// be larger than --samples.
+    /// Writes the first N generated images as single files too, into the output folder's
+    /// `samples/before` and `samples/after`. N may be larger than --samples.
     #[arg(long, value_name = "N")]
     pub save_samples: Option<usize>,
 
@@ -129,7 +138,7 @@ fn parse_range(text: &str) -> Result<ValueRange, String> {
     });
     match ends {
         Some([low, high]) if low < high && (high - low).is_finite() => Ok([low, high]),
-        _ => Err("write two numbers, the lower first, as -1:1 or 0:1".into()),
+        _ => Err("write two numbers, the lower first, such as -1:1 or 0:1".into()),
     }
 }
 
@@ -143,20 +152,21 @@ pub enum Augment {
     Flip,
 }
 
-/// From this many parameters on a model is large: it takes a lower rate, and sampling is dear.
+/// From this many parameters on a model counts as large: it takes a lower rate, and sampling is
+/// expensive.
 const LARGE: usize = 20_000_000;
-/// The rate of the paper for a large model, CelebA-HQ's.
+/// The paper's rate for a large model, that of CelebA-HQ.
 const LARGE_LEARNING_RATE: f64 = 5e-6;
 const SMALL_LEARNING_RATE: f64 = 1e-4;
 const LARGE_SAMPLES: usize = 8;
 const SMALL_SAMPLES: usize = 128;
-/// Pixels run at a time unless `--micro-batch` says otherwise, and most images of them.
+/// Pixels run at a time unless `--micro-batch` is given, and most images.
 const PIXELS_AT_A_TIME: usize = 1 << 16;
 const MOST_AT_A_TIME: usize = 32;
 /// Most numbers in the generated images that are compared: 2 GiB of them.
 const MOST_SAMPLED_VALUES: usize = 1 << 29;
 
-/// What depends on the model where the command line does not say it.
+/// Settings that depend on the model unless the command line gives them.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Settings {
     pub learning_rate: f64,
@@ -166,7 +176,7 @@ pub struct Settings {
 }
 
 impl Options {
-    /// Refuses what no run can have, before anything is read.
+    /// Rejects options that are invalid for every run, before anything is read.
     pub fn check(&self) -> Result<(), String> {
         at_least_one(&[
             ("steps", Some(self.steps)),
@@ -180,7 +190,7 @@ impl Options {
         clipper(self.clipper)
     }
 
-    /// The settings for a model of that many parameters and images of that size.
+    /// The settings for a model with `parameters` parameters and images of this format.
     pub fn settings(&self, parameters: usize, format: Format) -> Result<Settings, String> {
         let (learning_rate, samples) = match parameters < LARGE {
             true => (SMALL_LEARNING_RATE, SMALL_SAMPLES),
@@ -196,7 +206,7 @@ impl Options {
         let most = MOST_SAMPLED_VALUES / format.values();
         if settings.samples > most {
             return Err(format!(
-                "--samples is {}; at most {most} of {}x{} pixels are kept in memory; --save-samples has no such bound",
+                "--samples is {}; at most {most} of {}x{} pixels are kept in memory; --save-samples has no such limit",
                 settings.samples, format.height, format.width
             ));
         }

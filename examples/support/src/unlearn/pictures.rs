@@ -1,4 +1,4 @@
-//! Pictures and curves of a run.
+//! Pictures and curves of a run of `unlearn`.
 
 use std::path::Path;
 
@@ -11,9 +11,9 @@ use crate::probe::ByTimestep;
 use crate::run::StepRecord;
 use crate::unlearn::evaluate::{Along, Evaluated, Examiner};
 
-/// Generated images shown, at most.
+/// Most generated images shown.
 const SHOWN: usize = 128;
-/// Pixels of all images shown, at most.
+/// Most pixels of all images shown.
 const MOST_PIXELS: usize = 50_000_000;
 /// Small images are enlarged to about this side.
 const SIDE: usize = 84;
@@ -33,7 +33,8 @@ pub fn save(
     curves(examiner, records, start).save(out.join("curves.svg"))
 }
 
-/// Writes images as single files, their numbers as names, with as many digits as the last of `of` needs.
+/// Writes images as single files named by their numbers, with as many digits as the last of `of`
+/// images needs.
 pub fn single(folder: &Path, first: usize, images: Tensor<4>, of: usize) -> Result<()> {
     let digits = (of - 1).to_string().len().max(3);
     for row in 0..images.dims()[0] {
@@ -48,7 +49,7 @@ fn generated(model: &Evaluated) -> Result<ImageGrid> {
     grid(&model.generated, 0..SHOWN.min(model.generated.dims()[0]))
 }
 
-/// The first forgotten images, beside each its copies.
+/// The first forgotten images, each with its copies next to it.
 fn denoised(before: &Evaluated, after: &Evaluated, examiner: &Examiner) -> Result<ImageGrid> {
     let (shown, copies) = examiner.shown();
     let [count, ..] = shown.dims();
@@ -67,7 +68,7 @@ fn denoised(before: &Evaluated, after: &Evaluated, examiner: &Examiner) -> Resul
         .beside(part(after, "after")?))
 }
 
-/// Some images, enlarged where they are small; fewer where they are huge.
+/// Some images: enlarged if they are small, fewer if they are huge.
 fn grid(images: &Tensor<4>, range: std::ops::Range<usize>) -> Result<ImageGrid> {
     let [_, _, height, width] = images.dims();
     let count = range.len().min(MOST_PIXELS / (height * width)).max(1);

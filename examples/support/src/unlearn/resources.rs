@@ -1,4 +1,4 @@
-//! What a run needs: said before it starts.
+//! The resources that a run needs, announced before it starts.
 
 use std::fs;
 
@@ -11,11 +11,11 @@ use crate::unlearn::data::Data;
 use crate::unlearn::job::Model;
 use crate::unlearn::options::{Options, Settings};
 
-/// Weights, the two moments of AdamW and the gradients of the two sides.
+/// Numbers per parameter: the weight, the two moments of AdamW and the gradients of the two sides.
 const NUMBERS_A_PARAMETER: usize = 5;
 const BYTES_A_NUMBER: usize = 4;
 
-/// What is known before the first measurement, a line each.
+/// The facts known before the first measurement, one line per item.
 pub fn announcement(
     options: &Options,
     settings: &Settings,
@@ -58,15 +58,21 @@ pub fn announcement(
         images(data.control.len()),
         match options.control {
             Some(_) => "",
-            None => "; images that the model was not trained on either are better (--control)",
+            None => "; better: images that the model was never trained on (--control)",
         },
     ));
     lines.extend(files.control.iter().flat_map(said));
     let read = forget + trained + data.control.len();
     if forget > pairs {
         lines.push(format!(
-            "         {} steps of {} see {pairs} of those to forget: take more steps",
-            options.steps, options.batch
+            "         {} of {} {} only {pairs} of the images to forget: take more steps",
+            counted(options.steps, "step"),
+            counted(options.batch, "pair"),
+            if options.steps == 1 {
+                "covers"
+            } else {
+                "cover"
+            },
         ));
     }
     let origin = match options.learning_rate {
@@ -96,7 +102,7 @@ pub fn announcement(
     lines
 }
 
-/// What became of the files of a folder, below its line.
+/// The account of a folder's files, as lines below the folder's line.
 fn said(account: &Account) -> Vec<String> {
     let lines = account.lines().into_iter();
     lines.map(|line| format!("         {line}")).collect()
@@ -110,7 +116,7 @@ fn mirrors(count: usize) -> String {
     }
 }
 
-/// How long the run will take, from the measurement before and the first two steps.
+/// Predicts how long the run will take, from the first measurement and the first two steps.
 pub struct Forecast {
     steps: usize,
     measuring: f64,
@@ -119,7 +125,7 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// Of a run whose measurement took so many seconds.
+    /// A forecast for a run whose first measurement took `measuring_seconds`.
     pub fn new(options: &Options, measuring_seconds: f64) -> Self {
         Self {
             steps: options.steps,
@@ -129,7 +135,8 @@ impl Forecast {
         }
     }
 
-    /// The forecast, once, after the second step. The first one is slower: it also checks the model.
+    /// The forecast, returned once, after the second step. The first step is slower because it also
+    /// checks the model.
     pub fn after_step(&mut self, seconds: f64) -> Option<String> {
         self.took.push(seconds);
         let &[first, second] = &self.took[..] else {
@@ -141,7 +148,7 @@ impl Forecast {
             None => String::new(),
         };
         Some(format!(
-            "time     {} steps, about {} by the first two; then about {} to measure again{memory}\n",
+            "time     {} steps, about {}, judging from the first two; then about {} to measure again{memory}\n",
             self.steps,
             duration(total),
             duration(self.measuring),
@@ -149,7 +156,7 @@ impl Forecast {
     }
 }
 
-/// The most memory that the process has held, where the system tells it (Linux).
+/// Peak memory of the process, if the system reports it (Linux).
 pub fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status
@@ -159,7 +166,7 @@ pub fn peak_memory() -> Option<u64> {
     Some(1024 * kibibytes)
 }
 
-/// A size in decimal units.
+/// A size in decimal units, as text.
 pub fn bytes(bytes: u64) -> String {
     match bytes as f64 {
         small if small < 1e9 => format!("{:.0} MB", small / 1e6),
@@ -167,7 +174,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A time in the unit that fits.
+/// A duration in a suitable unit, as text.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         _ if seconds < 90.0 => format!("{seconds:.0} s"),
@@ -178,13 +185,17 @@ pub fn duration(seconds: f64) -> String {
 
 /// A number of images in words.
 pub fn images(count: usize) -> String {
+    counted(count, "image")
+}
+
+fn counted(count: usize, what: &str) -> String {
     match count {
-        1 => "1 image".into(),
-        _ => format!("{count} images"),
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
     }
 }
 
-/// The name that a value has in JSON.
+/// The name of a value in JSON.
 fn name(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value)
         .unwrap_or_default()

@@ -1,5 +1,5 @@
-//! Which files of a folder hold a network's weights, and what is in them. Plain files, variants as `fp16`, and files in parts
-//! with an index.
+//! Finds and opens the files of a folder that hold a network's weights: plain files, variants such
+//! as `fp16`, and files in parts with an index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -13,13 +13,13 @@ use crate::files::{invalid, read_configuration, shortened};
 use crate::models::LoadNote;
 use crate::models::location::{listed, names};
 
-/// How all names begin.
+/// The beginning of all names.
 const STEM: &str = "diffusion_pytorch_model";
-/// Most parts of a file. Each is open while the weights are read.
+/// Most parts of a file. All are open while the weights are read.
 const MOST_PARTS: usize = 256;
-/// Names that stand before others where there are several variants: those of more digits.
+/// Variants in the order of preference: the most precise first.
 const VARIANTS: [&str; 3] = ["fp32", "fp16", "bf16"];
-/// What other formats of weights are called, and what to do with them.
+/// Names of other weight formats, and what to do about them.
 const OTHER_FORMATS: [(&str, &str); 9] = [
     (".msgpack", "Flax: load it in Python with `from_flax=True`"),
     (".onnx", "ONNX, from which no weights are taken"),
@@ -35,12 +35,12 @@ const OTHER_FORMATS: [(&str, &str); 9] = [
     (".bin", "PyTorch by another name"),
 ];
 
-/// What a network's weights were read from.
+/// A network's weights and where they were read from.
 pub(super) struct Weights {
     /// The file, or the index of its parts.
     pub(super) path: PathBuf,
     pub(super) tensors: StoredTensors,
-    /// What there is to say of the choice.
+    /// A note about the choice, if it was not obvious.
     pub(super) note: Option<LoadNote>,
 }
 
@@ -97,7 +97,7 @@ impl Format {
     }
 }
 
-/// A file that holds all weights, or the index of some that do together.
+/// A file that holds all weights, or the index of several that do so together.
 #[derive(Debug)]
 struct Candidate<'a> {
     name: &'a str,
@@ -107,8 +107,9 @@ struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// `diffusion_pytorch_model[.variant].safetensors`, or `diffusion_pytorch_model.safetensors.index[.variant].json`, whose
-    /// variant stood before `index` in the past. The same with `bin`.
+    /// Recognises `diffusion_pytorch_model[.variant].safetensors`, or
+    /// `diffusion_pytorch_model.safetensors.index[.variant].json`, where older versions put the
+    /// variant before `index`. The same with `bin`.
     fn of(name: &'a str) -> Option<Self> {
         let rest = name.strip_prefix(STEM)?.strip_prefix('.')?;
         let mut format = None;
@@ -139,7 +140,7 @@ impl<'a> Candidate<'a> {
         })
     }
 
-    /// The plain file first. Pickles are not read by every build.
+    /// Sort key: the plain file comes first. Not every build reads pickles.
     fn rank(&self) -> (bool, bool, Format, usize, bool, &'a str) {
         let is_unread = self.format == Format::Pickled && !cfg!(feature = "pytorch");
         let variant = self.variant.unwrap_or_default();
@@ -155,7 +156,7 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Says what lies there instead.
+/// The error for a folder without weights, which says what it holds instead.
 fn none(folder: &Path, names: &[String]) -> Error {
     let kind = |name: &String| {
         let lower = name.to_lowercase();
@@ -166,11 +167,18 @@ fn none(folder: &Path, names: &[String]) -> Error {
     let first = names.iter().find_map(|name| Some((name, kind(name)?.1)));
     let found = match (parts.first(), first) {
         (Some(part), _) => format!(
-            "{} of several parts lies there, {part}, but no index of them: download the .index.json beside them",
-            if parts.len() == 1 { "one" } else { "some" }
+            "the folder holds {}, {part}, but no index: download the .index.json next to {}",
+            if parts.len() == 1 {
+                "a part of the weights"
+            } else {
+                "parts of the weights, such as"
+            },
+            if parts.len() == 1 { "it" } else { "them" }
         ),
         (None, Some((name, what))) => {
-            format!("{name} lies there ({what}); save the model from Python with `save_pretrained`")
+            format!(
+                "the folder holds {name} ({what}); save the model from Python with `save_pretrained`"
+            )
         }
         (None, None) => {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -183,7 +191,7 @@ fn none(folder: &Path, names: &[String]) -> Error {
     )
 }
 
-/// The tensors of all parts that an index names.
+/// The tensors of all parts named by an index.
 fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
     let text = read_configuration(index)?;
     let map = weight_map(&text, index, format)?;
@@ -222,7 +230,8 @@ fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
             match map.get(&name) {
                 Some(place) if place == file => drop(all.insert(name, tensor)),
                 Some(place) => {
-                    let detail = format!(": the index has it in {place}, where it is too");
+                    let detail =
+                        format!(": the index assigns it to {place}, which also contains it");
                     return Err(mismatch(&path, "duplicate", name, detail));
                 }
                 None => {
@@ -235,7 +244,7 @@ fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
     Ok(all)
 }
 
-/// Which file holds each tensor. All of them are files of the same folder.
+/// The file of each tensor. All files are in the same folder.
 fn weight_map(text: &str, index: &Path, format: Format) -> Result<BTreeMap<String, String>> {
     let refuse = |message: String| Err(invalid(index, message));
     let object = match python_object(text) {
@@ -249,7 +258,7 @@ fn weight_map(text: &str, index: &Path, format: Format) -> Result<BTreeMap<Strin
     for (name, place) in map {
         let Some(place) = place.as_str() else {
             return refuse(format!(
-                "it places `{name}` in {place}, which is no file name"
+                "it places `{name}` in {place}, which is not a file name"
             ));
         };
         if !is_file_name(place) || !place.ends_with(format.extension()) {
@@ -267,7 +276,7 @@ fn weight_map(text: &str, index: &Path, format: Format) -> Result<BTreeMap<Strin
     Ok(places)
 }
 
-/// Whether it leads to nowhere but a file of this name, on any system.
+/// Whether a text is a plain file name on every system, so that it cannot lead to another folder.
 fn is_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let is_one = matches!(components.next(), Some(Component::Normal(_)));

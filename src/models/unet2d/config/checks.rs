@@ -1,4 +1,4 @@
-//! Which configurations are legal.
+//! Checks which configurations are valid.
 
 use super::{DownBlockType, UNet2dConfig, UpBlockType, unsupported};
 use crate::error::Result;
@@ -29,8 +29,10 @@ impl UNet2dConfig {
         }
     }
 
-    /// Why a size does not work, and the nearest that do; `None` where it does. Each stage but the last halves the image, and
-    /// diffusers joins what it doubles again with what it halved: 15 pixels become 8, and 8 become 16.
+    /// Why a size does not work, and the nearest sizes that do; `None` if it works.
+    ///
+    /// Each stage but the last halves the image, and diffusers joins the doubled image with the
+    /// halved one: 15 pixels become 8, and 8 become 16.
     pub(in crate::models) fn sizes_that_work(&self, size: [usize; 2]) -> Option<String> {
         let halvings = self.block_out_channels.len().saturating_sub(1);
         let unit = 1_usize << halvings.min(MAX_BLOCKS);
@@ -46,7 +48,7 @@ impl UNet2dConfig {
             false => format!("{below} or {above}"),
         };
         Some(format!(
-            "the network halves it {halvings} times, so height and width must be multiples of {unit}, as {nearest}"
+            "the network halves it {halvings} times, so height and width must be multiples of {unit}, such as {nearest}"
         ))
     }
 

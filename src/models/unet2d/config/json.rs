@@ -1,4 +1,4 @@
-//! The `config.json` of diffusers: every key is either taken over or refused.
+//! The `config.json` of diffusers: every key is either used or refused.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -11,7 +11,7 @@ use crate::files::refusals::Refusals;
 
 /// The version of diffusers whose layout is written.
 const DIFFUSERS_VERSION: &str = "0.42.1";
-/// What diffusers' `EMAModel` writes of itself into the configuration of the network that it averages.
+/// Keys that diffusers' `EMAModel` adds to the configuration of the network that it averages.
 const OF_AVERAGES: [&str; 7] = [
     "decay",
     "inv_gamma",
@@ -21,10 +21,11 @@ const OF_AVERAGES: [&str; 7] = [
     "update_after_step",
     "use_ema_warmup",
 ];
-/// What to do where the weights are made for a computation that is not implemented, so that another setting would not do.
-const OTHER_NETWORK: &str = "a network of another kind is unlearned as a `siss::Denoiser` of your own, as in examples/custom_model.rs";
+/// Advice where the weights belong to a computation that is not implemented, so that changing the
+/// setting would not help.
+const OTHER_NETWORK: &str = "to unlearn another kind of network, implement `siss::Denoiser` for it, as in examples/custom_model.rs";
 
-/// Why a value is refused.
+/// `Err` with the reason why a value is refused.
 type Refusal = std::result::Result<(), String>;
 
 impl UNet2dConfig {
@@ -51,7 +52,7 @@ impl UNet2dConfig {
         Ok(config)
     }
 
-    /// Takes over the value of one key, or says what would be supported instead. `None` where nobody knows the key.
+    /// Uses the value of one key, or says which values are supported. `None` for an unknown key.
     fn read_key(&mut self, key: &str, value: &Value) -> Option<Refusal> {
         Some(match key {
             "_class_name" => only(value, &["UNet2DModel"]),
@@ -153,7 +154,7 @@ fn parsed<T: DeserializeOwned>(value: &Value) -> std::result::Result<T, String> 
     T::deserialize(value).map_err(|error| format!("the value cannot be read: {error}"))
 }
 
-/// Accepts a key whose computation is implemented in one form only.
+/// Accepts only the implemented values of a key.
 fn only(value: &Value, supported: &[&str]) -> Refusal {
     match value.as_str() {
         Some(text) if supported.contains(&text) => Ok(()),

@@ -13,7 +13,7 @@ use super::UNet2d;
 use crate::error::{Error, Result};
 use crate::files::{path_text, read_configuration, shortened};
 
-/// Stands for the file in errors about a configuration that came from none.
+/// Stands for the file name in errors about a configuration that was not read from a file.
 const NO_FILE: &str = "UNet2dConfig";
 
 /// A stage of the downward path.
@@ -51,17 +51,17 @@ pub enum UpBlockType {
 /// | `time_embedding_dim` | none | size of the timestep embedding; none: four times the first channels | 1 to 65536 |
 /// | `freq_shift` | 0 | shift of the timestep frequencies | < half the first channels |
 /// | `flip_sin_to_cos` | true | cosines before sines | |
-/// | `down_block_types`, `up_block_types` | attention in all but the outermost | kind of each stage | one a stage |
+/// | `down_block_types`, `up_block_types` | attention in all but the outermost | kind of each stage | one per stage |
 /// | `block_out_channels` | 224, 448, 672, 896 | channels of each stage | 1 to 16 stages |
 /// | `layers_per_block` | 2 | residual blocks of a downward stage; one more upward | 1 to 256 |
 /// | `mid_block_scale_factor` | 1 | divides the outputs of the middle stage | > 0 |
 /// | `add_attention` | true | attention in the middle stage | |
-/// | `downsample_padding` | 1 | 1: all round; 0: right and bottom alone | 0, 1 |
+/// | `downsample_padding` | 1 | 1: all sides; 0: only right and bottom | 0, 1 |
 /// | `attention_head_dim` | 8 | channels of an attention head; none: one head | divides the channels |
 /// | `norm_num_groups` | 32 | groups of the normalisations | divides the channels |
-/// | `attn_norm_num_groups` | none | … of the middle stage's attention; none: as the others | divides the channels |
+/// | `attn_norm_num_groups` | none | … of the middle stage's attention; none: like the others | divides the channels |
 /// | `norm_eps` | 1e-5 | added to the variance in the normalisations | > 0 |
-/// | `dropout` | 0 | kept for Python; the network runs without it, as both gradients of a step must see the same one | 0 to 1 |
+/// | `dropout` | 0 | kept for Python; not applied, because both gradients of a step must see the same network | 0 to 1 |
 /// | `num_train_timesteps` | none | kept for Python; the network does not use it | |
 ///
 /// # Example
@@ -109,7 +109,7 @@ pub struct UNet2dConfig {
     pub mid_block_scale_factor: f64,
     /// Whether the middle stage has attention.
     pub add_attention: bool,
-    /// 1 pads a downsampling convolution all round, 0 pads it right and bottom alone.
+    /// 1 pads a downsampling convolution on all sides, 0 only right and bottom.
     pub downsample_padding: usize,
     /// Channels of an attention head; `None` for a single head.
     pub attention_head_dim: Option<usize>,
@@ -119,9 +119,9 @@ pub struct UNet2dConfig {
     pub attn_norm_num_groups: Option<usize>,
     /// Added to the variance in the normalisations.
     pub norm_eps: f64,
-    /// Probability of dropout in Python's training; here the network runs without.
+    /// Probability of dropout in Python's training; the network runs without dropout here.
     pub dropout: f64,
-    /// Number of steps of the process the network was trained for; it does not use it.
+    /// Number of steps of the process that the network was trained for; not used by the network.
     pub num_train_timesteps: Option<usize>,
 }
 
@@ -160,7 +160,8 @@ impl UNet2dConfig {
     /// Reads a diffusers `config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::InvalidFile`] for more than 1 MiB, and those of [`from_json`](UNet2dConfig::from_json).
+    /// [`Error::Io`], [`Error::InvalidFile`] for more than 1 MiB, and those of
+    /// [`from_json`](UNet2dConfig::from_json).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
@@ -169,11 +170,13 @@ impl UNet2dConfig {
 
     /// Reads the text of a diffusers `config.json`; `file` names it in errors.
     ///
-    /// Keys that are absent have diffusers' defaults. Those that `EMAModel` adds in the folder of an average are passed over.
+    /// Absent keys take diffusers' defaults. Keys that `EMAModel` adds in the folder of an average
+    /// are ignored.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] where it is no JSON object; [`Error::UnsupportedConfig`] with all keys and
-    /// values where a key is unknown or a value is not implemented, or with the first value that is illegal.
+    /// [`Error::InvalidFile`] if the text is not a JSON object; [`Error::UnsupportedConfig`] with
+    /// all keys and values if a key is unknown or a value is not implemented, or with the first
+    /// value that is invalid.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         Self::from_text(text, file)
     }
@@ -182,7 +185,7 @@ impl UNet2dConfig {
     /// noise, unless [`UNet2d::with_prediction_type`] says otherwise.
     ///
     /// # Errors
-    /// [`Error::UnsupportedConfig`] where a setting is illegal or two contradict each other.
+    /// [`Error::UnsupportedConfig`] if a setting is invalid or two contradict each other.
     pub fn init(&self, device: &Device) -> Result<UNet2d> {
         self.validate(NO_FILE)?;
         Ok(UNet2d::build(self, device))

@@ -179,7 +179,7 @@ fn text_that_is_no_object_is_an_invalid_file() {
     }
 }
 
-/// As `EMAModel.save_pretrained` writes them.
+/// The keys that `EMAModel.save_pretrained` writes.
 #[test]
 fn the_keys_of_averages_are_passed_over() {
     let text = r#"{"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 3, "power": 0.75,
@@ -207,7 +207,7 @@ fn all_unknown_keys_are_named_at_once() {
     assert!(!error.contains("decay"), "{error}");
 }
 
-/// What the weights are made for cannot be set to something else.
+/// Settings that the weights depend on cannot be changed to another value.
 #[test]
 fn no_refusal_of_another_network_advises_another_setting() {
     for text in [
@@ -238,7 +238,7 @@ fn numbers_that_only_python_writes_are_named() {
     );
 }
 
-/// diffusers doubles what it has halved and joins the two.
+/// diffusers joins the halved feature maps with those it doubled.
 #[test]
 fn sizes_that_do_not_halve_are_refused_with_the_nearest_that_do() {
     let config = |size: &str, stages: usize| {

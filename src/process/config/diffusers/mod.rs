@@ -1,5 +1,7 @@
-//! The `scheduler_config.json` of diffusers. Its classes share their keys and differ in what an absent one stands for, and
-//! only some of them describe the process of this crate.
+//! Reads the `scheduler_config.json` of diffusers.
+//!
+//! Its classes share their keys, but differ in what an absent key means. Only some of them describe
+//! the process of this crate.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -9,18 +11,19 @@ use crate::error::Result;
 use crate::files::invalid;
 use crate::files::json::python_object;
 use crate::files::refusals::Refusals;
-use crate::process::{BetaSchedule, DdpmScheduler, PredictionType};
+use crate::process::beta::BetaSchedule;
+use crate::process::prediction::PredictionType;
 
-/// What a class takes for the keys that its file lacks.
+/// A class's defaults for keys that its file lacks.
 #[derive(Debug, Clone, Copy)]
 struct Class {
     beta_schedule: &'static str,
     beta_ends: [f64; 2],
     clip_sample: bool,
     timestep_spacing: &'static str,
-    /// Whether its last step goes to `ᾱ = 1`, by `set_alpha_to_one` or by a last σ of 0.
+    /// Whether the last step goes to `ᾱ = 1`, by `set_alpha_to_one` or by a last σ of 0.
     ends_clean: bool,
-    /// Whether it has `rescale_betas_zero_snr`.
+    /// Whether the class has `rescale_betas_zero_snr`.
     rescales: bool,
 }
 
@@ -62,7 +65,8 @@ const LCM: Class = Class {
     ..DDPM
 };
 
-/// The classes whose process is `x_t = √ᾱ_t x + √(1 − ᾱ_t) ε` over whole timesteps, as diffusers 0.42 has them.
+/// The classes whose process is `x_t = √ᾱ_t x + √(1 − ᾱ_t) ε` over whole timesteps, as in diffusers
+/// 0.42.
 const CLASSES: [(&str, Class); 21] = [
     ("DDPMScheduler", DDPM),
     ("DDPMParallelScheduler", DDPM),
@@ -87,7 +91,7 @@ const CLASSES: [(&str, Class); 21] = [
     ("TCDScheduler", LCM),
 ];
 
-/// Keys that concern how a sampler of diffusers goes down the process, and not the process.
+/// Keys that concern how a diffusers sampler reverses the process, not the process itself.
 const OF_SAMPLERS: [&str; 30] = [
     "algorithm_type",
     "corrector_order",
@@ -132,7 +136,7 @@ pub(super) fn read(text: &str, file: &str) -> Result<SchedulerConfig> {
         refusals: Refusals::of(file),
     };
     let Some(class) = keys.class() else {
-        // Without the class nothing is known of the other keys.
+        // Without the class, nothing is known about the other keys.
         keys.refusals.into_result()?;
         return Err(invalid(file.as_ref(), "it has no `_class_name`"));
     };
@@ -162,8 +166,8 @@ impl Keys<'_> {
                 .map(|(name, _)| name.trim_end_matches("Scheduler"))
                 .collect();
             let remedy = format!(
-                "a scheduler is read whose process is discrete and that of its betas ({}): give the one that the model was trained with, \
-                 or implement `siss::Scheduler` for a process of another kind (`siss::FlowMatching` is that of flow matching)",
+                "only schedulers with a discrete process given by betas are read ({}): give the one that the model was trained with, \
+                 or implement `siss::Scheduler` for another kind of process (`siss::FlowMatching` implements flow matching)",
                 names.join(", ")
             );
             self.refusals.add("_class_name", value, remedy);
@@ -213,13 +217,14 @@ impl Keys<'_> {
         const KEY: &str = "rescale_betas_zero_snr";
         let rescales = self.flag(KEY, false);
         if rescales && !class.rescales {
-            let remedy = "its class has no such setting and leaves the betas as they are: give the scheduler that the model was trained with";
+            let remedy = "its class has no such setting and does not change the betas: give the scheduler that the model was trained with";
             self.refusals.add(KEY, true, remedy);
         }
         rescales
     }
 
-    /// Before version 0.10 a model that predicts the clean point was marked by `"predict_epsilon": false`.
+    /// Before version 0.10, `"predict_epsilon": false` marked a model that predicts the clean
+    /// point.
     fn prediction_type(&mut self) -> PredictionType {
         let name: Option<String> = self.take("prediction_type", None);
         let predicts_clean = self.take("predict_epsilon", None) == Some(false);
@@ -228,7 +233,7 @@ impl Keys<'_> {
             Some("sample") => PredictionType::Sample,
             Some(other) if predicts_clean => {
                 let remedy = format!(
-                    "it says that the model predicts the clean point, and `prediction_type` says {other}: keep the one that is true"
+                    "it says that the model predicts the clean point, but `prediction_type` says {other}: keep only the right one"
                 );
                 self.refusals.add("predict_epsilon", false, remedy);
                 PredictionType::Sample
@@ -257,7 +262,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Samplers that count in σ end at 0, or at that of the first step.
+    /// Samplers that count in σ end at 0, or at the σ of the first step.
     fn ends_clean(&mut self, class: &Class) -> bool {
         let set_alpha_to_one: Option<bool> = self.take("set_alpha_to_one", None);
         let last: Option<String> = self.take("final_sigmas_type", None);
@@ -273,10 +278,10 @@ impl Keys<'_> {
     }
 
     fn variance_type(&mut self) -> VarianceType {
-        // Null in the files of other samplers.
+        // It is null in the files of other samplers.
         let name: Option<String> = self.take("variance_type", None);
         match name.as_deref() {
-            // exp(½ ln variance), as the second has it, is the deviation of the first.
+            // exp(½ ln variance), which the second one has, is the deviation of the first.
             None | Some("fixed_small" | "fixed_small_log") => VarianceType::FixedSmall,
             Some("fixed_large") => VarianceType::FixedLarge,
             Some(other) => {
@@ -287,19 +292,19 @@ impl Keys<'_> {
         }
     }
 
-    /// Keys by which a class with betas has another process after all.
+    /// Refuses keys by which a class with betas has another process after all.
     fn refuse_other_processes(&mut self) {
         if self.flag("thresholding", false) {
             let remedy = "dynamic thresholding is not implemented: samples would not be those of this model's pipeline";
             self.refusals.add("thresholding", true, remedy);
         }
         if self.flag("use_flow_sigmas", false) {
-            let remedy = "the process is that of flow matching then, not that of the betas: use `siss::FlowMatching` with the model";
+            let remedy = "it makes the process flow matching instead of the one given by the betas: use `siss::FlowMatching` with the model";
             self.refusals.add("use_flow_sigmas", true, remedy);
         }
         let kind = self.take("timestep_type", "discrete".to_string());
         if kind != "discrete" {
-            let remedy = "the model takes other numbers than whole timesteps: implement `siss::Scheduler` for its process";
+            let remedy = "the model takes numbers other than whole timesteps: implement `siss::Scheduler` for its process";
             self.refuse_text("timestep_type", &kind, remedy);
         }
         if let Some(value) = self.take("snr_shift_scale", None::<Value>) {
@@ -312,28 +317,28 @@ impl Keys<'_> {
         }
     }
 
-    /// Smallest and largest `σ = √((1 − ᾱ) / ᾱ)` that a sampler visits, where the file says it.
+    /// The smallest and largest `σ = √((1 − ᾱ) / ᾱ)` that a sampler visits, if the file says so.
     fn sigma_ends(&mut self) -> Option<[Option<f64>; 2]> {
         let ends = [self.take("sigma_min", None), self.take("sigma_max", None)];
         ends.iter().any(Option::is_some).then_some(ends)
     }
 
-    /// Within the process they say how far a sampler goes. Outside they belong to another process.
+    /// Refuses ends outside the process, which belong to another one; within it they only say how
+    /// far a sampler goes.
     fn check_sigma_ends(&mut self, ends: [Option<f64>; 2], config: &SchedulerConfig) {
-        // Betas out of range have an error of their own, when they are used.
-        let Ok(scheduler) = DdpmScheduler::from_config(config) else {
+        // Betas out of range cause an error of their own when they are used.
+        let Ok(alpha_bars) = config.alpha_bars() else {
             return;
         };
         let sigma = |alpha_bar: &f64| ((1.0 - alpha_bar) / alpha_bar).sqrt();
-        let sigmas = scheduler.alpha_bars();
-        let least = sigmas.first().map_or(0.0, sigma);
-        let most = sigmas.last().map_or(0.0, sigma);
-        // Files round them.
+        let least = alpha_bars.first().map_or(0.0, sigma);
+        let most = alpha_bars.last().map_or(0.0, sigma);
+        // Files hold rounded values.
         let of_process = 0.99 * least..=1.01 * most;
         for (key, end) in ["sigma_min", "sigma_max"].into_iter().zip(ends) {
             if let Some(end) = end.filter(|end| !of_process.contains(end)) {
                 let remedy = format!(
-                    "the betas have a σ from {least:.3} to {most:.3}, so the process is another: implement `siss::Scheduler` for it"
+                    "the betas give a σ from {least:.3} to {most:.3}, so this is a different process: implement `siss::Scheduler` for it"
                 );
                 self.refusals.add(key, end, remedy);
             }
@@ -349,7 +354,7 @@ impl Keys<'_> {
         }
     }
 
-    /// The value of a key, or what its absence stands for.
+    /// The value of a key, or the meaning of its absence.
     fn take<T: DeserializeOwned>(&mut self, key: &str, absent: T) -> T {
         let Some(value) = self.object.remove(key) else {
             return absent;
@@ -364,7 +369,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A yes or no; null is no in Python.
+    /// A yes or no; null means no in Python.
     fn flag(&mut self, key: &str, absent: bool) -> bool {
         match self.object.get(key) {
             Some(_) => self.take(key, None).unwrap_or(false),

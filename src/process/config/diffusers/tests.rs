@@ -27,7 +27,8 @@ fn the_file_of_diffusers_is_read() {
     assert_eq!(config.variance_type, VarianceType::FixedLarge);
 }
 
-/// Of each class: schedule, clip, spacing, whether it ends at ᾱ = 1. From the signatures and the last σ in diffusers 0.42.1.
+/// For each class: schedule, clip, spacing, and whether it ends at ᾱ = 1. From the signatures and
+/// the last σ in diffusers 0.42.1.
 #[test]
 fn absent_keys_have_the_defaults_of_their_class() {
     use TimestepSpacing::{Leading, Linspace};
@@ -113,7 +114,7 @@ fn absent_keys_have_the_defaults_of_their_class() {
     );
 }
 
-/// As they are saved: -Infinity is Python's.
+/// As diffusers saves them: -Infinity is Python's spelling.
 #[test]
 fn files_of_fast_samplers_are_the_process_of_their_betas() {
     let config = of(
@@ -139,7 +140,7 @@ fn files_of_fast_samplers_are_the_process_of_their_betas() {
             .unwrap()
             .set_alpha_to_one
     );
-    // Stable Diffusion's, whose settings DDIM would use and PNDM has none of.
+    // Stable Diffusion's file: DDIM would use these settings, and PNDM has none of them.
     let config = of(
         "PNDMScheduler",
         r#""beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": false,
@@ -248,7 +249,7 @@ fn all_that_is_refused_is_named_at_once() {
     }
 }
 
-/// Where a sampler begins and ends within the process is its own affair. Stable Diffusion's ends, as published.
+/// A sampler may begin and end anywhere within the process. Stable Diffusion's ends, as published.
 #[test]
 fn sigma_ends_of_the_process_are_read() {
     let betas = r#""beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012"#;
