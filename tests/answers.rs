@@ -1,0 +1,123 @@
+//! Runs that teach answers: `objective::Answers` in the trainer.
+
+use siss::answer::{PredictedAnswer, PredictedAnswerConfig, Surrogate};
+use siss::burn::tensor::Tensor;
+use siss::clipper::ConstantScale;
+use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
+use siss::objective::{Answers, NaiveDeletion};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Levels};
+use siss::trainer::SissTrainerBuilder;
+use siss::{DdpmScheduler, SissTrainer, Steering};
+use siss_support::small::{Mlp, batch, device, host, parameters};
+
+fn process() -> DdpmScheduler {
+    DdpmScheduler::linear(1000).unwrap()
+}
+
+fn builder() -> SissTrainerBuilder<Mlp, 2> {
+    SissTrainer::builder(Mlp::new(3, &device()), process())
+}
+
+fn surrogate() -> Answers<2> {
+    let points = batch(8, 0.5, 9, &device()).retain().clone();
+    Answers::new(Surrogate::new(points).unwrap())
+}
+
+fn random(seed: u64, rows: usize) -> Tensor<2> {
+    normal_noise([rows, 3], seed, 0, 0, Stream::Evaluation, &device())
+}
+
+/// A bounded target, which is learnt as far as the model can.
+#[test]
+fn the_model_comes_to_give_the_answer() {
+    let mut trainer = builder()
+        .loss(surrogate())
+        .clipper(ConstantScale::new(1.0).unwrap())
+        .learning_rate(1e-2)
+        .timestep_sampling(TimestepSampling::Window {
+            low: 300.0,
+            high: 900.0,
+        })
+        .build()
+        .unwrap();
+    let mut error = || {
+        let report = trainer.step(batch(8, 2.0, 4, &device())).unwrap();
+        report.forget.unwrap().mean_squared_error
+    };
+    let mut mean = |steps: usize| (0..steps).map(|_| error()).sum::<f64>() / steps as f64;
+    let first = mean(10);
+    mean(400);
+    let last = mean(50);
+    assert!(last < 0.5 * first, "{first} {last}");
+}
+
+#[test]
+fn a_predicted_answer_is_taught_to_a_quarter_of_the_batch() {
+    let (retained, controls) = (random(1, 200) * 0.5, random(2, 40) * 0.5);
+    let forgotten = batch(8, 2.0, 4, &device()).forget().clone();
+    let model = Mlp::new(3, &device());
+    let data = CounterfactualData::new(&retained, &controls, &forgotten);
+    let losses = CounterfactualConfig {
+        noises: 4,
+        ..CounterfactualConfig::default()
+    };
+    let losses = Counterfactual::fit(&model, &process(), data, losses).unwrap();
+    let config = PredictedAnswerConfig::default();
+    let answer = PredictedAnswer::fit(&model, &process(), &data, &losses, &config).unwrap();
+    let mut trainer = builder()
+        .loss(Answers::new(answer))
+        .clipper(Answers::<2>::clipper())
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        let report = trainer.step(batch(8, 2.0, 4, &device())).unwrap();
+        let forget = report.forget.unwrap();
+        assert_eq!((forget.rows, forget.weights.mean), (2, 4.0));
+        assert!(!forget.weights.ascends);
+        assert!((report.norms.forget_weight - 1.0).abs() < 1e-9);
+        assert!(report.coefficients.forget <= 1.0);
+    }
+}
+
+/// What other objectives draw stays as it is, and a run follows from its seed.
+#[test]
+fn answers_have_draws_of_their_own() {
+    let draws = |builder: SissTrainerBuilder<Mlp, 2>| -> Draws<2> {
+        let trainer = builder.build().unwrap();
+        trainer.draw(&batch(8, 2.0, 4, &device())).unwrap()
+    };
+    let (own, other) = (
+        draws(builder().loss(surrogate())),
+        draws(builder().loss(NaiveDeletion)),
+    );
+    assert_eq!(own.timesteps(), other.timesteps());
+    assert_eq!(host(own.noise().clone()), host(other.noise().clone()));
+    let of_term = own.timesteps_of(Stream::ForgetTimesteps).unwrap();
+    assert_ne!(of_term, own.timesteps());
+
+    let run = || {
+        let mut trainer = builder().loss(surrogate()).build().unwrap();
+        for _ in 0..3 {
+            trainer.step(batch(8, 2.0, 4, &device())).unwrap();
+        }
+        parameters(&trainer.into_model())
+    };
+    assert_eq!(run(), run());
+}
+
+/// Steering looks at the loss of the point itself: far above its level the term is switched off.
+#[test]
+fn a_steered_run_reports_the_points_own_loss() {
+    let steered = |level: f64| {
+        let levels = Levels::new(vec![0.0, 999.0], vec![vec![level; 2]; 8]).unwrap();
+        let mut trainer = builder()
+            .loss(surrogate())
+            .steering(Steering::new(levels))
+            .build()
+            .unwrap();
+        let report = trainer.step(batch(8, 2.0, 4, &device())).unwrap();
+        report.forget.unwrap().steering.unwrap()
+    };
+    assert_eq!(steered(1e-6), 0.0);
+    assert!(steered(1e6) > 0.9);
+}
