@@ -4,10 +4,10 @@
 //! All of them follow from the squared differences between a noisy point and each retained one, so
 //! one pass over the retained points serves every width.
 
-use std::thread;
-
 #[cfg(feature = "flex-kernels")]
 use pulp::Simd;
+#[cfg(feature = "flex-kernels")]
+use rayon::prelude::*;
 
 #[cfg(feature = "flex-kernels")]
 use crate::kernel::simd::{Vectorised, dispatch, instructions};
@@ -40,8 +40,13 @@ impl References {
                 lanes[index % LANES] = value;
             }
         }
+        // A point of a set of rank 1 is one number.
+        let shape = match shape {
+            [] => vec![1],
+            shape => shape.to_vec(),
+        };
         Self {
-            shape: shape.to_vec(),
+            shape,
             count,
             values,
         }
@@ -98,26 +103,14 @@ pub(super) struct NoisyRow<'a> {
 }
 
 /// The errors of the ideal denoisers in the space of the model's output, `slope · (x̂ − u)`: for
-/// each row those of each patch width and of whole points, rows in parallel.
+/// each row those of each patch width and of whole points. With `flex-kernels` the rows are
+/// computed in parallel.
 pub(super) fn errors(rows: &[NoisyRow<'_>], patches: &[usize]) -> Vec<Vec<Vec<f32>>> {
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let share = rows.len().div_ceil(threads).max(1);
-    thread::scope(|scope| {
-        let part = |rows: &[NoisyRow<'_>]| -> Vec<_> {
-            rows.iter().map(|row| row.errors(patches)).collect()
-        };
-        let running: Vec<_> = (rows.chunks(share))
-            .map(|rows| scope.spawn(move || part(rows)))
-            .collect();
-        running.into_iter().flat_map(join).collect()
-    })
-}
-
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    match thread.join() {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
+    #[cfg(feature = "flex-kernels")]
+    let rows = rows.par_iter();
+    #[cfg(not(feature = "flex-kernels"))]
+    let rows = rows.iter();
+    rows.map(|row| row.errors(patches)).collect()
 }
 
 impl NoisyRow<'_> {
@@ -438,6 +431,25 @@ mod tests {
         let (stream, device) = (Stream::Noise, Device::flex());
         let values = normal_noise([1, count], seed, 0, 0, stream, &device);
         values.into_data().try_to_vec().unwrap()
+    }
+
+    /// Points of a set of rank 1 have no axis of their own.
+    #[test]
+    fn a_point_may_be_one_number() {
+        let references = References::new(&[-1.0, 3.0], &[]);
+        let row = NoisyRow {
+            references: &references,
+            noisy: &[1.5],
+            clean: &[2.0],
+            scales: [0.5, 1.0],
+            slope: 1.0,
+            without_copies: false,
+        };
+        // Both squared differences, (1.5 + 0.5)² and 0, over 2σ².
+        let weight = (-2.0f64).exp();
+        let mean = (3.0 - weight) / (1.0 + weight);
+        let found = f64::from(errors(&[row], &[])[0][0][0]);
+        assert!((found - (mean - 2.0)).abs() < 1e-6, "{found}");
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl Diagnosis {
     /// Called after each step, it reports problems while there is still time to act.
     pub(crate) fn news(&mut self) -> &[Finding] {
         let told = std::mem::replace(&mut self.told, self.findings.len());
-        &self.findings[told..]
+        // What was told may come from a file.
+        self.findings.get(told..).unwrap_or_default()
     }
 
     /// Takes the report of the next step into account.
@@ -197,7 +198,7 @@ impl Diagnosis {
         if let Some(ratio) = self.forget.update(report.forget.as_ref())
             && ascends
             && !self.rests()
-            && self.forget.steps >= 5 * self.window
+            && self.forget.steps >= self.window.saturating_mul(5)
             && ratio < FORGOTTEN
         {
             self.find(
@@ -351,7 +352,7 @@ impl Trend {
             self.start = vec![mean];
         }
         let start = self.start.first().copied().unwrap_or_default();
-        (self.steps >= 2 * self.window && start > 0.0).then(|| mean / start)
+        (self.steps >= self.window.saturating_mul(2) && start > 0.0).then(|| mean / start)
     }
 }
 
@@ -537,6 +538,18 @@ mod tests {
             }
             assert_eq!(resumed.findings(), whole.findings(), "{next_step}");
         }
+    }
+
+    /// A state that no run can have, as a file made to do harm may hold.
+    #[test]
+    fn a_diagnosis_from_a_file_is_not_trusted() {
+        let mut value = serde_json::to_value(Diagnosis::new(5)).unwrap();
+        value["told"] = 7.into();
+        value["window"] = usize::MAX.into();
+        let mut diagnosis: Diagnosis = serde_json::from_value(value).unwrap();
+        assert_eq!(diagnosis.news(), []);
+        diagnosis.look_at(&report(0, 0.03, 0.01));
+        assert_eq!(diagnosis.news(), []);
     }
 
     /// The step at which a symptom is found, with windows of five steps.

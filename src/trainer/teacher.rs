@@ -15,6 +15,13 @@ pub(super) fn answer<const D: usize, M: Denoiser<D>>(
     rows: usize,
 ) -> Result<Tensor<D>> {
     let (shape, device) = (noisy.dims(), noisy.device());
+    // An objective of the user's own asks: it may ask for nothing, or ask wrongly.
+    let (what, remedy) = ("the teacher's timesteps", "give one for every noisy point");
+    check_shape(what, &shape[..1], &[timesteps.len()], remedy)?;
+    condition.check_rows("the teacher's condition", shape[0])?;
+    if shape[0] == 0 {
+        return Ok(noisy);
+    }
     let all: Vec<usize> = (0..shape[0]).collect();
     let parts = all.chunks(rows).map(|rows| {
         let times = vector(rows.iter().map(|&row| timesteps[row]), &device);
@@ -24,4 +31,34 @@ pub(super) fn answer<const D: usize, M: Denoiser<D>>(
     let remedy = "the teacher must predict one value for every element of its input";
     check_shape("the teacher's output", &shape, &answered.dims(), remedy)?;
     Ok(answered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::denoiser::FnDenoiser;
+    use crate::error::Error;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    #[test]
+    fn a_teacher_that_is_asked_wrongly_refuses() {
+        let device = Device::flex();
+        let layer = LinearConfig::new(3, 3).init(&device);
+        let model = FnDenoiser::new(
+            layer,
+            |layer: &Linear, noisy: Tensor<2>, _, _: &Tensor<2>| layer.forward(noisy),
+        );
+        let zeros = |rows: usize| Tensor::<2>::zeros([rows, 3], &device);
+        let ask = |rows: usize, timesteps: usize, conditions: usize| {
+            let times = vec![1.0; timesteps];
+            answer(&model, zeros(rows), &times, &zeros(conditions), 2)
+        };
+        assert_eq!(ask(5, 5, 5).unwrap().dims(), [5, 3]);
+        assert_eq!(ask(0, 0, 0).unwrap().dims(), [0, 3]);
+        for (timesteps, conditions) in [(4, 5), (6, 5), (5, 4)] {
+            let error = ask(5, timesteps, conditions).unwrap_err();
+            assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+        }
+    }
 }
