@@ -6,13 +6,14 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
-use siss::burn::tensor::{Device, Tensor, TensorData};
+use siss::burn::tensor::{Device, Int, Tensor, TensorData};
 use siss::{Error, Result};
 
 /// The folder of the example's files.
 pub const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
 
 const DIGITS: &str = "data/digits10k-images-idx3-ubyte.gz";
+const LABELS: &str = "data/digits10k-labels-idx1-ubyte.gz";
 const TSHIRT: &str = "data/tshirt.png";
 const NUM_RETAIN: usize = 9_000;
 const NUM_HELDOUT: usize = 1_000;
@@ -21,6 +22,8 @@ const SIDE: usize = 28;
 const PIXELS: usize = SIDE * SIDE;
 /// First four bytes of an IDX file that holds bytes in three dimensions.
 const IDX_MAGIC: u32 = 0x0000_0803;
+/// Bytes before the labels of an IDX file.
+const LABELS_HEADER: usize = 8;
 /// Most images of a file that is read: all of MNIST has 60,000.
 const MOST_IMAGES: usize = 100_000;
 
@@ -55,6 +58,50 @@ pub fn load_digits(assets: &Path, device: &Device) -> Result<Digits> {
         retain: to_tensor(retain, device),
         heldout: to_tensor(heldout, device),
     })
+}
+
+/// Takes the first digit of each class out of the digits that the models of the T-shirt have not
+/// seen: what another model memorised, `[10, 1, 28, 28]` in the order of the classes, and the rest.
+///
+/// # Errors
+/// [`Error::Io`] if the labels cannot be read, [`Error::InvalidFile`] if they are not labels of
+/// 10,000 digits.
+pub fn load_memorised_digits(assets: &Path, heldout: Tensor<4>) -> Result<(Tensor<4>, Tensor<4>)> {
+    let path = assets.join(LABELS);
+    let file = File::open(&path);
+    let mut content = Vec::new();
+    file.and_then(|file| {
+        let most = (MOST_IMAGES + LABELS_HEADER + 1) as u64;
+        MultiGzDecoder::new(file)
+            .take(most)
+            .read_to_end(&mut content)
+    })
+    .map_err(|source| Error::Io {
+        action: "reading",
+        path: path.clone(),
+        source,
+    })?;
+    if content.len() != LABELS_HEADER + NUM_RETAIN + NUM_HELDOUT {
+        return Err(invalid(&path, "it does not hold 10,000 labels".into()));
+    }
+    let labels = &content[LABELS_HEADER + NUM_RETAIN..];
+    let first = |class: u8| labels.iter().position(|&label| label == class);
+    let memorised: Option<Vec<usize>> = (0..10).map(first).collect();
+    let Some(memorised) = memorised else {
+        return Err(invalid(
+            &path,
+            "a class is missing among the last 1,000".into(),
+        ));
+    };
+    let rest: Vec<usize> = (0..labels.len())
+        .filter(|place| !memorised.contains(place))
+        .collect();
+    let take = |places: &[usize]| {
+        let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
+        let places = Tensor::<1, Int>::from_data(places.as_slice(), &heldout.device());
+        heldout.clone().select(0, places)
+    };
+    Ok((take(&memorised), take(&rest)))
 }
 
 /// Loads the T-shirt, `[1, 1, 28, 28]` in `[-1, 1]`, from the folder of the example's files.

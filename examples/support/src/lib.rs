@@ -3,10 +3,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cases;
 pub mod clock;
 pub mod conformance;
 pub mod curves;
 pub mod digits;
+pub mod emoji;
 pub mod files;
 pub mod lines;
 pub mod options;

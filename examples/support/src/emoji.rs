@@ -1,0 +1,154 @@
+//! Loads the colour pictures to keep and the four faces to forget.
+
+use std::path::Path;
+
+use image::{DynamicImage, ImageFormat, ImageReader, Limits};
+use serde::Deserialize;
+use siss::burn::tensor::{Device, Tensor, TensorData};
+use siss::draws::{Stream, keyed_rng};
+use siss::rand::seq::SliceRandom;
+use siss::{Error, Result};
+
+use crate::files::read_text;
+
+const SHEET: &str = "data/emoji32.png";
+const CAPTIONS: &str = "data/emoji32.json";
+/// Pictures in a row of the sheet.
+const COLUMNS: usize = 64;
+/// Height and width of a picture.
+const SIDE: usize = 32;
+const CHANNELS: usize = 3;
+/// The faces to forget: with a cowboy hat, of a clown, of a robot, of a genie.
+const FACES: [&str; 4] = ["1f920", "1f921", "1f916", "1f9de"];
+/// Pictures that no model has seen.
+const NUM_HELDOUT: usize = 100;
+
+/// Colour emoji on white.
+///
+/// # Shapes
+/// - all: `[count, 3, 32, 32]` in `[-1, 1]`
+#[derive(Debug)]
+pub struct Emoji {
+    /// What all models were trained on.
+    pub retain: Tensor<4>,
+    /// A hundred pictures that no model has seen, none of them one of several skin tones.
+    pub heldout: Tensor<4>,
+    /// The four faces to forget.
+    pub faces: Tensor<4>,
+}
+
+/// What is said of a picture of the sheet.
+#[derive(Debug, Deserialize)]
+struct Caption {
+    code: String,
+    skin_tone: Option<String>,
+}
+
+/// Loads the pictures from the folder of the example's files.
+///
+/// # Errors
+/// [`Error::Io`] if a file cannot be read; [`Error::InvalidFile`] if it is not that sheet, or its
+/// captions.
+pub fn load_emoji(assets: &Path, device: &Device) -> Result<Emoji> {
+    let path = assets.join(CAPTIONS);
+    let captions: Vec<Caption> = serde_json::from_str(&read_text(&path)?)
+        .map_err(|error| invalid(&path, error.to_string()))?;
+    let find = |code: &&str| {
+        let place = captions.iter().position(|caption| caption.code == **code);
+        place.ok_or_else(|| invalid(&path, format!("it has no picture {code}")))
+    };
+    let faces = FACES.iter().map(find).collect::<Result<Vec<_>>>()?;
+    let variants: Vec<&str> = (captions.iter())
+        .filter(|caption| caption.skin_tone.is_some())
+        .filter_map(|caption| caption.code.split('-').next())
+        .collect();
+    let mut single: Vec<usize> = (0..captions.len())
+        .filter(|place| !faces.contains(place))
+        .filter(|&place| {
+            let code = &captions[place].code;
+            !variants.contains(&code.split('-').next().unwrap_or(code))
+        })
+        .collect();
+    single.shuffle(&mut keyed_rng(0, 0, 0, Stream::Evaluation));
+    single.truncate(NUM_HELDOUT);
+    single.sort_unstable();
+    let retain: Vec<usize> = (0..captions.len())
+        .filter(|place| !faces.contains(place) && single.binary_search(place).is_err())
+        .collect();
+
+    let sheet = read_sheet(&assets.join(SHEET), captions.len())?;
+    let pictures = |places: &[usize]| {
+        let values: Vec<f32> = (places.iter())
+            .flat_map(|&place| picture(&sheet, place))
+            .collect();
+        let shape = [places.len(), CHANNELS, SIDE, SIDE];
+        Tensor::from_data(TensorData::new(values, shape), device)
+    };
+    Ok(Emoji {
+        retain: pictures(&retain),
+        heldout: pictures(&single),
+        faces: pictures(&faces),
+    })
+}
+
+/// The pixels of the sheet, row by row, if it has room for so many pictures.
+fn read_sheet(path: &Path, pictures: usize) -> Result<Vec<u8>> {
+    let [width, height] = [COLUMNS, pictures.div_ceil(COLUMNS)].map(|count| count * SIDE);
+    let mut reader = ImageReader::open(path).map_err(|source| Error::Io {
+        action: "reading",
+        path: path.into(),
+        source,
+    })?;
+    let mut limits = Limits::default();
+    (limits.max_image_width, limits.max_image_height) = (Some(width as u32), Some(height as u32));
+    reader.limits(limits);
+    reader.set_format(ImageFormat::Png);
+    match reader.decode() {
+        Ok(DynamicImage::ImageRgb8(sheet))
+            if (sheet.width() as usize, sheet.height() as usize) == (width, height) =>
+        {
+            Ok(sheet.into_raw())
+        }
+        Ok(_) => Err(invalid(
+            path,
+            format!("it is not an RGB picture of {height}x{width} pixels"),
+        )),
+        Err(error) => Err(invalid(path, error.to_string())),
+    }
+}
+
+/// The values of a picture, channel after channel, with `0, …, 255` mapped onto `[-1, 1]`.
+fn picture(sheet: &[u8], place: usize) -> impl Iterator<Item = f32> {
+    let (row, column) = (place / COLUMNS * SIDE, place % COLUMNS * SIDE);
+    let pixel = move |index: usize| {
+        let (channel, place) = (index / (SIDE * SIDE), index % (SIDE * SIDE));
+        let (y, x) = (row + place / SIDE, column + place % SIDE);
+        f32::from(sheet[(y * COLUMNS * SIDE + x) * CHANNELS + channel]) / 127.5 - 1.0
+    };
+    (0..CHANNELS * SIDE * SIDE).map(pixel)
+}
+
+fn invalid(path: &Path, message: String) -> Error {
+    Error::InvalidFile {
+        path: path.into(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digits::ASSETS;
+
+    #[test]
+    fn the_sheet_is_divided_into_what_is_kept_held_out_and_forgotten() {
+        let emoji = load_emoji(Path::new(ASSETS), &Device::flex()).unwrap();
+        assert_eq!(emoji.faces.dims(), [4, 3, 32, 32]);
+        assert_eq!(emoji.heldout.dims(), [100, 3, 32, 32]);
+        assert_eq!(emoji.retain.dims(), [3216 - 104, 3, 32, 32]);
+        let values: Vec<f32> = emoji.faces.into_data().try_to_vec().unwrap();
+        // A white corner, and a red hat of the clown's: more red than blue.
+        assert_eq!(values[0], 1.0);
+        assert!(values.iter().all(|value| (-1.0..=1.0).contains(value)));
+    }
+}
