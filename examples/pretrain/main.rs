@@ -61,7 +61,10 @@ fn train(options: &Options) -> Result<()> {
     let pairs = PairSampler::new(training, unused, options.seed)?;
 
     device.seed(options.seed);
-    let network = network(options, [channels, height, width]).init(&device)?;
+    let network = match &options.from {
+        Some(folder) => UNet2d::load(folder, &device)?,
+        None => network(options, [channels, height, width]).init(&device)?,
+    };
     let mut trainer = trainer(options, network)?;
     let amount = [options.steps as usize, options.batch];
     let (checkpointing, out) = (&options.checkpointing, options.out.as_path());

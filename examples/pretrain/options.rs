@@ -48,6 +48,10 @@ pub struct Options {
     #[arg(long)]
     pub copies: Option<usize>,
 
+    /// A diffusers folder whose network is trained on, instead of a new one.
+    #[arg(long, value_name = "DIR", conflicts_with = "width")]
+    pub from: Option<PathBuf>,
+
     /// Optimiser steps.
     #[arg(long, default_value_t = 5_000)]
     pub steps: u64,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::check_patches;
+use super::local::{GridPlace, LocalDenoiser};
 use crate::error::{Error, Result, check_range, check_shape};
 use crate::files::sha256;
 use crate::steering::Levels;
@@ -14,6 +15,7 @@ use crate::steering::Levels;
 #[serde(try_from = "Unchecked")]
 pub struct Combination {
     patches: Vec<usize>,
+    local: Option<LocalDenoiser>,
     coefficients: Vec<Vec<f64>>,
     r_squared: Vec<f64>,
     levels: Levels,
@@ -37,7 +39,8 @@ pub(super) struct UsedPoints {
 pub(super) struct Unchecked {
     /// Widths of the patches; none for points of rank 2.
     pub(super) patches: Vec<usize>,
-    /// By timestep of the grid: of each patch width, then of whole points.
+    pub(super) local: Option<LocalDenoiser>,
+    /// By timestep of the grid: of each patch width, of whole points, of the local denoiser.
     pub(super) coefficients: Vec<Vec<f64>>,
     pub(super) r_squared: Vec<f64>,
     /// With the model's own losses and the process that they hold for.
@@ -58,6 +61,7 @@ impl TryFrom<Unchecked> for Combination {
         unchecked.check()?;
         let Unchecked {
             patches,
+            local,
             coefficients,
             r_squared,
             levels,
@@ -68,6 +72,7 @@ impl TryFrom<Unchecked> for Combination {
         } = unchecked;
         Ok(Self {
             patches,
+            local,
             coefficients,
             r_squared,
             levels,
@@ -90,9 +95,13 @@ impl Unchecked {
         ] {
             check_shape(what, &[timesteps], &[count], remedy)?;
         }
+        if let Some(local) = &self.local {
+            local.check(timesteps)?;
+        }
+        let predictors = self.patches.len() + 1 + usize::from(self.local.is_some());
         for coefficients in &self.coefficients {
-            let (wanted, count) = (self.patches.len() + 1, coefficients.len());
-            let remedy = "give one for every patch width, and one for whole points";
+            let (wanted, count) = (predictors, coefficients.len());
+            let remedy = "give one for every patch width, for whole points and the local denoiser";
             check_shape(
                 "the coefficients of a timestep",
                 &[wanted],
@@ -139,7 +148,8 @@ impl Combination {
         &self.patches
     }
 
-    /// By timestep, the coefficient of each patch width, then that of whole points.
+    /// By timestep, the coefficient of each patch width, then that of whole points, then that of
+    /// the local denoiser, if there is one.
     pub fn coefficients(&self) -> &[Vec<f64>] {
         &self.coefficients
     }
@@ -164,6 +174,10 @@ impl Combination {
         &self.used
     }
 
+    pub(super) fn local(&self) -> Option<&LocalDenoiser> {
+        self.local.as_ref()
+    }
+
     pub(super) fn digest(&self) -> &str {
         &self.digest
     }
@@ -177,7 +191,9 @@ impl Combination {
         let numbers = numbers
             .chain(self.timesteps())
             .map(|number| format!("{number:.9e} "));
-        let text: String = numbers.collect();
+        let of_local = self.local.iter().flat_map(LocalDenoiser::numbers);
+        let of_local = of_local.map(|number| format!("{number:.5e} "));
+        let text: String = numbers.chain(of_local).collect();
         let (patches, used, groups) = (&self.patches, &self.used, &self.groups);
         sha256(format!("{text}{patches:?}{used:?}{groups:?}{}", self.digest).as_bytes())
     }
@@ -217,7 +233,7 @@ impl Combination {
     }
 
     /// The timesteps of the grid around this one, and how far it is from the first to the second.
-    fn place(&self, timestep: f64) -> (usize, usize, f64) {
+    pub(super) fn place(&self, timestep: f64) -> GridPlace {
         let grid = self.timesteps();
         let above = grid.partition_point(|&t| t < timestep);
         let (low, high) = (above.saturating_sub(1), above.min(grid.len() - 1));

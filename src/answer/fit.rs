@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::combination::{Combination, Unchecked, UsedPoints};
 use super::config::PredictedAnswerConfig;
 use super::least_squares::{Fitted, Regression};
+use super::local::LocalDenoiser;
 use super::posterior::{NoisyRow, References, errors};
 use super::predicted::{PredictedAnswer, digest, load_used};
 use crate::denoiser::{Condition, Denoiser};
@@ -58,14 +59,18 @@ impl<const D: usize> PredictedAnswer<D> {
         check_model(model, scheduler, data, prediction)?;
         let (used, groups) = used_points(data, config.retained);
         let device = data.controls.device();
-        let references = load_used(data.retained, &used, &device)?;
-        let digest = digest(&references);
+        let points = load_used(data.retained, &used, &device)?;
+        let digest = digest(&points);
         let shape = data.controls.dims();
-        let references: Vec<_> = (references.iter())
+        let references: Vec<_> = (points.iter())
             .map(|points| References::new(points, &shape[1..]))
             .collect();
+        let scales = scheduler.scales(prediction.levels.timesteps())?;
+        let (features, seed) = (config.features, config.seed);
+        let local = LocalDenoiser::fit(&points, &shape[1..], features, &scales, seed, &device)?;
         let fitting = Fitting {
-            scales: scheduler.scales(prediction.levels.timesteps())?,
+            scales,
+            local: local.as_ref(),
             model: model.valid(),
             timesteps: prediction.levels.timesteps(),
             controls: Controls::new(data, &references, &used, config)?,
@@ -74,6 +79,7 @@ impl<const D: usize> PredictedAnswer<D> {
         let fitted = fitting.fitted(&mut progress)?;
         let combination = Combination::try_from(Unchecked {
             patches: fitting.patches().to_vec(),
+            local: local.clone(),
             coefficients: fitted.iter().map(|at| at.coefficients.clone()).collect(),
             r_squared: fitted.iter().map(|at| at.r_squared).collect(),
             levels: prediction.levels.clone(),
@@ -196,6 +202,7 @@ struct Fitting<'a, const D: usize, M: Denoiser<D>> {
     timesteps: &'a [f64],
     scales: Scales,
     controls: Controls<'a, D, M::Condition>,
+    local: Option<&'a LocalDenoiser>,
     config: &'a PredictedAnswerConfig,
 }
 
@@ -224,10 +231,11 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
         let (signal, sigma) = (self.scales.signal[index], self.scales.noise[index]);
         let slope = self.model.prediction_type().slope(signal, sigma);
         let patches = self.patches();
-        let mut regression = Regression::new(patches.len() + 1);
+        let predictors = patches.len() + 1 + usize::from(self.local.is_some());
+        let mut regression = Regression::new(predictors);
         let rows: Vec<usize> = (0..self.controls.references.len()).collect();
         for rows in rows.chunks(self.config.micro_batch_size) {
-            let (noisy, of_model) = self.model_errors(rows, index)?;
+            let (values, of_model) = self.model_errors(rows, index)?;
             let elements = self.controls.values.len() / self.controls.references.len();
             let row = |(&row, noisy): (&usize, _)| NoisyRow {
                 references: self.controls.references[row],
@@ -237,8 +245,18 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
                 slope,
                 without_copies: true,
             };
-            let noisy: Vec<_> = rows.iter().zip(noisy.chunks(elements)).map(row).collect();
-            let ideal = errors(&noisy, patches);
+            let noisy: Vec<_> = rows.iter().zip(values.chunks(elements)).map(row).collect();
+            let mut ideal = errors(&noisy, patches);
+            if let Some(local) = self.local {
+                let (at, device) = (
+                    vec![(index, index, 0.0); rows.len()],
+                    self.controls.points.device(),
+                );
+                let means = local.means(&values, &at, &device)?;
+                for ((ideal, mean), row) in ideal.iter_mut().zip(means).zip(&noisy) {
+                    ideal.push(row.error(mean));
+                }
+            }
             for (of_model, ideal) in of_model.chunks(elements).zip(&ideal) {
                 regression.add(of_model, ideal);
             }

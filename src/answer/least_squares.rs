@@ -52,7 +52,7 @@ impl Regression {
         for (index, row) in matrix.iter_mut().enumerate() {
             row[index] += ridge * self.rows as f64;
         }
-        let coefficients = solve(matrix, self.along.clone());
+        let coefficients = solve(matrix, vec![self.along.clone()]).concat();
         let explained: f64 = (coefficients.iter().zip(&self.along))
             .map(|(coefficient, along)| 2.0 * coefficient * along)
             .sum();
@@ -79,24 +79,30 @@ fn inner(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Solves `matrix · x = right` for a positive definite matrix, by Gaussian elimination.
-fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
-    let count = right.len();
+/// Solves `matrix · x = right` for a positive definite matrix and each right side, by Gaussian
+/// elimination.
+pub(super) fn solve(mut matrix: Vec<Vec<f64>>, mut rights: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+    let count = matrix.len();
     for pivot in 0..count {
-        let pivot_row = matrix[pivot].clone();
-        for row in pivot + 1..count {
-            let factor = matrix[row][pivot] / pivot_row[pivot];
-            for (value, above) in matrix[row].iter_mut().zip(&pivot_row) {
+        let (above, below) = matrix.split_at_mut(pivot + 1);
+        let pivot_row = &above[pivot][pivot..];
+        for (offset, row) in below.iter_mut().enumerate() {
+            let factor = row[pivot] / pivot_row[0];
+            for (value, above) in row[pivot..].iter_mut().zip(pivot_row) {
                 *value -= factor * above;
             }
-            right[row] -= factor * right[pivot];
+            for right in &mut rights {
+                right[pivot + 1 + offset] -= factor * right[pivot];
+            }
         }
     }
-    for row in (0..count).rev() {
-        let known = inner(&matrix[row][row + 1..], &right[row + 1..]);
-        right[row] = (right[row] - known) / matrix[row][row];
+    for right in &mut rights {
+        for row in (0..count).rev() {
+            let known = inner(&matrix[row][row + 1..], &right[row + 1..]);
+            right[row] = (right[row] - known) / matrix[row][row];
+        }
     }
-    right
+    rights
 }
 
 #[cfg(test)]

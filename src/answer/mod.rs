@@ -4,6 +4,7 @@ mod combination;
 mod config;
 mod fit;
 mod least_squares;
+mod local;
 mod other_condition;
 mod posterior;
 mod predicted;

@@ -115,13 +115,16 @@ pub(super) fn errors(rows: &[NoisyRow<'_>], patches: &[usize]) -> Vec<Vec<Vec<f3
 
 impl NoisyRow<'_> {
     fn errors(&self, patches: &[usize]) -> Vec<Vec<f32>> {
-        let mut errors = self.means(patches);
-        for value in &mut errors {
-            for (value, clean) in value.iter_mut().zip(self.clean) {
-                *value = (f64::from(*value - clean) * self.slope) as f32;
-            }
+        let means = self.means(patches).into_iter();
+        means.map(|mean| self.error(mean)).collect()
+    }
+
+    /// The error in the space of the model's output of an estimate of the clean point.
+    pub(super) fn error(&self, mut estimate: Vec<f32>) -> Vec<f32> {
+        for (value, clean) in estimate.iter_mut().zip(self.clean) {
+            *value = (f64::from(*value - clean) * self.slope) as f32;
         }
-        errors
+        estimate
     }
 
     /// The posterior means of each patch width and of whole points.

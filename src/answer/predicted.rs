@@ -105,6 +105,10 @@ impl<const D: usize> PredictedAnswer<D> {
                 remedy: "give the same retained set in the same order, or fit again",
             });
         }
+        if let Some(local) = combination.local() {
+            let remedy = "give the retained set that the combination was fitted to";
+            check_shape("a retained point", local.shape(), &shape[1..], remedy)?;
+        }
         let references = points.iter();
         let references = references.map(|points| References::new(points, &shape[1..]));
         Ok(Self {
@@ -137,9 +141,9 @@ impl<const D: usize> PredictedAnswer<D> {
         wanted: &[(usize, f64)],
     ) -> Result<Vec<f32>> {
         let rows: Vec<usize> = wanted.iter().map(|&(row, _)| row).collect();
-        let noisy = read_f32(select_rows(&asked.noisy, &rows), "the noisy points")?;
+        let values = read_f32(select_rows(&asked.noisy, &rows), "the noisy points")?;
         let clean = read_f32(select_rows(&asked.clean, &rows), "the forgotten points")?;
-        let elements = noisy.len() / rows.len();
+        let elements = values.len() / rows.len();
         let noisy_row = |((&row, noisy), clean)| {
             let (signal, sigma) = (asked.scales.signal[row], asked.scales.noise[row]);
             NoisyRow {
@@ -151,11 +155,20 @@ impl<const D: usize> PredictedAnswer<D> {
                 without_copies: false,
             }
         };
-        let values = noisy.chunks(elements).zip(clean.chunks(elements));
-        let noisy: Vec<_> = (rows.iter().zip(values))
+        let points = values.chunks(elements).zip(clean.chunks(elements));
+        let noisy: Vec<_> = (rows.iter().zip(points))
             .map(|(row, (noisy, clean))| noisy_row(((row, noisy), clean)))
             .collect();
-        let errors = errors(&noisy, self.combination.patches());
+        let mut errors = errors(&noisy, self.combination.patches());
+        if let Some(local) = self.combination.local() {
+            let at: Vec<_> = (rows.iter())
+                .map(|&row| self.combination.place(asked.timesteps[row]))
+                .collect();
+            let means = local.means(&values, &at, &asked.noisy.device())?;
+            for ((errors, mean), row) in errors.iter_mut().zip(means).zip(&noisy) {
+                errors.push(row.error(mean));
+            }
+        }
         let combined = errors.iter().zip(wanted).map(|(errors, &(row, loss))| {
             combine(errors, &self.combination.at(asked.timesteps[row]), loss)
         });

@@ -122,6 +122,7 @@ fn a_model_that_is_one_of_the_ideal_denoisers_is_fitted_as_such() {
     let model = FnDenoiser::new(layer(), say);
     let config = PredictedAnswerConfig {
         patches: vec![1, 3, 5],
+        features: 0,
         ..PredictedAnswerConfig::default()
     };
     let answer = points.fit(&model, &points.losses(&model), &config).unwrap();
