@@ -20,6 +20,8 @@ use crate::host::{read_f32, select_rows, tensor};
 /// noisy one `m`, which differs from the forgotten point `a` by an error `e` in the space of the
 /// model's output. There is one for whole points and one for each width of patches around each
 /// place, which is how convolutional networks generalise (Kamb and Ganguli 2024, arXiv 2412.20292).
+/// To these comes a local denoiser, linear in random features of the noisy values around a place
+/// and fitted to the retained points: it answers as a network does to what is unlike all patches.
 /// On control points that the model never saw, its own error is regressed on theirs at each
 /// timestep of a grid, which gives coefficients `c_p(t)`. The answer for a forgotten point is then
 ///
@@ -34,7 +36,7 @@ use crate::host::{read_f32, select_rows, tensor};
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
 /// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each
-/// group.
+/// group; the local denoiser is computed on the device.
 ///
 /// # Example
 /// ```
