@@ -1,6 +1,5 @@
 //! Errors of models, and predicted ones, at noisy images.
 
-use crate::probe::EVALUATION_SEED;
 use rayon::prelude::*;
 use siss::answer::PredictedAnswer;
 use siss::burn::tensor::Tensor;
@@ -9,6 +8,8 @@ use siss::models::UNet2d;
 use siss::objective::{Answers, LossInputs};
 use siss::prelude::*;
 use siss::{DdpmScheduler, Error, PredictionType, Result, SissLoss, UnlearningBatch};
+
+use crate::probe::EVALUATION_SEED;
 
 /// Rows that a model is run on at a time.
 const ROWS: usize = 32;

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use siss::Result;
+use siss::burn::tensor::{Device, Tensor};
+
 use crate::cases::{Case, CaseData};
 use crate::digits::{load_digits, load_tshirt};
 use crate::emoji::load_emoji;
-use siss::Result;
-use siss::burn::tensor::{Device, Tensor};
 
 /// Images and the kind of each.
 pub struct Unseen {

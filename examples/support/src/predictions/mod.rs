@@ -8,18 +8,19 @@ mod table;
 use std::error::Error;
 use std::path::PathBuf;
 
-use crate::cases::{Case, CaseData};
-use crate::digits::ASSETS;
-use crate::options::at_least_one;
-use crate::progress::Progress;
-use crate::trained::Trained;
-use crate::{files, lines};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use siss::DdpmScheduler;
 use siss::answer::{PredictedAnswer, PredictedAnswerConfig};
 use siss::burn::tensor::{Device, Tensor};
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData};
+
+use crate::cases::{Case, CaseData};
+use crate::digits::ASSETS;
+use crate::options::at_least_one;
+use crate::progress::Progress;
+use crate::trained::Trained;
+use crate::{files, lines};
 
 use errors::{Errors, NoisyImages};
 use images::Unseen;

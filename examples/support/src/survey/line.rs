@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use crate::cases::Case;
-use crate::lines::rounded;
 use serde::{Deserialize, Serialize};
 use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
+
+use crate::cases::Case;
+use crate::lines::rounded;
 
 use super::contender::Contender;
 

@@ -44,11 +44,13 @@ fn run_missing(options: &Options, runs: &mut Vec<Line>, progress: &dyn Progress)
     let data = options
         .case
         .load(&options.assets, &options.device.device()?)?;
-    let mut trial = None;
-    let mut failed = 0;
-    for points in options.points(data.forget.dims()[0]) {
-        // Refused before hours of runs with other numbers.
-        let request = data.forgetting(points, options.case.copies())?;
+    let requests = options.points(data.forget.dims()[0]).into_iter();
+    // A number of points that is refused is refused before hours of runs with others.
+    let requests = requests
+        .map(|points| Ok((points, data.forgetting(points, options.case.copies())?)))
+        .collect::<Result<Vec<_>>>()?;
+    let (mut trial, mut failed) = (None, 0);
+    for (points, request) in requests {
         let missing = missing(options, points, runs);
         if missing.is_empty() {
             continue;
@@ -85,10 +87,12 @@ fn missing(options: &Options, points: usize, runs: &[Line]) -> Vec<Setting> {
 
 #[cfg(test)]
 mod tests {
-    use super::line::Measured;
-    use super::*;
+    use clap::Parser;
     use siss::backend::DeviceSpec;
     use siss::clipper::ClipperSpec;
+
+    use super::line::Measured;
+    use super::*;
 
     fn options(words: &str) -> Options {
         let words = ["closeness"].into_iter().chain(words.split_whitespace());

@@ -3,13 +3,14 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use clap::Parser;
+use siss::backend::DeviceSpec;
+use siss::clipper::ClipperSpec;
+
 use crate::cases::Case;
 use crate::digits::ASSETS;
 use crate::options::{at_least_one, clipper};
 use crate::quick::BATCH;
-use clap::Parser;
-use siss::backend::DeviceSpec;
-use siss::clipper::ClipperSpec;
 
 use super::contender::Contender;
 use super::line::{Setting, Subject};

@@ -1,7 +1,8 @@
 //! Plots how close the methods come over the steps, and what it costs.
 
-use crate::probe::mean;
 use siss::report::{Panel, Plot, Series};
+
+use crate::probe::mean;
 
 use super::line::{BEFORE, Line, RETRAINED};
 

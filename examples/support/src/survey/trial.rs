@@ -2,7 +2,13 @@
 
 use std::time::Instant;
 
+use siss::answer::PredictedAnswer;
+use siss::models::UNet2d;
+use siss::steering::Counterfactual;
+use siss::{PairSampler, SissTrainer};
+
 use crate::cases::CaseData;
+use crate::closeness::{ANSWERED, DENOISED, closeness};
 use crate::probe::{Probe, mean};
 use crate::progress::Progress;
 use crate::quick::{Forgetting, Quick};
@@ -10,13 +16,8 @@ use crate::request::Copies;
 use crate::run::tell;
 use crate::target::{predict_answers, predict_losses};
 use crate::trained::Trained;
-use crate::tshirt::evaluate::{ANSWERED, chunks};
+use crate::tshirt::evaluate::chunks;
 use crate::way::Way;
-use siss::answer::PredictedAnswer;
-use siss::evaluate::{AnswerComparison, AnswerDistance};
-use siss::models::UNet2d;
-use siss::steering::Counterfactual;
-use siss::{PairSampler, SissTrainer};
 
 use super::Result;
 use super::contender::Contender;
@@ -185,15 +186,17 @@ impl Request<'_> {
             before,
             ..
         } = self.trial;
-        let points = &self.data.forget;
-        let compare = AnswerDistance::at(ANSWERED.map(|timestep| timestep as f64));
-        let answers = probe.answers(&compare, model, &trained.retrained, points)?;
+        let close = closeness(probe, model, &trained.retrained, &self.data.forget)?;
         let mut measured = Measured {
-            answers: of_points(&answers, |compared| compared.distance),
-            cosines: of_points(&answers, |compared| compared.cosine),
+            answer: close.answer_distance,
+            answers: ANSWERED.map(|timestep| close.answers[&timestep.to_string()].distance),
+            cosines: ANSWERED.map(|timestep| close.answers[&timestep.to_string()].cosine),
+            denoised: DENOISED.map(|timestep| close.denoised[&timestep.to_string()].to_reference),
+            neighbourhood: close.neighbourhood,
+            loss: close.loss_distance,
             copies: self.copies_drawn(model, progress)?,
             took,
-            ..Measured::default()
+            heldout: [0.0; HELDOUT.len()],
         };
         let heldout = self.trial.heldout(model)?;
         for (change, (now, before)) in measured.heldout.iter_mut().zip(heldout.iter().zip(before)) {
@@ -216,17 +219,4 @@ impl Request<'_> {
         })?;
         Ok(self.copies.among(&images))
     }
-}
-
-/// The mean over the points at each timestep.
-fn of_points(
-    answers: &[Vec<AnswerComparison>],
-    value: impl Fn(&AnswerComparison) -> f64,
-) -> [f64; ANSWERED.len()] {
-    let mut means = [f64::NAN; ANSWERED.len()];
-    for (mean, of_points) in means.iter_mut().zip(answers) {
-        let values = of_points.iter().map(&value);
-        *mean = values.sum::<f64>() / of_points.len() as f64;
-    }
-    means
 }
