@@ -5,8 +5,9 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use siss_support::closeness::ANSWERED;
 use siss_support::progress::Bar;
-use siss_support::tshirt::evaluate::{ANSWERED, Evaluation, TIMESTEPS};
+use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
 use siss_support::tshirt::job::{self, Summary};
 use siss_support::tshirt::options::Options;
 

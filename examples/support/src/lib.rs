@@ -5,6 +5,7 @@
 
 pub mod cases;
 pub mod clock;
+pub mod closeness;
 pub mod conformance;
 pub mod curves;
 pub mod digits;

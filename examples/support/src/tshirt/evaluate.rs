@@ -6,21 +6,18 @@ use serde::Serialize;
 use siss::Result;
 use siss::backend::DeviceSpec;
 use siss::burn::tensor::Tensor;
-use siss::evaluate::{AnswerComparison, AnswerDistance};
+use siss::evaluate::AnswerComparison;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
 
+use crate::closeness::{ANSWERED, CURVE};
 use crate::probe::{ByTimestep, Chunks, Probe, distances, mean};
 use crate::progress::Progress;
 
 /// Timesteps at which losses are compared.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
-/// Timesteps of the T-shirt's curve, from which the distance to the retrained model is computed.
-pub const CURVE: [usize; 10] = [25, 50, 100, 150, 250, 400, 500, 600, 800, 900];
 /// A generated image this close to the T-shirt, with pixels in `[0, 1]`, counts as the T-shirt.
 pub const TSHIRT_DISTANCE: f64 = 10.0;
-/// Timesteps at which answers are compared with the retrained model's.
-pub const ANSWERED: [usize; 5] = [50, 100, 250, 400, 600];
 /// The T-shirt is noised to this timestep and denoised.
 pub const DENOISE_FROM: usize = 250;
 /// Noises over which the T-shirt's loss is averaged.
@@ -141,10 +138,9 @@ impl Examiner {
 
     /// The answers at the T-shirt against a reference model's.
     pub fn answers(&self, model: &UNet2d, reference: &UNet2d) -> Result<Answered> {
-        let compare = AnswerDistance::at(ANSWERED.map(|timestep| timestep as f64));
         let found = self
             .probe
-            .answers(&compare, model, reference, &self.tshirt)?;
+            .answers([model, reference], &self.tshirt, &ANSWERED, 32)?;
         let keys = ANSWERED.iter().map(usize::to_string);
         Ok(keys.zip(found.into_iter().flatten()).collect())
     }

@@ -19,6 +19,7 @@ use siss::process::SchedulerConfig;
 use siss::steering::Levels;
 use siss::{DdpmScheduler, Error as SissError, PairSampler, SissTrainer, Steering};
 
+use crate::closeness::CURVE;
 use crate::digits;
 use crate::files;
 use crate::probe::{ByTimestep, Probe};
@@ -27,7 +28,7 @@ use crate::resume::open_results;
 use crate::run::{LOG, Plan, Run, Unlearned};
 use crate::target::{Target, predict_answers, predict_losses};
 use crate::tshirt::evaluate::{
-    Answered, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
+    Answered, COPIES, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
 };
 use crate::tshirt::options::{Options, Protocol, Settings};
 use crate::tshirt::pictures;

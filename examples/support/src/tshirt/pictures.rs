@@ -6,10 +6,11 @@ use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Panel, Plot, Series};
 
+use crate::closeness::CURVE;
 use crate::curves::{along, panel, step_panels, with_start};
 use crate::probe::ByTimestep;
 use crate::run::StepRecord;
-use crate::tshirt::evaluate::{CURVE, DENOISE_FROM, Evaluated, TIMESTEPS};
+use crate::tshirt::evaluate::{DENOISE_FROM, Evaluated, TIMESTEPS};
 use crate::tshirt::job::{Along, Job, Retrained};
 
 /// Number of generated images shown.
