@@ -16,7 +16,6 @@ pub mod page;
 pub mod probe;
 pub mod progress;
 pub mod readers;
-pub mod recipe;
 pub mod resume;
 pub mod run;
 pub mod small;
