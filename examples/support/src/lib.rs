@@ -19,7 +19,6 @@ pub mod probe;
 pub mod progress;
 pub mod quick;
 pub mod readers;
-pub mod recipe;
 pub mod request;
 pub mod resume;
 pub mod run;

@@ -6,10 +6,11 @@ use siss::burn::tensor::Tensor;
 use siss::clipper::ClipperSpec;
 use siss::draws::{FixedAllocation, TimestepSampling};
 use siss::models::UNet2d;
-use siss::objective::Answers;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
-use siss::{DdpmScheduler, Method, SissTrainer, Steering};
+use siss::{DdpmScheduler, SissTrainer};
+
+use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -21,17 +22,6 @@ pub const LEARNING_RATE: f64 = 1e-4;
 pub const FORGET_PROB: f64 = 0.5;
 /// Rows whose weight is smaller are run seldom.
 pub const THIN_BELOW: f64 = 1.0;
-
-/// How forgotten points are forgotten.
-#[derive(Debug, Clone)]
-pub enum Forgetting {
-    /// By a named method, without an end.
-    Method(Method),
-    /// By a named method, up to these losses.
-    ToLevel(Method, Levels),
-    /// By teaching these answers.
-    Answers(PredictedAnswer<4>),
-}
 
 /// A run of the quick protocol.
 #[derive(Debug, Clone, Copy)]
@@ -45,29 +35,27 @@ pub struct Quick<'a> {
 }
 
 impl Quick<'_> {
-    /// A trainer of the model, before its first step.
+    /// A trainer of the model, before its first step; steered if there are levels.
     ///
     /// # Errors
-    /// Those of the trainer's builder.
-    pub fn trainer(&self, model: UNet2d, forgetting: Forgetting) -> Result<SissTrainer<UNet2d, 4>> {
+    /// Those of [`Way::set`] and of the trainer's builder.
+    pub fn trainer(
+        &self,
+        model: UNet2d,
+        way: Way,
+        levels: Option<Levels>,
+        answer: Option<PredictedAnswer<4>>,
+    ) -> Result<SissTrainer<UNet2d, 4>> {
         let falling = LinearLrSchedulerConfig::new(LEARNING_RATE, 0.0, self.steps);
         let scheduler = DdpmScheduler::from_config(self.config)?;
-        let mut builder = SissTrainer::builder(model, scheduler)
+        let builder = SissTrainer::builder(model, scheduler)
             .retained_points(self.retained.clone())
             .timestep_sampling(TimestepSampling::LowDiscrepancy)
             .sampler(FixedAllocation::new(FORGET_PROB)?)
             .learning_rate(falling.init()?)
             .thin_below(THIN_BELOW)
             .seed(self.seed);
-        builder = match forgetting {
-            Forgetting::Method(method) => builder.method(method),
-            Forgetting::ToLevel(method, levels) => {
-                builder.method(method).steering(Steering::new(levels))
-            }
-            Forgetting::Answers(answer) => builder
-                .loss(Answers::new(answer))
-                .clipper(Answers::<4>::clipper()),
-        };
+        let mut builder = way.set(builder, levels, answer)?;
         if let Some(clipper) = self.clipper {
             builder = builder.clipper(clipper.build()?);
         }

@@ -33,10 +33,9 @@ impl FromStr for Contender {
         let way = name
             .parse()
             .map_err(|error: siss::Error| error.to_string())?;
-        if is_steered && way == Way::Counterfactual {
-            return Err(format!(
-                "`{name}` has the level in what it teaches; use `{name}`"
-            ));
+        // Other ways have what they stop at.
+        if is_steered && !matches!(way, Way::Method(_)) {
+            return Err(format!("`{text}` is no method; use `{name}`"));
         }
         Ok(Self { way, is_steered })
     }
@@ -56,7 +55,12 @@ mod tests {
         ] {
             assert_eq!(name.parse::<Contender>().unwrap().to_string(), name);
         }
-        for name in ["ascent-to-level", "counterfactual-to-level", "-to-level"] {
+        for name in [
+            "ascent-to-level",
+            "counterfactual-to-level",
+            "siss-to-level-to-level",
+            "-to-level",
+        ] {
             assert!(name.parse::<Contender>().is_err(), "{name}");
         }
     }

@@ -11,7 +11,7 @@ use crate::cases::CaseData;
 use crate::closeness::{ANSWERED, DENOISED, closeness};
 use crate::probe::{Probe, mean};
 use crate::progress::Progress;
-use crate::quick::{Forgetting, Quick};
+use crate::quick::Quick;
 use crate::request::Copies;
 use crate::run::tell;
 use crate::target::{predict_answers, predict_losses};
@@ -20,7 +20,6 @@ use crate::tshirt::evaluate::chunks;
 use crate::way::Way;
 
 use super::Result;
-use super::contender::Contender;
 use super::line::{Line, Measured, Setting, Subject, Took};
 use super::options::Options;
 
@@ -98,7 +97,14 @@ impl Request<'_> {
                 steps,
                 seed,
             } => {
-                let forgetting = self.forgetting(contender, progress)?;
+                let levels = match contender.is_steered {
+                    true => Some(self.losses(progress)?.levels),
+                    false => None,
+                };
+                let answer = match contender.way {
+                    Way::Counterfactual => Some(self.answer(progress)?),
+                    _ => None,
+                };
                 let run = Quick {
                     config: &trained.config,
                     retained: &self.data.retain,
@@ -106,21 +112,12 @@ impl Request<'_> {
                     clipper: setting.clipper,
                     seed,
                 };
-                let trainer = run.trainer(trained.model.clone(), forgetting)?;
+                let model = trained.model.clone();
+                let trainer = run.trainer(model, contender.way, levels, answer)?;
                 let (model, took) = self.unlearn(trainer, steps, seed, setting.batch, progress)?;
                 self.measured(setting, &model, took, progress)
             }
         }
-    }
-
-    fn forgetting(&mut self, contender: Contender, progress: &dyn Progress) -> Result<Forgetting> {
-        Ok(match contender.way {
-            Way::Method(method) if contender.is_steered => {
-                Forgetting::ToLevel(method, self.losses(progress)?.levels)
-            }
-            Way::Method(method) => Forgetting::Method(method),
-            Way::Counterfactual => Forgetting::Answers(self.answer(progress)?),
-        })
     }
 
     /// The losses that a retrained model is predicted to have.

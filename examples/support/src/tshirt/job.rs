@@ -13,11 +13,10 @@ use siss::data::DataCheck;
 use siss::draws::{CoinFlip, FixedAllocation};
 use siss::files::ResultFolder;
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
-use siss::objective::Answers;
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
-use siss::{DdpmScheduler, Error as SissError, PairSampler, SissTrainer, Steering};
+use siss::{DdpmScheduler, PairSampler, SissTrainer};
 
 use crate::closeness::CURVE;
 use crate::digits;
@@ -209,7 +208,7 @@ impl Job {
         Ok(())
     }
 
-    /// A trainer of the loaded model, steered to levels if there are any.
+    /// A trainer of the loaded model. A method is steered to levels if there are any.
     pub fn trainer(
         &self,
         method: impl Into<Way>,
@@ -234,15 +233,7 @@ impl Job {
             .timestep_sampling(settings.timesteps)
             .thin_below(settings.thin_below)
             .seed(seed);
-        builder = match method.into() {
-            Way::Method(method) => builder.method(method),
-            Way::Counterfactual => builder
-                .loss(Answers::new(self.answer()?))
-                .clipper(Answers::<4>::clipper()),
-        };
-        if let Some(levels) = levels.filter(|_| self.answer.is_none()) {
-            builder = builder.steering(Steering::new(levels.clone()));
-        }
+        builder = (method.into()).set(builder, levels.cloned(), self.answer.clone())?;
         if let Some(clipper) = settings.clipper {
             builder = builder.clipper(clipper.build()?);
         }
@@ -259,14 +250,6 @@ impl Job {
                 .learning_rate(settings.learning_rate),
         };
         Ok(builder.build()?)
-    }
-
-    fn answer(&self) -> siss::Result<PredictedAnswer<4>> {
-        self.answer.clone().ok_or_else(|| SissError::MissingPart {
-            owner: "--method counterfactual".into(),
-            missing: "predicted answers",
-            remedy: "leave --target at retrained",
-        })
     }
 
     /// The pairs of retained and forgotten images under a seed.
