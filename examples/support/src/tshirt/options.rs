@@ -12,6 +12,7 @@ use siss::draws::TimestepSampling;
 use crate::digits::ASSETS;
 use crate::files::{as_optional_text, as_text};
 use crate::options::{at_least_one, clipper, learning_rate, number};
+use crate::quick;
 use crate::resume::Checkpointing;
 use crate::target::Target;
 use crate::way::{Way, parse_way};
@@ -151,9 +152,9 @@ impl Options {
         let defaults = match self.protocol {
             Protocol::Quick => Settings {
                 steps: 100,
-                batch: 32,
-                learning_rate: 1e-4,
-                thin_below: 1.0,
+                batch: quick::BATCH,
+                learning_rate: quick::LEARNING_RATE,
+                thin_below: quick::THIN_BELOW,
                 timesteps: TimestepSampling::LowDiscrepancy,
                 target: Target::Retrained,
                 clipper: None,
