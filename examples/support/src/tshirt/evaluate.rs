@@ -1,16 +1,13 @@
 //! Measures a model on the T-shirt and on digits it has never seen.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 use siss::Result;
 use siss::backend::DeviceSpec;
 use siss::burn::tensor::Tensor;
-use siss::evaluate::AnswerComparison;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
 
-use crate::closeness::{ANSWERED, CURVE};
+use crate::closeness::{CURVE, Closeness, DENOISED, closeness};
 use crate::probe::{ByTimestep, Chunks, Probe, distances, mean};
 use crate::progress::Progress;
 
@@ -18,11 +15,11 @@ use crate::progress::Progress;
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
 /// A generated image this close to the T-shirt, with pixels in `[0, 1]`, counts as the T-shirt.
 pub const TSHIRT_DISTANCE: f64 = 10.0;
-/// The T-shirt is noised to this timestep and denoised.
-pub const DENOISE_FROM: usize = 250;
+/// The distance of denoised copies from the T-shirt is that of copies from this timestep.
+pub const DENOISE_FROM: usize = DENOISED[0];
 /// Noises over which the T-shirt's loss is averaged.
 pub const TSHIRT_NOISES: usize = 64;
-/// Number of denoised copies of the T-shirt.
+/// Number of denoised copies of the T-shirt from each timestep.
 pub const COPIES: usize = 8;
 
 /// Number of images run at a time: on the CPU as many as fit in one core's caches, on a GPU enough
@@ -34,9 +31,6 @@ pub fn chunks(device: DeviceSpec) -> Chunks {
         in_parallel,
     }
 }
-
-/// How a model's answers compare with another's, by timestep.
-pub type Answered = BTreeMap<String, AnswerComparison>;
 
 /// The results of measuring a model.
 #[derive(Debug, Clone, Serialize)]
@@ -52,13 +46,15 @@ pub struct Evaluation {
     pub tshirt_denoise_l2: f64,
 }
 
+/// Denoised copies of the T-shirt from each timestep of [`DENOISED`], `[COPIES, 1, 28, 28]`.
+pub type Copies = [Tensor<4>; 2];
+
 /// The results of measuring a model, and the images behind them.
 pub struct Evaluated {
     pub figures: Evaluation,
     /// Generated images, `[samples, 1, 28, 28]`.
     pub generated: Tensor<4>,
-    /// Denoised copies of the T-shirt, `[COPIES, 1, 28, 28]`.
-    pub denoised: Tensor<4>,
+    pub denoised: Copies,
 }
 
 /// The data used to measure models.
@@ -88,7 +84,7 @@ impl Examiner {
             .filter(|&&distance| distance < TSHIRT_DISTANCE)
             .count();
         let (low, high) = binomial_interval(count as u64, self.samples as u64, 0.95)?;
-        let denoised = self.denoise(model, COPIES)?;
+        let denoised = self.copies(model)?;
 
         let mut figures = Evaluation {
             samples: self.samples,
@@ -99,7 +95,7 @@ impl Examiner {
             heldout_loss: ByTimestep::new(),
             heldout_loss_p99: ByTimestep::new(),
             tshirt_loss_percentile: ByTimestep::new(),
-            tshirt_denoise_l2: self.distance(&denoised),
+            tshirt_denoise_l2: self.distance(&denoised[0]),
         };
         for timestep in TIMESTEPS {
             progress.phase(&format!("digits' loss {name}, t = {timestep}"));
@@ -136,19 +132,21 @@ impl Examiner {
         timesteps.iter().map(loss).collect()
     }
 
-    /// The answers at the T-shirt against a reference model's.
-    pub fn answers(&self, model: &UNet2d, reference: &UNet2d) -> Result<Answered> {
-        let found = self
-            .probe
-            .answers([model, reference], &self.tshirt, &ANSWERED, 32)?;
-        let keys = ANSWERED.iter().map(usize::to_string);
-        Ok(keys.zip(found.into_iter().flatten()).collect())
+    /// How close a model is to a reference at the T-shirt.
+    pub fn closeness(&self, model: &UNet2d, reference: &UNet2d) -> Result<Closeness> {
+        closeness(&self.probe, model, reference, &self.tshirt)
     }
 
-    /// Copies of the T-shirt noised to [`DENOISE_FROM`] and denoised.
-    pub fn denoise(&self, model: &UNet2d, copies: usize) -> Result<Tensor<4>> {
+    /// The denoised copies that are shown.
+    pub fn copies(&self, model: &UNet2d) -> Result<Copies> {
+        let [low, high] = DENOISED.map(|timestep| self.denoise(model, timestep, COPIES));
+        Ok([low?, high?])
+    }
+
+    /// Copies of the T-shirt noised to a timestep and denoised.
+    pub fn denoise(&self, model: &UNet2d, timestep: usize, copies: usize) -> Result<Tensor<4>> {
         let tshirts = self.tshirt.clone().repeat_dim(0, copies);
-        self.probe.denoise(model, &tshirts, DENOISE_FROM)
+        self.probe.denoise(model, &tshirts, timestep)
     }
 
     /// Mean distance of images from the T-shirt, with pixels in `[0, 1]`.
