@@ -49,6 +49,18 @@ compare *ARGS:
 counterfactual *ARGS:
     cargo run --release --example counterfactual -- {{ARGS}}
 
+# How close unlearned models come to a retrained one: CSV, table and plot in target/closeness.
+closeness *ARGS:
+    cargo run --release --example closeness -- {{ARGS}}
+
+# How well the answers of a model that never saw an image are predicted: CSV and table in target/predicted_answers.
+predicted-answers *ARGS:
+    cargo run --release --example predicted_answers -- {{ARGS}}
+
+# A model that memorises some pictures, or its twin that never saw them.
+pretrain *ARGS:
+    cargo run --release --example pretrain -- {{ARGS}}
+
 # What a step costs beside an ordinary one.
 cost *ARGS:
     cargo run --release --example step_cost -- {{ARGS}}

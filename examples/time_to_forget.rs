@@ -17,14 +17,14 @@ use siss::burn::tensor::{Device, Tensor};
 use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Sampler};
-use siss::steering::Levels;
-use siss::{DdpmScheduler, Method, PairSampler, SissTrainer, Steering};
+use siss::{DdpmScheduler, PairSampler, SissTrainer};
 use siss_support::clock::Clock;
 use siss_support::options::at_least_one;
 use siss_support::probe::{EVALUATION_SEED, distances};
 use siss_support::progress::{Bar, Progress};
-use siss_support::recipe::Recipe;
-use siss_support::{digits, lines, page, target};
+use siss_support::target::{predict_answers, predict_losses};
+use siss_support::way::Way;
+use siss_support::{digits, lines, page};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -42,7 +42,7 @@ struct Arguments {
         value_delimiter = ',',
         default_value = "siss-to-level,siss,siss-no-is,bernoulli,naive-deletion"
     )]
-    methods: Vec<Recipe>,
+    methods: Vec<Way>,
 
     /// Steps after which a method gives up; the rate falls from 1e-4 to 0 over them.
     #[arg(long, default_value_t = 100)]
@@ -95,13 +95,13 @@ struct Run {
     steps: Option<usize>,
     /// Duration of these steps, or of all.
     seconds: f64,
-    /// Duration of predicting the level at which forgetting stops.
+    /// Duration of predicting the level at which forgetting stops, or the answers.
     prediction_seconds: f64,
 }
 
 impl Run {
     /// Whether this is the run that the arguments ask for.
-    fn is_of(&self, method: Recipe, arguments: &Arguments) -> bool {
+    fn is_of(&self, method: Way, arguments: &Arguments) -> bool {
         let wanted = (
             arguments.steps,
             arguments.every,
@@ -184,7 +184,7 @@ impl<'a> Trial<'a> {
         })
     }
 
-    fn run(&self, method: Recipe, progress: &Bar) -> Result<Run> {
+    fn run(&self, method: Way, progress: &Bar) -> Result<Run> {
         let Arguments {
             steps,
             every,
@@ -195,15 +195,11 @@ impl<'a> Trial<'a> {
             ..
         } = *self.arguments;
         let began = clock.now()?;
-        let levels = match method.is_steered() {
-            true => Some(self.levels(progress)?),
-            false => None,
+        let mut trainer = self.trainer(method, progress)?;
+        let prediction_seconds = match method.is_predicted() {
+            true => clock.now()? - began,
+            false => 0.0,
         };
-        let prediction_seconds = match levels {
-            Some(_) => clock.now()? - began,
-            None => 0.0,
-        };
-        let mut trainer = self.trainer(method.method(), levels)?;
         let (mut seconds, mut start, mut taken) = (0.0, 0, None);
         for step in 0..steps {
             let began = clock.now()?;
@@ -237,30 +233,28 @@ impl<'a> Trial<'a> {
         })
     }
 
-    fn levels(&self, progress: &Bar) -> Result<Levels> {
-        let (retained, forgotten) = (self.pairs.retain(), &self.tshirt);
-        Ok(target::predict(
-            &self.model,
-            &self.config,
-            retained,
-            &self.heldout,
-            forgotten,
-            progress,
-        )?)
-    }
-
-    fn trainer(&self, method: Method, levels: Option<Levels>) -> Result<SissTrainer<UNet2d, 4>> {
-        let scheduler = DdpmScheduler::from_config(&self.config)?;
+    /// A trainer, with what its method needs to have predicted.
+    fn trainer(&self, method: Way, progress: &Bar) -> Result<SissTrainer<UNet2d, 4>> {
+        let points = [self.pairs.retain(), &self.heldout, &self.tshirt];
+        let (model, config) = (&self.model, &self.config);
+        let losses = match method.is_predicted() {
+            true => Some(predict_losses(model, config, points, progress)?),
+            false => None,
+        };
+        let answer = match &losses {
+            Some(losses) if method == Way::Counterfactual => {
+                Some(predict_answers(model, config, points, losses, progress)?)
+            }
+            _ => None,
+        };
+        let scheduler = DdpmScheduler::from_config(config)?;
         let falling = LinearLrSchedulerConfig::new(1e-4, 0.0, self.arguments.steps);
-        let mut builder = SissTrainer::builder(self.model.clone(), scheduler)
-            .method(method)
+        let builder = SissTrainer::builder(model.clone(), scheduler)
             .retained_points(self.pairs.retain().clone())
             .learning_rate(falling.init()?)
             .seed(self.arguments.seed);
-        if let Some(levels) = levels {
-            builder = builder.steering(Steering::new(levels));
-        }
-        Ok(builder.build()?)
+        let levels = losses.map(|losses| losses.levels);
+        Ok(method.set(builder, levels, answer)?.build()?)
     }
 
     /// The first chunk that contains a T-shirt, searching from chunk `start` to the end and then
@@ -286,7 +280,7 @@ impl<'a> Trial<'a> {
 
 fn table(runs: &[Run]) -> String {
     let mut table = String::from(
-        "| method | steps to 0 T-shirts | of | clock | seconds of the steps | predicting the level | total |\n|---|---|---|---|---|---|---|\n",
+        "| method | steps to 0 T-shirts | of | clock | seconds of the steps | predicting | total |\n|---|---|---|---|---|---|---|\n",
     );
     for run in runs {
         let steps = match run.steps {

@@ -87,7 +87,7 @@
 //! | [`trainer`] | the builder, its settings, the two halves of a step |
 //! | [`observer`] | reports of steps, logs, known ways for a run to go wrong |
 //! | [`checkpoint`] | runs that survive being killed |
-//! | [`evaluate`] | the loss of single points, before and after |
+//! | [`evaluate`] | the loss of single points, before and after; how close two models are at points |
 //! | [`sampling`] | drawing from a model |
 //! | [`files`], [`backend`] | results that appear as a whole; devices by name |
 //!

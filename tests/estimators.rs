@@ -12,8 +12,8 @@ use siss::objective::{Bernoulli, LossInputs, LossTerm, Siss, SissNoIs};
 use siss::process::TimeRange;
 use siss::steering::Levels;
 use siss::*;
-use siss_support::recipe::Recipe;
 use siss_support::small::*;
+use siss_support::way::Way;
 
 fn process() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()
@@ -169,9 +169,9 @@ fn gradients_agree_with_finite_differences() {
         .with_forget_ids((0..8).collect())
         .unwrap();
     let mut checked = 0;
-    for (case, recipe) in Recipe::all().into_iter().enumerate() {
+    for (case, way) in Way::methods().into_iter().enumerate() {
         let builder = SissTrainer::builder(Mlp::new(7, &device), process());
-        let mut trainer = with_method(builder, recipe, batch.retain())
+        let mut trainer = with_method(builder, way, batch.retain())
             .thin_below(0.0)
             .seed(case as u64)
             .build()
@@ -181,7 +181,7 @@ fn gradients_agree_with_finite_differences() {
         let scheduler = process();
         let kind = PredictionType::Epsilon;
         let inputs = LossInputs::new(&batch, &draws, &scheduler, kind).unwrap();
-        let mut loss = recipe.method().loss(Some(batch.retain())).unwrap();
+        let mut loss = way.method().unwrap().loss(Some(batch.retain())).unwrap();
         let terms = loss.terms(&inputs).unwrap();
         for (term, gradient) in [
             (terms.retain, &gradients.retain),
@@ -202,7 +202,7 @@ fn gradients_agree_with_finite_differences() {
                 let error = (gradient[index] - expected).abs() / expected.abs().max(size);
                 assert!(
                     error < 1e-3,
-                    "{recipe} coordinate {index}: {} is not {expected}",
+                    "{way} coordinate {index}: {} is not {expected}",
                     gradient[index]
                 );
                 checked += 1;

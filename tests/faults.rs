@@ -15,8 +15,8 @@ use siss::observer::{StepOutcome, Symptom};
 use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::steering::HardStop;
 use siss::*;
-use siss_support::recipe::Recipe;
 use siss_support::small::*;
+use siss_support::way::Way;
 
 /// Rows per batch, and per micro-batch.
 const ROWS: usize = 6;
@@ -100,15 +100,15 @@ fn bits<M: Module>(model: &M) -> Vec<u64> {
 }
 
 /// A trainer in which everything that can have a state has one: optimiser, average, clipper.
-fn trainer(recipe: Recipe, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
+fn trainer(way: Way, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
     let mut builder = SissTrainer::builder(Faulty::new(), scheduler())
-        .method(recipe.method())
+        .method(way.method().unwrap())
         .retained_points(retained.clone())
         .micro_batch_size(MICRO_BATCH)
         .thin_below(0.0)
         .learning_rate(1e-2)
         .ema(0.9);
-    if recipe.is_steered() {
+    if way.is_predicted() {
         builder = builder.steering(level(1e3));
     }
     builder.build().unwrap()
@@ -120,7 +120,7 @@ fn trainer(recipe: Recipe, retained: &Tensor<2>) -> SissTrainer<Faulty, 2> {
 fn a_fault_in_any_micro_batch_changes_nothing() {
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Recipe::all() {
+    for method in Way::methods() {
         let (mut hurt, mut whole) = (
             trainer(method, points.retain()),
             trainer(method, points.retain()),
@@ -177,7 +177,7 @@ fn a_fault_in_any_micro_batch_changes_nothing() {
 fn a_point_that_is_not_finite_is_named_wherever_it_is() {
     let clean = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Recipe::all() {
+    for method in Way::methods() {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for row in [0, ROWS / 2, ROWS - 1] {
                 for side in [Side::Retain, Side::Forget] {
@@ -408,7 +408,7 @@ fn a_forget_gradient_of_zero_is_a_retain_step() {
 fn all_samples_on_one_side_are_a_step() {
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Recipe::all() {
+    for method in Way::methods() {
         for from_forget in [false, true] {
             for lambda in [0.0, 0.1, 0.5, 0.9, 1.0] {
                 let (mut trainer, case) = (
@@ -465,7 +465,7 @@ fn without_signal_a_step_is_finite() {
     };
     let points = batch(ROWS, 0.4, 3, &device());
     let mut cases = 0;
-    for method in Recipe::all() {
+    for method in Way::methods() {
         for kind in [
             PredictionType::Epsilon,
             PredictionType::Sample,

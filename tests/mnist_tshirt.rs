@@ -4,9 +4,11 @@ use clap::Parser;
 use siss::StepReport;
 use siss::models::UNet2d;
 use siss::observer::StepOutcome;
+use siss_support::closeness::Closeness;
 use siss_support::probe::ByTimestep;
 use siss_support::progress::Progress;
-use siss_support::tshirt::{job, options};
+use siss_support::tshirt::job::{self, ToRetrained};
+use siss_support::tshirt::options;
 
 struct Quiet;
 
@@ -43,6 +45,7 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
         assert!(tshirt - 1.0 > 8.0 * (digits - 1.0));
     }
     assert_eq!((summary.steps, summary.before.samples), (20, 4));
+    assert_floor(&summary.closeness);
 
     let file = |name: &str| {
         std::fs::read(folder.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -82,8 +85,43 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
             );
         }
     }
+    let closeness = &written["closeness"];
+    for model in ["before", "after", "another_retrained"] {
+        for figure in [
+            "/answers/250/cosine",
+            "/answer_distance",
+            "/denoised/400/to_reference",
+            "/neighbours/upside down",
+            "/neighbourhood",
+            "/loss_distance",
+        ] {
+            let found = closeness[model].pointer(figure);
+            assert!(
+                found.is_some_and(serde_json::Value::is_f64),
+                "summary.json has no closeness.{model}{figure}"
+            );
+        }
+    }
     let device = summary.config.options.device.device().unwrap();
     UNet2d::load(folder.path().join("model"), &device).unwrap();
+}
+
+/// Two retrained models are closer to each other, by every measure, than either is to the model that
+/// memorised the T-shirt.
+fn assert_floor(closeness: &ToRetrained) {
+    let (before, floor) = (&closeness.before, &closeness.another_retrained);
+    let figures: [(&str, &dyn Fn(&Closeness) -> f64); 5] = [
+        ("answers", &|of| of.answer_distance),
+        ("neighbourhood", &|of| of.neighbourhood),
+        ("copies from 250", &|of| of.denoised["250"].to_reference),
+        ("copies from 400", &|of| of.denoised["400"].to_reference),
+        ("losses", &|of| of.loss_distance),
+    ];
+    for (name, figure) in figures {
+        let (before, floor) = (figure(before), figure(floor));
+        println!("{name}: {before:.3} before, {floor:.3} of another retrained model");
+        assert!(0.0 < floor && floor < before, "{name}: {floor}, {before}");
+    }
 }
 
 /// With steering, the T-shirt's loss rises towards the predicted loss of a retrained model, and the

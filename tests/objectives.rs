@@ -7,8 +7,8 @@ use siss::objective::{LossInputs, LossTerm, LossTerms};
 use siss::observer::StepOutcome;
 use siss::process::SchedulerConfig;
 use siss::*;
-use siss_support::recipe::Recipe;
 use siss_support::small::*;
+use siss_support::way::Way;
 
 const KINDS: [PredictionType; 4] = [
     PredictionType::Epsilon,
@@ -154,17 +154,15 @@ fn every_objective_steps_with_every_prediction_type() {
         |_| Box::new(FlowMatching::default()),
     ];
     for process in processes {
-        for recipe in Recipe::all() {
+        for way in Way::methods() {
             for kind in KINDS {
                 let batch = points(&device);
                 let model = Mlp::new(3, &device).predicting(kind);
                 let builder = SissTrainer::builder(model, process(kind));
-                let mut trainer = with_method(builder, recipe, batch.retain())
-                    .build()
-                    .unwrap();
+                let mut trainer = with_method(builder, way, batch.retain()).build().unwrap();
                 let before = parameters(trainer.model());
                 let report = trainer.step(batch).unwrap();
-                assert_eq!(report.outcome, StepOutcome::Applied, "{recipe} {kind:?}");
+                assert_eq!(report.outcome, StepOutcome::Applied, "{way} {kind:?}");
                 assert_ne!(before, parameters(trainer.model()));
             }
         }
@@ -184,15 +182,13 @@ fn every_objective_steps_where_there_is_no_signal() {
         assert_eq!(siss.forget.unwrap().weights, [-1.0; ROWS]);
         let erase_diff = terms(Method::EraseDiff, kind, &scheduler, &last, &device);
         assert!(erase_diff.forget.unwrap().rows.is_empty());
-        for recipe in Recipe::all() {
+        for way in Way::methods() {
             let batch = points(&device);
             let model = Mlp::new(3, &device).predicting(kind);
             let builder = SissTrainer::builder(model, scheduler.clone());
-            let mut trainer = with_method(builder, recipe, batch.retain())
-                .build()
-                .unwrap();
+            let mut trainer = with_method(builder, way, batch.retain()).build().unwrap();
             let report = trainer.step_with(&batch, &draws(&last, &device)).unwrap();
-            assert_eq!(report.outcome, StepOutcome::Applied, "{recipe} {kind:?}");
+            assert_eq!(report.outcome, StepOutcome::Applied, "{way} {kind:?}");
         }
     }
 }

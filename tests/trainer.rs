@@ -16,8 +16,8 @@ use siss::process::{SchedulerConfig, SchedulerExt};
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, HardStop, Levels};
 use siss::trainer::SissTrainerBuilder;
 use siss::*;
-use siss_support::recipe::Recipe;
 use siss_support::small::*;
+use siss_support::way::Way;
 
 fn scheduler() -> DdpmScheduler {
     DdpmScheduler::linear(1000).unwrap()
@@ -292,10 +292,10 @@ fn a_step_that_is_not_finite_changes_nothing_and_says_so() {
 #[test]
 fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
     let device = device();
-    for recipe in Recipe::all() {
+    for way in Way::methods() {
         for bad in [f32::NAN, f32::INFINITY] {
             let retained = Tensor::<2>::ones([12, 3], &device);
-            let mut trainer = with_method(builder(1), recipe, &retained).build().unwrap();
+            let mut trainer = with_method(builder(1), way, &retained).build().unwrap();
             let before = parameters(trainer.model());
             let dirty = || Tensor::<2>::from_data([[0.0, 0.0, 0.0], [0.0, bad, 0.0]], &device);
             let batch = UnlearningBatch::new(dirty(), dirty()).unwrap();
@@ -303,7 +303,7 @@ fn data_that_is_not_finite_is_an_error_that_names_the_row_and_costs_no_step() {
             let error = trainer.step(batch).unwrap_err();
             assert!(
                 matches!(error, Error::NonFiniteData { row: 1, .. }),
-                "{recipe}: {error}"
+                "{way}: {error}"
             );
             assert_eq!(parameters(trainer.model()), before);
             assert_eq!(trainer.next_step(), 0);

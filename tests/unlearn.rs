@@ -667,6 +667,54 @@ fn mirror_images_are_forgotten_along() {
     assert_ne!(summary.images[0].before.loss, summary.images[1].before.loss);
 }
 
+/// In 24 steps of 8 pairs, two of them forgotten rows, the losses of the T-shirt and of its mirror
+/// image rise towards those of a retrained model, and the digits' do not.
+#[test]
+fn predicted_answers_are_taught_of_images_and_of_their_mirror_images() {
+    let place = workplace(100);
+    let place = place.path();
+    let base = Path::new(digits::ASSETS).join("base");
+    let told = Told::default();
+    let options =
+        "--steps 24 --batch 8 --samples 1 --augment flip --micro-batch 3 --method counterfactual";
+    let summary = told_on(&base, &place.join("forget"), place, options, &told).unwrap();
+    let lines = told.0.into_inner().unwrap().join("\n");
+    for part in [
+        "run      counterfactual, to the answers of a retrained model",
+        "for weights before and now",
+        "for those that answers are made up of",
+        "answers  180 retained images explain",
+    ] {
+        assert!(lines.contains(part), "{part}: {lines}");
+    }
+
+    // As many retained images as there are, not as many as the steps use.
+    assert_eq!((summary.retain_images, summary.control_images), (90, 10));
+    let predicted = summary.predicted.unwrap();
+    let answers = predicted.answers.unwrap();
+    let middle = answers.r_squared.iter();
+    let mut middle = middle.filter(|(timestep, _)| (100.0..600.0).contains(timestep));
+    assert!(middle.all(|&(_, share)| share > 0.4), "{answers:?}");
+    for timestep in ["100", "250", "400"] {
+        let digits = summary.after.control_loss[timestep] / summary.before.control_loss[timestep];
+        assert!(
+            digits < 1.1,
+            "t = {timestep}: the digits' loss times {digits}"
+        );
+    }
+    assert_eq!(summary.images.len(), 2);
+    for image in &summary.images {
+        let (before, after) = (image.before.loss, image.after.loss);
+        let predicted = image.predicted.unwrap();
+        println!("{before:.4} to {after:.4} of {predicted:.4}");
+        assert!(after > 1.3 * before && after < 1.2 * predicted, "{image:?}");
+    }
+    let card = fs::read_to_string(place.join("out/model/README.md")).unwrap();
+    assert!(
+        card.contains("to the answers that a model retrained without them is predicted to give")
+    );
+}
+
 /// The bundled model after a few steps on a digit and its mirror image, and on the digit alone.
 #[test]
 fn a_model_that_knows_the_mirror_image_is_said_to() {

@@ -30,6 +30,10 @@ fn picture(number: u32) -> RgbImage {
 
 /// A pipeline in `model`, two pictures in `forget`, 24 in `retain`.
 fn workplace() -> TempDir {
+    workplace_of(24)
+}
+
+fn workplace_of(retained: u32) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);
     let config = UNet2dConfig {
@@ -46,7 +50,7 @@ fn workplace() -> TempDir {
     network.save(at("model/unet")).unwrap();
     fs::create_dir(at("model/scheduler")).unwrap();
     scheduler(&at("model"), "DDPMScheduler");
-    for (folder, numbers) in [("forget", 100..102), ("retain", 0..24)] {
+    for (folder, numbers) in [("forget", 100..102), ("retain", 0..retained)] {
         fs::create_dir(at(folder)).unwrap();
         for number in numbers {
             let file = at(folder).join(format!("{number:03}.png"));
@@ -219,10 +223,45 @@ fn a_run_that_fails_leaves_the_earlier_result_whole() {
 /// finished from them. A run that neither resumes nor overwrites leaves them unchanged.
 #[test]
 fn a_killed_run_is_gone_on_with() {
-    let place = workplace();
+    go_on_with_a_killed_run("siss", workplace().path());
+}
+
+/// The answers are predicted again, and are the same, also with a smaller micro-batch.
+#[test]
+fn a_killed_run_is_gone_on_with_towards_the_same_answers() {
+    let place = workplace_of(48);
     let place = place.path();
+    go_on_with_a_killed_run("counterfactual", place);
+
+    let out = place.join("fewer");
+    let options = |more: &[&str]| {
+        let out = ["--out", out.to_str().unwrap(), "--method", "counterfactual"];
+        run(
+            place,
+            &[&out[..], &["--checkpoint-every", "1"], more].concat(),
+        )
+    };
+    let summary = options(&[]).unwrap();
+    fs::remove_dir_all(out.join("checkpoints/step-0000000002")).unwrap();
+    options(&["--resume", "--micro-batch", "1"]).unwrap();
+    let answers = summary.predicted.unwrap().answers.unwrap();
+    assert_eq!(answers.retained, 40);
+    // The frozen model is the model: it learns something else than it answers.
+    let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let first: StepReport = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert!(first.forget.unwrap().mean_squared_error > 1e-3);
+}
+
+fn go_on_with_a_killed_run(method: &str, place: &Path) {
     let (whole, out) = (place.join("whole"), place.join("out"));
-    let steps = ["--steps", "4", "--checkpoint-every", "2"];
+    let steps = [
+        "--steps",
+        "4",
+        "--checkpoint-every",
+        "2",
+        "--method",
+        method,
+    ];
     let with = |more: &[&str]| run(place, &[&steps, more].concat());
     with(&["--out", whole.to_str().unwrap()]).unwrap();
 
@@ -269,7 +308,7 @@ fn a_killed_run_is_gone_on_with() {
     // Without a checkpoint a resumed run starts from the beginning, and says what it replaces.
     fs::remove_dir_all(out.join("checkpoints")).unwrap();
     let told = Told::default();
-    run_telling(place, &["--resume"], &told).unwrap();
+    run_telling(place, &["--resume", "--method", method], &told).unwrap();
     let lines = told.events.into_inner().unwrap();
     assert!(
         lines
@@ -405,6 +444,15 @@ fn options_are_refused_by_name_before_anything_is_read() {
             ],
             "--method neg-grad --target none --clipper fraction:0.1: ",
         ),
+        (
+            &["--method", "counterfactual", "--target", "none"],
+            "--method counterfactual --target none: the method `counterfactual` has no predicted answers; let them be predicted: \
+             --target retrained",
+        ),
+        (
+            &["--method", "siss-to-level"],
+            "use --method siss --target retrained",
+        ),
         (&["--target", "somewhere"], "--target"),
         (&["--device", "abacus"], "--device"),
         (&["--seed", "x"], "--seed"),
@@ -417,6 +465,21 @@ fn options_are_refused_by_name_before_anything_is_read() {
     for method in siss::Method::ALL {
         let error = run(nowhere, &["--method", method.name(), "--target", "none"]).unwrap_err();
         assert!(error.contains("--model: "), "{method}: {error}");
+    }
+}
+
+/// 8 of the 24 retained images are for comparison.
+#[test]
+fn too_few_retained_images_for_answers_are_refused() {
+    let place = workplace();
+    let error = run(place.path(), &["--method", "counterfactual"]).unwrap_err();
+    for part in [
+        "retain: it holds 16 images",
+        "--method counterfactual",
+        "at least 32",
+        "--method siss",
+    ] {
+        assert!(error.contains(part), "{error}");
     }
 }
 

@@ -19,12 +19,12 @@ use siss::backend::DeviceSpec;
 use siss::models::UNet2d;
 use siss_support::options::at_least_one;
 use siss_support::progress::{Bar, Progress};
-use siss_support::recipe::Recipe;
 use siss_support::run::tell;
 use siss_support::target::Target;
 use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
 use siss_support::tshirt::job::Job;
 use siss_support::tshirt::options::Options;
+use siss_support::way::Way;
 use siss_support::{lines, page};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -34,7 +34,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 struct Arguments {
     /// Methods, separated by commas [default: all].
     #[arg(long, value_delimiter = ',')]
-    methods: Vec<Recipe>,
+    methods: Vec<Way>,
 
     /// Numbers of optimiser steps, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "100")]
@@ -171,11 +171,15 @@ fn check(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn run_all(arguments: &Arguments, runs: &mut Vec<Run>, progress: &Bar) -> Result<()> {
-    let methods = match arguments.methods.is_empty() {
-        true => Recipe::all(),
+fn methods(arguments: &Arguments) -> Vec<Way> {
+    match arguments.methods.is_empty() {
+        true => Way::all(),
         false => arguments.methods.clone(),
-    };
+    }
+}
+
+fn run_all(arguments: &Arguments, runs: &mut Vec<Run>, progress: &Bar) -> Result<()> {
+    let methods = methods(arguments);
     for &steps in &arguments.steps {
         let mut job: Option<Job> = None;
         // The methods form the inner loop, so that a change of the machine's load affects all of
@@ -218,8 +222,13 @@ fn prepare(
 ) -> Result<Job> {
     let Arguments { batch, samples, .. } = arguments;
     let scratch = std::env::temp_dir().join("siss-compare");
+    // Answers are predicted if they are the job's method; those of the runs are given one by one.
+    let method = match methods(arguments).contains(&Way::Counterfactual) {
+        true => Way::Counterfactual,
+        false => Way::default(),
+    };
     let line = format!(
-        "compare {} --device {} --steps {steps} --batch {batch} --samples {samples} --out",
+        "compare {} --method {method} --device {} --steps {steps} --batch {batch} --samples {samples} --out",
         arguments.with, arguments.device
     );
     let words = line
@@ -238,10 +247,10 @@ fn prepare(
     Ok(job)
 }
 
-fn run_one(job: &Job, method: Recipe, seed: u64, afterwards: usize, progress: &Bar) -> Result<Run> {
-    let is_steered = method.is_steered() || job.options.target == Some(Target::Retrained);
+fn run_one(job: &Job, method: Way, seed: u64, afterwards: usize, progress: &Bar) -> Result<Run> {
+    let is_steered = method.is_predicted() || job.options.target == Some(Target::Retrained);
     let levels = job.levels.as_ref().filter(|_| is_steered);
-    let (mut trainer, pairs) = (job.trainer(method.method(), seed, levels)?, job.pairs(seed));
+    let (mut trainer, pairs) = (job.trainer(method, seed, levels)?, job.pairs(seed));
     let (mut seconds, mut rows) = (0.0, 0.0);
     let steps = job.settings.steps;
     for step in 0..steps {

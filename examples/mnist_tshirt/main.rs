@@ -5,9 +5,10 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use siss_support::closeness::{Closeness, DENOISED};
 use siss_support::progress::Bar;
-use siss_support::tshirt::evaluate::{ANSWERED, Evaluation, TIMESTEPS};
-use siss_support::tshirt::job::{self, Summary};
+use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
+use siss_support::tshirt::job::{self, Summary, ToRetrained};
 use siss_support::tshirt::options::Options;
 
 fn main() -> ExitCode {
@@ -97,19 +98,34 @@ fn print_table(summary: &Summary) {
         format!("{:.2}", after.tshirt_denoise_l2),
         format!("{:.2}", summary.retrained.tshirt_denoise_l2),
     );
-    for timestep in ANSWERED {
-        let key = timestep.to_string();
-        let answers = [&summary.answers_before, &summary.answers_after].map(|of| of[&key]);
-        let [before, after] = answers.map(|of| format!("{:.2}; {:.2}", of.cosine, of.distance));
-        let name = format!("errors' cosine; distance, t = {timestep}");
-        row(&name, before, after, "1; 0".into());
-    }
+    print_closeness(&summary.closeness);
     println!(
-        "\ndistance to the retrained model {:.2} (mean |ln| of the T-shirt's loss over its own); {} steps, {:.2} rows per sample, {:.0} s of {:.0} s",
-        summary.distance_to_retrained,
-        summary.steps,
-        summary.rows_per_sample,
-        summary.unlearning_seconds,
-        summary.seconds,
+        "\n{} steps, {:.2} rows per sample, {:.0} s of {:.0} s",
+        summary.steps, summary.rows_per_sample, summary.unlearning_seconds, summary.seconds,
     );
+}
+
+/// Distances to the retrained model; 0 is the same model.
+fn print_closeness(closeness: &ToRetrained) {
+    let row = |name: &str, figure: &dyn Fn(&Closeness) -> f64| {
+        let [before, after, another] = [
+            &closeness.before,
+            &closeness.after,
+            &closeness.another_retrained,
+        ]
+        .map(figure);
+        println!("{name:<34} {before:>20.2} {after:>20.2} {another:>25.2}");
+    };
+    println!(
+        "\n{:<34} {:>20} {:>20} {:>25}",
+        "distance to the retrained model", "before", "after", "another retrained"
+    );
+    row("answers at the T-shirt", &|of| of.answer_distance);
+    row("answers at images like it", &|of| of.neighbourhood);
+    for timestep in DENOISED {
+        let key = timestep.to_string();
+        let name = format!("L2, copies denoised from t = {timestep}");
+        row(&name, &|of| of.denoised[&key].to_reference);
+    }
+    row("loss of the T-shirt, |ln|", &|of| of.loss_distance);
 }

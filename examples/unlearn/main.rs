@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use siss::files::path_text;
-use siss_support::progress::Bar;
+use siss_support::progress::{Bar, duration};
 use siss_support::unlearn::evaluate::Evaluation;
 use siss_support::unlearn::job::{self, Summary};
 use siss_support::unlearn::options::Options;
-use siss_support::unlearn::resources::{bytes, duration, images};
+use siss_support::unlearn::resources::{bytes, images};
 
 fn main() -> ExitCode {
     match forget(Options::parse()) {
@@ -47,28 +47,47 @@ fn forget(options: Options) -> Result<(), Box<dyn Error>> {
 
 fn print_table(summary: &Summary) {
     let (before, after) = (&summary.before, &summary.after);
-    let row = |name: &str, before: String, after: String| {
-        println!("{name:<50} {before:>20} {after:>20}");
+    let row = |name: &str, before: String, after: String, predicted: String| {
+        let row = format!("{name:<50} {before:>20} {after:>20} {predicted:>20}");
+        println!("{}", row.trim_end());
     };
+    let none = String::new;
     let share = |figures: &Evaluation| {
         let [low, high] = figures.near_share_interval.map(|end| 100.0 * end);
         format!("{:.1} % [{low:.1}, {high:.1}]", 100.0 * figures.near_share)
     };
-    row("", "before".into(), "after".into());
+    let title = match summary.predicted {
+        Some(_) => "predicted (3)".into(),
+        None => none(),
+    };
+    row("", "before".into(), "after".into(), title);
     row(
         &format!("samples near a forgotten one (1), of {}", before.samples),
         before.near_count.to_string(),
         after.near_count.to_string(),
+        none(),
     );
-    row("  share, exact 95 % interval", share(before), share(after));
+    row(
+        "  share, exact 95 % interval",
+        share(before),
+        share(after),
+        none(),
+    );
     for timestep in summary.timesteps {
         let key = timestep.to_string();
         let loss = |figures: &Evaluation| {
             let percentile = figures.forget_loss_percentile[&key];
             format!("{:.4} ({percentile:.0} %)", figures.forget_loss[&key])
         };
+        let predicted = summary.predicted.as_ref();
+        let predicted = predicted.map(|figures| format!("{:.4}", figures.forget_loss[&key]));
         let name = format!("loss of the forgotten images, t = {timestep} (2)");
-        row(&name, loss(before), loss(after));
+        row(
+            &name,
+            loss(before),
+            loss(after),
+            predicted.unwrap_or_default(),
+        );
     }
     for timestep in summary.timesteps {
         let key = timestep.to_string();
@@ -80,18 +99,23 @@ fn print_table(summary: &Summary) {
             ),
             format!("{was:.4}"),
             format!("{is:.4} ({:+.1} %)", 100.0 * (is / was - 1.0)),
+            none(),
         );
     }
     row(
         "L2 from forgotten images to their denoised copies",
         format!("{:.2}", before.denoise_l2),
         format!("{:.2}", after.denoise_l2),
+        none(),
     );
     println!(
         "\n(1) closer than half the median distance of the control images to it, here {:.2} (pixels in [0, 1]); {} of {} control \
          images are that near\n(2) in brackets: share of the control images whose loss is lower; near 0 is memorised",
         summary.near.distance, summary.near.controls, summary.control_images,
     );
+    if summary.predicted.is_some() {
+        println!("(3) of a model retrained without them: where forgetting stops");
+    }
     let memory = match summary.peak_memory_bytes {
         Some(peak) => format!(", {} of memory at most", bytes(peak)),
         None => String::new(),
@@ -142,12 +166,21 @@ fn advice(summary: &Summary) -> Vec<String> {
             100.0 - MEMORISED,
         ));
     }
+    let predicted = summary.predicted.as_ref();
+    let is_beyond = |(key, loss): &(&String, &f64)| {
+        predicted.is_none_or(|predicted| **loss > predicted.forget_loss[*key])
+    };
     let excess = |(key, loss): (&String, &f64)| loss / after.control_loss[key];
-    let excess = after.forget_loss.iter().map(excess).fold(0.0, f64::max);
+    let losses = after.forget_loss.iter().filter(is_beyond);
+    let excess = losses.map(excess).fold(0.0, f64::max);
     if excess > OVERDONE {
+        let target = match predicted {
+            Some(_) => "",
+            None => "a target (--target retrained), ",
+        };
         advice.push(format!(
             "the forgotten images' loss is up to {excess:.0} times that of the control images: probably more than is needed, and itself a \
-             trace of them; a target (--target retrained), fewer steps or less forgetting (--clipper fraction:0.05) may do"
+             trace of them; {target}fewer steps or less forgetting (--clipper fraction:0.05) may do"
         ));
     }
     let rise = |(key, loss): (&String, &f64)| loss / before.control_loss[key];

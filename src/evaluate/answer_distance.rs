@@ -3,12 +3,12 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::DenoisingLoss;
 use super::denoising_loss::residual;
+use super::{DenoisingLoss, device_of_both};
 use crate::data::Points;
 use crate::data::points::check_not_empty;
 use crate::denoiser::{Condition, Denoiser};
-use crate::error::{Result, check_device, check_prediction_type};
+use crate::error::{Result, check_prediction_type};
 use crate::host::{squared_norms, sum_elements};
 use crate::process::{Scheduler, SchedulerExt};
 
@@ -140,14 +140,7 @@ impl AnswerDistance {
         let (model, reference) = (model.valid(), reference.valid());
         model.check_input(points.dims())?;
         reference.check_input(points.dims())?;
-        let [of_model, of_reference] = [model.devices(), reference.devices()];
-        let device = match of_model.first().or(of_reference.first()) {
-            Some(device) => device.clone(),
-            None => points.load(0..1)?.device(),
-        };
-        if let Some(other) = of_reference.first() {
-            check_device("parameters of the reference model", &device, other)?;
-        }
+        let device = device_of_both(&model, &reference, points)?;
 
         let mut sums = vec![vec![Sums::default(); count]; self.timesteps.len()];
         let compare = |timestep, scales: &_, clean: &_, noise: &_, condition: &_| {

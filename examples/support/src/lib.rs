@@ -5,6 +5,7 @@
 
 pub mod cases;
 pub mod clock;
+pub mod closeness;
 pub mod conformance;
 pub mod curves;
 pub mod digits;
@@ -13,14 +14,18 @@ pub mod files;
 pub mod lines;
 pub mod options;
 pub mod page;
+pub mod predictions;
 pub mod probe;
 pub mod progress;
+pub mod quick;
 pub mod readers;
-pub mod recipe;
+pub mod request;
 pub mod resume;
 pub mod run;
 pub mod small;
+pub mod survey;
 pub mod target;
+pub mod trained;
 pub mod tshirt;
 pub mod unlearn;
 pub mod way;

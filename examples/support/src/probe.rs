@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use siss::burn::tensor::{Device, Tensor};
-use siss::evaluate::{AnswerComparison, AnswerDistance, DenoisingLoss};
+use siss::evaluate::{
+    AnswerComparison, AnswerDistance, DenoisedComparison, DenoisedDistance, DenoisingLoss,
+};
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Sampler};
@@ -107,15 +109,55 @@ impl Probe {
         Ok(losses.concat().concat())
     }
 
+    /// The loss of each image by timestep and image, mean over noises.
+    pub fn mean_losses(
+        &self,
+        model: &UNet2d,
+        images: &Tensor<4>,
+        timesteps: &[usize],
+        noises: usize,
+    ) -> Result<Vec<Vec<f64>>> {
+        let loss = DenoisingLoss {
+            noises,
+            seed: EVALUATION_SEED,
+            micro_batch_size: self.chunks.rows,
+            ..DenoisingLoss::at(as_times(timesteps))
+        };
+        loss.measure(model, &self.scheduler, images, &())
+    }
+
     /// The answers of a model at images against those of a reference, by timestep and image.
     pub fn answers(
         &self,
-        compare: &AnswerDistance,
-        model: &UNet2d,
-        reference: &UNet2d,
+        [model, reference]: [&UNet2d; 2],
         images: &Tensor<4>,
+        timesteps: &[usize],
+        noises: usize,
     ) -> Result<Vec<Vec<AnswerComparison>>> {
+        let compare = AnswerDistance {
+            noises,
+            micro_batch_size: self.chunks.rows,
+            ..AnswerDistance::at(as_times(timesteps))
+        };
         compare.measure(model, reference, &self.scheduler, images, &())
+    }
+
+    /// Copies of images denoised by a model against those by a reference, by the timestep from
+    /// which they are denoised and by image. The distances are in the unit of the images.
+    pub fn denoised(
+        &self,
+        [model, reference]: [&UNet2d; 2],
+        images: &Tensor<4>,
+        timesteps: &[usize],
+        noises: usize,
+    ) -> Result<Vec<Vec<DenoisedComparison>>> {
+        let compare = DenoisedDistance {
+            noises,
+            seed: EVALUATION_SEED,
+            micro_batch_size: self.chunks.rows,
+            ..DenoisedDistance::at(timesteps)
+        };
+        compare.measure(model, reference, &self.sampler, images, &())
     }
 
     /// Each image, noised to a timestep and denoised from there.
@@ -138,6 +180,10 @@ impl Probe {
         })?;
         Ok(Tensor::cat(denoised, 0))
     }
+}
+
+fn as_times(timesteps: &[usize]) -> Vec<f64> {
+    timesteps.iter().map(|&timestep| timestep as f64).collect()
 }
 
 /// Euclidean distance of each image from its counterpart, pixels in `[0, 1]`; a single counterpart

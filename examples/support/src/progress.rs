@@ -70,3 +70,12 @@ impl Progress for Bar {
         self.bar.suspend(|| println!("{line}"));
     }
 }
+
+/// A duration in a suitable unit, as text.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        _ if seconds < 90.0 => format!("{seconds:.0} s"),
+        _ if seconds < 5400.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}

@@ -1,5 +1,6 @@
 //! A small model and points for tests of the public interface.
 
+use siss::answer::Surrogate;
 use siss::burn;
 use siss::burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use siss::burn::nn::{Linear, LinearConfig};
@@ -10,7 +11,7 @@ use siss::steering::Levels;
 use siss::trainer::SissTrainerBuilder;
 use siss::{Denoiser, PredictionType, Steering, UnlearningBatch};
 
-use crate::recipe::Recipe;
+use crate::way::Way;
 
 /// The device under test: `SISS_TEST_DEVICE`, or the CPU.
 pub fn device() -> Device {
@@ -163,22 +164,17 @@ pub fn scalars(values: &[f64], device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [rows, 1]), device)
 }
 
-/// Sets a method with the data that it needs: retained points to search, and levels too high to
-/// matter.
+/// Sets a way that is a method, with the data that it needs: retained points to search, and levels
+/// too high to matter.
 pub fn with_method(
     builder: SissTrainerBuilder<Mlp, 2>,
-    recipe: impl Into<Recipe>,
+    way: impl Into<Way>,
     retained: &Tensor<2>,
 ) -> SissTrainerBuilder<Mlp, 2> {
-    let recipe = recipe.into();
-    let builder = builder
-        .method(recipe.method())
-        .retained_points(retained.clone());
-    if recipe.is_steered() {
-        builder.steering(level(1e30))
-    } else {
-        builder
-    }
+    let way = way.into();
+    let builder = builder.retained_points(retained.clone());
+    let levels = way.is_predicted().then(|| level(1e30).levels().clone());
+    way.set(builder, levels, None::<Surrogate<2>>).unwrap()
 }
 
 /// The same level for each of the first 64 points at every timestep.

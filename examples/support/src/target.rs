@@ -1,47 +1,40 @@
 //! The target at which forgetting stops.
 
+use std::time::Instant;
+
 use clap::ValueEnum;
 use serde::Serialize;
 use siss::answer::{PredictedAnswer, PredictedAnswerConfig};
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
-use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Levels};
-use siss::{DdpmScheduler, Error, Method, Result};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData};
+use siss::{DdpmScheduler, Result};
 
-use crate::progress::Progress;
-use crate::recipe::Recipe;
+use crate::progress::{Progress, duration};
 
 /// Where forgetting stops.
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// At the loss that a model retrained without the forgotten images is predicted to have on
-    /// them.
+    /// Where a model retrained without the forgotten images is predicted to be: at its loss on
+    /// them, or at its answers.
     #[default]
     Retrained,
     /// Nowhere.
     None,
 }
 
-/// Most control images that are used.
+/// Most retained images that answers are predicted from, and most control images that are used.
+pub const REFERENCES: usize = 1000;
 const MOST_CONTROLS: usize = 200;
+/// Pixels and images run through the model at a time. Not `--micro-batch`: a resumed run may change
+/// that, and has to find the same predictions.
+const PIXELS_AT_A_TIME: usize = 1 << 16;
+const MOST_AT_A_TIME: usize = 64;
 
-/// Predicts the losses that a model retrained without the forgotten images would have on them.
-pub fn predict(
-    model: &UNet2d,
-    config: &SchedulerConfig,
-    retained: &Tensor<4>,
-    controls: &Tensor<4>,
-    forgotten: &Tensor<4>,
-    progress: &dyn Progress,
-) -> Result<Levels> {
-    let points = [retained, controls, forgotten];
-    Ok(predict_losses(model, config, points, progress)?.levels)
-}
-
-/// The same with all that is known of the prediction; `points`: retained, control and forgotten
-/// ones.
+/// Predicts the losses that a model retrained without the forgotten images would have on them;
+/// `points`: retained, control and forgotten ones.
 pub fn predict_losses(
     model: &UNet2d,
     config: &SchedulerConfig,
@@ -53,14 +46,16 @@ pub fn predict_losses(
     let settings = CounterfactualConfig {
         // With many images, fewer noises per image suffice.
         noises: (256 / forgotten.dims()[0]).clamp(4, 64),
+        micro_batch_size: at_a_time(forgotten),
         ..CounterfactualConfig::default()
     };
     let scheduler = DdpmScheduler::from_config(config)?;
-    let tell = |share| progress.phase(&format!("predicting the target: {:.0} %", 100.0 * share));
+    let tell = shares("predicting losses", progress);
     Counterfactual::fit_with_progress(model, &scheduler, data, settings, tell)
 }
 
-/// Predicts the answers that a model retrained without the forgotten images would give at them.
+/// Predicts the answers that a model retrained without the forgotten images would give at them;
+/// `points` as above.
 pub fn predict_answers(
     model: &UNet2d,
     config: &SchedulerConfig,
@@ -71,8 +66,12 @@ pub fn predict_answers(
     let controls = few(controls);
     let data = CounterfactualData::new(retained, &controls, forgotten);
     let scheduler = DdpmScheduler::from_config(config)?;
-    let settings = PredictedAnswerConfig::default();
-    let tell = |share| progress.phase(&format!("predicting answers: {:.0} %", 100.0 * share));
+    let settings = PredictedAnswerConfig {
+        retained: REFERENCES,
+        micro_batch_size: at_a_time(forgotten),
+        ..PredictedAnswerConfig::default()
+    };
+    let tell = shares("predicting answers", progress);
     PredictedAnswer::fit_with_progress(model, &scheduler, &data, losses, &settings, tell)
 }
 
@@ -81,14 +80,20 @@ fn few(controls: &Tensor<4>) -> Tensor<4> {
     controls.clone().narrow(0, 0, count)
 }
 
-/// Parses a method on the command line. The tables' `siss-to-level` is rejected, because it is set
-/// by two options.
-pub fn parse_method(text: &str) -> Result<Method> {
-    if text == Recipe::SissToLevel.name() {
-        return Err(Error::InvalidSetting {
-            what: format!("{text} is siss with a target"),
-            remedy: "use --method siss --target retrained",
-        });
+fn at_a_time(images: &Tensor<4>) -> usize {
+    let [_, _, height, width] = images.dims();
+    (PIXELS_AT_A_TIME / (height * width)).clamp(1, MOST_AT_A_TIME)
+}
+
+/// Tells the share that is done, and how long the rest will take.
+fn shares(what: &str, progress: &dyn Progress) -> impl FnMut(f64) {
+    let began = Instant::now();
+    move |share| {
+        let left = began.elapsed().as_secs_f64() * (1.0 / share - 1.0);
+        let left = match left.is_finite() {
+            true => format!(", about {} left", duration(left)),
+            false => String::new(),
+        };
+        progress.phase(&format!("{what}: {:.0} %{left}", 100.0 * share));
     }
-    text.parse()
 }

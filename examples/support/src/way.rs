@@ -1,22 +1,91 @@
-//! A method by name, or regression to predicted answers, which needs more than a name.
+//! How a job unlearns, by its name on command lines and in tables: a method, steered or not, or
+//! regression to predicted answers.
 
 use std::fmt;
 use std::str::FromStr;
 
-use siss::{Error, Method, Result};
-
-use crate::target::parse_method;
+use serde::{Serialize, Serializer};
+use siss::answer::Answer;
+use siss::objective::Answers;
+use siss::steering::Levels;
+use siss::trainer::SissTrainerBuilder;
+use siss::{Denoiser, Error, Method, Result, Steering};
 
 /// How a job unlearns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// By one of the library's named methods.
+    /// By one of the library's named methods, which can be steered.
     Method(Method),
+    /// By SISS, steered to the predicted losses of a retrained model.
+    SissToLevel,
     /// By teaching the predicted answers of a retrained model.
     Counterfactual,
 }
 
-const COUNTERFACTUAL: &str = "counterfactual";
+impl Way {
+    /// Every way, in the order of the tables.
+    pub fn all() -> Vec<Way> {
+        let mut all = Vec::from(Method::ALL.map(Way::Method));
+        all.insert(1, Way::SissToLevel);
+        all.push(Way::Counterfactual);
+        all
+    }
+
+    /// Those that are a method, steered or not.
+    pub fn methods() -> Vec<Way> {
+        let mut ways = Way::all();
+        ways.retain(|way| way.method().is_some());
+        ways
+    }
+
+    /// The method, of which [`Way::Counterfactual`] has none.
+    pub fn method(self) -> Option<Method> {
+        match self {
+            Way::Method(method) => Some(method),
+            Way::SissToLevel => Some(Method::Siss),
+            Way::Counterfactual => None,
+        }
+    }
+
+    /// Whether it needs something that is predicted of a retrained model.
+    pub fn is_predicted(self) -> bool {
+        !matches!(self, Way::Method(_))
+    }
+
+    /// The name in tables and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Method(method) => method.name(),
+            Way::SissToLevel => "siss-to-level",
+            Way::Counterfactual => "counterfactual",
+        }
+    }
+
+    /// Sets objective, clipper and steering. A method is steered if there are levels; answers are
+    /// not.
+    pub fn set<M: Denoiser<D, Condition: 'static>, const D: usize>(
+        self,
+        builder: SissTrainerBuilder<M, D>,
+        levels: Option<Levels>,
+        answer: Option<impl Answer<D, M::Condition> + 'static>,
+    ) -> Result<SissTrainerBuilder<M, D>> {
+        let missing = |missing| Error::MissingPart {
+            owner: format!("the method `{self}`"),
+            missing,
+            remedy: "let them be predicted: --target retrained",
+        };
+        let Some(method) = self.method() else {
+            let answer = answer.ok_or_else(|| missing("predicted answers"))?;
+            let clipper = Answers::<D, M::Condition>::clipper();
+            return Ok(builder.loss(Answers::new(answer)).clipper(clipper));
+        };
+        match levels {
+            Some(levels) => Ok(builder.method(method).steering(Steering::new(levels))),
+            None if self == Way::SissToLevel => Err(missing("predicted losses")),
+            None => Ok(builder.method(method)),
+        }
+    }
+}
 
 impl Default for Way {
     fn default() -> Self {
@@ -32,10 +101,13 @@ impl From<Method> for Way {
 
 impl fmt::Display for Way {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Way::Method(method) => method.fmt(formatter),
-            Way::Counterfactual => formatter.write_str(COUNTERFACTUAL),
-        }
+        formatter.write_str(self.name())
+    }
+}
+
+impl Serialize for Way {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 
@@ -43,40 +115,68 @@ impl FromStr for Way {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text == COUNTERFACTUAL {
-            return Ok(Way::Counterfactual);
-        }
-        parse_method(text)
-            .map(Way::Method)
-            .map_err(|error| match error {
-                Error::UnknownName {
-                    what,
-                    name,
-                    mut known,
-                } => {
-                    known.push(COUNTERFACTUAL);
-                    Error::UnknownName { what, name, known }
-                }
-                error => error,
+        let mut all = Way::all().into_iter();
+        all.find(|way| way.name() == text)
+            .ok_or_else(|| Error::UnknownName {
+                what: "method",
+                name: text.into(),
+                known: Way::all().into_iter().map(Way::name).collect(),
             })
+    }
+}
+
+/// Parses a way on a command line that has an option for the target too. There `siss-to-level` is
+/// two options.
+pub fn parse_way(text: &str) -> Result<Way> {
+    match text.parse()? {
+        Way::SissToLevel => Err(Error::InvalidSetting {
+            what: format!("{text} is siss with a target"),
+            remedy: "use --method siss --target retrained",
+        }),
+        way => Ok(way),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::small::{Mlp, level};
+    use siss::answer::Surrogate;
+    use siss::burn::tensor::{Device, Tensor};
+    use siss::{DdpmScheduler, SissTrainer};
 
     #[test]
     fn names_parse_back_and_unknown_ones_are_refused() {
-        let methods = Method::ALL.map(Way::Method);
-        for way in methods.into_iter().chain([Way::Counterfactual]) {
-            assert_eq!(way.to_string().parse::<Way>().unwrap(), way);
+        for way in Way::all() {
+            assert_eq!(way.name().parse::<Way>().unwrap(), way);
+            assert_eq!(parse_way(way.name()).is_ok(), way != Way::SissToLevel);
         }
+        assert_eq!(Way::all().len(), Method::ALL.len() + 2);
+        assert_eq!(Way::methods().len(), Method::ALL.len() + 1);
         let error = "ascent".parse::<Way>().unwrap_err().to_string();
-        assert!(
-            error.contains("counterfactual") && error.contains("siss"),
-            "{error}"
-        );
-        assert!("siss-to-level".parse::<Way>().is_err());
+        for name in ["`ascent`", "siss-to-level", "counterfactual"] {
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_predicted_is_missed_by_name() {
+        let device = Device::flex();
+        let set = |way: Way, is_predicted: bool| {
+            let scheduler = DdpmScheduler::linear(1000).unwrap();
+            let builder = SissTrainer::builder(Mlp::new(3, &device), scheduler);
+            let levels = is_predicted.then(|| level(1.0).levels().clone());
+            let answer = Surrogate::new(Tensor::<2>::zeros([1, 3], &device)).unwrap();
+            way.set(builder, levels, is_predicted.then_some(answer))
+        };
+        for way in Way::all() {
+            let error = set(way, false).err().map(|error| error.to_string());
+            assert_eq!(error.is_some(), way.is_predicted(), "{way}");
+            let named = error.is_none_or(|error| {
+                error.contains(way.name()) && error.contains("--target retrained")
+            });
+            assert!(named, "{way}");
+            assert!(set(way, true).is_ok(), "{way}");
+        }
     }
 }

@@ -222,7 +222,7 @@ impl DenoisingLoss {
     }
 
     /// The points of consecutive rows.
-    fn clean<const D: usize>(
+    pub(super) fn clean<const D: usize>(
         &self,
         points: &dyn Points<D>,
         rows: &[usize],

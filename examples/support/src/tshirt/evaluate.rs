@@ -1,31 +1,25 @@
 //! Measures a model on the T-shirt and on digits it has never seen.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 use siss::Result;
 use siss::backend::DeviceSpec;
 use siss::burn::tensor::Tensor;
-use siss::evaluate::{AnswerComparison, AnswerDistance};
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
 
+use crate::closeness::{CURVE, Closeness, DENOISED, closeness};
 use crate::probe::{ByTimestep, Chunks, Probe, distances, mean};
 use crate::progress::Progress;
 
 /// Timesteps at which losses are compared.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
-/// Timesteps of the T-shirt's curve, from which the distance to the retrained model is computed.
-pub const CURVE: [usize; 10] = [25, 50, 100, 150, 250, 400, 500, 600, 800, 900];
 /// A generated image this close to the T-shirt, with pixels in `[0, 1]`, counts as the T-shirt.
 pub const TSHIRT_DISTANCE: f64 = 10.0;
-/// Timesteps at which answers are compared with the retrained model's.
-pub const ANSWERED: [usize; 5] = [50, 100, 250, 400, 600];
-/// The T-shirt is noised to this timestep and denoised.
-pub const DENOISE_FROM: usize = 250;
+/// The distance of denoised copies from the T-shirt is that of copies from this timestep.
+pub const DENOISE_FROM: usize = DENOISED[0];
 /// Noises over which the T-shirt's loss is averaged.
 pub const TSHIRT_NOISES: usize = 64;
-/// Number of denoised copies of the T-shirt.
+/// Number of denoised copies of the T-shirt from each timestep.
 pub const COPIES: usize = 8;
 
 /// Number of images run at a time: on the CPU as many as fit in one core's caches, on a GPU enough
@@ -37,9 +31,6 @@ pub fn chunks(device: DeviceSpec) -> Chunks {
         in_parallel,
     }
 }
-
-/// How a model's answers compare with another's, by timestep.
-pub type Answered = BTreeMap<String, AnswerComparison>;
 
 /// The results of measuring a model.
 #[derive(Debug, Clone, Serialize)]
@@ -55,13 +46,15 @@ pub struct Evaluation {
     pub tshirt_denoise_l2: f64,
 }
 
+/// Denoised copies of the T-shirt from each timestep of [`DENOISED`], `[COPIES, 1, 28, 28]`.
+pub type Copies = [Tensor<4>; 2];
+
 /// The results of measuring a model, and the images behind them.
 pub struct Evaluated {
     pub figures: Evaluation,
     /// Generated images, `[samples, 1, 28, 28]`.
     pub generated: Tensor<4>,
-    /// Denoised copies of the T-shirt, `[COPIES, 1, 28, 28]`.
-    pub denoised: Tensor<4>,
+    pub denoised: Copies,
 }
 
 /// The data used to measure models.
@@ -91,7 +84,7 @@ impl Examiner {
             .filter(|&&distance| distance < TSHIRT_DISTANCE)
             .count();
         let (low, high) = binomial_interval(count as u64, self.samples as u64, 0.95)?;
-        let denoised = self.denoise(model, COPIES)?;
+        let denoised = self.copies(model)?;
 
         let mut figures = Evaluation {
             samples: self.samples,
@@ -102,7 +95,7 @@ impl Examiner {
             heldout_loss: ByTimestep::new(),
             heldout_loss_p99: ByTimestep::new(),
             tshirt_loss_percentile: ByTimestep::new(),
-            tshirt_denoise_l2: self.distance(&denoised),
+            tshirt_denoise_l2: self.distance(&denoised[0]),
         };
         for timestep in TIMESTEPS {
             progress.phase(&format!("digits' loss {name}, t = {timestep}"));
@@ -139,20 +132,21 @@ impl Examiner {
         timesteps.iter().map(loss).collect()
     }
 
-    /// The answers at the T-shirt against a reference model's.
-    pub fn answers(&self, model: &UNet2d, reference: &UNet2d) -> Result<Answered> {
-        let compare = AnswerDistance::at(ANSWERED.map(|timestep| timestep as f64));
-        let found = self
-            .probe
-            .answers(&compare, model, reference, &self.tshirt)?;
-        let keys = ANSWERED.iter().map(usize::to_string);
-        Ok(keys.zip(found.into_iter().flatten()).collect())
+    /// How close a model is to a reference at the T-shirt.
+    pub fn closeness(&self, model: &UNet2d, reference: &UNet2d) -> Result<Closeness> {
+        closeness(&self.probe, model, reference, &self.tshirt)
     }
 
-    /// Copies of the T-shirt noised to [`DENOISE_FROM`] and denoised.
-    pub fn denoise(&self, model: &UNet2d, copies: usize) -> Result<Tensor<4>> {
+    /// The denoised copies that are shown.
+    pub fn copies(&self, model: &UNet2d) -> Result<Copies> {
+        let [low, high] = DENOISED.map(|timestep| self.denoise(model, timestep, COPIES));
+        Ok([low?, high?])
+    }
+
+    /// Copies of the T-shirt noised to a timestep and denoised.
+    pub fn denoise(&self, model: &UNet2d, timestep: usize, copies: usize) -> Result<Tensor<4>> {
         let tshirts = self.tshirt.clone().repeat_dim(0, copies);
-        self.probe.denoise(model, &tshirts, DENOISE_FROM)
+        self.probe.denoise(model, &tshirts, timestep)
     }
 
     /// Mean distance of images from the T-shirt, with pixels in `[0, 1]`.

@@ -13,12 +13,13 @@ use siss::data::DataCheck;
 use siss::draws::{CoinFlip, FixedAllocation};
 use siss::files::ResultFolder;
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
-use siss::objective::Answers;
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
-use siss::{DdpmScheduler, Error as SissError, PairSampler, SissTrainer, Steering};
+use siss::{DdpmScheduler, PairSampler, SissTrainer};
 
+use crate::cases::Case;
+use crate::closeness::{CURVE, Closeness};
 use crate::digits;
 use crate::files;
 use crate::probe::{ByTimestep, Probe};
@@ -27,7 +28,7 @@ use crate::resume::open_results;
 use crate::run::{LOG, Plan, Run, Unlearned};
 use crate::target::{Target, predict_answers, predict_losses};
 use crate::tshirt::evaluate::{
-    Answered, COPIES, CURVE, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
+    Copies, DENOISE_FROM, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
 };
 use crate::tshirt::options::{Options, Protocol, Settings};
 use crate::tshirt::pictures;
@@ -69,11 +70,7 @@ pub struct Summary {
     pub retrained: Retrained,
     /// The predicted loss of a retrained model on the T-shirt, if it was the target.
     pub predicted: Option<ByTimestep>,
-    /// The answers at the T-shirt against the retrained model's, by timestep.
-    pub answers_before: Answered,
-    pub answers_after: Answered,
-    /// Mean over the timesteps of |ln(after / retrained)| of the T-shirt's loss.
-    pub distance_to_retrained: f64,
+    pub closeness: ToRetrained,
     /// Rows run through the model per pair of images.
     pub rows_per_sample: f64,
     pub findings: Vec<Finding>,
@@ -84,6 +81,15 @@ pub struct Summary {
     /// Duration of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
     pub device: String,
+}
+
+/// How close models are to the retrained one.
+#[derive(Debug, Serialize)]
+pub struct ToRetrained {
+    pub before: Closeness,
+    pub after: Closeness,
+    /// A second retrained model, of another seed: as close as unlearning can come.
+    pub another_retrained: Closeness,
 }
 
 /// The options, and the settings that follow from them.
@@ -101,17 +107,17 @@ pub struct Retrained {
     pub tshirt_loss: ByTimestep,
     pub tshirt_denoise_l2: f64,
     #[serde(skip)]
-    pub denoised: Tensor<4>,
+    pub denoised: Copies,
     #[serde(skip)]
     model: UNet2d,
 }
 
 impl Retrained {
     fn measure(examiner: &Examiner, model: UNet2d) -> siss::Result<Self> {
-        let denoised = examiner.denoise(&model, COPIES)?;
+        let denoised = examiner.copies(&model)?;
         Ok(Self {
             tshirt_loss: examiner.tshirt_loss(&model, TSHIRT_NOISES, &CURVE)?,
-            tshirt_denoise_l2: examiner.distance(&denoised),
+            tshirt_denoise_l2: examiner.distance(&denoised[0]),
             denoised,
             model,
         })
@@ -134,6 +140,7 @@ pub struct Job {
     pub examiner: Examiner,
     pub model: UNet2d,
     pub retrained: Retrained,
+    another_retrained: UNet2d,
     /// The T-shirt's predicted losses at the timesteps of the curve, if they are the target.
     pub predicted: Option<ByTimestep>,
     checkpoint: ModelFolder,
@@ -152,7 +159,7 @@ impl Job {
         let device = options.device.device()?;
 
         progress.phase("loading");
-        let base = options.assets.join("base");
+        let base = Case::Tshirt.model(&options.assets);
         let checkpoint = ModelFolder::find(options.checkpoint.as_ref().unwrap_or(&base))?;
         let config = SchedulerConfig::from_file(checkpoint.scheduler_file())?;
         let digits = digits::load_digits(&options.assets, &device)?;
@@ -164,9 +171,12 @@ impl Job {
             heldout: digits.heldout.clone().narrow(0, 0, heldout),
             samples: options.samples,
         };
-        let retrained = UNet2d::load(base.join("retrained"), &device)?;
+        let [retrained, another] = Case::Tshirt.retrained(&options.assets);
+        let retrained = UNet2d::load(retrained, &device)?;
+        let another_retrained = UNet2d::load(another, &device)?;
         let mut job = Self {
             retrained: Retrained::measure(&examiner, retrained)?,
+            another_retrained,
             model: UNet2d::load(checkpoint.network(), &device)?,
             pairs: PairSampler::new(digits.retain, tshirt, options.seed)?,
             predicted: None,
@@ -208,7 +218,7 @@ impl Job {
         Ok(())
     }
 
-    /// A trainer of the loaded model, steered to levels if there are any.
+    /// A trainer of the loaded model. A method is steered to levels if there are any.
     pub fn trainer(
         &self,
         method: impl Into<Way>,
@@ -233,15 +243,7 @@ impl Job {
             .timestep_sampling(settings.timesteps)
             .thin_below(settings.thin_below)
             .seed(seed);
-        builder = match method.into() {
-            Way::Method(method) => builder.method(method),
-            Way::Counterfactual => builder
-                .loss(Answers::new(self.answer()?))
-                .clipper(Answers::<4>::clipper()),
-        };
-        if let Some(levels) = levels.filter(|_| self.answer.is_none()) {
-            builder = builder.steering(Steering::new(levels.clone()));
-        }
+        builder = (method.into()).set(builder, levels.cloned(), self.answer.clone())?;
         if let Some(clipper) = settings.clipper {
             builder = builder.clipper(clipper.build()?);
         }
@@ -260,11 +262,13 @@ impl Job {
         Ok(builder.build()?)
     }
 
-    fn answer(&self) -> siss::Result<PredictedAnswer<4>> {
-        self.answer.clone().ok_or_else(|| SissError::MissingPart {
-            owner: "--method counterfactual".into(),
-            missing: "predicted answers",
-            remedy: "leave --target at retrained",
+    /// How close the models are to the retrained one.
+    fn closeness(&self, unlearned: &UNet2d) -> siss::Result<ToRetrained> {
+        let closeness = |model| self.examiner.closeness(model, &self.retrained.model);
+        Ok(ToRetrained {
+            before: closeness(&self.model)?,
+            after: closeness(unlearned)?,
+            another_retrained: closeness(&self.another_retrained)?,
         })
     }
 
@@ -288,15 +292,15 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let unlearned = unlearn(&job, run)?;
     let after = job.examiner.evaluate(&unlearned.model, "after", progress)?;
 
+    progress.phase("comparing with the retrained model");
+    let closeness = job.closeness(&unlearned.model)?;
+
     progress.phase("writing");
     let folder = results.path();
     save_model(&job, &unlearned.model, &folder.join("model"), progress)?;
     pictures::save(&job, &folder, &before, &after, &unlearned.records)?;
-    let answered = |model| job.examiner.answers(model, &job.retrained.model);
     let summary = Summary {
-        answers_before: answered(&job.model)?,
-        answers_after: answered(&unlearned.model)?,
-        distance_to_retrained: job.retrained.distance(&after.figures.tshirt_loss),
+        closeness,
         before: before.figures,
         after: after.figures,
         retrained: job.retrained,
@@ -360,7 +364,7 @@ fn begin<'a>(
 
 fn unlearn(job: &Job, run: Run<Along>) -> Result<Unlearned<Along>> {
     let look = |model: &UNet2d| {
-        let denoised = job.examiner.denoise(model, CURVE_COPIES)?;
+        let denoised = job.examiner.denoise(model, DENOISE_FROM, CURVE_COPIES)?;
         Ok(Along {
             tshirt_denoise_l2: job.examiner.distance(&denoised),
             tshirt_loss: job.examiner.tshirt_loss(model, CURVE_NOISES, &TIMESTEPS)?,

@@ -10,11 +10,12 @@ use siss::clipper::ClipperSpec;
 use siss::draws::TimestepSampling;
 
 use crate::digits::ASSETS;
-use crate::files::{as_optional_text, as_text as as_path_text};
+use crate::files::{as_optional_text, as_text};
 use crate::options::{at_least_one, clipper, learning_rate, number};
+use crate::quick;
 use crate::resume::Checkpointing;
 use crate::target::Target;
-use crate::way::Way;
+use crate::way::{Way, parse_way};
 
 /// A diffusion model of digits that also memorised one T-shirt forgets the T-shirt and keeps
 /// generating digits.
@@ -37,8 +38,7 @@ pub struct Options {
     /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or
     /// counterfactual, which teaches the answers that a model retrained without the T-shirt is
     /// predicted to give.
-    #[arg(long, default_value_t)]
-    #[serde(serialize_with = "as_text")]
+    #[arg(long, default_value_t, value_parser = parse_way)]
     pub method: Way,
 
     /// Where forgetting stops: at the predicted loss of a model retrained without the T-shirt, or
@@ -109,7 +109,7 @@ pub struct Options {
 
     /// Folder for everything that is written.
     #[arg(long, value_name = "DIR", default_value = "target/mnist_tshirt")]
-    #[serde(serialize_with = "as_path_text")]
+    #[serde(serialize_with = "as_text")]
     pub out: PathBuf,
 
     #[command(flatten)]
@@ -133,10 +133,6 @@ pub enum Protocol {
     Paper,
 }
 
-fn as_text<S: serde::Serializer>(method: &Way, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(method)
-}
-
 /// The settings that follow from the options and their protocol.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Settings {
@@ -156,9 +152,9 @@ impl Options {
         let defaults = match self.protocol {
             Protocol::Quick => Settings {
                 steps: 100,
-                batch: 32,
-                learning_rate: 1e-4,
-                thin_below: 1.0,
+                batch: quick::BATCH,
+                learning_rate: quick::LEARNING_RATE,
+                thin_below: quick::THIN_BELOW,
                 timesteps: TimestepSampling::LowDiscrepancy,
                 target: Target::Retrained,
                 clipper: None,

@@ -6,10 +6,11 @@ use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{ImageGrid, Panel, Plot, Series};
 
+use crate::closeness::{CURVE, DENOISED};
 use crate::curves::{along, panel, step_panels, with_start};
 use crate::probe::ByTimestep;
 use crate::run::StepRecord;
-use crate::tshirt::evaluate::{CURVE, DENOISE_FROM, Evaluated, TIMESTEPS};
+use crate::tshirt::evaluate::{COPIES, Copies, Evaluated, TIMESTEPS};
 use crate::tshirt::job::{Along, Job, Retrained};
 
 /// Number of generated images shown.
@@ -26,14 +27,8 @@ pub fn save(
     let retrained = &job.retrained;
     generated(before)?.save(out.join("before.png"))?;
     generated(after)?.save(out.join("after.png"))?;
-    let tshirt = ImageGrid::new(job.examiner.tshirt.clone())?
-        .title("T-shirt")
-        .scale(3);
-    tshirt
-        .beside(copies("before", &before.denoised)?)
-        .beside(copies("after", &after.denoised)?)
-        .beside(copies("retrained", &retrained.denoised)?)
-        .save(out.join("denoised.png"))?;
+    let copies = [&before.denoised, &after.denoised, &retrained.denoised];
+    denoised(&job.examiner.tshirt, copies)?.save(out.join("denoised.png"))?;
     levels(job, before, after).save(out.join("levels.svg"))?;
     curves(before, records, retrained).save(out.join("curves.svg"))
 }
@@ -64,11 +59,20 @@ fn generated(model: &Evaluated) -> Result<ImageGrid> {
         .scale(2))
 }
 
-fn copies(title: &str, images: &Tensor<4>) -> Result<ImageGrid> {
-    Ok(ImageGrid::new(images.clone())?
-        .title(format!("{title}, from t = {DENOISE_FROM}"))
-        .columns(4)
-        .scale(3))
+/// The T-shirt, and its copies by the models before, after, and retrained, one column for each
+/// noise.
+fn denoised(tshirt: &Tensor<4>, [before, after, retrained]: [&Copies; 3]) -> Result<ImageGrid> {
+    let mut grid = ImageGrid::new(tshirt.clone())?.title("T-shirt").scale(3);
+    for (index, timestep) in DENOISED.into_iter().enumerate() {
+        let copies = [before, after, retrained].map(|copies| copies[index].clone());
+        let copies = ImageGrid::new(Tensor::cat(copies.to_vec(), 0))?
+            .title(format!("denoised from t = {timestep}"))
+            .row_captions(["before", "after", "retrained"])
+            .columns(COPIES)
+            .scale(3);
+        grid = grid.beside(copies);
+    }
+    Ok(grid)
 }
 
 fn curves(before: &Evaluated, records: &[StepRecord<Along>], retrained: &Retrained) -> Plot {

@@ -12,7 +12,9 @@ use siss::rand::seq::SliceRandom;
 
 use crate::probe::EVALUATION_SEED;
 use crate::progress::Progress;
+use crate::target::REFERENCES;
 use crate::unlearn::options::{Augment, Options};
+use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -20,6 +22,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const CONTROL_PART: usize = 10;
 const LEAST_CONTROL: usize = 8;
 const MOST_CONTROL: usize = 256;
+/// Retained images below which their answers are no guide to a model's.
+const LEAST_REFERENCES: usize = 32;
 /// Most numbers in the images of a run: 8 GiB of them.
 const MOST_VALUES: usize = 1 << 31;
 
@@ -49,8 +53,8 @@ pub struct Accounts {
 impl Data {
     /// Reads the images in the format of the model.
     ///
-    /// From the retained images, a control set and as many others as the steps use are taken at
-    /// random. With `--control` the control set comes from that folder. All images to forget must
+    /// From the retained images, a control set and as many others as the steps use, or answers are
+    /// predicted from, are taken at random. With `--control` the control set comes from that folder. All images to forget must
     /// be readable; they are removed from the other sets, by path and by content.
     pub fn load(options: &Options, model: &UNet2dConfig, progress: &dyn Progress) -> Result<Self> {
         let to_forget = ImageFiles::find(&options.forget)?;
@@ -85,8 +89,13 @@ impl Data {
             )
             .into());
         }
-        let used = options.steps.saturating_mul(options.batch).div_ceil(copies);
-        let used = used.max(options.batch).min(fit - needed);
+        let used = options.steps.saturating_mul(options.batch);
+        let used = match options.method {
+            Way::Counterfactual => used.max(REFERENCES),
+            Way::Method(_) | Way::SissToLevel => used,
+        };
+        let used = used.div_ceil(copies).max(options.batch);
+        let used = used.min(fit - needed);
         let total = needed + used.min(retain_found);
         let tell = |before: usize| {
             move |done| progress.phase(&format!("reading images: {} of {total}", before + done))
@@ -129,6 +138,10 @@ impl Data {
     fn check_numbers(&self, options: &Options) -> Result<()> {
         let retain = self.retain.len() - self.retain.mirrors();
         let (control, batch) = (self.control.len(), options.batch);
+        let least = match options.method {
+            Way::Counterfactual => LEAST_REFERENCES,
+            Way::Method(_) | Way::SissToLevel => 0,
+        };
         let problem = match &options.control {
             None if control < LEAST_CONTROL || retain < batch => {
                 let count = (self.retain_found / CONTROL_PART).clamp(LEAST_CONTROL, MOST_CONTROL);
@@ -158,6 +171,15 @@ impl Data {
                 format!(
                     "it holds {}, but at least {batch} are needed",
                     images(retain)
+                ),
+            )),
+            _ if retain < least => Some((
+                &options.retain,
+                &self.accounts.retain,
+                format!(
+                    "it holds {} to train on, but --method {} predicts answers from at least {least}; give more, or take --method siss",
+                    images(retain),
+                    options.method,
                 ),
             )),
             _ => None,

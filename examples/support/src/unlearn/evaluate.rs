@@ -8,6 +8,7 @@ use siss::report::{binomial_interval, percentile_rank, quantile};
 
 use crate::probe::{ByTimestep, Probe, distances, mean};
 use crate::progress::Progress;
+use crate::unlearn::predicted::{Figures, Predicted};
 
 /// Fewest rows over which the loss of the forgotten images is averaged: few images are measured
 /// with many noises.
@@ -187,6 +188,11 @@ impl Examiner {
             denoised,
             each,
         })
+    }
+
+    /// The figures of a prediction at the timesteps, and of the images, that are measured.
+    pub fn of(&self, predicted: &Predicted) -> Result<Figures> {
+        predicted.figures(self.timesteps, MOST_MEASURED)
     }
 
     /// Passes the first `count` generated images to `save`, a few at a time with the number of the

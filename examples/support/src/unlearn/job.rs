@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
+use siss::answer::{Answer, Surrogate};
 use siss::burn::module::Module;
 use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
@@ -16,20 +17,22 @@ use siss::models::{ModelFolder, UNet2d, save_pipeline};
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
-use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, SissTrainer, Steering};
+use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, SissTrainer};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
 use crate::progress::Progress;
 use crate::resume::open_results;
 use crate::run::{LOG, Plan, Run};
-use crate::target::{Target, predict};
+use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
 use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
 use crate::unlearn::options::{Options, Settings};
 use crate::unlearn::pictures;
+use crate::unlearn::predicted::{self, Predicted};
 use crate::unlearn::resources::{self, Forecast};
+use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -57,6 +60,8 @@ const SMALL_PIXELS: usize = 64 * 64;
 pub struct Summary {
     pub before: Evaluation,
     pub after: Evaluation,
+    /// What a retrained model is predicted to do, if that is the target.
+    pub predicted: Option<predicted::Figures>,
     /// The criterion for near samples, and its result for the control images.
     pub near: Near,
     pub images: Vec<ForgottenImage>,
@@ -103,6 +108,8 @@ pub struct ForgottenImage {
     pub mirrored: bool,
     pub before: ImageLoss,
     pub after: ImageLoss,
+    /// The loss at which forgetting stops, if that is predicted.
+    pub predicted: Option<f64>,
 }
 
 /// The options, and the settings that follow from them.
@@ -172,35 +179,35 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let asked = (&options, &settings);
     let scheduler = &model.scheduler;
     let is_trained = checks::model(&unet, scheduler, &data, &pairs, &control, asked, progress)?;
-    let levels = match options.target {
+    let points = [pairs.retain(), &control, &forget];
+    let predicted = match options.target {
         Target::Retrained => {
-            let retained = pairs.retain();
-            Some(predict(
-                &unet,
-                &model.scheduler,
-                retained,
-                &control,
-                &forget,
-                progress,
-            )?)
+            let way = options.method;
+            Some(Predicted::new(way, &unet, scheduler, points, progress)?)
         }
         Target::None => None,
     };
-    let trainer = trainer(
-        unet.clone(),
-        pairs.retain().clone(),
-        levels.clone(),
-        &model.scheduler,
-        &options,
-        &settings,
-    )?;
     let examiner = Examiner::new(
-        Probe::new(&model.scheduler, chunks(&options, &settings, model.format))?,
+        Probe::new(scheduler, chunks(&options, &settings, model.format))?,
         forget,
         control,
         settings.samples,
-        model.scheduler.num_timesteps,
+        scheduler.num_timesteps,
         model.format.range,
+    )?;
+    let figures = predicted.as_ref().map(|predicted| examiner.of(predicted));
+    let figures = figures.transpose()?;
+    let (levels, answer) = match predicted {
+        Some(Predicted { levels, answer }) => (Some(levels), answer),
+        None => (None, None),
+    };
+    let retained = pairs.retain().clone();
+    let trainer = trainer(
+        unet.clone(),
+        retained,
+        (levels, answer),
+        scheduler,
+        (&options, &settings),
     )?;
 
     let plan = Plan {
@@ -254,7 +261,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
             distance: examiner.near_distance(),
             controls: examiner.near_controls(),
         },
-        images: forgotten_images(&data, &before, &after),
+        images: forgotten_images(&data, &before, &after, figures.as_ref()),
+        predicted: figures,
         before: before.figures,
         after: after.figures,
         rows_per_sample: unlearned.rows_per_sample(),
@@ -304,11 +312,14 @@ fn save_model(
     results: &ResultFolder,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let target = match options.target {
-        Target::Retrained => {
+    let target = match (options.target, options.method) {
+        (Target::Retrained, Way::Counterfactual) => {
+            ", to the answers that a model retrained without them is predicted to give"
+        }
+        (Target::Retrained, _) => {
             ", to the loss that a model retrained without them is predicted to have"
         }
-        Target::None => "",
+        (Target::None, _) => "",
     };
     let note = format!(
         "by the example `unlearn` with the method `{}`{target}; {} steps of {}, learning rate {:e} falling to 0, seed {}.",
@@ -344,9 +355,13 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
         samples: 1,
         micro_batch: 1,
     };
-    let retained = Tensor::<2>::ones([1, 1], device);
-    let scheduler = SchedulerConfig::default();
-    match trainer(model, retained, levels, &scheduler, options, &settings) {
+    let point = Tensor::<2>::ones([1, 1], device);
+    let answer = match options.target {
+        Target::Retrained => Some(Surrogate::new(point.clone())?),
+        Target::None => None,
+    };
+    let (predicted, asked) = ((levels, answer), (options, &settings));
+    match trainer(model, point, predicted, &SchedulerConfig::default(), asked) {
         Ok(_) => Ok(()),
         Err(error) => {
             let target = match options.target {
@@ -366,24 +381,21 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
     }
 }
 
-fn trainer<M: Denoiser<D>, const D: usize>(
+/// A trainer, with what is predicted of a retrained model: losses and answers.
+fn trainer<M: Denoiser<D, Condition = ()>, const D: usize>(
     model: M,
     retained: Tensor<D>,
-    levels: Option<Levels>,
+    (levels, answer): (Option<Levels>, Option<impl Answer<D> + 'static>),
     scheduler: &SchedulerConfig,
-    options: &Options,
-    settings: &Settings,
+    (options, settings): (&Options, &Settings),
 ) -> Result<SissTrainer<M, D>> {
     let falling = LinearLrSchedulerConfig::new(settings.learning_rate, 0.0, options.steps);
     let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
-        .method(options.method)
         .retained_points(retained)
         .learning_rate(falling.init()?)
         .micro_batch_size(settings.micro_batch)
         .seed(options.seed);
-    if let Some(levels) = levels {
-        builder = builder.steering(Steering::new(levels));
-    }
+    builder = options.method.set(builder, levels, answer)?;
     if let Some(clipper) = options.clipper {
         builder = builder.clipper(clipper.build()?);
     }
@@ -399,16 +411,25 @@ fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
     }
 }
 
-fn forgotten_images(data: &Data, before: &Evaluated, after: &Evaluated) -> Vec<ForgottenImage> {
+fn forgotten_images(
+    data: &Data,
+    before: &Evaluated,
+    after: &Evaluated,
+    predicted: Option<&predicted::Figures>,
+) -> Vec<ForgottenImage> {
     let measured = before.each.iter().zip(&after.each);
     let forget = &data.forget;
     let images = forget.files().iter().zip(forget.mirrored()).zip(measured);
     images
-        .map(|((file, &mirrored), (&before, &after))| ForgottenImage {
-            file: file.clone(),
-            mirrored,
-            before,
-            after,
-        })
+        .enumerate()
+        .map(
+            |(id, ((file, &mirrored), (&before, &after)))| ForgottenImage {
+                file: file.clone(),
+                mirrored,
+                before,
+                after,
+                predicted: predicted.and_then(|predicted| predicted.each.get(id).copied()),
+            },
+        )
         .collect()
 }

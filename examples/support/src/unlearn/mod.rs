@@ -6,4 +6,5 @@ pub mod evaluate;
 pub mod job;
 pub mod options;
 pub mod pictures;
+pub mod predicted;
 pub mod resources;

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use siss::Method;
 use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
 use siss::images::{Format, Transparency};
@@ -12,7 +11,8 @@ use siss::images::{Format, Transparency};
 use crate::files::{as_optional_text, as_text};
 use crate::options::{at_least_one, clipper, learning_rate};
 use crate::resume::Checkpointing;
-use crate::target::{Target, parse_method};
+use crate::target::Target;
+use crate::way::{Way, parse_way};
 
 /// Makes an unconditional diffusion model forget images and keep generating everything else.
 ///
@@ -65,11 +65,13 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub out: PathBuf,
 
-    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track.
-    #[arg(long, default_value_t, value_parser = parse_method)]
-    pub method: Method,
+    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or
+    /// counterfactual, which teaches the answers that a model retrained without the images is
+    /// predicted to give.
+    #[arg(long, default_value_t, value_parser = parse_way)]
+    pub method: Way,
 
-    /// Where forgetting stops: at the predicted loss of a model retrained without the images, or
+    /// Where forgetting stops: where a model retrained without the images is predicted to be, or
     /// nowhere.
     #[arg(long, value_enum, default_value_t)]
     pub target: Target,

@@ -4,12 +4,14 @@ use std::fs;
 
 use siss::backend::DeviceSpec;
 use siss::files::path_text;
-use siss::images::Account;
+use siss::images::{Account, Images};
 
-use crate::target::Target;
+use crate::progress::duration;
+use crate::target::{REFERENCES, Target};
 use crate::unlearn::data::Data;
 use crate::unlearn::job::Model;
 use crate::unlearn::options::{Options, Settings};
+use crate::way::Way;
 
 /// Numbers per parameter: the weight, the two moments of AdamW and the gradients of the two sides.
 const NUMBERS_A_PARAMETER: usize = 5;
@@ -62,7 +64,6 @@ pub fn announcement(
         },
     ));
     lines.extend(files.control.iter().flat_map(said));
-    let read = forget + trained + data.control.len();
     if forget > pairs {
         lines.push(format!(
             "         {} of {} {} only {pairs} of the images to forget: take more steps",
@@ -82,9 +83,10 @@ pub fn announcement(
     lines.push(format!(
         "run      {}{}, {} steps of {}, {} at a time, learning rate {:e} falling to 0{origin}, seed {}",
         options.method,
-        match options.target {
-            Target::Retrained => ", to the level of a retrained model",
-            Target::None => "",
+        match (options.method, options.target) {
+            (Way::Counterfactual, _) => ", to the answers of a retrained model",
+            (_, Target::Retrained) => ", to the level of a retrained model",
+            (_, Target::None) => "",
         },
         options.steps,
         options.batch,
@@ -92,14 +94,33 @@ pub fn announcement(
         settings.learning_rate,
         options.seed,
     ));
-    let parameters = model.parameters * NUMBERS_A_PARAMETER * BYTES_A_NUMBER;
-    let values = read * format.values() * BYTES_A_NUMBER;
-    lines.push(format!(
-        "memory   {} for weights, two moments and two gradients; {} for the images; activations come on top",
-        bytes(parameters as u64),
-        bytes(values as u64),
-    ));
+    lines.push(memory(options, model, data));
     lines
+}
+
+/// What is kept during the run. Answers take the model before it, and retained images on the host.
+fn memory(options: &Options, model: &Model, data: &Data) -> String {
+    let images = |count: usize| (count * model.format.values() * BYTES_A_NUMBER) as u64;
+    let weights = |copies: usize| (model.parameters * copies * BYTES_A_NUMBER) as u64;
+    let kept = [&data.forget, &data.retain, &data.control];
+    let kept = images(kept.into_iter().map(Images::len).sum());
+    let (what, copies, explaining) = match options.method {
+        Way::Counterfactual => {
+            let used = images(data.retain.len().min(REFERENCES));
+            let explaining = format!("; {} for those that answers are made up of", bytes(used));
+            (
+                "weights before and now",
+                NUMBERS_A_PARAMETER + 1,
+                explaining,
+            )
+        }
+        Way::Method(_) | Way::SissToLevel => ("weights", NUMBERS_A_PARAMETER, String::new()),
+    };
+    format!(
+        "memory   {} for {what}, two moments and two gradients; {} for the images{explaining}; activations come on top",
+        bytes(weights(copies)),
+        bytes(kept),
+    )
 }
 
 /// The account of a folder's files, as lines below the folder's line.
@@ -171,15 +192,6 @@ pub fn bytes(bytes: u64) -> String {
     match bytes as f64 {
         small if small < 1e9 => format!("{:.0} MB", small / 1e6),
         large => format!("{:.1} GB", large / 1e9),
-    }
-}
-
-/// A duration in a suitable unit, as text.
-pub fn duration(seconds: f64) -> String {
-    match seconds {
-        _ if seconds < 90.0 => format!("{seconds:.0} s"),
-        _ if seconds < 5400.0 => format!("{:.0} min", seconds / 60.0),
-        _ => format!("{:.1} h", seconds / 3600.0),
     }
 }
 

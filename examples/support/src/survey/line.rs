@@ -1,0 +1,233 @@
+//! What is run, and the line that a finished run is.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use siss::backend::DeviceSpec;
+use siss::clipper::ClipperSpec;
+
+use crate::cases::Case;
+use crate::lines::rounded;
+
+use super::contender::Contender;
+
+/// The model that is measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Subject {
+    /// The one that memorised.
+    Before,
+    /// A second retrained one: the floor of every distance.
+    Retrained,
+    /// The one that memorised, after unlearning.
+    Unlearned {
+        contender: Contender,
+        steps: usize,
+        seed: u64,
+    },
+}
+
+/// All that a run depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    pub case: Case,
+    pub points: usize,
+    pub subject: Subject,
+    pub clipper: Option<ClipperSpec>,
+    pub batch: usize,
+    pub samples: usize,
+}
+
+/// The names of the models that were not unlearned, among the methods.
+pub const BEFORE: &str = "before";
+pub const RETRAINED: &str = "retrained again";
+
+impl Setting {
+    /// The model's name among the methods.
+    pub fn method(&self) -> String {
+        match self.subject {
+            Subject::Before => BEFORE.into(),
+            Subject::Retrained => RETRAINED.into(),
+            Subject::Unlearned { contender, .. } => contender.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (case, points) = (self.case.name(), self.points);
+        write!(formatter, "{case}, points {points}, {}", self.method())?;
+        match self.subject {
+            Subject::Unlearned { steps, seed, .. } => {
+                write!(formatter, ", steps {steps}, seed {seed}")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A finished run: one line of the file. The models that were not unlearned are lines of 0 steps.
+///
+/// Distances are those to the retrained model at the forgotten points, means over these.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    pub case: String,
+    /// Forgotten points.
+    pub points: usize,
+    pub method: String,
+    /// Empty for the method's own.
+    pub clipper: String,
+    pub steps: usize,
+    pub seed: u64,
+    pub batch: usize,
+    /// Mean of the answer distance over t = 100, 250, 400 and 600.
+    pub answer: f64,
+    pub answer_50: f64,
+    pub answer_100: f64,
+    pub answer_250: f64,
+    pub answer_400: f64,
+    pub answer_600: f64,
+    pub cosine_50: f64,
+    pub cosine_100: f64,
+    pub cosine_250: f64,
+    pub cosine_400: f64,
+    pub cosine_600: f64,
+    /// L2 between denoised copies, by where they are denoised from, pixels in `[0, 1]`.
+    pub denoised_250: f64,
+    pub denoised_400: f64,
+    pub neighbourhood: f64,
+    pub loss: f64,
+    /// Loss of points that no model has seen, in per cent above that before the run.
+    pub heldout_100: f64,
+    pub heldout_250: f64,
+    pub heldout_400: f64,
+    /// Generated images, and copies of forgotten points among them.
+    pub samples: usize,
+    pub copies: usize,
+    /// Duration of the steps alone.
+    pub seconds: f64,
+    pub rows_per_sample: f64,
+    /// Findings of the diagnosis.
+    pub findings: usize,
+    pub device: String,
+}
+
+/// How a model compares with the retrained one, and what its unlearning took.
+#[derive(Debug, Clone, Default)]
+pub struct Measured {
+    /// Mean of the answer distance.
+    pub answer: f64,
+    /// At t = 50, 100, 250, 400 and 600.
+    pub answers: [f64; 5],
+    pub cosines: [f64; 5],
+    pub denoised: [f64; 2],
+    pub neighbourhood: f64,
+    pub loss: f64,
+    /// In per cent above the loss before the run.
+    pub heldout: [f64; 3],
+    pub copies: usize,
+    pub took: Took,
+}
+
+/// What the steps of a run took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Took {
+    pub seconds: f64,
+    pub rows_per_sample: f64,
+    pub findings: usize,
+}
+
+impl Line {
+    /// The line of a setting whose model was measured.
+    pub fn of(setting: &Setting, device: DeviceSpec, measured: &Measured) -> Self {
+        let (steps, seed, batch) = match setting.subject {
+            Subject::Before | Subject::Retrained => (0, 0, 0),
+            Subject::Unlearned { steps, seed, .. } => (steps, seed, setting.batch),
+        };
+        let clipper = setting.clipper.filter(|_| steps > 0);
+        let Measured { took, .. } = measured;
+        let [answer_50, answer_100, answer_250, answer_400, answer_600] =
+            measured.answers.map(rounded);
+        let [cosine_50, cosine_100, cosine_250, cosine_400, cosine_600] =
+            measured.cosines.map(rounded);
+        let [denoised_250, denoised_400] = measured.denoised.map(rounded);
+        let [heldout_100, heldout_250, heldout_400] = measured.heldout.map(rounded);
+        Self {
+            case: setting.case.name().into(),
+            points: setting.points,
+            method: setting.method(),
+            clipper: name_of(clipper),
+            steps,
+            seed,
+            batch,
+            answer: rounded(measured.answer),
+            answer_50,
+            answer_100,
+            answer_250,
+            answer_400,
+            answer_600,
+            cosine_50,
+            cosine_100,
+            cosine_250,
+            cosine_400,
+            cosine_600,
+            denoised_250,
+            denoised_400,
+            neighbourhood: rounded(measured.neighbourhood),
+            loss: rounded(measured.loss),
+            heldout_100,
+            heldout_250,
+            heldout_400,
+            samples: setting.samples,
+            copies: measured.copies,
+            seconds: rounded(took.seconds),
+            rows_per_sample: rounded(took.rows_per_sample),
+            findings: took.findings,
+            device: device.to_string(),
+        }
+    }
+
+    /// Whether it is a run of this setting. A model that was not unlearned has neither a clipper
+    /// nor a batch.
+    pub fn is_of(&self, setting: &Setting) -> bool {
+        let (case, points, samples) = (self.case.as_str(), self.points, self.samples);
+        let is_same_model = self.method == setting.method()
+            && (case, points, samples) == (setting.case.name(), setting.points, setting.samples);
+        is_same_model
+            && match setting.subject {
+                Subject::Before | Subject::Retrained => true,
+                Subject::Unlearned { steps, seed, .. } => {
+                    (self.steps, self.seed, self.batch) == (steps, seed, setting.batch)
+                        && self.clipper == name_of(setting.clipper)
+                }
+            }
+    }
+
+    /// Whether it is a run of unlearning.
+    pub fn is_unlearned(&self) -> bool {
+        ![BEFORE, RETRAINED].contains(&self.method.as_str())
+    }
+
+    /// A line for the screen.
+    pub fn summary(&self) -> String {
+        let Line {
+            case,
+            points,
+            method,
+            steps,
+            seed,
+            answer,
+            heldout_400,
+            copies,
+            ..
+        } = self;
+        format!(
+            "{case}, points {points}, {method}, steps {steps}, seed {seed}: answer distance {answer}, \
+             held-out loss {heldout_400:+} %, {copies} copies"
+        )
+    }
+}
+
+/// The text of a clipper; none for the method's own.
+fn name_of(clipper: Option<ClipperSpec>) -> String {
+    clipper.map_or(String::new(), |clipper| clipper.to_string())
+}

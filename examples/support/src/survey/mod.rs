@@ -1,0 +1,179 @@
+//! The job of `closeness`: how close the models that methods leave come to a retrained one, over
+//! numbers of steps, seeds and numbers of forgotten points.
+
+mod contender;
+mod line;
+mod options;
+mod plot;
+mod table;
+mod trial;
+
+use std::error::Error;
+
+use crate::progress::Progress;
+use crate::{files, lines};
+
+use line::{Line, Setting};
+use trial::Trial;
+
+pub use options::Options;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// One line for each finished run.
+pub const RUNS: &str = "runs.csv";
+pub const TABLE: &str = "table.md";
+pub const PLOT: &str = "plot.svg";
+
+/// Runs what the file of runs lacks, writes table and plot of all its runs, and returns the table.
+pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
+    options.check()?;
+    let mut runs = lines::read(&options.out.join(RUNS))?;
+    let failed = run_missing(options, &mut runs, progress)?;
+    let table = table::table(&runs);
+    files::write(&options.out.join(TABLE), &table)?;
+    plot::plot(&runs).save(options.out.join(PLOT))?;
+    match failed {
+        0 => Ok(table),
+        failed => Err(format!("{failed} runs failed; their messages are above").into()),
+    }
+}
+
+/// Runs what is missing, adds each run to the file at once, and returns how many failed.
+fn run_missing(options: &Options, runs: &mut Vec<Line>, progress: &dyn Progress) -> Result<usize> {
+    let data = options
+        .case
+        .load(&options.assets, &options.device.device()?)?;
+    let requests = options.points(data.forget.dims()[0]).into_iter();
+    // A number of points that is refused is refused before hours of runs with others.
+    let requests = requests
+        .map(|points| Ok((points, data.forgetting(points, options.case.copies())?)))
+        .collect::<Result<Vec<_>>>()?;
+    let (mut trial, mut failed) = (None, 0);
+    for (points, request) in requests {
+        let missing = missing(options, points, runs);
+        if missing.is_empty() {
+            continue;
+        }
+        let trial = match &trial {
+            Some(trial) => trial,
+            None => &*trial.insert(Trial::load(options, &data, progress)?),
+        };
+        let mut request = trial.request(request);
+        for setting in missing {
+            progress.phase(&setting.to_string());
+            match request.run(&setting, progress) {
+                Ok(run) => {
+                    lines::append(&options.out.join(RUNS), &run)?;
+                    progress.say(&run.summary());
+                    runs.push(run);
+                }
+                Err(error) => {
+                    progress.say(&format!("error: {setting}: {error}"));
+                    failed += 1;
+                }
+            }
+        }
+    }
+    Ok(failed)
+}
+
+/// The settings of the command line that no run has.
+fn missing(options: &Options, points: usize, runs: &[Line]) -> Vec<Setting> {
+    let settings = options.settings(points).into_iter();
+    let is_missing = |setting: &Setting| !runs.iter().any(|run| run.is_of(setting));
+    settings.filter(is_missing).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use siss::backend::DeviceSpec;
+    use siss::clipper::ClipperSpec;
+
+    use super::line::Measured;
+    use super::*;
+
+    fn options(words: &str) -> Options {
+        let words = ["closeness"].into_iter().chain(words.split_whitespace());
+        Options::try_parse_from(words).unwrap()
+    }
+
+    /// The run of a setting, as it is read back from a file.
+    fn finished(setting: &Setting) -> Line {
+        let run = Line::of(setting, DeviceSpec::Flex, &Measured::default());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(RUNS);
+        lines::append(&path, &run).unwrap();
+        let [read] = lines::read(&path).unwrap().try_into().unwrap();
+        assert_eq!(read, run);
+        read
+    }
+
+    #[test]
+    fn only_what_the_file_lacks_is_run() {
+        let words = "--methods siss,siss-to-level,counterfactual --steps 5,10 --seeds 0,1";
+        let options = options(words);
+        let mut runs = Vec::new();
+        let all = missing(&options, 1, &runs);
+        assert_eq!(all.len(), 2 + 3 * 2 * 2);
+        for (done, setting) in all.iter().enumerate() {
+            assert_eq!(missing(&options, 1, &runs).len(), all.len() - done);
+            runs.push(finished(setting));
+        }
+        assert!(missing(&options, 1, &runs).is_empty());
+        // Other points are other runs, the models that were not unlearned among them.
+        assert_eq!(missing(&options, 4, &runs).len(), all.len());
+        for (other, count) in [
+            ("--methods siss --steps 5 --seeds 0", 0),
+            ("--methods siss-no-is --steps 5 --seeds 0", 1),
+            ("--methods siss --steps 6 --seeds 0", 1),
+            ("--methods siss --steps 5 --seeds 2", 1),
+            ("--methods siss --steps 5 --seeds 0 --batch 8", 1),
+            (
+                "--methods siss --steps 5 --seeds 0 --clipper fraction:0.5:1",
+                1,
+            ),
+            ("--methods siss --steps 5 --seeds 0 --samples 8", 3),
+            ("--methods siss --steps 5 --seeds 0 --case digits", 3),
+        ] {
+            let options = self::options(other);
+            assert_eq!(missing(&options, 1, &runs).len(), count, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_clipper_is_part_of_a_run() {
+        let options = options("--methods siss --steps 5 --seeds 0 --clipper fraction:0.5:1");
+        let settings = missing(&options, 1, &[]);
+        let run = finished(&settings[2]);
+        assert_eq!(
+            run.clipper.parse::<ClipperSpec>().unwrap(),
+            options.clipper.unwrap()
+        );
+        assert!(run.is_of(&settings[2]));
+        // The models before and retrained have none.
+        assert_eq!(finished(&settings[0]).clipper, "");
+        assert!(finished(&settings[0]).is_of(&settings[0]));
+    }
+
+    #[test]
+    fn bad_options_are_refused() {
+        for words in [
+            "--methods siss,ascent",
+            "--methods counterfactual-to-level",
+            "--case cats",
+        ] {
+            let words = ["closeness"].into_iter().chain(words.split_whitespace());
+            assert!(Options::try_parse_from(words).is_err());
+        }
+        for (words, name) in [
+            ("--steps 10,0", "--steps"),
+            ("--batch 0", "--batch"),
+            ("--clipper fraction:-1", "--clipper"),
+        ] {
+            let error = options(words).check().unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

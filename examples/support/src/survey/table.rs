@@ -1,0 +1,113 @@
+//! The runs as a table of a Markdown page.
+
+use crate::probe::mean;
+
+use super::line::Line;
+
+/// What runs have in common that differ only in their seed.
+type Key<'a> = (&'a str, usize, &'a str, &'a str, usize, usize, usize);
+
+fn key(run: &Line) -> Key<'_> {
+    let (case, method, clipper) = (run.case.as_str(), run.method.as_str(), run.clipper.as_str());
+    (
+        case,
+        run.points,
+        method,
+        clipper,
+        run.steps,
+        run.batch,
+        run.samples,
+    )
+}
+
+/// A row for each method, clipper and number of steps: means over the seeds, and least and most
+/// where there are several.
+pub fn table(runs: &[Line]) -> String {
+    let mut keys: Vec<Key<'_>> = Vec::new();
+    for run in runs {
+        if !keys.contains(&key(run)) {
+            keys.push(key(run));
+        }
+    }
+    keys.sort_by_key(|&(case, points, method, clipper, steps, ..)| {
+        let is_unlearned = steps > 0;
+        (case, points, is_unlearned, method, clipper, steps)
+    });
+    let mut table = String::from(
+        "| case | points | method | steps | seeds | answer distance | at t = 100, 250, 400 | cosine | \
+         denoised from 250, 400 | neighbourhood | loss distance | held-out loss, % | copies | of | \
+         rows per sample | seconds |\n",
+    );
+    table += &format!("|{}\n", "---|".repeat(16));
+    for of_group in keys {
+        let group: Vec<&Line> = runs.iter().filter(|run| key(run) == of_group).collect();
+        table += &row(&group);
+    }
+    table
+}
+
+/// A value of a run.
+type Value = fn(&Line) -> f64;
+
+fn row(group: &[&Line]) -> String {
+    let values = |value: Value| group.iter().map(|run| value(run)).collect::<Vec<f64>>();
+    let means = |of: &[Value], decimals: usize| {
+        let means = of.iter().map(|&value| mean(&values(value)));
+        let texts: Vec<String> = means.map(|mean| format!("{mean:.decimals$}")).collect();
+        texts.join(", ")
+    };
+    let spread = |value: Value| {
+        let values = values(value);
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        match values.len() {
+            1 => format!("{least:.3}"),
+            _ => format!("{:.3} ({least:.3}–{most:.3})", mean(&values)),
+        }
+    };
+    let changes = [
+        |run: &Line| run.heldout_100,
+        |run: &Line| run.heldout_250,
+        |run: &Line| run.heldout_400,
+    ];
+    let changes = changes.map(|value: Value| format!("{:+.1}", mean(&values(value))));
+    let copies: Vec<String> = group.iter().map(|run| run.copies.to_string()).collect();
+    let first = group[0];
+    let title = match first.clipper.as_str() {
+        "" => first.method.clone(),
+        clipper => format!("{}, {clipper}", first.method),
+    };
+    let cells = [
+        first.case.clone(),
+        first.points.to_string(),
+        title,
+        first.steps.to_string(),
+        group.len().to_string(),
+        spread(|run| run.answer),
+        means(
+            &[
+                |run| run.answer_100,
+                |run| run.answer_250,
+                |run| run.answer_400,
+            ],
+            2,
+        ),
+        means(
+            &[
+                |run| run.cosine_100,
+                |run| run.cosine_250,
+                |run| run.cosine_400,
+            ],
+            2,
+        ),
+        means(&[|run| run.denoised_250, |run| run.denoised_400], 2),
+        means(&[|run| run.neighbourhood], 3),
+        spread(|run| run.loss),
+        changes.join(", "),
+        copies.join(", "),
+        first.samples.to_string(),
+        means(&[|run| run.rows_per_sample], 2),
+        means(&[|run| run.seconds], 0),
+    ];
+    format!("| {} |\n", cells.join(" | "))
+}

@@ -1,0 +1,41 @@
+//! The models of a case: the one that memorised, and two that never saw what it memorised.
+
+use std::path::Path;
+
+use siss::Result;
+use siss::burn::tensor::Device;
+use siss::models::{ModelFolder, UNet2d};
+use siss::process::SchedulerConfig;
+
+use crate::cases::Case;
+
+/// The models of a case and their scheduler.
+#[derive(Debug)]
+pub struct Trained {
+    pub config: SchedulerConfig,
+    /// The model that memorised.
+    pub model: UNet2d,
+    /// What unlearning should arrive at.
+    pub retrained: UNet2d,
+    /// The same trained with another seed: how far two such models are apart is the floor of every
+    /// distance.
+    pub again: UNet2d,
+}
+
+impl Trained {
+    /// Loads the models from the folder of the examples' files.
+    ///
+    /// # Errors
+    /// Those of [`ModelFolder::find`], [`SchedulerConfig::from_file`] and [`UNet2d::load`].
+    pub fn load(case: Case, assets: &Path, device: &Device) -> Result<Self> {
+        let folder = ModelFolder::find(case.model(assets))?;
+        let load = |path: &Path| UNet2d::load(ModelFolder::find(path)?.network(), device);
+        let [retrained, again] = case.retrained(assets);
+        Ok(Self {
+            config: SchedulerConfig::from_file(folder.scheduler_file())?,
+            model: UNet2d::load(folder.network(), device)?,
+            retrained: load(&retrained)?,
+            again: load(&again)?,
+        })
+    }
+}
