@@ -106,8 +106,8 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
     UNet2d::load(folder.path().join("model"), &device).unwrap();
 }
 
-/// Two retrained models are closer to each other, by every measure, than either is to the model that
-/// memorised the T-shirt.
+/// By every measure the second retrained model is closer to the first than the model that memorised
+/// the T-shirt is.
 fn assert_floor(closeness: &ToRetrained) {
     let figures = |of: &Closeness| {
         [
