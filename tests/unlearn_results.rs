@@ -231,6 +231,12 @@ fn a_killed_run_is_gone_on_with() {
 fn a_killed_run_is_gone_on_with_towards_the_same_answers() {
     let place = workplace_of(48);
     let place = place.path();
+    // Unlike the retained ones, so that their losses are predicted to be above the model's.
+    for (name, value) in [("100", 0), ("101", 255)] {
+        let file = place.join(format!("forget/{name}.png"));
+        let plain = RgbImage::from_pixel(SIDE, SIDE, Rgb([value; 3]));
+        plain.save(file).unwrap();
+    }
     go_on_with_a_killed_run("counterfactual", place);
 
     let out = place.join("fewer");
@@ -246,10 +252,11 @@ fn a_killed_run_is_gone_on_with_towards_the_same_answers() {
     options(&["--resume", "--micro-batch", "1"]).unwrap();
     let answers = summary.predicted.unwrap().answers.unwrap();
     assert_eq!(answers.retained, 40);
-    // The frozen model is the model: it learns something else than it answers.
+    // The model is still that of the start, so where it answers otherwise, it is taught.
     let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    let first: StepReport = serde_json::from_str(log.lines().next().unwrap()).unwrap();
-    assert!(first.forget.unwrap().mean_squared_error > 1e-3);
+    let steps = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    let mut steps = steps.map(|step: StepReport| step.forget.unwrap().mean_squared_error);
+    assert!(steps.any(|error| error > 1e-3), "{log}");
 }
 
 fn go_on_with_a_killed_run(method: &str, place: &Path) {

@@ -22,7 +22,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const CONTROL_PART: usize = 10;
 const LEAST_CONTROL: usize = 8;
 const MOST_CONTROL: usize = 256;
-/// Retained images below which their answers are no guide to a model's.
+/// Fewest retained images that answers are predicted from: 32 digits explain a third of the errors
+/// of the bundled model, a thousand two thirds.
 const LEAST_REFERENCES: usize = 32;
 /// Most numbers in the images of a run: 8 GiB of them.
 const MOST_VALUES: usize = 1 << 31;

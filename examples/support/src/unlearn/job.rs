@@ -255,7 +255,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
         progress,
     )?;
     let (folder, records) = (results.path(), &unlearned.records);
-    pictures::save(&folder, &before, &after, &examiner, records, &start)?;
+    let (curves, predicted) = ((&records[..], &start), figures.as_ref());
+    pictures::save(&folder, &before, &after, &examiner, curves, predicted)?;
     let summary = Summary {
         near: Near {
             distance: examiner.near_distance(),

@@ -10,6 +10,7 @@ use crate::curves::{along, panel, step_panels, with_start};
 use crate::probe::ByTimestep;
 use crate::run::StepRecord;
 use crate::unlearn::evaluate::{Along, Evaluated, Examiner};
+use crate::unlearn::predicted::Figures;
 
 /// Most generated images shown.
 const SHOWN: usize = 128;
@@ -24,13 +25,13 @@ pub fn save(
     before: &Evaluated,
     after: &Evaluated,
     examiner: &Examiner,
-    records: &[StepRecord<Along>],
-    start: &Along,
+    (records, start): (&[StepRecord<Along>], &Along),
+    predicted: Option<&Figures>,
 ) -> Result<()> {
     generated(before)?.save(out.join("before.png"))?;
     generated(after)?.save(out.join("after.png"))?;
     denoised(before, after, examiner)?.save(out.join("denoised.png"))?;
-    curves(examiner, records, start).save(out.join("curves.svg"))
+    curves(examiner, records, start, predicted).save(out.join("curves.svg"))
 }
 
 /// Writes images as single files named by their numbers, with as many digits as the last of `of`
@@ -76,7 +77,12 @@ fn grid(images: &Tensor<4>, range: std::ops::Range<usize>) -> Result<ImageGrid> 
     Ok(ImageGrid::new(images.clone().narrow(0, range.start, count))?.scale(scale))
 }
 
-fn curves(examiner: &Examiner, records: &[StepRecord<Along>], start: &Along) -> Plot {
+fn curves(
+    examiner: &Examiner,
+    records: &[StepRecord<Along>],
+    start: &Along,
+    predicted: Option<&Figures>,
+) -> Plot {
     let losses = |title: &str, side: &dyn Fn(&Along) -> &ByTimestep| {
         let losses = panel(title, "squared error an element").log_y();
         examiner.timesteps.iter().fold(losses, |panel, timestep| {
@@ -94,6 +100,10 @@ fn curves(examiner: &Examiner, records: &[StepRecord<Along>], start: &Along) -> 
         let key = timestep.to_string();
         let name = format!("control before, t = {timestep}");
         forget = forget.reference(name, start.control_loss[&key]);
+        if let Some(predicted) = predicted {
+            let name = format!("predicted, t = {timestep}");
+            forget = forget.reference(name, predicted.forget_loss[&key]);
+        }
     }
     let control = losses("Loss of the control images", &|along| &along.control_loss);
     step_panels(records)

@@ -15,7 +15,7 @@ use crate::target::{predict_answers, predict_losses};
 use crate::way::Way;
 
 /// Below this share of the power of the model's errors, the answers say little of it.
-const LITTLE: f64 = 0.3;
+const LITTLE: f64 = 0.4;
 
 /// The prediction.
 pub struct Predicted {
