@@ -90,13 +90,18 @@ impl Case {
     }
 
     /// The folders of two models that never saw what the other memorised, trained with different
-    /// seeds. The ten digits are not among the digits that the T-shirt's twins were trained on, so
-    /// these are their twins too.
+    /// seeds; the first is what unlearning should arrive at. The ten digits are not among the digits
+    /// that the T-shirt's twins were trained on, so these are their twins too. The model that
+    /// memorised the digits was trained on from one of them, which is therefore the second.
     pub fn retrained(self, assets: &Path) -> [PathBuf; 2] {
-        let of = match self {
+        let folder = match self {
             Case::Tshirt | Case::Digits => Case::Tshirt.model(assets),
             Case::Faces => self.model(assets),
         };
-        ["retrained", "retrained2"].map(|name| of.join(name))
+        let names = match self {
+            Case::Digits => ["retrained2", "retrained"],
+            _ => ["retrained", "retrained2"],
+        };
+        names.map(|name| folder.join(name))
     }
 }

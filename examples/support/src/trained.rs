@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use siss::Result;
 use siss::burn::tensor::Device;
+use siss::files::path_text;
 use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
+use siss::{Error, Result};
 
 use crate::cases::Case;
 
@@ -26,9 +27,18 @@ impl Trained {
     /// Loads the models from the folder of the examples' files.
     ///
     /// # Errors
-    /// Those of [`ModelFolder::find`], [`SchedulerConfig::from_file`] and [`UNet2d::load`].
+    /// [`Error::InvalidSetting`] if the models are not there; those of [`ModelFolder::find`], [`SchedulerConfig::from_file`] and [`UNet2d::load`].
     pub fn load(case: Case, assets: &Path, device: &Device) -> Result<Self> {
-        let folder = ModelFolder::find(case.model(assets))?;
+        let model = case.model(assets);
+        if !model.exists() {
+            let folder = path_text(model);
+            return Err(Error::InvalidSetting {
+                what: format!("--case {}: there is no folder {folder}", case.name()),
+                remedy: "train the case's models with the example `pretrain`; examples/README.md \
+                         has the commands",
+            });
+        }
+        let folder = ModelFolder::find(model)?;
         let load = |path: &Path| UNet2d::load(ModelFolder::find(path)?.network(), device);
         let [retrained, again] = case.retrained(assets);
         Ok(Self {

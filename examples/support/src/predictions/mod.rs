@@ -101,18 +101,22 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     Ok(table)
 }
 
-/// The ideal denoisers that a prediction is made of: whole points alone, beside patches of one
-/// width, and all together.
+/// The denoisers that a prediction is made of: whole points alone, beside patches of one width or
+/// the local denoiser, all patches, and all together.
 fn predictors() -> Vec<(String, PredictedAnswerConfig)> {
-    let of = |patches: &[usize]| PredictedAnswerConfig {
+    let all = PredictedAnswerConfig::default();
+    let of = |patches: &[usize], features: usize| PredictedAnswerConfig {
         patches: patches.to_vec(),
+        features,
         ..PredictedAnswerConfig::default()
     };
-    let all = PredictedAnswerConfig::default();
-    let mut predictors = vec![("whole points".into(), of(&[]))];
+    let mut predictors = vec![("whole points".into(), of(&[], 0))];
     for &width in &all.patches {
-        predictors.push((format!("whole points, patches of {width}"), of(&[width])));
+        predictors.push((format!("whole points, patches of {width}"), of(&[width], 0)));
     }
+    predictors.push(("whole points, all patches".into(), of(&all.patches, 0)));
+    let local = "whole points, the local denoiser".into();
+    predictors.push((local, of(&[], all.features)));
     predictors.push((ALL.into(), all));
     predictors
 }
