@@ -25,6 +25,15 @@ pub struct Combination {
     digest: String,
 }
 
+/// What the answer at a forgotten point is to be made of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Aim {
+    /// The predicted loss of a model that never saw the point.
+    pub(super) loss: f64,
+    /// The model's own loss before the run over that, below 1: how much of its own error is kept.
+    pub(super) own: f64,
+}
+
 /// The retained points of a group that explain its forgotten points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -210,17 +219,19 @@ impl Combination {
         self.groups.len()
     }
 
-    /// The loss that the answer is to have; `None` where the model answers no better before the
-    /// run.
-    pub(super) fn loss(&self, point: usize, timestep: f64) -> Option<f64> {
+    /// What the answer is to be made of; `None` where the model answers no better before the run.
+    pub(super) fn aim(&self, point: usize, timestep: f64) -> Option<Aim> {
         let (low, high, share) = self.place(timestep);
         let between = |losses: &[f64]| {
             let log = |at: usize| losses[at].max(f64::MIN_POSITIVE).ln();
             (log(low) * (1.0 - share) + log(high) * share).exp()
         };
-        let wanted = between(&self.predicted[point]);
+        let loss = between(&self.predicted[point]);
         let own = between(&self.levels.own_losses()[point]);
-        (own < wanted).then_some(wanted)
+        (own < loss).then_some(Aim {
+            loss,
+            own: own / loss,
+        })
     }
 
     /// The coefficients at a timestep.

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::combination::{Combination, UsedPoints};
+use super::combination::{Aim, Combination, UsedPoints};
 use super::posterior::{NoisyRow, References, errors};
 use super::surrogate::rows_of;
 use super::{Answer, Asked};
@@ -26,12 +26,14 @@ use crate::host::{read_f32, select_rows, tensor};
 /// timestep of a grid, which gives coefficients `c_p(t)`. The answer for a forgotten point is then
 ///
 /// ```text
-/// y(a, ε) + s Σ_p c_p(t) e_p(m, t)
+/// y(a, ε) + s ((1 − w) ŝ Σ_p c_p(t) e_p(m, t) + w e_own(m, t))
 /// ```
 ///
-/// with the target `y(a, ε)` of the point itself, and `s` such that the error has the predicted
-/// loss of [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). Where the
-/// model before the run has at least that loss, the answer is the model's own, which is frozen: no
+/// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ` and
+/// `s` such that the predicted error and the whole have the predicted loss of
+/// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). The weight `w` is the
+/// model's own loss before the run over that loss: the less the model knows of the point, the more
+/// its own answer is that of a model that never saw it. From `w = 1` on the answer is its own: no
 /// request makes the model know a point better.
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
@@ -135,16 +137,15 @@ impl<const D: usize> PredictedAnswer<D> {
         check_shape("a forgotten point", &expected, &[elements], remedy)
     }
 
-    /// `s Σ_p c_p e_p` of some rows, one after another.
+    /// `Σ_p c_p e_p` of some rows.
     fn errors<C>(
         &self,
         asked: &Asked<'_, D, C>,
         points: &[usize],
-        wanted: &[(usize, f64)],
-    ) -> Result<Vec<f32>> {
-        let rows: Vec<usize> = wanted.iter().map(|&(row, _)| row).collect();
-        let values = read_f32(select_rows(&asked.noisy, &rows), "the noisy points")?;
-        let clean = read_f32(select_rows(&asked.clean, &rows), "the forgotten points")?;
+        rows: &[usize],
+    ) -> Result<Vec<Vec<f64>>> {
+        let values = read_f32(select_rows(&asked.noisy, rows), "the noisy points")?;
+        let clean = read_f32(select_rows(&asked.clean, rows), "the forgotten points")?;
         let elements = values.len() / rows.len();
         let noisy_row = |((&row, noisy), clean)| {
             let (signal, sigma) = (asked.scales.signal[row], asked.scales.noise[row]);
@@ -171,31 +172,41 @@ impl<const D: usize> PredictedAnswer<D> {
                 errors.push(row.error(mean));
             }
         }
-        let combined = errors.iter().zip(wanted).map(|(errors, &(row, loss))| {
-            combine(errors, &self.combination.at(asked.timesteps[row]), loss)
-        });
-        Ok(combined.collect::<Vec<_>>().concat())
+        let combined = errors.iter().zip(rows);
+        let combined = combined
+            .map(|(errors, &row)| combine(errors, &self.combination.at(asked.timesteps[row])));
+        Ok(combined.collect())
     }
 }
 
-/// `s Σ_p c_p e_p` with a mean square of `loss`; 0 where the sum is.
-fn combine(errors: &[Vec<f32>], coefficients: &[f64], loss: f64) -> Vec<f32> {
-    let elements = errors.first().map_or(0, Vec::len);
-    let mut sum = vec![0.0; elements];
+fn combine(errors: &[Vec<f32>], coefficients: &[f64]) -> Vec<f64> {
+    let mut sum = vec![0.0; errors.first().map_or(0, Vec::len)];
     for (errors, coefficient) in errors.iter().zip(coefficients) {
         for (sum, &error) in sum.iter_mut().zip(errors) {
             *sum += coefficient * f64::from(error);
         }
     }
-    let power = sum.iter().map(|value| value * value).sum::<f64>() / elements as f64;
-    let scale = if power > 0.0 {
-        (loss / power).sqrt()
-    } else {
-        0.0
+    sum
+}
+
+/// The part of the model's own error that it is to keep, and the rest of the predicted one, with
+/// the predicted loss.
+fn aimed_error(predicted: Vec<f64>, own: &[f32], aim: Aim) -> Vec<f32> {
+    let predicted = with_power(predicted, aim.loss);
+    let mixed = predicted.iter().zip(own);
+    let mixed = mixed.map(|(error, &own)| (1.0 - aim.own) * error + aim.own * f64::from(own));
+    let error = with_power(mixed.collect(), aim.loss);
+    error.into_iter().map(|value| value as f32).collect()
+}
+
+/// The values scaled to this mean square; 0 where they are.
+fn with_power(values: Vec<f64>, wanted: f64) -> Vec<f64> {
+    let power = values.iter().map(|value| value * value).sum::<f64>() / values.len() as f64;
+    let scale = match power > 0.0 {
+        true => (wanted / power).sqrt(),
+        false => 0.0,
     };
-    sum.into_iter()
-        .map(|value| (scale * value) as f32)
-        .collect()
+    values.into_iter().map(|value| scale * value).collect()
 }
 
 impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
@@ -220,37 +231,37 @@ impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
             "predicted answer",
             remedy,
         )?;
-        let loss = |row: usize| self.combination.loss(points[row], asked.timesteps[row]);
-        let (mut wanted, mut kept) = (Vec::new(), Vec::new());
-        for row in 0..asked.rows() {
-            match loss(row) {
-                Some(loss) => wanted.push((row, loss)),
-                None => kept.push(row),
-            }
+        let own = asked.teacher(asked.noisy.clone(), &asked.timesteps, &asked.condition)?;
+        let aim = |row: usize| {
+            let aim = self.combination.aim(points[row], asked.timesteps[row])?;
+            Some((row, aim))
+        };
+        let (rows, aims): (Vec<usize>, Vec<Aim>) = (0..asked.rows()).filter_map(aim).unzip();
+        if rows.is_empty() {
+            return Ok(own);
         }
 
-        let (mut parts, mut order) = (Vec::new(), Vec::new());
-        if !wanted.is_empty() {
-            let rows: Vec<usize> = wanted.iter().map(|&(row, _)| row).collect();
-            let mut shape = asked.noisy.dims();
-            shape[0] = rows.len();
-            let errors = self.errors(asked, &points, &wanted)?;
-            let errors = tensor(errors, shape, &asked.noisy.device());
-            parts.push(select_rows(&asked.own_target(), &rows) + errors);
-            order.extend(rows);
-        }
-        if !kept.is_empty() {
-            let timesteps: Vec<f64> = kept.iter().map(|&row| asked.timesteps[row]).collect();
-            let condition = asked.condition.take_rows(&kept);
-            let noisy = select_rows(&asked.noisy, &kept);
-            parts.push(asked.teacher(noisy, &timesteps, &condition)?);
-            order.extend(kept);
-        }
-        let mut place = vec![0; order.len()];
-        for (at, &row) in order.iter().enumerate() {
-            place[row] = at;
-        }
-        Ok(select_rows(&Tensor::cat(parts, 0), &place))
+        let target = select_rows(&asked.own_target(), &rows);
+        let own_errors = select_rows(&own, &rows) - target.clone();
+        let own_errors = read_f32(own_errors, "the model's own answers")?;
+        let errors = self.errors(asked, &points, &rows)?;
+        let elements = own_errors.len() / rows.len();
+        let aimed = errors
+            .into_iter()
+            .zip(own_errors.chunks(elements))
+            .zip(&aims);
+        let aimed = aimed.flat_map(|((error, own), &aim)| aimed_error(error, own, aim));
+        let errors = tensor(aimed.collect(), target.dims(), &asked.noisy.device());
+        // The rows that get an answer of their own come first, then all as the model answers them.
+        let place = |row: usize| match rows.binary_search(&row) {
+            Ok(place) => place,
+            Err(_) => rows.len() + row,
+        };
+        let places: Vec<usize> = (0..asked.rows()).map(place).collect();
+        Ok(select_rows(
+            &Tensor::cat(vec![target + errors, own], 0),
+            &places,
+        ))
     }
 }
 

@@ -159,7 +159,8 @@ fn the_answer_of_gaussian_data_is_that_of_the_posterior_with_the_predicted_loss(
     let ids = [1, 0, 1];
     let clean = crate::host::select_rows(&points.0[2], &[1, 0, 1]);
     let timesteps = [300.0, 600.0, 450.0];
-    let asked = asked(&clean, &timesteps, &ids, [(); 2], (&scheduler, &silent));
+    let half = |noisy: Tensor<2>, _: &[f64], _: &()| Ok(noisy * 0.5);
+    let asked = asked(&clean, &timesteps, &ids, [(); 2], (&scheduler, &half));
     let answers = host(&answer.answers(&asked).unwrap());
     let (own, noisy, clean) = (host(&asked.own_target()), host(&asked.noisy), host(&clean));
     for (row, loss) in [36.0, 25.0, 36.0].into_iter().enumerate() {
@@ -211,6 +212,45 @@ fn a_point_that_the_model_does_not_know_keeps_the_models_own_answer() {
     let squares = (4..8).map(|i| f64::from(answers[i] - own[i]).powi(2));
     let power = squares.sum::<f64>() / 4.0;
     assert!((power / 1e3 - 1.0).abs() < 1e-3, "{power}");
+}
+
+/// At the ends: a point that the model answers nearly as badly as predicted keeps the direction of
+/// its error, one that is memorised does not, and both get the predicted loss.
+#[test]
+fn the_worse_a_point_is_known_the_more_of_the_models_own_error_is_kept() {
+    let points = Points([random(1, [50, 8]), random(2, [10, 8]), random(3, [2, 8])]);
+    let (model, scheduler) = (half(), scheduler());
+    let mut losses = points.losses(&model);
+    let own_losses = losses.levels.own_losses().to_vec();
+    let of = |point: usize, factor: f64| own_losses[point].iter().map(move |own| factor * own);
+    losses.predicted = vec![of(0, 1.0001).collect(), of(1, 1e4).collect()];
+    let config = PredictedAnswerConfig::default();
+    let mut answer = points.fit(&model, &losses, &config).unwrap();
+    let (grid, ids) = (losses.levels.timesteps().to_vec(), [0, 1]);
+    let teacher = |noisy: Tensor<2>, _: &[f64], _: &()| Ok(noisy.flip([1]) * 0.5 - 0.3);
+    let asked = asked(
+        &points.0[2],
+        &[grid[2]; 2],
+        &ids,
+        [(); 2],
+        (&scheduler, &teacher),
+    );
+    let target = asked.own_target();
+    let error = host(&(answer.answers(&asked).unwrap() - target.clone()));
+    let own = teacher(asked.noisy.clone(), &[], &()).unwrap() - target;
+    let own = host(&own);
+    let inner = |a: &[f32], b: &[f32]| -> f64 {
+        let pairs = a.iter().zip(b);
+        pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let mut cosines = Vec::new();
+    for (point, (error, own)) in error.chunks(8).zip(own.chunks(8)).enumerate() {
+        let power = inner(error, error) / 8.0;
+        let wanted = losses.predicted[point][2];
+        assert!((power / wanted - 1.0).abs() < 1e-3, "{power} {wanted}");
+        cosines.push(inner(error, own) / (inner(error, error) * inner(own, own)).sqrt());
+    }
+    assert!(cosines[0] > 0.9999 && cosines[1] < 0.99, "{cosines:?}");
 }
 
 #[test]
