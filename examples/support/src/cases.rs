@@ -90,7 +90,7 @@ impl Case {
     }
 
     /// The folders of two models that never saw what the other memorised, trained with different
-    /// seeds; the first is what unlearning should arrive at. The ten digits are not among the digits
+    /// seeds; the first is what unlearning should arrive at. The ten digits are not among those
     /// that the T-shirt's twins were trained on, so these are their twins too. The model that
     /// memorised the digits was trained on from one of them, which is therefore the second.
     pub fn retrained(self, assets: &Path) -> [PathBuf; 2] {

@@ -27,7 +27,8 @@ impl Trained {
     /// Loads the models from the folder of the examples' files.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] if the models are not there; those of [`ModelFolder::find`], [`SchedulerConfig::from_file`] and [`UNet2d::load`].
+    /// [`Error::InvalidSetting`] if the models are not there; those of [`ModelFolder::find`],
+    /// [`SchedulerConfig::from_file`] and [`UNet2d::load`].
     pub fn load(case: Case, assets: &Path, device: &Device) -> Result<Self> {
         let model = case.model(assets);
         if !model.exists() {

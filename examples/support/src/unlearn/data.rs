@@ -55,8 +55,9 @@ impl Data {
     /// Reads the images in the format of the model.
     ///
     /// From the retained images, a control set and as many others as the steps use, or answers are
-    /// predicted from, are taken at random. With `--control` the control set comes from that folder. All images to forget must
-    /// be readable; they are removed from the other sets, by path and by content.
+    /// predicted from, are taken at random. With `--control` the control set comes from that
+    /// folder. All images to forget must be readable; they are removed from the other sets, by path
+    /// and by content.
     pub fn load(options: &Options, model: &UNet2dConfig, progress: &dyn Progress) -> Result<Self> {
         let to_forget = ImageFiles::find(&options.forget)?;
         let format = format(model, &to_forget, options)?;
