@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::check_patches;
 use super::local::{GridPlace, LocalDenoiser};
+use super::predictors::Predictors;
 use crate::error::{Error, Result, check_range, check_shape};
 use crate::files::sha256;
 use crate::steering::Levels;
@@ -107,9 +108,12 @@ impl Unchecked {
         if let Some(local) = &self.local {
             local.check(timesteps)?;
         }
-        let predictors = self.patches.len() + 1 + usize::from(self.local.is_some());
+        let predictors = Predictors {
+            patches: &self.patches,
+            local: self.local.as_ref(),
+        };
         for coefficients in &self.coefficients {
-            let (wanted, count) = (predictors, coefficients.len());
+            let (wanted, count) = (predictors.count(), coefficients.len());
             let remedy = "give one for every patch width, for whole points and the local denoiser";
             check_shape(
                 "the coefficients of a timestep",
@@ -185,6 +189,13 @@ impl Combination {
 
     pub(super) fn local(&self) -> Option<&LocalDenoiser> {
         self.local.as_ref()
+    }
+
+    pub(super) fn predictors(&self) -> Predictors<'_> {
+        Predictors {
+            patches: &self.patches,
+            local: self.local.as_ref(),
+        }
     }
 
     pub(super) fn digest(&self) -> &str {

@@ -6,8 +6,9 @@ use super::combination::{Combination, Unchecked, UsedPoints};
 use super::config::PredictedAnswerConfig;
 use super::least_squares::{Fitted, Regression};
 use super::local::LocalDenoiser;
-use super::posterior::{NoisyRow, References, errors};
+use super::posterior::{NoisyRow, References};
 use super::predicted::{PredictedAnswer, digest, load_used};
+use super::predictors::Predictors;
 use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_device, check_prediction_type, check_shape};
@@ -230,9 +231,12 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
     fn fitted_at(&self, index: usize) -> Result<Fitted> {
         let (signal, sigma) = (self.scales.signal[index], self.scales.noise[index]);
         let slope = self.model.prediction_type().slope(signal, sigma);
-        let patches = self.patches();
-        let predictors = patches.len() + 1 + usize::from(self.local.is_some());
-        let mut regression = Regression::new(predictors);
+        let predictors = Predictors {
+            patches: self.patches(),
+            local: self.local,
+        };
+        let device = self.controls.points.device();
+        let mut regression = Regression::new(predictors.count());
         let rows: Vec<usize> = (0..self.controls.references.len()).collect();
         for rows in rows.chunks(self.config.micro_batch_size) {
             let (values, of_model) = self.model_errors(rows, index)?;
@@ -246,19 +250,10 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
                 without_copies: true,
             };
             let noisy: Vec<_> = rows.iter().zip(values.chunks(elements)).map(row).collect();
-            let mut ideal = errors(&noisy, patches);
-            if let Some(local) = self.local {
-                let (at, device) = (
-                    vec![(index, index, 0.0); rows.len()],
-                    self.controls.points.device(),
-                );
-                let means = local.means(&values, &at, &device)?;
-                for ((ideal, mean), row) in ideal.iter_mut().zip(means).zip(&noisy) {
-                    ideal.push(row.error(mean));
-                }
-            }
-            for (of_model, ideal) in of_model.chunks(elements).zip(&ideal) {
-                regression.add(of_model, ideal);
+            let at = vec![(index, index, 0.0); rows.len()];
+            let predicted = predictors.errors(&noisy, &at, &device)?;
+            for (of_model, predicted) in of_model.chunks(elements).zip(&predicted) {
+                regression.add(of_model, predicted);
             }
         }
         Ok(regression.fit(self.config.ridge))

@@ -78,7 +78,7 @@ impl LocalDenoiser {
             .collect();
         let rows = count * places.min(FITTED_PLACES);
         let features = features.min(rows / PLACES_PER_FEATURE);
-        let random = [2 * features / 5, features / 5, 2 * features / 5];
+        let random = [2 * features / 5, features / 5, 2 * features / 5].map(|count| count.max(1));
         let mut local = Self {
             shape: shape.to_vec(),
             random,
@@ -128,19 +128,17 @@ impl LocalDenoiser {
         self.readout.iter().flatten().flatten()
     }
 
-    /// The denoised points, one after another, at a place of the grid each.
+    /// Noisy points denoised, each at its place in the grid.
     pub(super) fn means(
         &self,
-        noisy: &[f32],
+        noisy: &[&[f32]],
         at: &[GridPlace],
         device: &Device,
     ) -> Result<Vec<Vec<f32>>> {
-        let (elements, places) = (self.elements(), self.places());
         let neighbourhoods = Neighbourhoods::new(&self.shape[1..]);
-        let all: Vec<usize> = (0..places).collect();
+        let all: Vec<usize> = (0..self.places()).collect();
         let maps = self.maps(device);
-        let mut means = Vec::with_capacity(at.len());
-        for (noisy, &(low, high, share)) in noisy.chunks(elements).zip(at) {
+        let denoised = noisy.iter().zip(at).map(|(noisy, &(low, high, share))| {
             let mut inputs = Inputs::default();
             inputs.add(&neighbourhoods, noisy, self.shape[0], &all);
             let between = |channel: usize| {
@@ -153,10 +151,16 @@ impl LocalDenoiser {
             let readout = tensor(readout, [self.shape[0], self.features()], device);
             let features = inputs.features(&maps, self.means_width(), device);
             // Channel after channel, as points are.
-            let denoised = readout.matmul(features.transpose());
-            means.push(read_f32(denoised, "the local denoiser's answer")?);
+            readout.matmul(features.transpose())
+        });
+        let denoised: Vec<Tensor<2>> = denoised.collect();
+        if denoised.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(means)
+        // One read for all rows.
+        let denoised = read_f32(Tensor::cat(denoised, 0), "the local denoiser's answers")?;
+        let points = denoised.chunks(self.elements());
+        Ok(points.map(<[f32]>::to_vec).collect())
     }
 
     /// Minimises the squared error over some places of noisy points.
@@ -219,18 +223,23 @@ impl LocalDenoiser {
     }
 
     fn means_width(&self) -> usize {
-        self.shape[0] * MEANS.len()
+        self.shape[0].saturating_mul(MEANS.len())
     }
 
-    /// Numbers in the two patches.
+    /// Numbers in the two patches. From a file, shape and numbers may be anything.
     fn patch_widths(&self) -> [usize; 2] {
         let axes = self.shape.len() as u32 - 1;
-        [REACH, SMALL_REACH].map(|reach| self.shape[0] * (2 * reach + 1).pow(axes))
+        let width = |reach: usize| (2 * reach + 1).saturating_pow(axes);
+        [REACH, SMALL_REACH].map(|reach| self.shape[0].saturating_mul(width(reach)))
     }
 
     fn features(&self) -> usize {
         let [patch, _] = self.patch_widths();
-        patch + self.means_width() + self.random.iter().sum::<usize>() + 1
+        let random = self.random.iter();
+        random.fold(
+            patch.saturating_add(self.means_width()).saturating_add(1),
+            |sum, count| sum.saturating_add(*count),
+        )
     }
 
     /// `W` and `b` of the three kinds, from the seed.
@@ -243,13 +252,12 @@ impl LocalDenoiser {
             let draw = |shape, part| {
                 normal_noise(shape, self.seed, 2 * kind as u64 + part, 0, stream, device)
             };
-            let weights: Tensor<2> = draw([width, count.max(1)], 0);
-            let offsets: Tensor<2> = draw([1, count.max(1)], 1);
+            let weights: Tensor<2> = draw([width, count], 0);
+            let offsets: Tensor<2> = draw([1, count], 1);
             Map {
                 // As of He et al. (2015): the features' power is that of the values.
                 weights: weights * (2.0 / width as f64).sqrt(),
                 offsets,
-                is_empty: count == 0,
             }
         })
     }
@@ -259,7 +267,6 @@ impl LocalDenoiser {
 struct Map {
     weights: Tensor<2>,
     offsets: Tensor<2>,
-    is_empty: bool,
 }
 
 impl Map {
@@ -401,28 +408,17 @@ impl Inputs {
         };
         let deviations: Tensor<2> = matrix(self.deviations);
         let (patches, wide) = (matrix(self.patches), matrix(self.wide));
+        let standard = matrix(self.standard);
         let width = wide.dims()[1];
-        let mut parts = vec![
+        let [of_patches, of_standard, of_wide] = maps;
+        let parts = vec![
             patches.clone(),
             wide.clone().narrow(1, width - means, means),
+            of_patches.of(patches),
+            of_standard.of(standard) * deviations.clone(),
+            of_wide.of(wide),
+            deviations.ones_like(),
         ];
-        let standard = matrix(self.standard);
-        let [of_patches, of_standard, of_wide] = maps;
-        for (map, values, scale) in [
-            (of_patches, patches, None),
-            (of_standard, standard, Some(deviations.clone())),
-            (of_wide, wide, None),
-        ] {
-            if map.is_empty {
-                continue;
-            }
-            let features = map.of(values);
-            parts.push(match scale {
-                Some(scale) => features * scale,
-                None => features,
-            });
-        }
-        parts.push(deviations.ones_like());
         Tensor::cat(parts, 1)
     }
 }
@@ -480,7 +476,10 @@ mod tests {
                 .map(|(x, e)| signal * x + sigma * e)
                 .collect();
             let at = vec![(index, index, 0.0); 100];
-            let denoised = local.means(&noisy, &at, &device()).unwrap().concat();
+            let denoised = local
+                .means(&noisy.chunks(72).collect::<Vec<_>>(), &at, &device())
+                .unwrap()
+                .concat();
             let errors = denoised
                 .iter()
                 .zip(unseen)
@@ -490,7 +489,7 @@ mod tests {
         }
         let noisy = &unseen[..72];
         let [low, middle, high] = [(0, 0, 0.0), (0, 1, 0.25), (1, 1, 0.0)]
-            .map(|at| local.means(noisy, &[at], &device()).unwrap().concat());
+            .map(|at| local.means(&[noisy], &[at], &device()).unwrap().concat());
         for ((low, middle), high) in low.iter().zip(&middle).zip(&high) {
             let expected = low + 0.25 * (high - low);
             assert!((middle - expected).abs() < 1e-4, "{middle} {expected}");
@@ -520,10 +519,15 @@ mod tests {
         infinite.readout[0][0][0] = f32::INFINITY;
         let mut flat = local.clone();
         flat.shape = vec![1];
+        let [mut wide, mut deep] = [local.clone(), local.clone()];
+        wide.random = [usize::MAX; 3];
+        deep.shape = vec![usize::MAX; 60];
         let shape = |error: &Error| matches!(error, Error::ShapeMismatch { .. });
         assert!(shape(&local.check(3).unwrap_err()));
         assert!(shape(&short.check(2).unwrap_err()));
         assert!(shape(&flat.check(2).unwrap_err()));
+        assert!(shape(&wide.check(2).unwrap_err()));
+        assert!(shape(&deep.check(2).unwrap_err()));
         let error = infinite.check(2).unwrap_err();
         assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
     }

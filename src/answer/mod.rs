@@ -8,6 +8,7 @@ mod local;
 mod other_condition;
 mod posterior;
 mod predicted;
+mod predictors;
 mod surrogate;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::combination::{Aim, Combination, UsedPoints};
-use super::posterior::{NoisyRow, References, errors};
+use super::posterior::{NoisyRow, References};
 use super::surrogate::rows_of;
 use super::{Answer, Asked};
 use crate::data::Points;
@@ -137,48 +137,50 @@ impl<const D: usize> PredictedAnswer<D> {
         check_shape("a forgotten point", &expected, &[elements], remedy)
     }
 
-    /// `Σ_p c_p e_p` of some rows.
+    /// The errors that the answers of some rows are to have, one after another.
     fn errors<C>(
         &self,
         asked: &Asked<'_, D, C>,
-        points: &[usize],
-        rows: &[usize],
-    ) -> Result<Vec<Vec<f64>>> {
-        let values = read_f32(select_rows(&asked.noisy, rows), "the noisy points")?;
-        let clean = read_f32(select_rows(&asked.clean, rows), "the forgotten points")?;
-        let elements = values.len() / rows.len();
-        let noisy_row = |((&row, noisy), clean)| {
+        (points, rows, aims): (&[usize], &[usize], &[Aim]),
+        own: Tensor<D>,
+    ) -> Result<Vec<f32>> {
+        let noisy = select_rows(&asked.noisy, rows);
+        let clean = select_rows(&asked.clean, rows);
+        // One read for all.
+        let values = read_f32(Tensor::cat(vec![noisy, clean, own], 0), "forgotten points")?;
+        let elements = values.len() / (3 * rows.len());
+        let values: Vec<&[f32]> = values.chunks(elements).collect();
+        let (noisy, rest) = values.split_at(rows.len());
+        let (clean, own) = rest.split_at(rows.len());
+        let noisy_row = |place: usize| {
+            let row = rows[place];
             let (signal, sigma) = (asked.scales.signal[row], asked.scales.noise[row]);
             NoisyRow {
                 references: &self.references[self.combination.group(points[row])],
-                noisy,
-                clean,
+                noisy: noisy[place],
+                clean: clean[place],
                 scales: [signal, sigma],
                 slope: asked.prediction_type.slope(signal, sigma),
                 without_copies: false,
             }
         };
-        let points = values.chunks(elements).zip(clean.chunks(elements));
-        let noisy: Vec<_> = (rows.iter().zip(points))
-            .map(|(row, (noisy, clean))| noisy_row(((row, noisy), clean)))
+        let noisy_rows: Vec<_> = (0..rows.len()).map(noisy_row).collect();
+        let timesteps: Vec<f64> = rows.iter().map(|&row| asked.timesteps[row]).collect();
+        let at: Vec<_> = timesteps
+            .iter()
+            .map(|&t| self.combination.place(t))
             .collect();
-        let mut errors = errors(&noisy, self.combination.patches());
-        if let Some(local) = self.combination.local() {
-            let at: Vec<_> = (rows.iter())
-                .map(|&row| self.combination.place(asked.timesteps[row]))
-                .collect();
-            let means = local.means(&values, &at, &asked.noisy.device())?;
-            for ((errors, mean), row) in errors.iter_mut().zip(means).zip(&noisy) {
-                errors.push(row.error(mean));
-            }
-        }
-        let combined = errors.iter().zip(rows);
-        let combined = combined
-            .map(|(errors, &row)| combine(errors, &self.combination.at(asked.timesteps[row])));
-        Ok(combined.collect())
+        let predictors = self.combination.predictors();
+        let errors = predictors.errors(&noisy_rows, &at, &asked.noisy.device())?;
+        let aimed = errors.iter().zip(&timesteps).zip(own).zip(aims);
+        let aimed = aimed.map(|(((errors, &timestep), own), &aim)| {
+            aimed_error(combine(errors, &self.combination.at(timestep)), own, aim)
+        });
+        Ok(aimed.collect::<Vec<_>>().concat())
     }
 }
 
+/// `Σ_p c_p e_p`.
 fn combine(errors: &[Vec<f32>], coefficients: &[f64]) -> Vec<f64> {
     let mut sum = vec![0.0; errors.first().map_or(0, Vec::len)];
     for (errors, coefficient) in errors.iter().zip(coefficients) {
@@ -243,15 +245,8 @@ impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
 
         let target = select_rows(&asked.own_target(), &rows);
         let own_errors = select_rows(&own, &rows) - target.clone();
-        let own_errors = read_f32(own_errors, "the model's own answers")?;
-        let errors = self.errors(asked, &points, &rows)?;
-        let elements = own_errors.len() / rows.len();
-        let aimed = errors
-            .into_iter()
-            .zip(own_errors.chunks(elements))
-            .zip(&aims);
-        let aimed = aimed.flat_map(|((error, own), &aim)| aimed_error(error, own, aim));
-        let errors = tensor(aimed.collect(), target.dims(), &asked.noisy.device());
+        let errors = self.errors(asked, (&points, &rows, &aims), own_errors)?;
+        let errors = tensor(errors, target.dims(), &asked.noisy.device());
         // The rows that get an answer of their own come first, then all as the model answers them.
         let place = |row: usize| match rows.binary_search(&row) {
             Ok(place) => place,

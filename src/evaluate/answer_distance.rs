@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::denoising_loss::residual;
-use super::{DenoisingLoss, device_of_both};
+use super::{DenoisingLoss, compared_noises, device_of_both, micro_batch_size};
 use crate::data::Points;
 use crate::data::points::check_not_empty;
 use crate::denoiser::{Condition, Denoiser};
@@ -63,7 +63,7 @@ pub struct AnswerDistance {
     /// Where the models are compared.
     pub timesteps: Vec<f64>,
     /// Noises per point.
-    #[serde(default = "noises")]
+    #[serde(default = "compared_noises")]
     pub noises: usize,
     /// Key of the noises.
     #[serde(default)]
@@ -71,14 +71,6 @@ pub struct AnswerDistance {
     /// Rows run at a time.
     #[serde(default = "micro_batch_size")]
     pub micro_batch_size: usize,
-}
-
-fn noises() -> usize {
-    32
-}
-
-fn micro_batch_size() -> usize {
-    64
 }
 
 /// How a model's answers at one point and timestep compare with a reference's.
@@ -97,7 +89,7 @@ impl AnswerDistance {
     pub fn at(timesteps: impl Into<Vec<f64>>) -> Self {
         Self {
             timesteps: timesteps.into(),
-            noises: noises(),
+            noises: compared_noises(),
             seed: 0,
             micro_batch_size: micro_batch_size(),
         }

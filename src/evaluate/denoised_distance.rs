@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::denoising_loss::parts;
-use super::{DenoisingLoss, device_of_both};
+use super::{DenoisingLoss, compared_noises, device_of_both, micro_batch_size};
 use crate::data::Points;
 use crate::data::points::check_not_empty;
 use crate::denoiser::{Condition, Denoiser};
@@ -67,7 +67,7 @@ pub struct DenoisedDistance {
     /// From where the copies are denoised.
     pub timesteps: Vec<usize>,
     /// Copies of each point.
-    #[serde(default = "noises")]
+    #[serde(default = "compared_noises")]
     pub noises: usize,
     /// Key of the noises.
     #[serde(default)]
@@ -75,14 +75,6 @@ pub struct DenoisedDistance {
     /// Rows run at a time.
     #[serde(default = "micro_batch_size")]
     pub micro_batch_size: usize,
-}
-
-fn noises() -> usize {
-    32
-}
-
-fn micro_batch_size() -> usize {
-    64
 }
 
 /// Where a model's denoised copies of one point from one timestep are.
@@ -100,7 +92,7 @@ impl DenoisedDistance {
     pub fn at(timesteps: impl Into<Vec<usize>>) -> Self {
         Self {
             timesteps: timesteps.into(),
-            noises: noises(),
+            noises: compared_noises(),
             seed: 0,
             micro_batch_size: micro_batch_size(),
         }

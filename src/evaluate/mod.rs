@@ -20,6 +20,16 @@ pub use model_check::{
     KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
 };
 
+/// Noises of a point when two models are compared.
+fn compared_noises() -> usize {
+    32
+}
+
+/// Rows run at a time.
+fn micro_batch_size() -> usize {
+    64
+}
+
 /// The device of two models, or that of the points for models without parameters.
 fn device_of_both<const D: usize>(
     model: &impl Module,

@@ -181,29 +181,42 @@ fn checked_idx_length(header: &[u8; 16]) -> std::result::Result<usize, String> {
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, [`Error::InvalidFile`] if it is not such a PNG.
 pub fn read_grey_png(path: &Path) -> Result<Vec<u8>> {
+    match decode_png(path, [SIDE, SIDE])? {
+        DynamicImage::ImageLuma8(picture) => Ok(picture.into_raw()),
+        other => Err(invalid(
+            path,
+            format!("it has pixels of {:?}, not of L8", other.color()),
+        )),
+    }
+}
+
+/// Decodes a PNG of this height and width.
+///
+/// # Errors
+/// As above.
+pub(crate) fn decode_png(path: &Path, [height, width]: [usize; 2]) -> Result<DynamicImage> {
     let mut reader = ImageReader::open(path).map_err(|source| Error::Io {
         action: "reading",
         path: path.into(),
         source,
     })?;
     let mut limits = Limits::default();
-    (limits.max_image_width, limits.max_image_height) = (Some(SIDE as u32), Some(SIDE as u32));
+    (limits.max_image_width, limits.max_image_height) = (Some(width as u32), Some(height as u32));
     reader.limits(limits);
     reader.set_format(ImageFormat::Png);
     let decoded = reader
         .decode()
         .map_err(|error| invalid(path, error.to_string()))?;
-    let (height, width) = (decoded.height() as usize, decoded.width() as usize);
-    match decoded {
-        DynamicImage::ImageLuma8(picture) if (height, width) == (SIDE, SIDE) => {
-            Ok(picture.into_raw())
-        }
-        other => {
-            let colour = other.color();
-            let message =
-                format!("it has {height}x{width} pixels of {colour:?}, not {SIDE}x{SIDE} of L8");
-            Err(invalid(path, message))
-        }
+    let found = [decoded.height(), decoded.width()].map(|side| side as usize);
+    match found == [height, width] {
+        true => Ok(decoded),
+        false => Err(invalid(
+            path,
+            format!(
+                "it has {}x{} pixels, not {height}x{width}",
+                found[0], found[1]
+            ),
+        )),
     }
 }
 
@@ -217,7 +230,7 @@ fn to_tensor(pixels: &[u8], device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, [count, 1, SIDE, SIDE]), device)
 }
 
-fn invalid(path: &Path, message: String) -> Error {
+pub(crate) fn invalid(path: &Path, message: String) -> Error {
     Error::InvalidFile {
         path: path.into(),
         message,

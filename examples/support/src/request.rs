@@ -5,9 +5,7 @@ use siss::burn::tensor::Tensor;
 
 use crate::cases::{Case, CaseData};
 use crate::probe::distances;
-
-/// A generated image this close to the T-shirt, with pixels in `[0, 1]`, counts as the T-shirt.
-const TSHIRT_DISTANCE: f64 = 10.0;
+use crate::tshirt::evaluate::TSHIRT_DISTANCE;
 
 impl CaseData {
     /// Forgets the first so many memorised points. The others are kept, and each is in the retained

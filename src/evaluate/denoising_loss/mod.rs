@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::micro_batch_size;
 use crate::data::Points;
 use crate::data::finite::first_non_finite;
 use crate::data::points::{check_not_empty, load};
@@ -79,10 +80,6 @@ pub struct DenoisingLoss {
 
 fn one_noise() -> usize {
     1
-}
-
-fn micro_batch_size() -> usize {
-    64
 }
 
 impl DenoisingLoss {
