@@ -4,10 +4,10 @@ use std::path::Path;
 
 use image::DynamicImage;
 use serde::Deserialize;
+use siss::Result;
 use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::draws::{Stream, keyed_rng};
 use siss::rand::seq::SliceRandom;
-use siss::{Error, Result};
 
 use crate::digits::{decode_png, invalid};
 use crate::files::read_text;
@@ -48,7 +48,7 @@ struct Caption {
 /// Loads the pictures from the folder of the example's files.
 ///
 /// # Errors
-/// [`Error::Io`] if a file cannot be read; [`Error::InvalidFile`] if it is not that sheet, or its
+/// [`Error::Io`](siss::Error::Io) if a file cannot be read; [`Error::InvalidFile`](siss::Error::InvalidFile) if it is not that sheet, or its
 /// captions.
 pub fn load_emoji(assets: &Path, device: &Device) -> Result<Emoji> {
     let path = assets.join(CAPTIONS);
