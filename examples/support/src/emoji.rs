@@ -48,8 +48,8 @@ struct Caption {
 /// Loads the pictures from the folder of the example's files.
 ///
 /// # Errors
-/// [`Error::Io`](siss::Error::Io) if a file cannot be read; [`Error::InvalidFile`](siss::Error::InvalidFile) if it is not that sheet, or its
-/// captions.
+/// [`Error::Io`](siss::Error::Io) if a file cannot be read;
+/// [`Error::InvalidFile`](siss::Error::InvalidFile) if it is not that sheet, or its captions.
 pub fn load_emoji(assets: &Path, device: &Device) -> Result<Emoji> {
     let path = assets.join(CAPTIONS);
     let captions: Vec<Caption> = serde_json::from_str(&read_text(&path)?)
