@@ -96,7 +96,8 @@ impl Progress for Told {
     }
 }
 
-/// Runs `unlearn` in a workplace; given options replace those of the folders.
+/// Runs `unlearn` in a workplace; given options replace those of the folders and the method, which
+/// is SISS.
 fn run_telling(place: &Path, more: &[&str], told: &Told) -> Result<job::Summary, String> {
     let mut arguments: Vec<OsString> = vec!["unlearn".into()];
     for folder in ["model", "forget", "retain", "out"] {
@@ -105,7 +106,13 @@ fn run_telling(place: &Path, more: &[&str], told: &Told) -> Result<job::Summary,
             arguments.extend([option.into(), place.join(folder).into()]);
         }
     }
-    for (option, value) in [("--steps", "2"), ("--batch", "4"), ("--samples", "2")] {
+    let short = [
+        ("--method", "siss"),
+        ("--steps", "2"),
+        ("--batch", "4"),
+        ("--samples", "2"),
+    ];
+    for (option, value) in short {
         if !more.contains(&option) {
             arguments.extend([option.into(), value.into()]);
         }
@@ -671,7 +678,7 @@ fn any_name_of_a_file_system_goes_through() {
         arguments.extend([format!("--{folder}").into(), odd.join(folder).into()]);
     }
     arguments.extend(
-        "--steps 2 --batch 4 --samples 1 --save-samples 2 --checkpoint-every 1"
+        "--method siss --steps 2 --batch 4 --samples 1 --save-samples 2 --checkpoint-every 1"
             .split(' ')
             .map(Into::into),
     );

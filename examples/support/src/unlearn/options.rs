@@ -65,10 +65,16 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub out: PathBuf,
 
-    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or
-    /// counterfactual, which teaches the answers that a model retrained without the images is
-    /// predicted to give.
-    #[arg(long, default_value_t, value_parser = parse_way)]
+    /// Method: counterfactual, which teaches the answers that a model retrained without the images
+    /// is predicted to give; siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or
+    /// re-track [default: counterfactual; siss with --target none].
+    #[arg(
+        long,
+        default_value_t,
+        default_value_if("target", "none", "siss"),
+        hide_default_value = true,
+        value_parser = parse_way
+    )]
     pub method: Way,
 
     /// Where forgetting stops: where a model retrained without the images is predicted to be, or
