@@ -308,6 +308,18 @@ pub enum Error {
         tolerance: f64,
     },
 
+    /// The thread that computes on a device panicked: the device ran out of memory, or its driver
+    /// failed.
+    #[error(
+        "the device {device} failed: {reason}; resume from the last checkpoint, without the device or with a smaller micro-batch"
+    )]
+    DeviceFailed {
+        /// The device.
+        device: String,
+        /// What its thread said.
+        reason: String,
+    },
+
     /// A row's output depends on the other rows: the model has active batch normalisation, or the
     /// device computes wrong results.
     #[error(
