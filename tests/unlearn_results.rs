@@ -482,6 +482,26 @@ fn options_are_refused_by_name_before_anything_is_read() {
     }
 }
 
+/// Two devices, here two halves of the CPU, end where one does.
+#[test]
+fn several_devices_give_the_result_of_one() {
+    let place = workplace();
+    let figures = |out: &str, devices: &[&str]| {
+        let out = place.path().join(out);
+        let out = ["--out", out.to_str().unwrap()];
+        let summary = run(place.path(), &[&out[..], devices].concat()).unwrap();
+        let losses = [summary.after.forget_loss, summary.after.control_loss];
+        let losses = losses.into_iter().flat_map(|by| by.into_values());
+        losses.collect::<Vec<f64>>()
+    };
+    let one = figures("one", &[]);
+    let two = figures("two", &["--devices", "flex,flex"]);
+    assert_eq!(one.len(), two.len());
+    for (one, two) in one.iter().zip(&two) {
+        assert!((one / two - 1.0).abs() < 1e-4, "{one} {two}");
+    }
+}
+
 /// 8 of the 24 retained images are for comparison.
 #[test]
 fn too_few_retained_images_for_answers_are_refused() {

@@ -121,6 +121,17 @@ pub struct Options {
     #[arg(long, default_value_t)]
     pub device: DeviceSpec,
 
+    /// Several devices instead of one, separated by commas: each step's images are shared out among
+    /// them, and the first does everything else.
+    #[arg(
+        long,
+        value_name = "D,…",
+        value_delimiter = ',',
+        conflicts_with = "device"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<DeviceSpec>>,
+
     /// Images run at a time: less memory, the same result [default: by the size of the images].
     #[arg(long)]
     #[serde(skip)]
@@ -196,6 +207,15 @@ impl Options {
         ])?;
         learning_rate(self.learning_rate)?;
         clipper(self.clipper)
+    }
+
+    /// The device of the model, and those that share its steps.
+    pub fn all_devices(&self) -> (DeviceSpec, &[DeviceSpec]) {
+        let several = self
+            .devices
+            .as_deref()
+            .and_then(<[DeviceSpec]>::split_first);
+        several.map_or((self.device, &[]), |(first, others)| (*first, others))
     }
 
     /// The settings for a model with `parameters` parameters and images of this format.
