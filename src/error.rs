@@ -1,5 +1,6 @@
 //! The crate's error type.
 
+use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -513,6 +514,13 @@ pub enum Error {
     /// An observer (log, plot, progress) failed.
     #[error("observer failed: {0}")]
     Observer(String),
+}
+
+/// The message of a panic.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("it panicked without a message").into()
 }
 
 impl Error {

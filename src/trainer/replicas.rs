@@ -3,7 +3,6 @@
 //! Draws, weights and thinning are those of the whole batch, and each side's gradient is a sum over
 //! rows, so the step is that of one device up to the order of additions.
 
-use std::any::Any;
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::thread;
@@ -16,7 +15,7 @@ use super::gradients::{SideGradient, SideInputs, side_gradient};
 use crate::data::UnlearningBatch;
 use crate::data::side::{Side, Sides};
 use crate::denoiser::{Condition, Denoiser};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::host::{select_rows, to_f32};
 use crate::objective::{LossTerm, LossTerms};
 use crate::steering::Steering;
@@ -413,11 +412,4 @@ fn unflatten<M: Module>(model: &M, flat: &Tensor<1>, present: &[ParamId]) -> Gra
     };
     model.visit(&mut visitor);
     visitor.gradients
-}
-
-/// The message of a panic.
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("it panicked without a message").into()
 }
