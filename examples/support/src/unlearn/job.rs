@@ -135,7 +135,7 @@ pub struct Model {
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     options.check()?;
-    let device = options.device.device()?;
+    let device = options.all_devices().0.device()?;
     check_method(&options, &device)?;
     let origin = ModelFolder::find(&options.model).map_err(|error| format!("--model: {error}"))?;
     checks::folders(&options, &origin)?;
@@ -391,10 +391,12 @@ fn trainer<M: Denoiser<D, Condition = ()>, const D: usize>(
     (options, settings): (&Options, &Settings),
 ) -> Result<SissTrainer<M, D>> {
     let falling = LinearLrSchedulerConfig::new(settings.learning_rate, 0.0, options.steps);
+    let replicas = options.all_devices().1.iter().map(|spec| spec.device());
     let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
         .retained_points(retained)
         .learning_rate(falling.init()?)
         .micro_batch_size(settings.micro_batch)
+        .replicas(replicas.collect::<siss::Result<Vec<_>>>()?)
         .seed(options.seed);
     builder = options.method.set(builder, levels, answer)?;
     if let Some(clipper) = options.clipper {
@@ -408,7 +410,7 @@ fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
     let is_small = format.height * format.width <= SMALL_PIXELS;
     Chunks {
         rows: settings.micro_batch,
-        in_parallel: is_small && options.device == siss::backend::DeviceSpec::Flex,
+        in_parallel: is_small && options.all_devices().0 == siss::backend::DeviceSpec::Flex,
     }
 }
 

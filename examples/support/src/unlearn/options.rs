@@ -65,10 +65,16 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub out: PathBuf,
 
-    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or
-    /// counterfactual, which teaches the answers that a model retrained without the images is
-    /// predicted to give.
-    #[arg(long, default_value_t, value_parser = parse_way)]
+    /// Method: counterfactual, which teaches the answers that a model retrained without the images
+    /// is predicted to give; siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or
+    /// re-track [default: counterfactual; siss with --target none].
+    #[arg(
+        long,
+        default_value_t,
+        default_value_if("target", "none", "siss"),
+        hide_default_value = true,
+        value_parser = parse_way
+    )]
     pub method: Way,
 
     /// Where forgetting stops: where a model retrained without the images is predicted to be, or
@@ -114,6 +120,17 @@ pub struct Options {
     /// Where to compute: flex (CPU), wgpu or cuda:INDEX, as far as compiled in.
     #[arg(long, default_value_t)]
     pub device: DeviceSpec,
+
+    /// Several devices instead of one, separated by commas: each step's images are shared out among
+    /// them, and the first does everything else.
+    #[arg(
+        long,
+        value_name = "D,…",
+        value_delimiter = ',',
+        conflicts_with = "device"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<DeviceSpec>>,
 
     /// Images run at a time: less memory, the same result [default: by the size of the images].
     #[arg(long)]
@@ -190,6 +207,15 @@ impl Options {
         ])?;
         learning_rate(self.learning_rate)?;
         clipper(self.clipper)
+    }
+
+    /// The device of the model, and those that share its steps.
+    pub fn all_devices(&self) -> (DeviceSpec, &[DeviceSpec]) {
+        let several = self
+            .devices
+            .as_deref()
+            .and_then(<[DeviceSpec]>::split_first);
+        several.map_or((self.device, &[]), |(first, others)| (*first, others))
     }
 
     /// The settings for a model with `parameters` parameters and images of this format.

@@ -15,6 +15,8 @@ use crate::way::Way;
 
 /// Numbers per parameter: the weight, the two moments of AdamW and the gradients of the two sides.
 const NUMBERS_A_PARAMETER: usize = 5;
+/// The same on a further device: the weight, the gradients, and one of them as a vector.
+const NUMBERS_A_REPLICA: usize = 4;
 const BYTES_A_NUMBER: usize = 4;
 
 /// The facts known before the first measurement, one line per item.
@@ -116,8 +118,15 @@ fn memory(options: &Options, model: &Model, data: &Data) -> String {
         }
         Way::Method(_) | Way::SissToLevel => ("weights", NUMBERS_A_PARAMETER, String::new()),
     };
+    let replicas = match options.all_devices().1.len() {
+        0 => String::new(),
+        count => format!(
+            ", on each of {count} further devices {} for weights and gradients",
+            bytes(weights(NUMBERS_A_REPLICA))
+        ),
+    };
     format!(
-        "memory   {} for {what}, two moments and two gradients; {} for the images{explaining}; activations come on top",
+        "memory   {} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}; activations come on top",
         bytes(weights(copies)),
         bytes(kept),
     )
@@ -152,7 +161,7 @@ impl Forecast {
             steps: options.steps,
             measuring: measuring_seconds,
             took: Vec::new(),
-            is_on_cpu: options.device == DeviceSpec::Flex,
+            is_on_cpu: options.all_devices().0 == DeviceSpec::Flex,
         }
     }
 
