@@ -435,7 +435,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
                 remedy: "give the ids of the forgotten points with `UnlearningBatch::with_forget_ids`",
             });
         }
-        self.model.check_input(batch.retain.dims())
+        self.model.check_input(batch.retain.dims())?;
+        self.model.check_condition(&batch.retain_condition)?;
+        self.model.check_condition(&batch.forget_condition)
     }
 
     /// Checks once that the model can be trained by two separate gradients.
