@@ -1,5 +1,7 @@
 //! Runs conformance cases: inputs with the results that PyTorch and diffusers compute from them.
 
+mod metrics;
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
@@ -158,7 +160,10 @@ impl Case {
                 other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
             },
             "unet2d" => self.unet()?,
-            other => return Ok(Outcome::Skipped(format!("kind={other}"))),
+            other => match self.metric(other)? {
+                Some(computed) => computed,
+                None => return Ok(Outcome::Skipped(format!("kind={other}"))),
+            },
         };
         self.compare(&computed)
     }
@@ -217,6 +222,7 @@ impl Case {
             "step" if name.starts_with("expect_norm") || name == "expect_scale" => {
                 (relative_norm(got, expected), 1e-3)
             }
+            kind if metrics::KINDS.contains(&kind) => metrics::error(kind, name, got, expected),
             _ if name == "expect_timesteps" => (relative_norm(got, expected), 0.0),
             _ => (relative_norm(got, expected), 1e-4),
         };
