@@ -128,6 +128,11 @@ const PART: usize = 512;
 pub(super) fn check_comparable(one: &Features, other: &Features) -> Result<()> {
     check_samples(one.len())?;
     check_samples(other.len())?;
+    check_made_alike(one, other)
+}
+
+/// Checks that two sets were made in the same way.
+pub(super) fn check_made_alike(one: &Features, other: &Features) -> Result<()> {
     if one.made_by != other.made_by {
         return Err(Error::InvalidSetting {
             what: format!(

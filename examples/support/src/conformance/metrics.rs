@@ -2,8 +2,8 @@
 
 use siss::burn::tensor::Tensor;
 use siss::metrics::{
-    Features, KMeans, MembershipSignal, Resize, Roc, frechet_distance, inception_score,
-    kernel_distance, precision_recall,
+    Features, KMeans, Likelihood, MembershipSignal, NoiseScale, Resize, Roc, frechet_distance,
+    inception_score, kernel_distance, precision_recall,
 };
 use siss::process::SchedulerExt;
 use siss::{DdpmScheduler, Denoiser};
@@ -11,12 +11,13 @@ use siss::{DdpmScheduler, Denoiser};
 use super::{Case, Computed, Result, host, relative_norm};
 
 /// The kinds of cases in this file.
-pub(super) const KINDS: [&str; 8] = [
+pub(super) const KINDS: [&str; 9] = [
     "fid",
     "inception_score",
     "kid",
     "kmeans",
     "membership",
+    "nll",
     "precision_recall",
     "resize",
     "roc",
@@ -28,6 +29,7 @@ pub(super) fn error(kind: &str, name: &str, got: &[f64], expected: &[f64]) -> (f
     match kind {
         "fid" | "inception_score" | "membership" => (relative, 1e-3),
         "kid" | "kmeans" if name != "expect_labels" => (relative, 1e-5),
+        "nll" => (largest_difference(got, expected), 2e-2),
         "roc" => (relative, 1e-6),
         // A share is rounded to float32 in the case.
         "precision_recall" => (relative, 1e-7),
@@ -60,6 +62,7 @@ impl Case {
             }
             "kmeans" => self.kmeans()?,
             "membership" => self.membership()?,
+            "nll" => self.likelihood()?,
             "precision_recall" => self.precision_recall()?,
             "resize" => self.resize()?,
             "roc" => self.roc()?,
@@ -95,6 +98,32 @@ impl Case {
             ("expect_centers".into(), found.centers.concat()),
             ("expect_inertia".into(), vec![found.inertia]),
         ])
+    }
+
+    fn likelihood(&self) -> Result<Computed> {
+        let settings = Likelihood {
+            noise_scale: match self.text("std")? {
+                "discrete" => NoiseScale::Discrete,
+                _ => NoiseScale::Continuous,
+            },
+            beta_min: self.number("beta_min")?,
+            beta_max: self.number("beta_max")?,
+            num_timesteps: self.number("num_train_timesteps")?,
+            first_time: self.number("t_eps")?,
+            relative_tolerance: self.number("rtol")?,
+            absolute_tolerance: self.number("atol")?,
+            bits_offset: self.number("bits_offset")?,
+            ..Likelihood::default()
+        };
+        let (points, probe) = (self.image("x")?, self.image("rademacher")?);
+        let found =
+            settings.measure_with(&self.checkpoint()?, &points, &(), |_, _, _| probe.clone())?;
+        // Rounding in f32 can change a step's acceptance, but hardly their number.
+        let (evaluations, expected) = (found[0].evaluations[0], self.number::<usize>("nfe")?);
+        if evaluations.abs_diff(expected) > expected / 10 {
+            return Err(format!("{evaluations} evaluations, expected {expected}").into());
+        }
+        Ok(one("expect_bits_per_dim", found[0].bits_per_dimension))
     }
 
     fn membership(&self) -> Result<Computed> {

@@ -1,6 +1,7 @@
 //! Runs conformance cases: inputs with the results that PyTorch and diffusers compute from them.
 
 mod metrics;
+mod networks;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -160,6 +161,7 @@ impl Case {
                 other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
             },
             "unet2d" => self.unet()?,
+            other if networks::KINDS.contains(&other) => self.network(other)?,
             other => match self.metric(other)? {
                 Some(computed) => computed,
                 None => return Ok(Outcome::Skipped(format!("kind={other}"))),
@@ -223,6 +225,7 @@ impl Case {
                 (relative_norm(got, expected), 1e-3)
             }
             kind if metrics::KINDS.contains(&kind) => metrics::error(kind, name, got, expected),
+            "formula_weights" => (relative_norm(got, expected), 1e-7),
             _ if name == "expect_timesteps" => (relative_norm(got, expected), 0.0),
             _ => (relative_norm(got, expected), 1e-4),
         };
