@@ -403,7 +403,7 @@ mod tests {
             let expected = cosine(191.25, level);
             assert_eq!((found.len(), found[1].copies.len()), (2, protocol.copies()));
             assert!(
-                (found[1].value - expected).abs() < 1e-6,
+                (found[1].value - expected).abs() < 1e-5,
                 "{found:?} {expected}"
             );
             assert_eq!(

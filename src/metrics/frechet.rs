@@ -108,12 +108,19 @@ impl Coupling {
         }
         let product = root.transpose() * (second.covariance() * &root);
         let product = (&product + product.transpose()) / 2.0;
-        let eigen = SymmetricEigen::new(product);
+        // nalgebra decomposes no empty matrix, and constant features have one.
+        let (products, vectors) = match axes.is_empty() {
+            true => (DVector::zeros(0), product),
+            false => {
+                let eigen = SymmetricEigen::new(product);
+                (eigen.eigenvalues, eigen.eigenvectors)
+            }
+        };
         Self {
             root,
             values,
-            products: eigen.eigenvalues.map(|value| value.max(0.0)),
-            vectors: eigen.eigenvectors,
+            products: products.map(|value| value.max(0.0)),
+            vectors,
         }
     }
 
@@ -154,7 +161,8 @@ impl Coupling {
 
 /// Below this, an eigenvalue is a rounding error.
 fn smallest(values: &DVector<f64>) -> f64 {
-    values.amax() * values.len() as f64 * f64::EPSILON
+    let largest = values.iter().copied().fold(0.0, f64::max);
+    largest * values.len() as f64 * f64::EPSILON
 }
 
 /// The derivative of the distance with respect to the weight of each point, up to a constant:

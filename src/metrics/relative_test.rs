@@ -143,7 +143,7 @@ impl RelativeTest {
     ) -> Result<[Vec<f64>; 2]> {
         let forward = Ratio::new(fit_p, fit_q, self.ridge, bandwidth)?;
         let backward = Ratio::new(fit_q, fit_p, self.ridge, bandwidth)?;
-        let mean = |points: &DMatrix<f64>, signs: [f64; 2]| {
+        let contributions = |points: &DMatrix<f64>, signs: [f64; 2]| {
             let pairs = forward.at(points).into_iter().zip(backward.at(points));
             let inside = |ratio: f64| f64::from(u8::from(ratio > self.order));
             let of_pair =
@@ -151,7 +151,10 @@ impl RelativeTest {
             pairs.map(of_pair).collect()
         };
         // q/p: E_q h − γ E_p h; p/q: E_p h − γ E_q h.
-        Ok([mean(p, [-self.order, 1.0]), mean(q, [1.0, -self.order])])
+        Ok([
+            contributions(p, [-self.order, 1.0]),
+            contributions(q, [1.0, -self.order]),
+        ])
     }
 }
 

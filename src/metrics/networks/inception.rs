@@ -149,7 +149,11 @@ struct BlockLoader<'a, 'b, 'c> {
     block: &'a str,
 }
 
-impl BlockLoader<'_, '_, '_> {
+impl<'a, 'b, 'c> BlockLoader<'a, 'b, 'c> {
+    fn new(loader: &'a mut Loader<'b, 'c>, block: &'a str) -> Self {
+        Self { loader, block }
+    }
+
     fn layer(&mut self, name: &str, shape: Shape) -> Result<Convolution> {
         let name = match self.block {
             "" => name.to_owned(),
@@ -296,10 +300,6 @@ impl InceptionV3 {
     /// too many values.
     pub fn from_tensors(source: &mut TensorSource<'_>, device: &Device) -> Result<Self> {
         let mut loader = Loader::new(source, device);
-        let mut block = |block| BlockLoader {
-            loader: &mut loader,
-            block,
-        };
         let plain =
             |inputs, outputs, kernel| Shape::square(inputs, outputs, kernel).without_padding();
         let stem = [
@@ -309,19 +309,19 @@ impl InceptionV3 {
             ("Conv2d_3b_1x1", plain(64, 80, 1)),
             ("Conv2d_4a_3x3", plain(80, 192, 3)),
         ];
-        let stem = stem.map(|(name, shape)| block("").layer(name, shape));
+        let stem = stem.map(|(name, shape)| BlockLoader::new(&mut loader, "").layer(name, shape));
         let blocks = vec![
-            block("Mixed_5b").a(192, 32)?,
-            block("Mixed_5c").a(256, 64)?,
-            block("Mixed_5d").a(288, 64)?,
-            block("Mixed_6a").b()?,
-            block("Mixed_6b").c(128)?,
-            block("Mixed_6c").c(160)?,
-            block("Mixed_6d").c(160)?,
-            block("Mixed_6e").c(192)?,
-            block("Mixed_7a").d()?,
-            block("Mixed_7b").e(1280, Pool::Mean)?,
-            block("Mixed_7c").e(2048, Pool::Max)?,
+            BlockLoader::new(&mut loader, "Mixed_5b").a(192, 32)?,
+            BlockLoader::new(&mut loader, "Mixed_5c").a(256, 64)?,
+            BlockLoader::new(&mut loader, "Mixed_5d").a(288, 64)?,
+            BlockLoader::new(&mut loader, "Mixed_6a").b()?,
+            BlockLoader::new(&mut loader, "Mixed_6b").c(128)?,
+            BlockLoader::new(&mut loader, "Mixed_6c").c(160)?,
+            BlockLoader::new(&mut loader, "Mixed_6d").c(160)?,
+            BlockLoader::new(&mut loader, "Mixed_6e").c(192)?,
+            BlockLoader::new(&mut loader, "Mixed_7a").d()?,
+            BlockLoader::new(&mut loader, "Mixed_7b").e(1280, Pool::Mean)?,
+            BlockLoader::new(&mut loader, "Mixed_7c").e(2048, Pool::Max)?,
         ];
         Ok(Self {
             stem: stem.into_iter().collect::<Result<_>>()?,

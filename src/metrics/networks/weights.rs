@@ -106,7 +106,8 @@ fn values(found: burn_pack::Tensor, shape: &[usize], path: &Path) -> Result<Vec<
     let unreadable =
         |error: &dyn std::fmt::Display| mismatch(path, "unreadable", &name, format!(": {error}"));
     let bytes = found.into_bytes().map_err(|error| unreadable(&error))?;
-    let data = TensorData::from_bytes(bytes, shape.to_vec(), dtype);
+    let data = TensorData::try_from_bytes(bytes, shape.to_vec(), dtype)
+        .map_err(|error| unreadable(&error))?;
     let values: Vec<f32> = data.iter().collect();
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
