@@ -7,7 +7,7 @@
 //! | Are the samples still good? | [`frechet_distance`], [`kernel_distance`], [`inception_score`], [`precision_recall`] |
 //! | Is the model as a retrained one would be? | [`ratio_to_floor`], [`RelativeTest`], [`bidirectional_loss`] |
 //! | Are samples copies? | [`share_within`], [`relative_distances`], [`tiled_distances`], [`CopySimilarity`] |
-//! | Does the point come back? | [`Relearning`], [`PairAttack`] |
+//! | Does the point come back? | [`Relearning`], [`pair_attack`] |
 //! | Which samples belong together? | [`KMeans`] |
 //!
 //! Quality is measured on [`Features`], which say how they were made: published numbers with the
@@ -44,7 +44,7 @@ pub use kernel_distance::kernel_distance;
 pub use kmeans::{Clusters, KMeans};
 pub use likelihood::{Likelihood, NoiseScale, PointLikelihood};
 pub use membership::{ControlTest, LikelihoodRatio, MembershipSignal};
-pub use pair_attack::PairAttack;
+pub use pair_attack::pair_attack;
 pub use precision_recall::{PrecisionRecall, precision_recall};
 pub use relative_test::{RelativeCloseness, RelativeTest};
 pub use relearning::{Relearning, RelearningCurve};

@@ -1,11 +1,9 @@
 //! What someone can do who has the model from before the unlearning too.
 
-use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::denoiser::Denoiser;
+use crate::denoiser::{Denoiser, FnDenoiser};
 use crate::error::{Result, check_prediction_type, check_range};
-use crate::process::PredictionType;
 
 /// A model that points from the unlearned towards the original one:
 /// `f_after + w (f_before − f_after)`.
@@ -13,7 +11,12 @@ use crate::process::PredictionType;
 /// With `w` above 1, guidance towards what was forgotten: whoever kept the old checkpoint can sample
 /// from it with any [`Sampler`](crate::sampling::Sampler), and copies among the samples show how much
 /// the pair of models gives away. Weights of 1, 2 and 4 are usual; 0 is the unlearned model, 1 the
-/// original. It runs both models, and is not trained.
+/// original. It runs both models.
+///
+/// # Errors
+/// [`Error::OutOfRange`](crate::Error::OutOfRange) for a weight that is not finite;
+/// [`Error::PredictionTypeDiffers`](crate::Error::PredictionTypeDiffers) for models that do not
+/// predict the same.
 ///
 /// # Example
 /// ```
@@ -21,14 +24,14 @@ use crate::process::PredictionType;
 /// # use burn::tensor::{Device, Tensor};
 /// # use siss::FnDenoiser;
 /// use siss::DdpmScheduler;
-/// use siss::metrics::PairAttack;
+/// use siss::metrics::pair_attack;
 /// use siss::sampling::{DdimConfig, DdimSampler, Sampler};
 ///
 /// # let device = Device::flex();
 /// # let layer = || LinearConfig::new(3, 3).init(&device);
 /// # let ask = |layer: &Linear, noisy: Tensor<2>, _: Tensor<1>, _: &()| layer.forward(noisy);
 /// # let (after, before) = (FnDenoiser::new(layer(), ask), FnDenoiser::new(layer(), ask));
-/// let attack = PairAttack::new::<2>(after, before, 2.0)?;
+/// let attack = pair_attack(after, before, 2.0)?;
 /// let sampler = DdimSampler::new(&DdpmScheduler::linear(1000)?, DdimConfig::new(10))?;
 /// let samples = sampler.sample(&attack, &(), [16, 3], 0, 0, &device)?;
 /// assert_eq!(samples.dims(), [16, 3]);
@@ -36,66 +39,29 @@ use crate::process::PredictionType;
 /// ```
 ///
 /// # Reference
-/// Wu et al. 2025, *Reversed model guidance*, for language models; here for denoisers.
-#[derive(Module, Debug)]
-pub struct PairAttack<M: Module> {
+/// Wu et al. 2025, reversed guidance for language models; here for denoisers.
+pub fn pair_attack<const D: usize, M: Denoiser<D>>(
     after: M,
     before: M,
-    #[module(skip)]
     weight: f64,
-}
-
-impl<M: Module> PairAttack<M> {
-    /// Guides from the model after the unlearning towards that before it.
-    ///
-    /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a weight that is not finite;
-    /// [`Error::PredictionTypeDiffers`](crate::Error::PredictionTypeDiffers) for models that do not
-    /// predict the same.
-    pub fn new<const D: usize>(after: M, before: M, weight: f64) -> Result<Self>
-    where
-        M: Denoiser<D>,
-    {
-        check_range(
-            "the weight of the original model",
-            weight,
-            true,
-            "a finite number",
-        )?;
-        let stated = Some(before.prediction_type());
-        check_prediction_type(after.prediction_type(), "the original model", stated)?;
-        Ok(Self {
-            after,
-            before,
-            weight,
-        })
-    }
-}
-
-impl<const D: usize, M: Denoiser<D>> Denoiser<D> for PairAttack<M> {
-    type Condition = M::Condition;
-
-    fn predict(
-        &self,
-        noisy: Tensor<D>,
-        timesteps: Tensor<1>,
-        condition: &Self::Condition,
-    ) -> Tensor<D> {
-        let before = self
-            .before
-            .predict(noisy.clone(), timesteps.clone(), condition);
-        let after = self.after.predict(noisy, timesteps, condition);
-        after.clone() + (before - after) * self.weight
-    }
-
-    fn prediction_type(&self) -> PredictionType {
-        self.after.prediction_type()
-    }
-
-    fn check_input(&self, shape: [usize; D]) -> Result<()> {
-        self.after.check_input(shape)?;
-        self.before.check_input(shape)
-    }
+) -> Result<impl Denoiser<D, Condition = M::Condition>> {
+    check_range(
+        "the weight of the original model",
+        weight,
+        true,
+        "a finite number",
+    )?;
+    let kind = after.prediction_type();
+    check_prediction_type(kind, "the original model", Some(before.prediction_type()))?;
+    let guide = move |(after, before): &(M, M),
+                      noisy: Tensor<D>,
+                      timesteps: Tensor<1>,
+                      condition: &M::Condition| {
+        let towards = before.predict(noisy.clone(), timesteps.clone(), condition);
+        let own = after.predict(noisy, timesteps, condition);
+        own.clone() + (towards - own) * weight
+    };
+    Ok(FnDenoiser::new((after, before), guide).predicting(kind))
 }
 
 #[cfg(test)]
@@ -107,7 +73,7 @@ mod tests {
 
     use crate::denoiser::FnDenoiser;
     use crate::error::Error;
-    use crate::process::DdpmScheduler;
+    use crate::process::{DdpmScheduler, PredictionType};
     use crate::sampling::{DdimConfig, DdimSampler, Sampler};
 
     type Layer = FnDenoiser<Linear, fn(&Linear, Tensor<2>, Tensor<1>, &()) -> Tensor<2>>;
@@ -123,7 +89,7 @@ mod tests {
         let sampler = DdimSampler::new(&DdpmScheduler::linear(1000).unwrap(), DdimConfig::new(5));
         let sampler = sampler.unwrap();
         let samples = |model: &dyn Fn() -> Tensor<2>| model().into_data();
-        let attack = |weight| PairAttack::new::<2>(after.clone(), before.clone(), weight).unwrap();
+        let attack = |weight| pair_attack(after.clone(), before.clone(), weight).unwrap();
         for (weight, model) in [(0.0, &after), (1.0, &before)] {
             let attack = attack(weight);
             let found = samples(&|| {
@@ -147,7 +113,7 @@ mod tests {
             says(&|m, t| before.predict(m, t, &())),
         );
         let attack = attack(3.0);
-        let found = says(&|m, t| Denoiser::<2>::predict(&attack, m, t, &()));
+        let found = says(&|m, t| attack.predict(m, t, &()));
         let error = (found - own.clone() - (other - own) * 3.0)
             .abs()
             .max()
@@ -158,12 +124,12 @@ mod tests {
     #[test]
     fn models_that_predict_different_things_are_not_mixed() {
         let other = model().predicting(PredictionType::Velocity);
-        let error = PairAttack::new::<2>(model(), other, 2.0).unwrap_err();
+        let error = pair_attack(model(), other, 2.0).unwrap_err();
         assert!(
             matches!(error, Error::PredictionTypeDiffers { .. }),
             "{error}"
         );
-        let error = PairAttack::new::<2>(model(), model(), f64::NAN).unwrap_err();
+        let error = pair_attack(model(), model(), f64::NAN).unwrap_err();
         assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
     }
 }
