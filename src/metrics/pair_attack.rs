@@ -31,7 +31,7 @@ use crate::error::{Result, check_prediction_type, check_range};
 /// # let layer = || LinearConfig::new(3, 3).init(&device);
 /// # let ask = |layer: &Linear, noisy: Tensor<2>, _: Tensor<1>, _: &()| layer.forward(noisy);
 /// # let (after, before) = (FnDenoiser::new(layer(), ask), FnDenoiser::new(layer(), ask));
-/// let attack = pair_attack(after, before, 2.0)?;
+/// let attack = pair_attack::<2, _>(after, before, 2.0)?;
 /// let sampler = DdimSampler::new(&DdpmScheduler::linear(1000)?, DdimConfig::new(10))?;
 /// let samples = sampler.sample(&attack, &(), [16, 3], 0, 0, &device)?;
 /// assert_eq!(samples.dims(), [16, 3]);
@@ -89,7 +89,7 @@ mod tests {
         let sampler = DdimSampler::new(&DdpmScheduler::linear(1000).unwrap(), DdimConfig::new(5));
         let sampler = sampler.unwrap();
         let samples = |model: &dyn Fn() -> Tensor<2>| model().into_data();
-        let attack = |weight| pair_attack(after.clone(), before.clone(), weight).unwrap();
+        let attack = |weight| pair_attack::<2, _>(after.clone(), before.clone(), weight).unwrap();
         for (weight, model) in [(0.0, &after), (1.0, &before)] {
             let attack = attack(weight);
             let found = samples(&|| {
@@ -124,12 +124,12 @@ mod tests {
     #[test]
     fn models_that_predict_different_things_are_not_mixed() {
         let other = model().predicting(PredictionType::Velocity);
-        let error = pair_attack(model(), other, 2.0).unwrap_err();
+        let error = pair_attack::<2, _>(model(), other, 2.0).unwrap_err();
         assert!(
             matches!(error, Error::PredictionTypeDiffers { .. }),
             "{error}"
         );
-        let error = pair_attack(model(), model(), f64::NAN).unwrap_err();
+        let error = pair_attack::<2, _>(model(), model(), f64::NAN).unwrap_err();
         assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
     }
 }
