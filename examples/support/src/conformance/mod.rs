@@ -22,7 +22,7 @@ use siss::objective::{
 };
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
-use siss::{DdpmScheduler, Denoiser, GradientClipper, SissLoss, SissTrainer, UnlearningBatch};
+use siss::{DdpmScheduler, GradientClipper, SissLoss, SissTrainer, UnlearningBatch};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
