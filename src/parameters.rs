@@ -127,7 +127,7 @@ pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String
     Ok(floats.nth(position).map(|parameter| parameter.name))
 }
 
-/// How many numbers are NaN or infinite, by one kernel per parameter; `None` if a parameter has none.
+/// How many numbers are NaN or infinite, by one kernel per parameter; `None` if one has no kernel.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 fn non_finite_in_kernels<M: Module>(model: &M) -> Option<Tensor<1>> {
     #[derive(Default)]

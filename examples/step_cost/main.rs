@@ -3,8 +3,8 @@
 //!
 //! Prints one JSON line. The variants take turns in each round, so that a change of the machine's
 //! speed affects all of them equally; a ratio is the median of the rounds' ratios.
-//! `benches/torch_step.py` prints the same for PyTorch. With `--launches` it prints how many kernels
-//! a step launches on a GPU.
+//! `benches/torch_step.py` prints the same for PyTorch. With `--launches` it prints how many
+//! kernels a step launches on a GPU.
 
 mod launches;
 mod plain;

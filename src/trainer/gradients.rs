@@ -318,8 +318,8 @@ pub(crate) fn gradient_products<M: Module>(
     visitor.products.joined()
 }
 
-/// The products by one kernel per parameter; `None` if a gradient has no kernel, or if only one side
-/// has a gradient of some parameter.
+/// The products by one kernel per parameter; `None` if a gradient has no kernel, or if only one
+/// side has a gradient of some parameter.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 fn products_in_kernels<M: Module>(
     model: &M,

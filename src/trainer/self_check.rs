@@ -152,9 +152,10 @@ fn compare<M: Module>(
     let (retain, forget) = (retain?, forget?);
     let names = parameters(model).into_iter().map(|it| (it.id, it.name));
     let names: HashMap<ParamId, String> = names.collect();
+    let name = |id| names.get(id).cloned().unwrap_or_default();
     let pairs = retain.parameters.iter().zip(&forget.parameters);
     let mut parameters: Vec<(String, f64)> = pairs
-        .map(|((id, retain), (_, forget))| (names[id].clone(), worse(*retain, *forget)))
+        .map(|((id, retain), (_, forget))| (name(id), worse(*retain, *forget)))
         .collect();
     // In this order NaN comes first.
     parameters.sort_by(|(_, a), (_, b)| b.abs().total_cmp(&a.abs()));

@@ -1,5 +1,5 @@
-//! The kernels in CubeCL, for wgpu and CUDA. Sums take two passes: one over the elements that leaves
-//! a sum for each block of a row, and one over these sums.
+//! The kernels in CubeCL, for wgpu and CUDA. Sums take two passes: one over the elements that
+//! leaves a sum for each block of a row, and one over these sums.
 
 mod adamw;
 mod gradients;

@@ -1,6 +1,6 @@
 //! Group normalisation with `SiLU` on the GPU: one kernel forward, three backward.
 //!
-//! With `x̂ = (x − μ) / √(v + ε)`, `z = g x̂ + b` and `s = ∂L/∂z`, over the `n` elements of a group:
+//! With `x̂ = (x − μ) / √(v + ε)`, `z = g x̂ + b` and `s = ∂L/∂z`, over the elements of a group:
 //! `∂L/∂x = (g s − mean(g s) − x̂ mean(g s x̂)) / √(v + ε)`. The gradients of gain and offset are
 //! `Σ s x̂` and `Σ s`: first over the pixels of each row and channel, then over the rows.
 
@@ -162,7 +162,9 @@ fn before_activation(gradient: f32, scaled: f32, #[comptime] activated: bool) ->
     }
 }
 
-/// One cube per row and channel: `Σ s` and `Σ s x̂` over its pixels, `sums` as `[rows, 2, channels]`.
+/// One cube per row and channel: `Σ s` and `Σ s x̂` over its pixels.
+///
+/// `sums` is `[rows, 2, channels]`.
 #[cube(launch, address_type = "dynamic")]
 fn channel_sums(
     input: &[f32],
