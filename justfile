@@ -28,6 +28,11 @@ conformance *PATHS="tests/conformance":
 # The conformance cases, the kernels and the gradients of a network on wgpu, over a GPU or a software driver.
 wgpu:
     SISS_TEST_DEVICE=wgpu cargo test --profile software-gpu --features wgpu,fused --test conformance --test kernel --test self_check
+    cargo test --profile software-gpu --features wgpu,fused --lib cube::
+
+# How many kernels a step launches, by name.
+launches *ARGS:
+    cargo run --profile software-gpu --features wgpu,fused --example step_cost -- --workload digits --batch 4 --device wgpu --launches {{ARGS}}
 
 # Unlearning in the plane, where the right answer is known.
 toy *ARGS:

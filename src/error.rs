@@ -309,13 +309,18 @@ pub enum Error {
 
     /// A device computes gradients that differ from those of the reference device.
     #[error(
-        "the gradient of `{parameter}` on this device is off by {difference:.1e} of its norm on the reference device (tolerance {tolerance:.1e}): the device, its driver or a feature of burn computes wrong values; train on another device (`flex` is the CPU), or build with different features of burn (`vulkan`, `autotune`, `fusion`)"
+        "gradients on this device are off from those of the reference device (tolerance {tolerance:.1e} of their norm): {}; {}: the device, its driver or a feature of burn computes wrong values; train on another device (`flex` is the CPU), or build with different features of burn (`vulkan`, `autotune`, `fusion`)",
+        errors_of(parameters),
+        operations_off(operations)
     )]
     DeviceDisagrees {
-        /// The parameter that differs most.
-        parameter: String,
-        /// Its difference, relative to the reference.
-        difference: f64,
+        /// Every parameter beyond the tolerance with its difference, relative to the reference;
+        /// the worst first.
+        parameters: Vec<(String, f64)>,
+        /// The operations that alone are beyond the tolerance in output or gradients, with their
+        /// difference, the worst first. Only operations of the networks in `siss::models` are run
+        /// alone.
+        operations: Vec<(String, f64)>,
         /// The largest difference that is accepted.
         tolerance: f64,
     },
@@ -546,6 +551,24 @@ impl Error {
             path,
             source,
         }
+    }
+}
+
+/// Lists names with their errors.
+fn errors_of(errors: &[(String, f64)]) -> String {
+    let texts = errors
+        .iter()
+        .map(|(name, error)| format!("`{name}` by {error:.1e}"));
+    list(&texts.collect::<Vec<_>>())
+}
+
+fn operations_off(operations: &[(String, f64)]) -> String {
+    match operations {
+        [] => "no single operation was found to be off by itself".into(),
+        operations => format!(
+            "operations that are off by themselves: {}",
+            errors_of(operations)
+        ),
     }
 }
 

@@ -6,10 +6,14 @@ use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use burn::tensor::Device;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
 use crate::error::{Error, Result};
 use crate::host::{SMALL, read_f32, to_f32};
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use crate::kernel::fused::{Notes, is_on_cube};
 
 /// A parameter of a model, without its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +108,12 @@ impl ModuleVisitor for List {
 ///
 /// If all are finite, this takes one read from the device.
 pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String>> {
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(count) = non_finite_in_kernels(model)
+        && read_f32(count, "a check of the parameters")? == [0.0]
+    {
+        return Ok(None);
+    }
     // Small parameters are checked together; only if one of them is not finite is each checked by
     // itself.
     if sums_of_zeros(model, SMALL)?.iter().all(|&sum| sum == 0.0) {
@@ -115,6 +125,36 @@ pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String
     };
     let mut floats = parameters(model).into_iter().filter(|p| p.dtype.is_float());
     Ok(floats.nth(position).map(|parameter| parameter.name))
+}
+
+/// How many numbers are NaN or infinite, by one kernel per parameter; `None` if one has no kernel.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+fn non_finite_in_kernels<M: Module>(model: &M) -> Option<Tensor<1>> {
+    #[derive(Default)]
+    struct Visitor {
+        elements: Vec<usize>,
+        device: Option<Device>,
+        misfits: usize,
+        notes: Option<Notes>,
+    }
+    impl ModuleVisitor for Visitor {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val().inner();
+            if let Some(notes) = self.notes.take() {
+                self.notes = Some(notes.non_finite(value));
+                return;
+            }
+            self.misfits += usize::from(!is_on_cube(&value));
+            self.elements.push(value.shape().num_elements());
+            self.device = Some(value.device());
+        }
+    }
+    let mut visitor = Visitor::default();
+    model.visit(&mut visitor);
+    let device = visitor.device.take().filter(|_| visitor.misfits == 0)?;
+    visitor.notes = Some(Notes::new(&visitor.elements, 1, &device));
+    model.visit(&mut visitor);
+    Some(visitor.notes?.summed())
 }
 
 /// Refuses a model that holds NaN or an infinity, before its effects are blamed on something else.

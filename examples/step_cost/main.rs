@@ -3,8 +3,10 @@
 //!
 //! Prints one JSON line. The variants take turns in each round, so that a change of the machine's
 //! speed affects all of them equally; a ratio is the median of the rounds' ratios.
-//! `benches/torch_step.py` prints the same for PyTorch.
+//! `benches/torch_step.py` prints the same for PyTorch. With `--launches` it prints how many
+//! kernels a step launches on a GPU.
 
+mod launches;
 mod plain;
 mod report;
 mod workload;
@@ -21,6 +23,7 @@ use siss::models::use_flex_kernels;
 use siss::{Method, PairSampler, SissTrainer};
 use siss_support::clock::Clock;
 
+use crate::launches::Launches;
 use crate::plain::PlainTrainer;
 use crate::report::Report;
 use crate::workload::{Network, Workload};
@@ -81,6 +84,11 @@ pub struct Arguments {
     /// Prints the peak memory of each variant instead, each in a process of its own.
     #[arg(long)]
     memory: bool,
+
+    /// Prints instead how many kernels an ordinary step and a SISS step launch on a GPU, and their
+    /// names.
+    #[arg(long, conflicts_with = "memory")]
+    launches: bool,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -139,9 +147,10 @@ impl Variant {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let line = match arguments.memory {
-        true => memory(&arguments),
-        false => measure(&arguments),
+    let line = match (arguments.memory, arguments.launches) {
+        (true, _) => memory(&arguments),
+        (_, true) => count_launches(&arguments),
+        _ => measure(&arguments),
     };
     match line {
         Ok(line) => {
@@ -243,6 +252,21 @@ fn measure(arguments: &Arguments) -> Result<String> {
     }
     let report = Report::new(arguments, &runners, network.num_params());
     Ok(serde_json::to_string(&report)?)
+}
+
+/// Counts the launches of an ordinary step and a SISS step; returns a JSON line.
+fn count_launches(arguments: &Arguments) -> Result<String> {
+    let device = arguments.device.device()?;
+    let (network, pairs) = prepare(arguments, &device)?;
+    let count = |variant| -> Result<_> {
+        let mut runner = Runner::new(variant, &network, arguments)?;
+        for round in 0..WARM_UP {
+            runner.step(&pairs, round, arguments)?;
+        }
+        launches::counted(|| runner.step(&pairs, WARM_UP, arguments))
+    };
+    let launches = Launches::new(count(Variant::Plain)?, count(Variant::Siss)?);
+    Ok(serde_json::to_string(&launches)?)
 }
 
 fn prepare(arguments: &Arguments, device: &Device) -> Result<(Network, PairSampler<4>)> {

@@ -2,10 +2,11 @@
 
 use rand::RngExt;
 use siss::burn::module::{Module, ModuleVisitor, Param};
-use siss::burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use siss::burn::optim::{GradientsParams, ModuleOptimizer};
 use siss::burn::tensor::{Distribution, Tensor};
 use siss::process::SchedulerExt;
 use siss::rand;
+use siss::trainer::FusedAdamW;
 use siss::{DdpmScheduler, Denoiser};
 
 use crate::workload::Network;
@@ -24,7 +25,8 @@ impl PlainTrainer {
     pub fn new(model: Network, scheduler: DdpmScheduler) -> Self {
         Self {
             model: model.train(),
-            optimizer: AdamWConfig::new().init(),
+            // The kernel of a trainer, with burn's numbers.
+            optimizer: FusedAdamW::new([0.9, 0.999], 1e-5, 1e-4).into(),
             scheduler,
         }
     }
@@ -53,12 +55,17 @@ impl PlainTrainer {
 fn clip(model: &Network, gradients: GradientsParams) -> GradientsParams {
     let mut norm = SquaredNorm {
         gradients: &gradients,
-        sum: None,
+        small: Vec::new(),
+        sums: Vec::new(),
     };
     model.visit(&mut norm);
-    let Some(squared) = norm.sum else {
+    if norm.small.is_empty() && norm.sums.is_empty() {
         return gradients;
-    };
+    }
+    if !norm.small.is_empty() {
+        norm.sums.push(Tensor::cat(norm.small, 0).square().sum());
+    }
+    let squared = Tensor::cat(norm.sums, 0).sum();
     let mut scale = Scale {
         factor: (squared.sqrt().recip() * MAX_GRAD_NORM).clamp_max(1.0),
         gradients,
@@ -68,19 +75,24 @@ fn clip(model: &Network, gradients: GradientsParams) -> GradientsParams {
     scale.scaled
 }
 
+/// Gradients of fewer elements are laid side by side, as a trainer does.
+const SMALL: usize = 1 << 12;
+
 struct SquaredNorm<'a> {
     gradients: &'a GradientsParams,
-    sum: Option<Tensor<1>>,
+    small: Vec<Tensor<1>>,
+    sums: Vec<Tensor<1>>,
 }
 
 impl ModuleVisitor for SquaredNorm<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            let squared = gradient.square().sum();
-            self.sum = Some(match self.sum.take() {
-                Some(sum) => sum + squared,
-                None => squared,
-            });
+        let Some(gradient) = self.gradients.get::<D>(param.id) else {
+            return;
+        };
+        if gradient.shape().num_elements() < SMALL {
+            self.small.push(gradient.flatten(0, D - 1));
+        } else {
+            self.sums.push(gradient.square().sum());
         }
     }
 }

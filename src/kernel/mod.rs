@@ -4,14 +4,14 @@
 //! Also the mixture draw in one pass, on the backends that have it.
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-mod cube;
+pub(crate) mod cube;
 #[cfg(feature = "flex-kernels")]
 pub(crate) mod flex;
 #[cfg(any(
     feature = "flex-kernels",
     all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
 ))]
-mod fused;
+pub(crate) mod fused;
 #[cfg(feature = "flex-kernels")]
 pub(crate) mod simd;
 

@@ -12,6 +12,8 @@
 mod autoencoder_kl;
 mod clip;
 mod condition;
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+mod cube;
 mod dit;
 mod export;
 #[cfg(feature = "flex-kernels")]
@@ -24,10 +26,12 @@ mod layers;
 mod location;
 mod lora;
 mod note;
+pub(crate) mod operation_check;
 pub(crate) mod ops;
 mod sd3;
 mod settings;
 mod single_file;
+pub(crate) mod trace;
 mod unet2d;
 mod unet2d_condition;
 

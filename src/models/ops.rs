@@ -1,15 +1,19 @@
 //! The operations that dominate the running time of a network, in one place: faster kernels are
 //! used here.
 
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use super::cube;
 #[cfg(feature = "flex-kernels")]
 use super::flex;
-#[cfg(feature = "flex-kernels")]
+use super::trace::{Operation, record};
+use crate::backend::is_flex;
+use crate::host::row_index;
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, LayerNorm, Linear};
 use burn::tensor::activation::{silu, softmax};
-#[cfg(feature = "flex-kernels")]
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
 
 /// A convolution with the layer's weights, stride and padding.
@@ -17,15 +21,24 @@ use burn::tensor::{DType, Tensor};
 /// # Shapes
 /// - `input`: `[rows, channels, height, width]`
 pub(crate) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
-    #[cfg(feature = "flex-kernels")]
-    if let Some(output) = own_convolution(layer, &input) {
-        return output;
-    }
-    layer.forward(input)
+    record(|| Operation::Convolution {
+        layer: layer.clone(),
+        input: input.dims(),
+    });
+    own_convolution(layer, &input).unwrap_or_else(|| layer.forward(input))
 }
 
-/// A convolution by the crate's own operation, if that applies.
-#[cfg(feature = "flex-kernels")]
+/// A convolution by an operation of the crate's own, if one applies.
+#[cfg_attr(
+    not(any(
+        feature = "flex-kernels",
+        all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+    )),
+    allow(
+        unused_variables,
+        reason = "without a kernel there is nothing to pass on"
+    )
+)]
 fn own_convolution(layer: &Conv2d, input: &Tensor<4>) -> Option<Tensor<4>> {
     let padding = match layer.padding {
         PaddingConfig2d::Valid => [(0, 0), (0, 0)],
@@ -34,8 +47,19 @@ fn own_convolution(layer: &Conv2d, input: &Tensor<4>) -> Option<Tensor<4>> {
     };
     let options =
         ConvOptions::new_with_padding(layer.stride, padding, layer.dilation, layer.groups);
-    let bias = layer.bias.as_ref().map(|bias| bias.val());
-    flex::convolve(input, &layer.weight.val(), bias.as_ref(), &options)
+    let (weight, bias) = (
+        layer.weight.val(),
+        layer.bias.as_ref().map(|bias| bias.val()),
+    );
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = flex::convolve(input, &weight, bias.as_ref(), &options) {
+        return Some(output);
+    }
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube::convolve(input, &weight, bias.as_ref(), &options) {
+        return Some(output);
+    }
+    None
 }
 
 /// Group normalisation followed by `SiLU`.
@@ -43,11 +67,8 @@ fn own_convolution(layer: &Conv2d, input: &Tensor<4>) -> Option<Tensor<4>> {
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
 pub(crate) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
-    #[cfg(feature = "flex-kernels")]
-    if let Some(output) = own_group_norm(layer, &input, true) {
-        return output;
-    }
-    silu(group_norm(layer, input))
+    record_group_norm(layer, &input, true);
+    own_group_norm(layer, &input, true).unwrap_or_else(|| silu(in_operations(layer, input)))
 }
 
 /// Group normalisation, with the division by the deviation and the layer's gain as one
@@ -56,10 +77,20 @@ pub(crate) fn group_norm_silu(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> 
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
 pub(crate) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
-    #[cfg(feature = "flex-kernels")]
-    if let Some(output) = own_group_norm(layer, &input, false) {
-        return output;
-    }
+    record_group_norm(layer, &input, false);
+    own_group_norm(layer, &input, false).unwrap_or_else(|| in_operations(layer, input))
+}
+
+fn record_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) {
+    record(|| Operation::GroupNorm {
+        layer: layer.clone(),
+        input: input.dims(),
+        activated,
+    });
+}
+
+/// Group normalisation by burn's operations.
+fn in_operations(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
     let (Some(gain), Some(offset), DType::F32 | DType::F64) =
         (&layer.gamma, &layer.beta, input.dtype())
     else {
@@ -84,12 +115,70 @@ pub(crate) fn group_norm(layer: &GroupNorm, input: Tensor<4>) -> Tensor<4> {
     (scaled + offset.val().reshape([1, groups, members, 1])).reshape(shape)
 }
 
-/// Group normalisation by the crate's own operation, if that applies.
-#[cfg(feature = "flex-kernels")]
+/// Group normalisation by an operation of the crate's own, if one applies.
+#[cfg_attr(
+    not(any(
+        feature = "flex-kernels",
+        all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+    )),
+    allow(
+        unused_variables,
+        reason = "without a kernel there is nothing to pass on"
+    )
+)]
 fn own_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) -> Option<Tensor<4>> {
     let (gain, offset) = (layer.gamma.as_ref()?.val(), layer.beta.as_ref()?.val());
     let (groups, epsilon) = (layer.num_groups, layer.epsilon);
-    flex::group_norm(input, &gain, &offset, groups, epsilon, activated)
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = flex::group_norm(input, &gain, &offset, groups, epsilon, activated) {
+        return Some(output);
+    }
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube::group_norm(input, &gain, &offset, groups, epsilon, activated) {
+        return Some(output);
+    }
+    None
+}
+
+/// Nearest-neighbour enlargement: pixel `i` of an axis of `n` pixels that becomes `m` copies pixel
+/// `⌊i n / m⌋`.
+///
+/// On the CPU by burn's `interpolate`. On other devices burn 0.22 finds the pixels of the gradient
+/// by dividing in f32, and a GPU's division may be off by a few units in the last place
+/// (docs/upstream.md). There the indices are whole numbers from the host.
+///
+/// # Shapes
+/// - `input`: `[rows, channels, height, width]`
+/// - the result: `[rows, channels, size[0], size[1]]`
+pub(crate) fn enlarge(input: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    record(|| Operation::Enlargement {
+        input: input.dims(),
+        size,
+    });
+    if is_flex(&input.device()) {
+        let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
+        return interpolate(input, options);
+    }
+    copy_pixels(input, size)
+}
+
+/// Enlargement by copies: of whole pixels where the size is a multiple, else of one row and column
+/// after another.
+fn copy_pixels(input: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    let [rows, channels, height, width] = input.dims();
+    if size[0].is_multiple_of(height) && size[1].is_multiple_of(width) {
+        let copies = [size[0] / height, size[1] / width];
+        let pixels = input.reshape([rows, channels, height, 1, width, 1]);
+        let copied = pixels.expand([rows, channels, height, copies[0], width, copies[1]]);
+        return copied.reshape([rows, channels, size[0], size[1]]);
+    }
+    let device = input.device();
+    let sources = |inputs: usize, outputs: usize| {
+        let sources: Vec<usize> = (0..outputs).map(|i| i * inputs / outputs).collect();
+        row_index(&sources, &device)
+    };
+    let tall = input.select(2, sources(height, size[0]));
+    tall.select(3, sources(width, size[1]))
 }
 
 /// Layer normalisation over the channels of channel-major features.
@@ -121,13 +210,42 @@ pub(crate) fn standardise(input: Tensor<3>, epsilon: f64) -> Tensor<3> {
 /// - `input`: `[rows, inputs, positions]`
 /// - the result: `[rows, outputs, positions]`
 pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
+    record(|| Operation::Projection {
+        layer: layer.clone(),
+        input: input.dims(),
+    });
     let weight = layer.weight.val().transpose().unsqueeze::<3>();
     let [_, outputs, _] = weight.dims();
     let output = weight.matmul(input);
-    match &layer.bias {
-        Some(bias) => output + bias.val().reshape([1, outputs, 1]),
-        None => output,
+    let Some(bias) = layer.bias.as_ref().map(|bias| bias.val()) else {
+        return output;
+    };
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(shifted) = cube::shift(&output, &bias) {
+        return shifted;
     }
+    output + bias.reshape([1, outputs, 1])
+}
+
+/// Adds a number to each map.
+///
+/// # Shapes
+/// - `input` and the result: `[rows, channels, height, width]`
+/// - `numbers`: `[rows, channels]`
+pub(crate) fn shift_maps(input: Tensor<4>, numbers: Tensor<2>) -> Tensor<4> {
+    let shape = input.dims();
+    let [rows, channels, ..] = shape;
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if cube::takes(&input) && cube::takes(&numbers) {
+        let maps = input
+            .clone()
+            .reshape([1, rows * channels, shape[2] * shape[3]]);
+        let numbers = numbers.clone().reshape([rows * channels]);
+        if let Some(shifted) = cube::shift(&maps, &numbers) {
+            return shifted.reshape(shape);
+        }
+    }
+    input + numbers.reshape([rows, channels, 1, 1])
 }
 
 /// Scaled dot-product attention over channel-major features, with `heads` heads side by side.
@@ -141,23 +259,42 @@ pub(crate) fn attend(
     value: Tensor<3>,
     heads: usize,
 ) -> Tensor<3> {
+    let [rows, channels, positions] = query.dims();
+    let [_, _, sources] = key.dims();
+    record(|| Operation::Attention {
+        query: [rows, channels, positions],
+        sources,
+        heads,
+    });
     #[cfg(feature = "flex-kernels")]
     if let Some(output) = flex::attend(&query, &key, &value, heads) {
         return output;
     }
-    let [rows, channels, positions] = query.dims();
-    let [_, _, sources] = key.dims();
     let size = channels / heads;
 
-    let query = query.mul_scalar((size as f64).sqrt().recip());
     let query = query.reshape([rows, heads, size, positions]);
     let key = key.reshape([rows, heads, size, sources]);
     let value = value.reshape([rows, heads, size, sources]);
 
-    let weights = softmax(query.transpose().matmul(key), 3);
+    let scale = (size as f64).sqrt().recip();
+    let weights = scaled_softmax(query, key, scale);
     value
         .matmul(weights.transpose())
         .reshape([rows, channels, positions])
+}
+
+/// `softmax(scale · qᵀ k)` over the sources.
+///
+/// # Shapes
+/// - `query`: `[rows, heads, size, positions]`; `key`: `[rows, heads, size, sources]`
+/// - the result: `[rows, heads, positions, sources]`
+fn scaled_softmax(query: Tensor<4>, key: Tensor<4>, scale: f64) -> Tensor<4> {
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if cube::takes(&query) {
+        let scores = query.transpose().matmul(key);
+        return cube::softmax(scores, scale);
+    }
+    softmax(query.mul_scalar(scale).transpose().matmul(key), 3)
 }
 
 #[cfg(test)]
@@ -165,7 +302,7 @@ mod tests {
     use burn::nn::{GroupNormConfig, LinearConfig};
     use burn::tensor::module::attention;
     use burn::tensor::ops::AttentionModuleOptions;
-    use burn::tensor::{Device, Distribution, Tolerance};
+    use burn::tensor::{Device, Distribution, TensorData, Tolerance};
 
     use super::*;
 
@@ -182,6 +319,45 @@ mod tests {
         group_norm(&layer, input.clone())
             .into_data()
             .assert_approx_eq::<f32>(&layer.forward(input).into_data(), Tolerance::default());
+    }
+
+    fn interpolated(input: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+        let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
+        interpolate(input, options)
+    }
+
+    /// Output, and gradient of the input for a random gradient of the output.
+    fn with_gradient(
+        operation: impl Fn(Tensor<4>, [usize; 2]) -> Tensor<4>,
+        input: &Tensor<4>,
+        size: [usize; 2],
+        seed: &Tensor<4>,
+    ) -> [TensorData; 2] {
+        let input = input.clone().autodiff().require_grad();
+        let output = operation(input.clone(), size);
+        let gradients = (output.clone() * seed.clone()).sum().backward();
+        [output.inner(), input.grad(&gradients).unwrap()].map(Tensor::into_data)
+    }
+
+    #[test]
+    fn copied_pixels_and_their_gradient_are_burns_for_every_size() {
+        for n in 3..=33 {
+            let sizes = [2 * n, 2 * n - 1, 2 * n + 1].map(|m| ([n, n], [m, m]));
+            let others = [
+                ([n, 5], [2 * n, 10]),
+                ([n, 7], [2 * n - 1, 14]),
+                ([4, n], [12, n]),
+            ];
+            for (from, to) in sizes.into_iter().chain(others) {
+                let input = random([2, 3, from[0], from[1]]);
+                let seed = random([2, 3, to[0], to[1]]);
+                let [output, gradient] = with_gradient(copy_pixels, &input, to, &seed);
+                let [expected, expected_gradient] = with_gradient(interpolated, &input, to, &seed);
+                output.assert_eq(&expected, true);
+                let tolerance = Tolerance::absolute(1e-5);
+                gradient.assert_approx_eq::<f32>(&expected_gradient, tolerance);
+            }
+        }
     }
 
     #[test]

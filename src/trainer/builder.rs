@@ -3,8 +3,8 @@
 use std::fmt;
 
 use burn::module::{ParamGroup, ParamGroupError};
+use burn::optim::ModuleOptimizer;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::optim::{AdamWConfig, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 
 use super::SissTrainer;
@@ -13,7 +13,7 @@ use super::ema::{MovingAverage, check_decay};
 use super::frozen::{checkpoint_gradients, freeze_outside};
 use super::learning_rate::LearningRate;
 use super::method::Method;
-use super::optimizer::OpaqueOptimizer;
+use super::optimizer::{FusedAdamW, OpaqueOptimizer};
 use super::replicas::{Reduce, Replicas, SumOnFirst};
 use super::settings::Settings;
 use crate::clipper::GradientClipper;
@@ -455,12 +455,7 @@ struct Parts<const D: usize, C> {
 
 /// AdamW with the paper's settings; all are set, because burn's own defaults differ from PyTorch's.
 fn default_optimizer() -> ModuleOptimizer {
-    AdamWConfig::new()
-        .with_beta_1(0.95)
-        .with_beta_2(0.999)
-        .with_epsilon(1e-8)
-        .with_weight_decay(1e-6)
-        .init()
+    FusedAdamW::new([0.95, 0.999], 1e-8, 1e-6).into()
 }
 
 fn check_config(config: &TrainerConfig) -> Result<()> {

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use burn::tensor::Device;
 use burn::tensor::Tensor;
 
 use crate::clipper::GradientNorms;
@@ -12,6 +14,8 @@ use crate::data::side::Sides;
 use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
 use crate::host::{SMALL, as_column, read_f32, select_rows, squared_norms, to_f32, vector};
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use crate::kernel::fused::{Notes, PRODUCTS, is_on_cube, scaled_sum};
 use crate::kernel::weighted_squared_error;
 use crate::objective::{LossTerm, LossTerms};
 use crate::steering::{Steered, Steering};
@@ -148,8 +152,26 @@ pub(crate) fn combine<M: Module>(
         forget: (f64, GradientsParams),
         combined: GradientsParams,
     }
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    impl Combine {
+        /// Both scaled and added in one pass, where there is a kernel.
+        fn in_one_kernel<const D: usize>(&mut self, id: ParamId) -> Option<Tensor<D>> {
+            let (retain, forget) = (self.retain.1.get::<D>(id)?, self.forget.1.get::<D>(id)?);
+            if !(is_on_cube(&retain) && is_on_cube(&forget)) {
+                return None;
+            }
+            self.retain.1.remove::<D>(id);
+            self.forget.1.remove::<D>(id);
+            Some(scaled_sum(retain, forget, self.retain.0, self.forget.0))
+        }
+    }
     impl ModuleVisitor for Combine {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+            if let Some(sum) = self.in_one_kernel::<D>(param.id) {
+                self.combined.register::<D>(param.id, sum);
+                return;
+            }
             let scaled = |(scale, gradients): &mut (f64, GradientsParams)| {
                 let gradient = gradients.remove::<D>(param.id)?;
                 Some(if *scale == 1.0 {
@@ -277,6 +299,10 @@ pub(crate) fn gradient_products<M: Module>(
             }
         }
     }
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(products) = products_in_kernels(model, retain, forget) {
+        return Some(products);
+    }
     let mut visitor = Visitor {
         retain,
         forget,
@@ -290,6 +316,67 @@ pub(crate) fn gradient_products<M: Module>(
         visitor.products.add(retain, forget);
     }
     visitor.products.joined()
+}
+
+/// The products by one kernel per parameter; `None` if a gradient has no kernel, or if only one
+/// side has a gradient of some parameter.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+fn products_in_kernels<M: Module>(
+    model: &M,
+    retain: &GradientsParams,
+    forget: &GradientsParams,
+) -> Option<Tensor<1>> {
+    struct Visitor<'a> {
+        sides: [&'a GradientsParams; 2],
+        seen: HashSet<ParamId>,
+        elements: Vec<usize>,
+        device: Option<Device>,
+        fits: bool,
+        notes: Option<Notes>,
+    }
+    impl ModuleVisitor for Visitor<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let gradients = self.sides.map(|side| side.get::<D>(param.id));
+            if gradients.iter().all(Option::is_none) || !self.seen.insert(param.id) {
+                return;
+            }
+            let [Some(retain), Some(forget)] = gradients else {
+                self.fits = false;
+                return;
+            };
+            if let Some(notes) = self.notes.take() {
+                self.notes = Some(notes.products(retain, forget));
+                return;
+            }
+            self.fits &= is_on_cube(&retain) && is_on_cube(&forget);
+            self.elements.push(retain.shape().num_elements());
+            self.device = Some(retain.device());
+        }
+    }
+    // Of a side without gradients, the products are those of the other times 0.
+    let (sides, factors) = match (retain.is_empty(), forget.is_empty()) {
+        (true, _) => ([forget; 2], Some([0.0, 1.0, 0.0])),
+        (_, true) => ([retain; 2], Some([1.0, 0.0, 0.0])),
+        _ => ([retain, forget], None),
+    };
+    let mut visitor = Visitor {
+        sides,
+        seen: HashSet::new(),
+        elements: Vec::new(),
+        device: None,
+        fits: true,
+        notes: None,
+    };
+    model.visit(&mut visitor);
+    let device = visitor.device.take().filter(|_| visitor.fits)?;
+    visitor.notes = Some(Notes::new(&visitor.elements, PRODUCTS, &device));
+    visitor.seen.clear();
+    model.visit(&mut visitor);
+    let products = visitor.notes?.summed();
+    Some(match factors {
+        Some(factors) => products * vector(factors, &device),
+        None => products,
+    })
 }
 
 /// Sums of `g_r²`, `g_f²` and `g_r g_f`; `None` if there was nothing to add.

@@ -46,6 +46,7 @@ use crate::steering::Steering;
 pub use builder::SissTrainerBuilder;
 pub use config::TrainerConfig;
 pub use method::Method;
+pub use optimizer::FusedAdamW;
 #[cfg(feature = "cuda")]
 pub use replicas::AllReduce;
 pub use replicas::{Reduce, SumOnFirst};

@@ -1,6 +1,6 @@
 //! Checks whether a device computes what another does: the gradients of one step on both.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -13,6 +13,8 @@ use crate::data::{Side, UnlearningBatch};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::host::{read_f32, to_f32};
+#[cfg(feature = "models")]
+use crate::models::operation_check::Operations;
 use crate::objective::LossTerms;
 use crate::parameters::parameters;
 
@@ -33,6 +35,8 @@ pub struct SelfCheck {
     pub worst_parameter: String,
     /// The error of that parameter: `‖g − g*‖ / max(‖g*‖, 10⁻³ ‖whole g*‖)`.
     pub worst: f64,
+    /// Every parameter with its larger error of the two sides, the worst first.
+    pub parameters: Vec<(String, f64)>,
 }
 
 impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
@@ -47,9 +51,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     /// `tolerance` of 0.05. Networks in bf16 or f16, and products in TF32, differ more.
     ///
     /// # Errors
-    /// [`Error::DeviceDisagrees`] names the parameter with the largest error; [`Error::OutOfRange`]
-    /// for a tolerance that is not positive; those of [`step_with`](SissTrainer::step_with);
-    /// [`Error::DeviceRead`].
+    /// [`Error::DeviceDisagrees`] names every parameter beyond the tolerance, and for the networks
+    /// of `siss::models` the operations that are beyond it when run alone on random inputs;
+    /// [`Error::OutOfRange`] for a tolerance that is not positive; those of
+    /// [`step_with`](SissTrainer::step_with); [`Error::DeviceRead`].
     ///
     /// # Example
     /// ```
@@ -87,29 +92,21 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let mut terms = terms?;
         terms.thin(self.config.thin_below, draws.thinning_uniform);
         let here = self.sides_of(&self.model, &terms, batch)?;
-        let batch = batch.clone().to_device(reference);
+        let there = batch.clone().to_device(reference);
         let model = self.model.clone().fork(reference);
-        let there = self.sides_of(&model, &terms.to_device(reference), &batch)?;
-
-        let [retain, forget] = [0, 1].map(|side| difference(&model, &here[side], &there[side]));
-        let (retain, forget) = (retain?, forget?);
-        let worst = match retain.worst >= forget.worst || retain.worst.is_nan() {
-            true => &retain,
-            false => &forget,
-        };
-        let check = SelfCheck {
-            retain: retain.whole,
-            forget: forget.whole,
-            worst_parameter: worst.parameter.clone(),
-            worst: worst.worst,
-        };
+        let terms = terms.to_device(reference);
+        let (there, operations) = Operations::of(|| self.sides_of(&model, &terms, &there));
+        let check = compare(&model, &here, &there?)?;
         // NaN does not count as agreement.
-        if check.worst <= tolerance {
+        let is_off = |error: f64| error.is_nan() || error > tolerance;
+        let off = check.parameters.iter().filter(|(_, error)| is_off(*error));
+        let off: Vec<_> = off.cloned().collect();
+        if off.is_empty() {
             return Ok(check);
         }
         Err(Error::DeviceDisagrees {
-            parameter: check.worst_parameter,
-            difference: check.worst,
+            parameters: off,
+            operations: operations.off(&batch.retain.device(), reference, tolerance)?,
             tolerance,
         })
     }
@@ -130,12 +127,58 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     }
 }
 
+/// Without the networks of `models` no operation is known.
+#[cfg(not(feature = "models"))]
+struct Operations;
+
+#[cfg(not(feature = "models"))]
+impl Operations {
+    fn of<T>(run: impl FnOnce() -> T) -> (T, Self) {
+        (run(), Self)
+    }
+
+    fn off(&self, _: &Device, _: &Device, _: f64) -> Result<Vec<(String, f64)>> {
+        Ok(Vec::new())
+    }
+}
+
+/// The errors of both sides' gradients.
+fn compare<M: Module>(
+    model: &M,
+    here: &[GradientsParams; 2],
+    there: &[GradientsParams; 2],
+) -> Result<SelfCheck> {
+    let [retain, forget] = [0, 1].map(|side| difference(model, &here[side], &there[side]));
+    let (retain, forget) = (retain?, forget?);
+    let names = parameters(model).into_iter().map(|it| (it.id, it.name));
+    let names: HashMap<ParamId, String> = names.collect();
+    let name = |id| names.get(id).cloned().unwrap_or_default();
+    let pairs = retain.parameters.iter().zip(&forget.parameters);
+    let mut parameters: Vec<(String, f64)> = pairs
+        .map(|((id, retain), (_, forget))| (name(id), worse(*retain, *forget)))
+        .collect();
+    // In this order NaN comes first.
+    parameters.sort_by(|(_, a), (_, b)| b.abs().total_cmp(&a.abs()));
+    let (worst_parameter, worst) = parameters.first().cloned().unwrap_or_default();
+    Ok(SelfCheck {
+        retain: retain.whole,
+        forget: forget.whole,
+        worst_parameter,
+        worst,
+        parameters,
+    })
+}
+
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
 /// The error of a side's gradient.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Difference {
     whole: f64,
-    parameter: String,
-    worst: f64,
+    /// In the order of the model's parameters.
+    parameters: Vec<(ParamId, f64)>,
 }
 
 fn difference<M: Module>(
@@ -151,23 +194,11 @@ fn difference<M: Module>(
         true => 0.0,
         false => (difference / reference).sqrt(),
     };
-    let mut found = Difference {
+    let error = |part: &Squares| ratio(part.difference, part.reference.max(least));
+    Ok(Difference {
         whole: ratio(difference, whole),
-        ..Difference::default()
-    };
-    let names = parameters(model);
-    for part in &squares {
-        let off = ratio(part.difference, part.reference.max(least));
-        if off > found.worst || off.is_nan() {
-            let name = names.iter().find(|parameter| parameter.id == part.id);
-            found.parameter = name.map_or_else(String::new, |parameter| parameter.name.clone());
-            found.worst = off;
-        }
-        if off.is_nan() {
-            break;
-        }
-    }
-    Ok(found)
+        parameters: squares.iter().map(|part| (part.id, error(part))).collect(),
+    })
 }
 
 /// `‖g − g*‖²` and `‖g*‖²` of a parameter.
@@ -270,23 +301,23 @@ mod tests {
     #[test]
     fn a_device_that_computes_something_else_is_refused_by_name() {
         let error = trainer(1.3).self_check(&batch(), &Device::flex(), 0.05);
-        let Err(Error::DeviceDisagrees {
-            parameter,
-            difference,
-            ..
-        }) = error
-        else {
+        let Err(Error::DeviceDisagrees { parameters, .. }) = error else {
             panic!("{error:?}");
         };
-        assert!(["weight", "bias"].contains(&&*parameter), "{parameter}");
-        assert!(difference > 0.1, "{difference}");
+        let [(first, more), (second, less)] = &parameters[..] else {
+            panic!("both parameters are off: {parameters:?}");
+        };
+        let mut names = [&**first, &**second];
+        names.sort_unstable();
+        assert_eq!(names, ["bias", "weight"]);
+        assert!(more >= less && *less > 0.1, "{parameters:?}");
     }
 
     #[test]
     fn numbers_that_are_none_are_no_agreement() {
         let error = trainer(f64::NAN).self_check(&batch(), &Device::flex(), 0.05);
         assert!(
-            matches!(error, Err(Error::DeviceDisagrees { difference, .. }) if difference.is_nan()),
+            matches!(&error, Err(Error::DeviceDisagrees { parameters, .. }) if parameters[0].1.is_nan()),
             "{error:?}"
         );
     }

@@ -22,9 +22,9 @@ impl LossKernel for CubeBackend {
         let seed = empty_like(&prediction, prediction.shape());
         let sums = deal.block_sums(&prediction);
         squared_errors::launch(
-            &deal.client,
-            deal.cubes(deal.rows * deal.blocks),
-            CubeDim::new_1d(deal.units),
+            &deal.grid.client,
+            deal.grid.cubes(deal.rows * deal.blocks),
+            deal.grid.dimensions(),
             prediction.required_address_type(),
             prediction.into_buffer_arg(),
             target.into_buffer_arg(),
@@ -33,7 +33,7 @@ impl LossKernel for CubeBackend {
             sums.clone().into_buffer_arg(),
             scale,
             deal.elements,
-            deal.units as usize,
+            deal.grid.units as usize,
         );
         (deal.row_sums(sums), seed)
     }

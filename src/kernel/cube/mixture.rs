@@ -24,9 +24,9 @@ impl MixtureKernel for CubeBackend {
         let [noisy, retain_noise, forget_noise] = outputs;
         let sums = deal.block_sums(&noise);
         explained::launch(
-            &deal.client,
-            deal.cubes(deal.rows * deal.blocks),
-            CubeDim::new_1d(deal.units),
+            &deal.grid.client,
+            deal.grid.cubes(deal.rows * deal.blocks),
+            deal.grid.dimensions(),
             noise.required_address_type(),
             retain.into_buffer_arg(),
             forget.into_buffer_arg(),
@@ -37,7 +37,7 @@ impl MixtureKernel for CubeBackend {
             forget_noise.clone().into_buffer_arg(),
             sums.clone().into_buffer_arg(),
             deal.elements,
-            deal.units as usize,
+            deal.grid.units as usize,
         );
         (noisy, retain_noise, forget_noise, deal.row_sums(sums))
     }

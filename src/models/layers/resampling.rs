@@ -3,8 +3,6 @@
 use burn::module::Module;
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
 
 use super::same_convolution;
@@ -54,7 +52,6 @@ impl Upsampler {
     /// - `input`: `[rows, channels, height, width]`
     /// - the result: `[rows, channels, size[0], size[1]]`
     pub(crate) fn forward(&self, input: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
-        let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
-        ops::convolve(&self.conv, interpolate(input, options))
+        ops::convolve(&self.conv, ops::enlarge(input, size))
     }
 }

@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::silu;
-use burn::tensor::module::{avg_pool2d, interpolate};
-use burn::tensor::ops::{AvgPoolOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::module::avg_pool2d;
+use burn::tensor::ops::AvgPoolOptions;
 use burn::tensor::{Device, Tensor};
 
 use super::{rescale, same_convolution};
@@ -125,11 +125,13 @@ impl ResnetBlock {
             return ops::group_norm_silu(&self.norm2, hidden);
         };
         let time = project.forward(embedding.clone());
-        let [rows, size] = time.dims();
-        let time = time.reshape([rows, size, 1, 1]);
         match self.conditioning {
-            TimeConditioning::Shift => ops::group_norm_silu(&self.norm2, hidden + time),
+            TimeConditioning::Shift => {
+                ops::group_norm_silu(&self.norm2, ops::shift_maps(hidden, time))
+            }
             TimeConditioning::ScaleShift => {
+                let [rows, size] = time.dims();
+                let time = time.reshape([rows, size, 1, 1]);
                 let scale = time.clone().narrow(1, 0, size / 2).add_scalar(1.0);
                 let shift = time.narrow(1, size / 2, size / 2);
                 silu(ops::group_norm(&self.norm2, hidden) * scale + shift)
@@ -143,11 +145,7 @@ impl Resize {
         let [_, _, height, width] = input.dims();
         match self {
             Self::Halve => avg_pool2d(input, AvgPoolOptions::new([2, 2])),
-            Self::Double => {
-                let options = InterpolateOptions::new(InterpolateMode::Nearest)
-                    .with_output_size([2 * height, 2 * width]);
-                interpolate(input, options)
-            }
+            Self::Double => ops::enlarge(input, [2 * height, 2 * width]),
         }
     }
 }

@@ -28,8 +28,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The outcome of a case.
 pub enum Outcome {
-    /// The tensors were compared; holds the worst tensor, relative to its tolerance.
-    Compared(Comparison),
+    /// The tensors were compared; holds all of them, the worst relative to its tolerance first.
+    Compared(Vec<Comparison>),
     /// The case could not be run.
     Broken(String),
     /// The case asks for something that is not implemented.
@@ -47,12 +47,32 @@ impl Comparison {
     fn passes(&self) -> bool {
         self.error <= self.tolerance
     }
+
+    /// The error in tolerances; infinite for NaN.
+    fn badness(&self) -> f64 {
+        match self.error / self.tolerance {
+            _ if self.error == 0.0 => 0.0,
+            badness if badness.is_nan() => f64::INFINITY,
+            badness => badness,
+        }
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            tensor,
+            error,
+            tolerance,
+        } = self;
+        write!(formatter, "{tensor} {error:.2e} {tolerance:.0e}")
+    }
 }
 
 impl Outcome {
     /// Whether all tensors agree.
     pub fn passed(&self) -> bool {
-        matches!(self, Outcome::Compared(worst) if worst.passes())
+        matches!(self, Outcome::Compared(all) if all.iter().all(Comparison::passes))
     }
 
     /// Whether the case was left out.
@@ -60,17 +80,17 @@ impl Outcome {
         matches!(self, Outcome::Skipped(_))
     }
 
-    /// `PASS|FAIL|SKIP name worst_tensor error tolerance`.
+    /// `PASS|FAIL|SKIP name worst_tensor error tolerance`; then a line `+ tensor error tolerance`
+    /// for each other tensor beyond its tolerance, the worst first.
     pub fn line(&self, name: &str) -> String {
         match self {
-            Outcome::Compared(worst) => {
-                let word = if worst.passes() { "PASS" } else { "FAIL" };
-                let Comparison {
-                    tensor,
-                    error,
-                    tolerance,
-                } = worst;
-                format!("{word} {name} {tensor} {error:.2e} {tolerance:.0e}")
+            Outcome::Compared(all) => {
+                let word = if self.passed() { "PASS" } else { "FAIL" };
+                let mut all = all.iter();
+                let worst = all.next().map(ToString::to_string).unwrap_or_default();
+                let others = all.filter(|other| !other.passes());
+                let others: String = others.map(|other| format!("\n    + {other}")).collect();
+                format!("{word} {name} {worst}{others}")
             }
             Outcome::Broken(message) => format!("FAIL {name} - - - {message}"),
             Outcome::Skipped(what) => format!("SKIP {name} {what} - -"),
@@ -181,8 +201,8 @@ impl Case {
         }
     }
 
-    /// Finds the worst tensor by the ratio of error to tolerance; every expected tensor must have
-    /// been computed.
+    /// Sorts the tensors by the ratio of error to tolerance, the worst first; every expected tensor
+    /// must have been computed.
     fn compare(&self, computed: &Computed) -> Result<Outcome> {
         for expected in self
             .tensors
@@ -193,7 +213,7 @@ impl Case {
                 return Err(format!("`{expected}` was not computed").into());
             }
         }
-        let mut worst: Option<Comparison> = None;
+        let mut all = Vec::new();
         for (name, got) in computed {
             let Some((_, expected)) = self.tensors.get(name) else {
                 continue;
@@ -206,23 +226,13 @@ impl Case {
                 )
                 .into());
             }
-            let comparison = self.comparison(name, got, expected);
-            let badness = |c: &Comparison| match c.passes() {
-                true if c.tolerance > 0.0 => c.error / c.tolerance,
-                true => 0.0,
-                false if c.error.is_nan() => f64::INFINITY,
-                false => c.error / c.tolerance,
-            };
-            if worst
-                .as_ref()
-                .is_none_or(|worst| badness(&comparison) > badness(worst))
-            {
-                worst = Some(comparison);
-            }
+            all.push(self.comparison(name, got, expected));
         }
-        worst
-            .map(Outcome::Compared)
-            .ok_or_else(|| "the case expects nothing".into())
+        if all.is_empty() {
+            return Err("the case expects nothing".into());
+        }
+        all.sort_by(|a, b| b.badness().total_cmp(&a.badness()));
+        Ok(Outcome::Compared(all))
     }
 
     fn comparison(&self, name: &str, got: &[f64], expected: &[f64]) -> Comparison {

@@ -1,0 +1,138 @@
+//! Compares the kernels for whole gradients and AdamW with the same sums on the host.
+
+use burn::optim::{AdamWConfig, AdamWState, Optimizer};
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::backend::DeviceSpec;
+use crate::draws::{Stream, normal_noise};
+use crate::kernel::fused::{Notes, PRODUCTS, is_on_cube, scaled_sum};
+use crate::trainer::FusedAdamW;
+
+/// The GPU that this build has, or the software driver.
+fn device() -> Device {
+    let spec = match cfg!(feature = "wgpu") {
+        true => DeviceSpec::Wgpu,
+        false => DeviceSpec::Cuda(0),
+    };
+    spec.device().unwrap()
+}
+
+/// Sizes around those of a cube and a block.
+const SIZES: [usize; 7] = [1, 31, 255, 257, 4095, 4097, 20_000];
+
+fn noise(size: usize, seed: u64, device: &Device) -> Tensor<1> {
+    normal_noise([size], seed, 0, 0, Stream::Evaluation, device)
+}
+
+fn numbers(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.into_data().try_to_vec::<f32>().unwrap()
+}
+
+#[test]
+fn products_are_those_of_the_host() {
+    let device = device();
+    let mut notes = Notes::new(&SIZES, PRODUCTS, &device);
+    let mut expected = [0.0f64; PRODUCTS];
+    for (seed, size) in (1..).zip(SIZES) {
+        let (a, b) = (noise(size, seed, &device), noise(size, 100 + seed, &device));
+        assert!(is_on_cube(&a) && is_on_cube(&b));
+        for (a, b) in numbers(a.clone()).into_iter().zip(numbers(b.clone())) {
+            let (a, b) = (f64::from(a), f64::from(b));
+            let products = [a * a, b * b, a * b];
+            expected = std::array::from_fn(|index| expected[index] + products[index]);
+        }
+        notes = notes.products(a, b);
+    }
+    let got = numbers(notes.summed());
+    for (got, expected) in got.into_iter().zip(expected) {
+        let scale = expected.abs().max(1.0);
+        assert!(
+            (f64::from(got) - expected).abs() < 1e-5 * scale,
+            "{got} {expected}"
+        );
+    }
+}
+
+#[test]
+fn every_number_that_is_not_finite_is_counted() {
+    let device = device();
+    let counted = |values: &[f32]| {
+        let values = Tensor::<1>::from_data(values, (&device, DType::F32));
+        let size = values.dims()[0];
+        let notes = Notes::new(&[size, 5], 1, &device).non_finite(values);
+        let rest = Tensor::<1>::full([5], f32::MAX, (&device, DType::F32));
+        numbers(notes.non_finite(rest).summed())
+    };
+    for size in SIZES {
+        let mut values = vec![-f32::MIN_POSITIVE; size];
+        assert_eq!(counted(&values), [0.0], "{size}");
+        values[size - 1] = f32::NAN;
+        assert_eq!(counted(&values), [1.0], "{size}");
+        values[size / 2] = f32::NEG_INFINITY;
+        let distinct = if size == 1 { 1.0 } else { 2.0 };
+        assert_eq!(counted(&values), [distinct], "{size}");
+    }
+}
+
+#[test]
+fn scaled_sums_are_those_of_the_host() {
+    let device = device();
+    for size in SIZES {
+        let (a, b) = (noise(size, 1, &device), noise(size, 2, &device));
+        let pairs = numbers(a.clone()).into_iter().zip(numbers(b.clone()));
+        let expected: Vec<f32> = pairs.map(|(a, b)| 0.3 * a - 1.7 * b).collect();
+        for (got, expected) in numbers(scaled_sum(a, b, 0.3, -1.7))
+            .into_iter()
+            .zip(expected)
+        {
+            assert!((got - expected).abs() < 1e-5, "{got} {expected}");
+        }
+    }
+}
+
+/// Parameters, and both moments, after three steps.
+fn after_three(
+    step_of: impl Fn(Tensor<1>, Tensor<1>, Option<AdamWState<1>>) -> (Tensor<1>, Option<AdamWState<1>>),
+    size: usize,
+    device: &Device,
+) -> [Vec<f32>; 3] {
+    let mut parameter = noise(size, 1, device);
+    let mut state = None;
+    for step in 0..3 {
+        let gradient = noise(size, 10 + step, device) * 0.1;
+        (parameter, state) = step_of(parameter, gradient, state);
+    }
+    let momentum = state.unwrap().momentum;
+    assert_eq!(momentum.time, 3);
+    [parameter, momentum.moment_1, momentum.moment_2].map(numbers)
+}
+
+#[test]
+fn a_step_of_adamw_is_burns() {
+    let plain = AdamWConfig::new()
+        .with_beta_1(0.95)
+        .with_beta_2(0.999)
+        .with_epsilon(1e-8)
+        .with_weight_decay(0.1)
+        .build();
+    let fused = FusedAdamW::new([0.95, 0.999], 1e-8, 0.1);
+    let plain = |parameter, gradient, state| plain.step(0.01, parameter, gradient, state);
+    let fused = |parameter, gradient, state| fused.step(0.01, parameter, gradient, state);
+    for size in SIZES {
+        let expected = after_three(plain, size, &Device::flex());
+        // Without a kernel it is burn's, to the bit.
+        assert_eq!(after_three(fused, size, &Device::flex()), expected);
+        let got = after_three(fused, size, &device());
+        for (got, expected) in got
+            .into_iter()
+            .flatten()
+            .zip(expected.into_iter().flatten())
+        {
+            let off = (got - expected).abs();
+            assert!(
+                off <= 1e-5 * expected.abs() + 1e-7,
+                "{size}: {got} {expected}"
+            );
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Operations of a network on wgpu and CUDA by kernels of the crate's own, each with its backward
+//! pass.
+//!
+//! Each function here returns `None` where it does not apply: on another device, for another number
+//! type, or for a shape that it leaves to burn.
+
+mod bias;
+mod convolution;
+mod norm;
+mod operations;
+mod shapes;
+mod softmax;
+
+#[cfg(test)]
+mod tests;
+
+use burn::backend::{Dispatch, DispatchTensorKind};
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Tensor};
+
+use self::operations::CubeOperations;
+use self::shapes::{ConvolutionShape, GroupNormShape, Window};
+
+/// Whether the kernels accept a tensor.
+pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
+    if tensor.dtype() != DType::F32 || tensor.shape().num_elements() == 0 {
+        return false;
+    }
+    match tensor.clone().into_dispatch().kind {
+        DispatchTensorKind::Cube(_) => true,
+        DispatchTensorKind::Autodiff(inner) => matches!(*inner, DispatchTensorKind::Cube(_)),
+        #[allow(
+            unreachable_patterns,
+            reason = "reached where burn has another backend"
+        )]
+        _ => false,
+    }
+}
+
+/// Group normalisation, followed by `SiLU` where `activated`.
+///
+/// # Shapes
+/// - `input` and the result: `[rows, channels, height, width]`
+/// - `gain` and `offset`: `[channels]`
+pub(crate) fn group_norm(
+    input: &Tensor<4>,
+    gain: &Tensor<1>,
+    offset: &Tensor<1>,
+    groups: usize,
+    epsilon: f64,
+    activated: bool,
+) -> Option<Tensor<4>> {
+    let [_, channels, height, width] = input.dims();
+    let fits = gain.dims() == [channels] && offset.dims() == [channels];
+    let divides = groups > 0 && channels.is_multiple_of(groups);
+    if !(fits && divides && takes(input) && takes(gain) && takes(offset)) {
+        return None;
+    }
+    let shape = GroupNormShape {
+        groups,
+        members: channels / groups,
+        pixels: height * width,
+        epsilon,
+        activated,
+    };
+    let [gain, offset] = [gain, offset].map(|tensor| tensor.clone().into_dispatch());
+    let input = input.clone().into_dispatch();
+    let output = <Dispatch as CubeOperations>::group_norm(input, gain, offset, shape);
+    Some(Tensor::from_dispatch(output))
+}
+
+/// Convolution in two dimensions with a single group.
+///
+/// # Shapes
+/// - `input`: `[rows, inputs, height, width]`
+/// - `weight`: `[outputs, inputs, kernel height, kernel width]`
+/// - `bias`: `[outputs]`
+pub(crate) fn convolve(
+    input: &Tensor<4>,
+    weight: &Tensor<4>,
+    bias: Option<&Tensor<1>>,
+    options: &ConvOptions<2>,
+) -> Option<Tensor<4>> {
+    let shape = convolution_shape(input, weight, options)?;
+    let bias_fits = bias.is_none_or(|bias| takes(bias) && bias.dims() == [shape.outputs]);
+    if !(takes(input) && takes(weight) && bias_fits) {
+        return None;
+    }
+    let bias = bias.cloned();
+    let bias =
+        bias.unwrap_or_else(|| Tensor::zeros([shape.outputs], (&input.device(), DType::F32)));
+    let [input, weight] = [input, weight].map(|tensor| tensor.clone().into_dispatch());
+    let bias = bias.into_dispatch();
+    let output = <Dispatch as CubeOperations>::convolution(input, weight, bias, shape);
+    Some(Tensor::from_dispatch(output))
+}
+
+fn convolution_shape(
+    input: &Tensor<4>,
+    weight: &Tensor<4>,
+    options: &ConvOptions<2>,
+) -> Option<ConvolutionShape> {
+    let [rows, inputs, height, width] = input.dims();
+    let [outputs, kernel_inputs, tall, wide] = weight.dims();
+    if options.groups != 1 || inputs != kernel_inputs {
+        return None;
+    }
+    let ([above, left], [below, right]) = (options.padding_begin(), options.padding_end());
+    let ([stride_y, stride_x], [dilation_y, dilation_x]) = (options.stride, options.dilation);
+    let positions = |padded: usize, kernel: usize, dilation: usize, stride: usize| {
+        let reach = dilation * kernel.checked_sub(1)?;
+        Some(padded.checked_sub(reach + 1)? / stride + 1)
+    };
+    Some(ConvolutionShape {
+        rows,
+        inputs,
+        height,
+        width,
+        outputs,
+        out_height: positions(above + height + below, tall, dilation_y, stride_y)?,
+        out_width: positions(left + width + right, wide, dilation_x, stride_x)?,
+        window: Window {
+            tall,
+            wide,
+            stride_y,
+            stride_x,
+            dilation_y,
+            dilation_x,
+            above,
+            left,
+        },
+    })
+}
+
+/// `softmax(scale · scores)` over the last axis, for scores that [`takes`] accepts.
+///
+/// # Shapes
+/// - `scores` and the result: `[rows, heads, positions, sources]`
+pub(crate) fn softmax(scores: Tensor<4>, scale: f64) -> Tensor<4> {
+    let scores = scores.into_dispatch();
+    let weights = <Dispatch as CubeOperations>::scaled_softmax(scores, scale as f32);
+    Tensor::from_dispatch(weights)
+}
+
+/// Adds a number to each channel.
+///
+/// # Shapes
+/// - `input` and the result: `[rows, channels, positions]`
+/// - `bias`: `[channels]`
+pub(crate) fn shift(input: &Tensor<3>, bias: &Tensor<1>) -> Option<Tensor<3>> {
+    let [_, channels, _] = input.dims();
+    if !(bias.dims() == [channels] && takes(input) && takes(bias)) {
+        return None;
+    }
+    let [input, bias] = [input.clone().into_dispatch(), bias.clone().into_dispatch()];
+    let output = <Dispatch as CubeOperations>::shift(input, bias);
+    Some(Tensor::from_dispatch(output))
+}
