@@ -1,5 +1,6 @@
 //! The crate's error type.
 
+use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -319,6 +320,18 @@ pub enum Error {
         tolerance: f64,
     },
 
+    /// The thread that computes on a device panicked: the device ran out of memory, or its driver
+    /// failed.
+    #[error(
+        "the device {device} failed: {reason}; resume from the last checkpoint, without the device or with a smaller micro-batch"
+    )]
+    DeviceFailed {
+        /// The device.
+        device: String,
+        /// What its thread said.
+        reason: String,
+    },
+
     /// A row's output depends on the other rows: the model has active batch normalisation, or the
     /// device computes wrong results.
     #[error(
@@ -512,6 +525,13 @@ pub enum Error {
     /// An observer (log, plot, progress) failed.
     #[error("observer failed: {0}")]
     Observer(String),
+}
+
+/// The message of a panic.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("it panicked without a message").into()
 }
 
 impl Error {

@@ -116,8 +116,9 @@
 //! | `fused` | loss and mixture draw in one pass on `wgpu` and `cuda` too | |
 //! | `images` | folders of pictures, read by content, with an account of what is not read | |
 //! | `metrics` | `metrics`: membership, quality, likelihood, closeness and copies, each with its sample size and an interval | |
-//! | `models` | `models::UNet2d`: diffusers' UNet2DModel, loaded and saved strictly | |
+//! | `models` | networks of diffusers and their folders: UNets with and without conditions, autoencoder, text encoder, DiT, SD3; LoRA files | |
 //! | `pytorch` | `models` reads pickled `.bin` weights too; the pickle is parsed, never run | |
+//! | `text` | `models` and the tokenizer of their text encoders | |
 //! | `report` | pictures, plots and exact intervals of a run | |
 //!
 //! On a GPU, call [`SissTrainer::self_check`] before a run.

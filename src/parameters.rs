@@ -22,6 +22,14 @@ pub(crate) struct Parameter {
     is_trained: bool,
 }
 
+impl Parameter {
+    /// Its shape in the model.
+    #[cfg(feature = "models")]
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+}
+
 /// Type, shape, and whether it is trained.
 impl fmt::Display for Parameter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,6 +37,12 @@ impl fmt::Display for Parameter {
         let trained = if self.is_trained { "trained" } else { "fixed" };
         write!(formatter, "{dtype} {:?}, {trained}", self.shape)
     }
+}
+
+/// Whether what is entered is a part of the names of parameters: a variant of an enum is not, so
+/// that a layer has one name whatever its kind.
+pub(crate) fn has_name(container_type: &str) -> bool {
+    !container_type.starts_with("Enum:")
 }
 
 /// The model's parameters, in the order of its fields.
@@ -57,12 +71,16 @@ impl List {
 }
 
 impl ModuleVisitor for List {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.into());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        if has_name(container_type) {
+            self.path.push(name.into());
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        if has_name(container_type) {
+            self.path.pop();
+        }
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

@@ -1,6 +1,7 @@
 //! Host memory that checkpoints and data sets use temporarily, counted by the allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -8,7 +9,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use siss::checkpoint::model_fingerprint;
-use siss::data::{DataCheck, Pairing};
+use siss::data::{DataCheck, PairStream, Pairing};
 use siss::draws::{Stream, normal_noise};
 use siss::{Checkpoints, DdpmScheduler, Denoiser, PairSampler, SissTrainer};
 
@@ -174,4 +175,61 @@ fn who_meets_whom_takes_the_memory_of_a_batch() {
     let (pairs, taken) = peak(|| pairing.pairs(123_456, 32).unwrap());
     assert_eq!(pairs.retain.len(), 32);
     assert!(taken < 8 * 1024, "{taken}");
+}
+
+/// 200,000 small pictures, read from a file as they are needed: memory holds the batches that are
+/// ahead, in whatever step.
+#[test]
+fn a_stream_holds_no_more_than_the_batches_ahead() {
+    const PICTURES: usize = 200_000;
+    const PIXELS: usize = 64;
+    const BATCH: usize = 64;
+    let _alone = alone();
+    let mut file = tempfile::tempfile().unwrap();
+    let pixels: Vec<u8> = (0..PICTURES * PIXELS).map(|at| (at % 251) as u8).collect();
+    file.write_all(&pixels).unwrap();
+    drop(pixels);
+    let file = Mutex::new(file);
+
+    let load = move |numbers: &[usize]| {
+        let (mut file, mut bytes) = (file.lock().unwrap(), vec![0; numbers.len() * PIXELS]);
+        for (&number, bytes) in numbers.iter().zip(bytes.chunks_exact_mut(PIXELS)) {
+            file.seek(SeekFrom::Start((number * PIXELS) as u64))
+                .unwrap();
+            file.read_exact(bytes).unwrap();
+        }
+        let values: Vec<f32> = bytes
+            .into_iter()
+            .map(|byte| f32::from(byte) / 255.0)
+            .collect();
+        Ok(
+            Tensor::<1>::from_data(values.as_slice(), &Device::flex()).reshape([
+                numbers.len(),
+                1,
+                8,
+                8,
+            ]),
+        )
+    };
+    let pairing = Pairing::new(PICTURES, 1, 0).unwrap();
+    let forget = Tensor::<4>::zeros([1, 1, 8, 8], &Device::flex());
+    let mut stream = PairStream::new(pairing, forget, load).unwrap();
+    let batch_bytes = (BATCH * PIXELS * 4) as isize;
+    let mut used = Vec::new();
+    for step in 0..PICTURES / BATCH {
+        let batch = stream.batch(step as u64, BATCH).unwrap();
+        drop(batch);
+        if step == 20 || step + 1 == PICTURES / BATCH {
+            used.push(IN_USE.load(Ordering::Relaxed));
+        }
+        if step == 20 {
+            MOST.store(IN_USE.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+    let growth = used[1] - used[0];
+    let peak = MOST.load(Ordering::Relaxed) - used[0];
+    println!("a batch has {batch_bytes} bytes; grown by {growth}, at most by {peak}");
+    // Six batches as bytes, numbers and tensors at once, and not the 51 MB of all pictures.
+    assert!(growth < 12 * batch_bytes, "{growth}");
+    assert!(peak < 40 * batch_bytes, "{peak}");
 }

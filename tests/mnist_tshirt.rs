@@ -125,13 +125,13 @@ fn assert_floor(closeness: &ToRetrained) {
     }
 }
 
-/// With steering, the T-shirt's loss rises towards the predicted loss of a retrained model, and the
+/// By steered SISS, the T-shirt's loss rises towards the predicted loss of a retrained model, and the
 /// prediction is close to the actual loss of the retrained model.
 #[test]
 fn the_target_is_predicted_and_steered_to() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    let budget = "test --target retrained --steps 6 --batch 16 --samples 2 --heldout 64 --out";
+    let budget = "test --method siss --steps 6 --batch 16 --samples 2 --heldout 64 --out";
     let arguments = budget.split(' ').chain([out]);
     let summary = job::run(options::Options::parse_from(arguments), &Quiet).unwrap();
     let predicted = summary.predicted.unwrap();

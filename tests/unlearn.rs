@@ -49,7 +49,8 @@ fn workplace(digits: usize) -> TempDir {
     place
 }
 
-/// Runs the job on the bundled model and the folders of a workplace.
+/// Runs the job on the bundled model and the folders of a workplace, by SISS unless `more` names a
+/// method.
 fn run(place: &Path, more: &str) -> Result<job::Summary, String> {
     let model = Path::new(digits::ASSETS).join("base");
     run_on(&model, &place.join("forget"), place, more)
@@ -74,7 +75,12 @@ fn told_on(
         ("out", &out),
     ];
     let folders = folders.map(|(option, path)| format!("--{option}={}", path.display()));
-    let more = more.split_whitespace().map(String::from);
+    let method = match more.contains("--method") {
+        true => "",
+        false => "--method=siss",
+    };
+    let more = more.split_whitespace().chain(method.split_whitespace());
+    let more = more.map(String::from);
     let arguments = ["unlearn".into()].into_iter().chain(folders).chain(more);
     let options = options::Options::try_parse_from(arguments).map_err(|error| error.to_string())?;
     job::run(options, progress).map_err(|error| error.to_string())
@@ -285,6 +291,7 @@ fn a_training_checkpoint_is_unlearned_with_the_scheduler_of_its_run() {
         format!("--forget={}", place.join("forget").display()),
         format!("--retain={}", place.join("retain").display()),
         format!("--out={}", place.join("out").display()),
+        "--method=siss".into(),
         "--steps=1".into(),
         "--batch=1".into(),
         "--samples=1".into(),

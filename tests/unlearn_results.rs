@@ -96,7 +96,8 @@ impl Progress for Told {
     }
 }
 
-/// Runs `unlearn` in a workplace; given options replace those of the folders.
+/// Runs `unlearn` in a workplace; given options replace those of the folders and the method, which
+/// is SISS.
 fn run_telling(place: &Path, more: &[&str], told: &Told) -> Result<job::Summary, String> {
     let mut arguments: Vec<OsString> = vec!["unlearn".into()];
     for folder in ["model", "forget", "retain", "out"] {
@@ -105,7 +106,13 @@ fn run_telling(place: &Path, more: &[&str], told: &Told) -> Result<job::Summary,
             arguments.extend([option.into(), place.join(folder).into()]);
         }
     }
-    for (option, value) in [("--steps", "2"), ("--batch", "4"), ("--samples", "2")] {
+    let short = [
+        ("--method", "siss"),
+        ("--steps", "2"),
+        ("--batch", "4"),
+        ("--samples", "2"),
+    ];
+    for (option, value) in short {
         if !more.contains(&option) {
             arguments.extend([option.into(), value.into()]);
         }
@@ -475,6 +482,26 @@ fn options_are_refused_by_name_before_anything_is_read() {
     }
 }
 
+/// Two devices, here two halves of the CPU, end where one does.
+#[test]
+fn several_devices_give_the_result_of_one() {
+    let place = workplace();
+    let figures = |out: &str, devices: &[&str]| {
+        let out = place.path().join(out);
+        let out = ["--out", out.to_str().unwrap()];
+        let summary = run(place.path(), &[&out[..], devices].concat()).unwrap();
+        let losses = [summary.after.forget_loss, summary.after.control_loss];
+        let losses = losses.into_iter().flat_map(|by| by.into_values());
+        losses.collect::<Vec<f64>>()
+    };
+    let one = figures("one", &[]);
+    let two = figures("two", &["--devices", "flex,flex"]);
+    assert_eq!(one.len(), two.len());
+    for (one, two) in one.iter().zip(&two) {
+        assert!((one / two - 1.0).abs() < 1e-4, "{one} {two}");
+    }
+}
+
 /// 8 of the 24 retained images are for comparison.
 #[test]
 fn too_few_retained_images_for_answers_are_refused() {
@@ -671,7 +698,7 @@ fn any_name_of_a_file_system_goes_through() {
         arguments.extend([format!("--{folder}").into(), odd.join(folder).into()]);
     }
     arguments.extend(
-        "--steps 2 --batch 4 --samples 1 --save-samples 2 --checkpoint-every 1"
+        "--method siss --steps 2 --batch 4 --samples 1 --save-samples 2 --checkpoint-every 1"
             .split(' ')
             .map(Into::into),
     );

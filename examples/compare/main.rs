@@ -225,7 +225,7 @@ fn prepare(
     // Answers are predicted if they are the job's method; those of the runs are given one by one.
     let method = match methods(arguments).contains(&Way::Counterfactual) {
         true => Way::Counterfactual,
-        false => Way::default(),
+        false => Way::Method(Method::Siss),
     };
     let line = format!(
         "compare {} --method {method} --device {} --steps {steps} --batch {batch} --samples {samples} --out",

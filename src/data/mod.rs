@@ -11,6 +11,7 @@ pub(crate) mod pairing;
 mod pairs;
 pub(crate) mod points;
 pub(crate) mod side;
+mod stream;
 
 pub use batch::UnlearningBatch;
 pub use check::{DataCheck, DataFinding};
@@ -19,3 +20,4 @@ pub use pairing::{Pairing, Pairs};
 pub use pairs::PairSampler;
 pub use points::{PointLoader, Points};
 pub use side::Side;
+pub use stream::PairStream;

@@ -26,8 +26,8 @@ impl Pairs {
 /// Pairs retained with forgotten points by index; the same (seed, step) always gives the same
 /// pairs.
 ///
-/// Use it directly for data that do not fit in memory; [`PairSampler`](crate::PairSampler) uses it
-/// for data that do.
+/// [`PairStream`](crate::data::PairStream) uses it for data that do not fit in memory,
+/// [`PairSampler`](crate::PairSampler) for data that do.
 ///
 /// Each set is traversed in shuffled epochs: every point is used once before any is used again. The
 /// pairs of a step follow from the step's number, so a resumed run needs nothing else. Their cost
@@ -78,6 +78,11 @@ impl Pairing {
     /// The same pairing with another seed.
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
+    }
+
+    /// The number of forgotten points.
+    pub fn forgotten(&self) -> usize {
+        self.forgotten
     }
 
     /// The seed.

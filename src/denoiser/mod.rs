@@ -83,4 +83,15 @@ pub trait Denoiser<const D: usize>: Module {
         let _ = shape;
         Ok(())
     }
+
+    /// Checks whether the model accepts a condition; accepts everything by default. The number of
+    /// rows is checked apart ([`Condition::check_rows`]).
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch), or another error that says what the
+    /// model accepts.
+    fn check_condition(&self, condition: &Self::Condition) -> Result<()> {
+        let _ = condition;
+        Ok(())
+    }
 }

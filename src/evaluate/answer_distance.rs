@@ -131,7 +131,9 @@ impl AnswerDistance {
         let scales = scheduler.scales(&self.timesteps)?;
         let (model, reference) = (model.valid(), reference.valid());
         model.check_input(points.dims())?;
+        model.check_condition(condition)?;
         reference.check_input(points.dims())?;
+        reference.check_condition(condition)?;
         let device = device_of_both(&model, &reference, points)?;
 
         let mut sums = vec![vec![Sums::default(); count]; self.timesteps.len()];

@@ -9,17 +9,34 @@
 //! other file: the pickle is parsed, never executed. Configurations are read strictly: a setting
 //! that would change the computation and is not implemented is refused by name, never ignored.
 
+mod autoencoder_kl;
+mod clip;
+mod condition;
+mod dit;
 mod export;
 #[cfg(feature = "flex-kernels")]
 pub(crate) mod flex;
 mod folder;
+#[cfg(test)]
+mod full_size;
 mod index;
 mod layers;
 mod location;
+mod lora;
 mod note;
 pub(crate) mod ops;
+mod sd3;
+mod settings;
+mod single_file;
 mod unet2d;
+mod unet2d_condition;
 
+pub use autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig, LatentDistribution};
+#[cfg(feature = "text")]
+pub use clip::ClipTokenizer;
+pub use clip::{ClipActivation, ClipTextConfig, ClipTextEncoder, EncodedText};
+pub use condition::{ClassCondition, TextCondition};
+pub use dit::{Dit, DitConfig};
 pub use export::{LeftOut, save_pipeline};
 #[cfg(feature = "flex-kernels")]
 #[doc(hidden)]
@@ -28,5 +45,16 @@ pub use flex::use_flex_kernels;
 pub(crate) use folder::safe_tensors;
 pub use index::{PipelineIndex, PipelinePart};
 pub use location::ModelFolder;
+pub use lora::{Lora, LoraPart};
 pub use note::LoadNote;
-pub use unet2d::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
+pub use sd3::{Sd3Transformer, Sd3TransformerConfig};
+pub use settings::{PerStage, Size};
+pub use single_file::SingleFile;
+pub use unet2d::{
+    ClassEmbedType, ClassUNet2d, DownBlockType, ResampleType, TimeScaleShift, UNet2d, UNet2dConfig,
+    UpBlockType,
+};
+pub use unet2d_condition::{
+    AdditionEmbedType, ConditionDownBlockType, ConditionUpBlockType, UNet2dCondition,
+    UNet2dConditionConfig,
+};

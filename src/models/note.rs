@@ -21,6 +21,11 @@ pub enum LoadNote {
         /// The other one.
         average: PathBuf,
     },
+    /// A single file holds the weights and their moving average, and the weights were taken.
+    AverageInside {
+        /// The file.
+        file: PathBuf,
+    },
     /// The scheduler is not in the given folder.
     SchedulerElsewhere {
         /// Its file.
@@ -62,6 +67,11 @@ impl fmt::Display for LoadNote {
                 "the network is {}; the moving average of its weights is next to it; to unlearn that one, give {}",
                 path_text(taken),
                 path_text(average)
+            ),
+            LoadNote::AverageInside { file } => write!(
+                formatter,
+                "{} also holds the moving average of the weights; the weights themselves were taken",
+                path_text(file)
             ),
             LoadNote::SchedulerElsewhere { file } => {
                 write!(formatter, "the scheduler is {}", path_text(file))

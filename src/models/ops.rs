@@ -6,7 +6,7 @@ use super::flex;
 #[cfg(feature = "flex-kernels")]
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
-use burn::nn::{GroupNorm, Linear};
+use burn::nn::{GroupNorm, LayerNorm, Linear};
 use burn::tensor::activation::{silu, softmax};
 #[cfg(feature = "flex-kernels")]
 use burn::tensor::ops::ConvOptions;
@@ -90,6 +90,29 @@ fn own_group_norm(layer: &GroupNorm, input: &Tensor<4>, activated: bool) -> Opti
     let (gain, offset) = (layer.gamma.as_ref()?.val(), layer.beta.as_ref()?.val());
     let (groups, epsilon) = (layer.num_groups, layer.epsilon);
     flex::group_norm(input, &gain, &offset, groups, epsilon, activated)
+}
+
+/// Layer normalisation over the channels of channel-major features.
+///
+/// # Shapes
+/// - `input` and the result: `[rows, channels, positions]`
+pub(crate) fn layer_norm(layer: &LayerNorm, epsilon: f64, input: Tensor<3>) -> Tensor<3> {
+    let channels = input.dims()[1];
+    let normed = standardise(input, epsilon) * layer.gamma.val().reshape([1, channels, 1]);
+    match &layer.beta {
+        Some(offset) => normed + offset.val().reshape([1, channels, 1]),
+        None => normed,
+    }
+}
+
+/// Features of mean 0 and variance 1 over the channels, `(x − μ) / √(σ² + ε)`.
+///
+/// # Shapes
+/// - `input` and the result: `[rows, channels, positions]`
+pub(crate) fn standardise(input: Tensor<3>, epsilon: f64) -> Tensor<3> {
+    let centred = input.clone() - input.mean_dim(1);
+    let variance = centred.clone().square().mean_dim(1);
+    centred * variance.add_scalar(epsilon).sqrt().recip()
 }
 
 /// A linear layer over the channels of channel-major features, without copying a transpose.

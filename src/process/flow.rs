@@ -6,8 +6,8 @@ use crate::error::{Result, check_range};
 
 /// The straight path of flow matching (rectified flow): `γ_t = 1 − t`, `σ_t = t`, `t ∈ [min, 1]`.
 ///
-/// The clean end `t = 0` has no noise; `min_time` (default 1e-3) excludes it. Models of this
-/// process can be unlearned; the samplers of this crate are only for discrete processes.
+/// The clean end `t = 0` has no noise; `min_time` (default 1e-3) excludes it. Its sampler is
+/// [`EulerFlowSampler`](crate::sampling::EulerFlowSampler).
 ///
 /// # Reference
 /// Lipman et al. 2023, *Flow Matching for Generative Modeling*, with optimal-transport paths.

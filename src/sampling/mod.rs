@@ -1,8 +1,10 @@
-//! Drawing samples from a model: the DDIM and DDPM samplers, and noising a point and denoising it
-//! again.
+//! Drawing samples from a model: the DDIM and DDPM samplers, Euler's method for flow matching,
+//! classifier-free guidance, and noising a point and denoising it again.
 
 mod ddim;
 mod ddpm;
+mod flow;
+mod guidance;
 mod reverse;
 
 use std::fmt;
@@ -18,6 +20,8 @@ use crate::process::{DdpmScheduler, PredictionType, Scheduler, SchedulerExt};
 pub use crate::process::config::{TimestepSpacing, VarianceType};
 pub use ddim::{DdimConfig, DdimSampler};
 pub use ddpm::{DdpmConfig, DdpmSampler};
+pub use flow::{EulerFlowConfig, EulerFlowSampler};
+pub use guidance::Guided;
 pub use reverse::Visits;
 
 /// Goes from noise to samples, step by step.
@@ -154,6 +158,7 @@ fn go_down<const D: usize, S: Sampler + ?Sized, M: Denoiser<D>>(
     check_request(shape, condition)?;
     let model = model.valid();
     model.check_input(shape)?;
+    model.check_condition(condition)?;
     let kind = model.prediction_type();
     let scheduler = sampler.scheduler();
     check_prediction_type(kind, "the sampler's scheduler", scheduler.prediction_type())?;

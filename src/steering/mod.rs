@@ -16,7 +16,7 @@ pub use self::counterfactual::{
 pub use self::levels::Levels;
 
 /// Says how a forget row's weight changes, given the row's loss and the level it should reach.
-pub trait SteeringRule: Send + Debug {
+pub trait SteeringRule: Send + Sync + Debug {
     /// Name for reports and messages.
     fn name(&self) -> &'static str;
 

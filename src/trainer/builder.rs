@@ -5,7 +5,7 @@ use std::fmt;
 use burn::module::{ParamGroup, ParamGroupError};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::SissTrainer;
 use super::config::TrainerConfig;
@@ -14,6 +14,7 @@ use super::frozen::{checkpoint_gradients, freeze_outside};
 use super::learning_rate::LearningRate;
 use super::method::Method;
 use super::optimizer::OpaqueOptimizer;
+use super::replicas::{Reduce, Replicas, SumOnFirst};
 use super::settings::Settings;
 use crate::clipper::GradientClipper;
 use crate::data::Side;
@@ -44,6 +45,8 @@ pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     observers: Vec<Box<dyn Observer>>,
     retained: Option<Tensor<D>>,
     trainable: Option<ParamGroup>,
+    replicas: Vec<Device>,
+    reduce: Box<dyn Reduce>,
     config: TrainerConfig,
 }
 
@@ -73,6 +76,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             observers: Vec::new(),
             retained: None,
             trainable: None,
+            replicas: Vec::new(),
+            reduce: Box::new(SumOnFirst),
             config: TrainerConfig::default(),
         }
     }
@@ -131,6 +136,42 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     /// Objectives without a teacher ignore it.
     pub fn teacher(mut self, teacher: M) -> Self {
         self.teacher = Some(teacher);
+        self
+    }
+
+    /// Runs part of each step's rows on further devices, each of which holds a copy of the model.
+    ///
+    /// The step is that of one device up to the order of additions: draws, weights and thinning
+    /// are those of the whole batch. Norms, clipper and optimiser run on the model's device. In
+    /// each step the parameters go to every device, and the gradients of both sides come back.
+    ///
+    /// The batch stays on the model's device. A run may be resumed with other devices.
+    ///
+    /// # Example
+    /// ```
+    /// # use burn::nn::{Linear, LinearConfig};
+    /// # use burn::tensor::{Device, Tensor};
+    /// # use siss::{DdpmScheduler, FnDenoiser, SissTrainer, UnlearningBatch};
+    /// # let device = Device::flex();
+    /// # let layer = LinearConfig::new(3, 3).init(&device);
+    /// # let model = FnDenoiser::new(layer, |layer: &Linear, noisy: Tensor<2>, _, _: &()| layer.forward(noisy));
+    /// # let points = |value: f64| Tensor::<2>::full([4, 3], value, &device);
+    /// // The model is on the first device: here two halves of the CPU; elsewhere two GPUs.
+    /// let mut trainer = SissTrainer::builder(model, DdpmScheduler::linear(1000)?)
+    ///     .replicas([Device::flex()])
+    ///     .build()?;
+    /// trainer.step(UnlearningBatch::new(points(0.1), points(0.9))?)?;
+    /// # Ok::<(), siss::Error>(())
+    /// ```
+    pub fn replicas(mut self, devices: impl IntoIterator<Item = Device>) -> Self {
+        self.replicas = devices.into_iter().collect();
+        self
+    }
+
+    /// How the gradients of several devices are added: [`SumOnFirst`](super::SumOnFirst) by
+    /// default.
+    pub fn reduce(mut self, reduce: impl Reduce + 'static) -> Self {
+        self.reduce = Box::new(reduce);
         self
     }
 
@@ -309,6 +350,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             model = checkpoint_gradients(model);
         }
         let ema = self.config.ema_decay;
+        let (devices, reduce) = (self.replicas, self.reduce);
+        let replicas = (!devices.is_empty()).then_some(Replicas { devices, reduce });
         Ok(SissTrainer {
             settings,
             ema: ema.map(|decay| MovingAverage::new(&model, decay)),
@@ -321,6 +364,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             sampler: parts.sampler,
             loss: parts.loss,
             clipper: parts.clipper,
+            replicas,
             steering: self.steering,
             diagnosis: Diagnosis::default(),
             observers: self.observers,

@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, Param
 use burn::tensor::{GradientCheckpointingStrategy, Tensor};
 
 use crate::error::{Error, Result};
+use crate::parameters::has_name;
 
 /// Freezes the trainable parameters outside `group`, and returns their ids.
 ///
@@ -88,12 +89,16 @@ struct Outside<'a> {
 }
 
 impl ModuleVisitor for Outside<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.into());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        if has_name(container_type) {
+            self.path.push(name.into());
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        if has_name(container_type) {
+            self.path.pop();
+        }
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

@@ -10,6 +10,7 @@ mod learning_rate;
 mod method;
 pub(crate) mod optimizer;
 mod preflight;
+mod replicas;
 mod self_check;
 pub(crate) mod settings;
 pub(crate) mod state;
@@ -25,6 +26,7 @@ use self::gradients::{Measured, SideGradient, SideInputs, combine, measure, side
 use self::learning_rate::LearningRate;
 use self::optimizer::OpaqueOptimizer;
 use self::preflight::check_model;
+use self::replicas::Replicas;
 use self::settings::Settings;
 use self::teacher::answer;
 use crate::clipper::{Coefficients, GradientClipper};
@@ -44,6 +46,9 @@ use crate::steering::Steering;
 pub use builder::SissTrainerBuilder;
 pub use config::TrainerConfig;
 pub use method::Method;
+#[cfg(feature = "cuda")]
+pub use replicas::AllReduce;
+pub use replicas::{Reduce, SumOnFirst};
 pub use self_check::SelfCheck;
 
 /// Fine-tunes a model until it has forgotten the points in the forget set.
@@ -86,6 +91,8 @@ pub struct SissTrainer<M: Denoiser<D>, const D: usize> {
     /// Parameters frozen by the builder; they become trainable again in the returned model.
     frozen: Vec<ParamId>,
     ema: Option<MovingAverage<M>>,
+    /// Further devices that run part of each term's rows.
+    replicas: Option<Replicas>,
     optimizer: OpaqueOptimizer,
     learning_rate: LearningRate,
     scheduler: Box<dyn Scheduler>,
@@ -213,10 +220,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let weights = terms.sides().map(|term| term.map(WeightSummary::of));
         terms.thin(self.config.thin_below, draws.thinning_uniform);
 
-        let sides = Sides {
-            retain: self.side(&self.model, Side::Retain, &terms.retain, batch)?,
-            forget: self.side(&self.model, Side::Forget, &terms.forget, batch)?,
-        };
+        let sides = self.sides(&terms, batch)?;
         let mut measured = measure(&self.model, &sides)?;
         measured.weigh(&terms, batch.batch_size());
         let coefficients = self.coefficients(&measured)?;
@@ -340,6 +344,23 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         Ok(terms)
     }
 
+    /// The gradients of both sides.
+    fn sides(
+        &self,
+        terms: &LossTerms<D>,
+        batch: &UnlearningBatch<D, M::Condition>,
+    ) -> Result<Sides<SideGradient>> {
+        if let Some(replicas) = &self.replicas {
+            let rows = self.config.micro_batch_size.unwrap_or(batch.batch_size());
+            let steering = self.steering.as_ref();
+            return replicas.sides(&self.model, terms, batch, steering, rows);
+        }
+        Ok(Sides {
+            retain: self.side(&self.model, Side::Retain, &terms.retain, batch)?,
+            forget: self.side(&self.model, Side::Forget, &terms.forget, batch)?,
+        })
+    }
+
     /// The gradient of one side, computed by the trainer's model or a copy of it on another device.
     fn side(
         &self,
@@ -414,7 +435,9 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
                 remedy: "give the ids of the forgotten points with `UnlearningBatch::with_forget_ids`",
             });
         }
-        self.model.check_input(batch.retain.dims())
+        self.model.check_input(batch.retain.dims())?;
+        self.model.check_condition(&batch.retain_condition)?;
+        self.model.check_condition(&batch.forget_condition)
     }
 
     /// Checks once that the model can be trained by two separate gradients.

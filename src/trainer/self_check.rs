@@ -86,10 +86,10 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         self.loss.restore(&state)?;
         let mut terms = terms?;
         terms.thin(self.config.thin_below, draws.thinning_uniform);
-        let here = self.sides(&self.model, &terms, batch)?;
+        let here = self.sides_of(&self.model, &terms, batch)?;
         let batch = batch.clone().to_device(reference);
         let model = self.model.clone().fork(reference);
-        let there = self.sides(&model, &terms.to_device(reference), &batch)?;
+        let there = self.sides_of(&model, &terms.to_device(reference), &batch)?;
 
         let [retain, forget] = [0, 1].map(|side| difference(&model, &here[side], &there[side]));
         let (retain, forget) = (retain?, forget?);
@@ -114,7 +114,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         })
     }
 
-    fn sides(
+    fn sides_of(
         &self,
         model: &M,
         terms: &LossTerms<D>,

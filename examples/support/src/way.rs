@@ -12,13 +12,14 @@ use siss::trainer::SissTrainerBuilder;
 use siss::{Denoiser, Error, Method, Result, Steering};
 
 /// How a job unlearns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Way {
     /// By one of the library's named methods, which can be steered.
     Method(Method),
     /// By SISS, steered to the predicted losses of a retrained model.
     SissToLevel,
     /// By teaching the predicted answers of a retrained model.
+    #[default]
     Counterfactual,
 }
 
@@ -50,6 +51,11 @@ impl Way {
     /// Whether it needs something that is predicted of a retrained model.
     pub fn is_predicted(self) -> bool {
         !matches!(self, Way::Method(_))
+    }
+
+    /// Whether noisy points are drawn from the mixture, so that λ matters.
+    pub fn draws_mixture(self) -> bool {
+        matches!(self.method(), Some(Method::Siss | Method::Bernoulli))
     }
 
     /// The name in tables and on command lines.
@@ -84,12 +90,6 @@ impl Way {
             None if self == Way::SissToLevel => Err(missing("predicted losses")),
             None => Ok(builder.method(method)),
         }
-    }
-}
-
-impl Default for Way {
-    fn default() -> Self {
-        Way::Method(Method::default())
     }
 }
 

@@ -132,6 +132,7 @@ impl DenoisingLoss {
         let scales = scheduler.scales(&self.timesteps)?;
         let model = model.valid();
         model.check_input(points.dims())?;
+        model.check_condition(condition)?;
         let device = match model.devices().first() {
             Some(device) => device.clone(),
             None => points.load(0..1)?.device(),

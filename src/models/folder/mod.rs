@@ -24,17 +24,42 @@ use super::LoadNote;
 use super::location::CONFIG;
 use crate::error::{Error, Result};
 use crate::files::{invalid, replace, shortened};
-use crate::parameters::non_finite_parameter;
+use crate::parameters::{has_name, non_finite_parameter};
 
-/// The file that holds a network's weights.
+/// The file that holds the weights of a network of diffusers.
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-/// The index of weights in parts, which diffusers prefers to a single file.
+/// The index of weights in parts.
+#[cfg(test)]
 const INDEX: &str = "diffusion_pytorch_model.safetensors.index.json";
 /// The older file for weights, read if there is no other.
 #[cfg(test)]
 const PICKLED: &str = "diffusion_pytorch_model.bin";
+/// The beginning of the names of a text encoder's tensors, except those of its projection.
+const TEXT_MODEL: &str = "text_model.";
+/// The end of the name of a buffer of text encoders in old files: the numbers 0, 1, 2, ….
+pub(super) const POSITION_IDS: &str = ".position_ids";
+/// The container of the only weights that burn stores transposed.
+const LINEAR: &str = "Struct:Linear";
 /// Prefixes that PyTorch's compiler and its data parallelism add to the names of all tensors.
 const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
+
+/// The library whose names a folder's files of weights have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    /// `diffusion_pytorch_model.safetensors` or `.bin`.
+    Diffusers,
+    /// `model.safetensors` or `pytorch_model.bin`.
+    Transformers,
+}
+
+impl Files {
+    fn weights(self) -> &'static str {
+        match self {
+            Self::Diffusers => WEIGHTS,
+            Self::Transformers => "model.safetensors",
+        }
+    }
+}
 
 /// Writes weights and configuration, and creates the folder if necessary.
 ///
@@ -42,22 +67,40 @@ const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 /// [`Error::Io`]; [`Error::InvalidFile`] if the folder holds weights in parts, which diffusers
 /// would read instead.
 pub(super) fn save<M: Module>(module: &M, config: &str, folder: &Path) -> Result<()> {
+    save_files(module, config, folder, Files::Diffusers)
+}
+
+/// Like [`save`], with the names of one of the libraries.
+///
+/// # Errors
+/// Those of [`save`].
+pub(super) fn save_files<M: Module>(
+    module: &M,
+    config: &str,
+    folder: &Path,
+    files: Files,
+) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
-    let index = folder.join(INDEX);
+    // The index of weights in parts, which both libraries prefer to a single file.
+    let index = folder.join(format!("{}.index.json", files.weights()));
     if index.exists() {
         let message = "it names the parts of other weights, which diffusers reads instead of the file that would be written next to it; \
                        write into another folder, or remove it and its parts";
         return Err(invalid(&index, message));
     }
-    save_weights(module, &folder.join(WEIGHTS))?;
+    save_weights(module, &folder.join(files.weights()))?;
     replace(&folder.join(CONFIG), |file| {
         file.write_all(config.as_bytes())
     })
 }
 
 fn save_weights<M: Module>(module: &M, path: &Path) -> Result<()> {
-    let tensors = module.collect(None, Some(Box::new(BurnToPyTorchAdapter)), false);
-    replace(path, |file| safe::write(tensors, file))
+    replace(path, |file| safe::write(collect(module), file))
+}
+
+/// A network's tensors with the names and layout of the file.
+pub(super) fn collect<M: Module>(module: &M) -> Vec<burn_pack::Tensor> {
+    module.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true)
 }
 
 /// Fills a network with the weights of a folder, and returns notes about them. No values are read
@@ -65,38 +108,75 @@ fn save_weights<M: Module>(module: &M, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`], [`Error::WeightMismatch`].
-pub(super) fn load_weights<M: Module>(mut module: M, folder: &Path) -> Result<(M, Vec<LoadNote>)> {
-    let weights = weights::read(folder)?;
+pub(super) fn load_weights<M: Module>(module: M, folder: &Path) -> Result<(M, Vec<LoadNote>)> {
+    load_files(module, folder, Files::Diffusers)
+}
+
+/// Like [`load_weights`], with the names of one of the libraries.
+///
+/// # Errors
+/// Those of [`load_weights`].
+pub(super) fn load_files<M: Module>(
+    module: M,
+    folder: &Path,
+    files: Files,
+) -> Result<(M, Vec<LoadNote>)> {
+    let mut weights = weights::read(folder, files)?;
+    if files == Files::Transformers {
+        weights.tensors = published_names(weights.tensors);
+    }
+    let (module, more) = fill(module, weights.tensors, &weights.path)?;
     let mut notes = Vec::from_iter(weights.note);
-    let path = weights.path;
-    let prefix = common_prefix(&weights.tensors);
+    notes.extend(more);
+    Ok((module, notes))
+}
+
+/// Fills a network with tensors of a file, and returns notes about them.
+///
+/// # Errors
+/// [`Error::WeightMismatch`], [`Error::DeviceRead`].
+pub(super) fn fill<M: Module>(
+    mut module: M,
+    tensors: StoredTensors,
+    path: &Path,
+) -> Result<(M, Vec<LoadNote>)> {
+    let mut notes = Vec::new();
+    let prefix = common_prefix(&tensors);
     if !prefix.is_empty() {
         let prefix = prefix.clone();
         notes.push(LoadNote::Prefix { prefix });
     }
-    let found = by_name(weights.tensors, prefix.len(), &path)?;
-    let mut expected = ExpectedTensors::default();
-    module.visit(&mut expected);
-    check(&expected.shapes, &found, &path)?;
+    let found = by_name(tensors, prefix.len(), path)?;
+    check(&expected_shapes(&module), &found, path)?;
 
     let tensors = found.into_values().map(|found| found.tensor).collect();
     let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32));
-    let result = module.apply(tensors, None, Some(Box::new(adapter)), false);
+    let result = module.apply(tensors, None, Some(Box::new(adapter)), true);
     if let Some(error) = result.errors.first() {
-        return Err(unreadable(error, &path));
+        return Err(unreadable(error, path));
     }
     match non_finite_parameter(&module)? {
         None => Ok((module, notes)),
         Some(parameter) => {
             let name = prefix + &file_spelling(&parameter);
             let detail = ": it holds NaN or an infinity, in f32; use the weights of an earlier checkpoint, or download the file again";
-            Err(mismatch(&path, "non-finite", name, detail))
+            Err(mismatch(path, "non-finite", name, detail))
         }
     }
 }
 
 /// The tensors of a file, by their names in the file. Values are read when they are needed.
-type StoredTensors = BTreeMap<String, burn_pack::Tensor>;
+pub(super) type StoredTensors = BTreeMap<String, burn_pack::Tensor>;
+
+/// The tensors of a safetensors file.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::InvalidFile`].
+pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
+    safe::tensors(path)
+}
+
+pub(super) use safe::write;
 
 #[cfg(feature = "pytorch")]
 use pickled::tensors as pickled_tensors;
@@ -105,6 +185,23 @@ use pickled::tensors as pickled_tensors;
 fn pickled_tensors(path: &Path) -> Result<StoredTensors> {
     let message = "pickled weights are read with the feature `pytorch` of siss; enable it, or save the model from Python with `safe_serialization=True`";
     Err(invalid(path, message))
+}
+
+/// The tensors of a text encoder under the names of the published files.
+///
+/// Old files hold position ids, which are not weights. transformers 5 leaves out the first name of
+/// all tensors of an encoder without projection, and reads both.
+fn published_names(tensors: StoredTensors) -> StoredTensors {
+    let has_root = tensors.keys().any(|name| name.starts_with(TEXT_MODEL));
+    let weights = tensors
+        .into_iter()
+        .filter(|(name, _)| !name.ends_with(POSITION_IDS));
+    weights
+        .map(|(name, tensor)| match has_root {
+            true => (name, tensor),
+            false => (format!("{TEXT_MODEL}{name}"), tensor),
+        })
+        .collect()
 }
 
 /// A tensor of the file, converted to the current layout.
@@ -216,7 +313,7 @@ fn check(
     Ok(())
 }
 
-fn mismatch(
+pub(super) fn mismatch(
     path: &Path,
     problem: &'static str,
     tensor: impl Into<String>,
@@ -249,26 +346,40 @@ fn file_spelling(path: &str) -> String {
     }
 }
 
+/// The shapes of the tensors that a network expects in a file, by name.
+pub(super) fn expected_shapes<M: Module>(network: &M) -> BTreeMap<String, Vec<usize>> {
+    let mut expected = ExpectedTensors::default();
+    network.visit(&mut expected);
+    expected.shapes
+}
+
 /// The tensors that a network expects, with the names and layout of the file. Parameters are not
 /// initialised.
 #[derive(Default)]
 struct ExpectedTensors {
     path: Vec<String>,
+    containers: Vec<String>,
     shapes: BTreeMap<String, Vec<usize>>,
 }
 
 impl ModuleVisitor for ExpectedTensors {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.into());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.containers.push(container_type.into());
+        if has_name(container_type) {
+            self.path.push(name.into());
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.containers.pop();
+        if has_name(container_type) {
+            self.path.pop();
+        }
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let mut shape = param.lazy_shape().to_vec();
-        if D == 2 {
+        if D == 2 && self.containers.last().is_some_and(|kind| kind == LINEAR) {
             shape.reverse();
         }
         self.shapes

@@ -103,7 +103,7 @@ fn read_values(
 
 /// Writes tensors in the order of PyTorch's safetensors: those of the longest type first, then by
 /// name.
-pub(super) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io::Result<()> {
+pub(in crate::models) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io::Result<()> {
     let mut tensors: Vec<(Dtype, PackTensor)> = tensors
         .into_iter()
         .map(|tensor| match stored_type(tensor.dtype) {

@@ -77,12 +77,6 @@ fn refusal(edit: impl Fn(&mut Tensors)) -> (&'static str, String, String) {
     }
 }
 
-fn expected_shapes(unet: &UNet2d) -> BTreeMap<String, Vec<usize>> {
-    let mut expected = ExpectedTensors::default();
-    unet.visit(&mut expected);
-    expected.shapes
-}
-
 fn output(unet: &UNet2d) -> TensorData {
     let device = Device::flex();
     let noisy = Tensor::<1, burn::tensor::Int>::arange(0..192, &device).float();

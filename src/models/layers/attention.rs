@@ -14,19 +14,19 @@ pub(crate) struct AttentionBlockConfig {
     pub(crate) channels: usize,
     /// Channels of each head.
     pub(crate) head_size: usize,
-    /// Groups of the normalisation.
-    pub(crate) groups: usize,
+    /// Groups of the normalisation; `None` for no normalisation.
+    pub(crate) groups: Option<usize>,
     /// Added to the variance in the normalisation.
     pub(crate) epsilon: f64,
     /// Divisor of the output.
     pub(crate) scale_factor: f64,
 }
 
-/// diffusers' `Attention` as its image networks use it: with normalisation and a residual
-/// connection.
+/// diffusers' `Attention` as its image networks use it: with a residual connection, and with
+/// normalisation unless the configuration leaves it out.
 #[derive(Module, Debug)]
 pub(crate) struct AttentionBlock {
-    group_norm: GroupNorm,
+    group_norm: Option<GroupNorm>,
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
@@ -41,10 +41,13 @@ impl AttentionBlockConfig {
     /// A fresh block. `groups` and `head_size` must divide `channels`.
     pub(crate) fn init(&self, device: &Device) -> AttentionBlock {
         let linear = || LinearConfig::new(self.channels, self.channels).init(device);
-        AttentionBlock {
-            group_norm: GroupNormConfig::new(self.groups, self.channels)
+        let norm = |groups| {
+            GroupNormConfig::new(groups, self.channels)
                 .with_epsilon(self.epsilon)
-                .init(device),
+                .init(device)
+        };
+        AttentionBlock {
+            group_norm: self.groups.map(norm),
             to_q: linear(),
             to_k: linear(),
             to_v: linear(),
@@ -61,7 +64,10 @@ impl AttentionBlock {
     pub(crate) fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let shape = input.dims();
         let [rows, channels, height, width] = shape;
-        let features = ops::group_norm(&self.group_norm, input.clone());
+        let features = match &self.group_norm {
+            Some(norm) => ops::group_norm(norm, input.clone()),
+            None => input.clone(),
+        };
         let features = features.reshape([rows, channels, height * width]);
         let query = ops::project(&self.to_q, features.clone());
         let key = ops::project(&self.to_k, features.clone());

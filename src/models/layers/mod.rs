@@ -1,14 +1,26 @@
 //! The layers of diffusers' networks, with diffusers' names for their parameters.
 
+mod adaptive;
 mod attention;
 mod resampling;
 mod resnet;
+mod stage;
 mod timestep;
+mod transformer;
 
+pub(super) use adaptive::{
+    Modulation, adaptive_norm, modulate, patch_convolution, positions, split, unpatchify,
+};
 pub(super) use attention::{AttentionBlock, AttentionBlockConfig};
 pub(super) use resampling::{Downsampler, Upsampler};
-pub(super) use resnet::{ResnetBlock, ResnetBlockConfig};
+pub(super) use resnet::{ResnetBlock, ResnetBlockConfig, TimeConditioning};
+pub(super) use stage::{
+    DownBlock, MidBlock, Stage, StageAttention, StageEnd, Told, UpBlock, up_inputs,
+};
 pub(super) use timestep::{TimestepEmbedding, sinusoidal_embedding};
+pub(super) use transformer::{
+    Activation, Attention, AttentionConfig, FeedForward, Transformer2d, TransformerConfig,
+};
 
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::{Conv2d, Conv2dConfig};

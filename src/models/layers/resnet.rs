@@ -3,10 +3,31 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
+use burn::tensor::activation::silu;
+use burn::tensor::module::{avg_pool2d, interpolate};
+use burn::tensor::ops::{AvgPoolOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
 
 use super::{rescale, same_convolution};
 use crate::models::ops;
+
+/// How a [`ResnetBlock`] is told the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TimeConditioning {
+    /// `h + b(t)` before the second normalisation.
+    Shift,
+    /// `norm(h) (1 + a(t)) + b(t)`.
+    ScaleShift,
+}
+
+/// A change of size inside of a [`ResnetBlock`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resize {
+    /// Means of 2 × 2 pixels.
+    Halve,
+    /// Each pixel four times.
+    Double,
+}
 
 /// The sizes and settings of a [`ResnetBlock`].
 #[derive(Debug, Clone, Copy)]
@@ -15,8 +36,12 @@ pub(crate) struct ResnetBlockConfig {
     pub(crate) inputs: usize,
     /// Channels of the output.
     pub(crate) outputs: usize,
-    /// Size of the timestep embedding.
-    pub(crate) embedding: usize,
+    /// Size of the timestep embedding; `None` for a block that knows no time.
+    pub(crate) embedding: Option<usize>,
+    /// What the timestep embedding does.
+    pub(crate) conditioning: TimeConditioning,
+    /// Change of size before the first convolution.
+    pub(crate) resize: Option<Resize>,
     /// Groups of both normalisations.
     pub(crate) groups: usize,
     /// Added to the variance in both normalisations.
@@ -25,15 +50,19 @@ pub(crate) struct ResnetBlockConfig {
     pub(crate) scale_factor: f64,
 }
 
-/// diffusers' `ResnetBlock2D`, with the timestep added between its convolutions.
+/// diffusers' `ResnetBlock2D`.
 #[derive(Module, Debug)]
 pub(crate) struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
-    time_emb_proj: Linear,
+    time_emb_proj: Option<Linear>,
     norm2: GroupNorm,
     conv2: Conv2d,
     conv_shortcut: Option<Conv2d>,
+    #[module(skip)]
+    conditioning: TimeConditioning,
+    #[module(skip)]
+    resize: Option<Resize>,
     #[module(skip)]
     scale_factor: f64,
 }
@@ -42,25 +71,28 @@ impl ResnetBlockConfig {
     /// A fresh block. `groups` must divide both numbers of channels.
     pub(crate) fn init(&self, device: &Device) -> ResnetBlock {
         let Self {
-            inputs,
-            outputs,
-            groups,
-            epsilon,
-            ..
+            inputs, outputs, ..
         } = *self;
         let norm = |channels| {
-            GroupNormConfig::new(groups, channels)
-                .with_epsilon(epsilon)
+            GroupNormConfig::new(self.groups, channels)
+                .with_epsilon(self.epsilon)
                 .init(device)
         };
+        let embedded = match self.conditioning {
+            TimeConditioning::Shift => outputs,
+            TimeConditioning::ScaleShift => 2 * outputs,
+        };
+        let project = |size| LinearConfig::new(size, embedded).init(device);
         ResnetBlock {
             norm1: norm(inputs),
             conv1: same_convolution(inputs, outputs, device),
-            time_emb_proj: LinearConfig::new(self.embedding, outputs).init(device),
+            time_emb_proj: self.embedding.map(project),
             norm2: norm(outputs),
             conv2: same_convolution(outputs, outputs, device),
             conv_shortcut: (inputs != outputs)
                 .then(|| Conv2dConfig::new([inputs, outputs], [1, 1]).init(device)),
+            conditioning: self.conditioning,
+            resize: self.resize,
             scale_factor: self.scale_factor,
         }
     }
@@ -69,19 +101,53 @@ impl ResnetBlockConfig {
 impl ResnetBlock {
     /// # Shapes
     /// - `input`: `[rows, inputs, height, width]`
-    /// - `embedding`: `[rows, embedding]`, after its activation
-    /// - the result: `[rows, outputs, height, width]`
-    pub(crate) fn forward(&self, input: Tensor<4>, embedding: &Tensor<2>) -> Tensor<4> {
-        let shift = self.time_emb_proj.forward(embedding.clone());
-        let [rows, channels] = shift.dims();
+    /// - `embedding`: `[rows, embedding]`, after its activation; ignored by a block without time
+    /// - the result: `[rows, outputs, height, width]`, height and width resized
+    pub(crate) fn forward(&self, input: Tensor<4>, embedding: Option<&Tensor<2>>) -> Tensor<4> {
         let hidden = ops::group_norm_silu(&self.norm1, input.clone());
-        let hidden = ops::convolve(&self.conv1, hidden) + shift.reshape([rows, channels, 1, 1]);
-        let hidden = ops::group_norm_silu(&self.norm2, hidden);
+        let (input, hidden) = match self.resize {
+            None => (input, hidden),
+            Some(resize) => (resize.apply(input), resize.apply(hidden)),
+        };
+        let hidden = ops::convolve(&self.conv1, hidden);
+        let hidden = self.normalise(hidden, embedding);
         let hidden = ops::convolve(&self.conv2, hidden);
         let shortcut = match &self.conv_shortcut {
             Some(convolution) => ops::convolve(convolution, input),
             None => input,
         };
         rescale(shortcut + hidden, self.scale_factor)
+    }
+
+    /// The second normalisation and its activation, with the time.
+    fn normalise(&self, hidden: Tensor<4>, embedding: Option<&Tensor<2>>) -> Tensor<4> {
+        let (Some(project), Some(embedding)) = (&self.time_emb_proj, embedding) else {
+            return ops::group_norm_silu(&self.norm2, hidden);
+        };
+        let time = project.forward(embedding.clone());
+        let [rows, size] = time.dims();
+        let time = time.reshape([rows, size, 1, 1]);
+        match self.conditioning {
+            TimeConditioning::Shift => ops::group_norm_silu(&self.norm2, hidden + time),
+            TimeConditioning::ScaleShift => {
+                let scale = time.clone().narrow(1, 0, size / 2).add_scalar(1.0);
+                let shift = time.narrow(1, size / 2, size / 2);
+                silu(ops::group_norm(&self.norm2, hidden) * scale + shift)
+            }
+        }
+    }
+}
+
+impl Resize {
+    fn apply(self, input: Tensor<4>) -> Tensor<4> {
+        let [_, _, height, width] = input.dims();
+        match self {
+            Self::Halve => avg_pool2d(input, AvgPoolOptions::new([2, 2])),
+            Self::Double => {
+                let options = InterpolateOptions::new(InterpolateMode::Nearest)
+                    .with_output_size([2 * height, 2 * width]);
+                interpolate(input, options)
+            }
+        }
     }
 }

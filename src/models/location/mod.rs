@@ -159,6 +159,22 @@ pub(super) fn network(path: &Path) -> Result<Network> {
     find_network(path, hub_cache().as_deref())
 }
 
+/// The folder of a part of a pipeline other than its UNet: the one that was given, or the one of
+/// this name in it.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::InvalidFile`].
+pub(super) fn part(path: &Path, name: &str) -> Result<PathBuf> {
+    let root = root(path, hub_cache().as_deref())?;
+    let inside = root.join(name);
+    let mut places = [root.clone(), inside].into_iter();
+    let found = places.find(|folder| folder.join(CONFIG).is_file());
+    found.ok_or_else(|| {
+        let message = format!("there is no {CONFIG} or {name}/{CONFIG} in it");
+        invalid(&root, message)
+    })
+}
+
 /// The file of the scheduler that belongs to a network, if there is one.
 pub(super) fn scheduler(root: &Path, folder: &Path) -> Option<PathBuf> {
     scheduler_in(&bases(root, folder)).ok()

@@ -1,28 +1,35 @@
 //! diffusers' `UNet2DModel`: the denoising network of DDPM.
 
-mod blocks;
+mod classes;
 mod config;
 
+pub use classes::ClassUNet2d;
 #[cfg(test)]
 pub(super) use config::CELEBAHQ;
-pub use config::{DownBlockType, UNet2dConfig, UpBlockType};
+pub use config::{
+    ClassEmbedType, DownBlockType, ResampleType, TimeScaleShift, UNet2dConfig, UpBlockType,
+};
 
 use std::path::Path;
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
-use burn::nn::{GroupNorm, GroupNormConfig};
+use burn::nn::{Embedding, EmbeddingConfig, GroupNorm, GroupNormConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
-use self::blocks::{DownBlock, MidBlock, Stage, UpBlock};
-use super::layers::{TimestepEmbedding, same_convolution, sinusoidal_embedding};
+use super::condition::ClassCondition;
+use super::layers::{
+    AttentionBlockConfig, DownBlock, MidBlock, ResnetBlockConfig, Stage, StageAttention, StageEnd,
+    TimeConditioning, TimestepEmbedding, Told, UpBlock, same_convolution, sinusoidal_embedding,
+    up_inputs,
+};
 use super::{LoadNote, folder, location, ops};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_shape};
 use crate::process::PredictionType;
 
-/// The unconditional image denoiser of DDPM, diffusers' `UNet2DModel`.
+/// The image denoiser of DDPM, diffusers' `UNet2DModel`.
 ///
 /// Its folder is that of a published checkpoint: `config.json` and
 /// `diffusion_pytorch_model.safetensors`. Both libraries can read and write it.
@@ -31,6 +38,12 @@ use crate::process::PredictionType;
 /// Input `[rows, in_channels, height, width]`, output `[rows, out_channels, height, width]`. Height
 /// and width are multiples of `2^(stages − 1)`, as in diffusers. Trainer and samplers refuse other
 /// inputs with an error; `predict` alone may panic in burn.
+///
+/// If there are twice as many output channels as input channels, the second half is a variance: it
+/// is a part of [`forward`](UNet2d::forward), and `predict` drops it.
+///
+/// A network with class embeddings is a denoiser with the classes as condition after
+/// [`with_classes`](UNet2d::with_classes).
 ///
 /// # Example
 /// ```
@@ -56,8 +69,9 @@ use crate::process::PredictionType;
 pub struct UNet2d {
     conv_in: Conv2d,
     time_embedding: TimestepEmbedding,
+    class_embedding: Option<ClassEmbedding>,
     down_blocks: Vec<DownBlock>,
-    mid_block: MidBlock,
+    mid_block: Option<MidBlock>,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -67,6 +81,13 @@ pub struct UNet2d {
     prediction_type: PredictionType,
     #[module(skip)]
     notes: Vec<LoadNote>,
+}
+
+/// The embedding of classes, unless they are given as embeddings.
+#[derive(Module, Debug)]
+enum ClassEmbedding {
+    Labels(Embedding),
+    Numbers(TimestepEmbedding),
 }
 
 impl UNet2d {
@@ -155,8 +176,11 @@ impl UNet2d {
         Self {
             conv_in: same_convolution(config.in_channels, outermost, device),
             time_embedding: TimestepEmbedding::new(outermost, config.embedding_size(), device),
+            class_embedding: class_embedding(config, device),
             down_blocks: down_blocks(config, device),
-            mid_block: MidBlock::new(config, innermost, device),
+            mid_block: config
+                .has_mid_block
+                .then(|| mid_block(config, innermost, device)),
             up_blocks: up_blocks(config, device),
             conv_norm_out: GroupNormConfig::new(config.norm_num_groups, outermost)
                 .with_epsilon(config.norm_eps)
@@ -168,28 +192,122 @@ impl UNet2d {
         }
     }
 
-    /// The timestep embedding for the residual blocks, after the activation with which each of them
-    /// begins.
-    fn embed(&self, timesteps: Tensor<1>, like: &Tensor<4>) -> Tensor<2> {
-        let size = self
-            .config
-            .block_out_channels
-            .first()
-            .copied()
-            .unwrap_or_default();
+    /// The whole output, which may hold a variance besides the prediction.
+    ///
+    /// # Shapes
+    /// - `noisy`: `[rows, in_channels, height, width]`; `timesteps`: `[rows]`
+    /// - `classes`: for a network with class embeddings
+    /// - the result: `[rows, out_channels, height, width]`
+    pub fn forward(
+        &self,
+        noisy: Tensor<4>,
+        timesteps: Tensor<1>,
+        classes: Option<&ClassCondition>,
+    ) -> Tensor<4> {
+        let told = Told {
+            embedding: self.embed(timesteps, classes, &noisy),
+            context: None,
+        };
+        let sample = if self.config.center_input_sample {
+            noisy.mul_scalar(2.0).sub_scalar(1.0)
+        } else {
+            noisy
+        };
+        let mut features = ops::convolve(&self.conv_in, sample);
+        let mut skips = vec![features.clone()];
+        for block in &self.down_blocks {
+            features = block.forward(features, &told, &mut skips);
+        }
+        if let Some(block) = &self.mid_block {
+            features = block.forward(features, &told);
+        }
+        for block in &self.up_blocks {
+            features = block.forward(features, &told, &mut skips);
+        }
+        ops::convolve(
+            &self.conv_out,
+            ops::group_norm_silu(&self.conv_norm_out, features),
+        )
+    }
+
+    /// The prediction alone, without a variance.
+    fn prediction(
+        &self,
+        noisy: Tensor<4>,
+        timesteps: Tensor<1>,
+        classes: Option<&ClassCondition>,
+    ) -> Tensor<4> {
+        let output = self.forward(noisy, timesteps, classes);
+        let channels = self.config.in_channels;
+        match self.config.out_channels == 2 * channels {
+            true => output.narrow(1, 0, channels),
+            false => output,
+        }
+    }
+
+    /// The embedding of timestep and class for the residual blocks, after the activation with which
+    /// each of them begins.
+    fn embed(
+        &self,
+        timesteps: Tensor<1>,
+        classes: Option<&ClassCondition>,
+        like: &Tensor<4>,
+    ) -> Tensor<2> {
+        let sinusoids = self.sinusoids(timesteps, like);
+        let time = self.time_embedding.forward(sinusoids);
+        let class = classes.and_then(|classes| self.embed_classes(classes, like));
+        silu(match class {
+            Some(class) => time + class,
+            None => time,
+        })
+    }
+
+    fn sinusoids(&self, numbers: Tensor<1>, like: &Tensor<4>) -> Tensor<2> {
+        let channels = self.config.block_out_channels.first();
         let sinusoids = sinusoidal_embedding(
-            timesteps,
-            size,
+            numbers,
+            channels.copied().unwrap_or_default(),
             self.config.flip_sin_to_cos,
             self.config.freq_shift,
         );
-        silu(self.time_embedding.forward(sinusoids.cast(like.dtype())))
+        sinusoids.cast(like.dtype())
+    }
+
+    /// The class embedding, `[rows, size]`; `None` for classes of another kind than the network's.
+    fn embed_classes(&self, classes: &ClassCondition, like: &Tensor<4>) -> Option<Tensor<2>> {
+        match (&self.class_embedding, classes) {
+            (Some(ClassEmbedding::Labels(table)), ClassCondition::Labels(labels)) => {
+                Some(table.weight.val().select(0, labels.clone()))
+            }
+            (Some(ClassEmbedding::Numbers(layers)), ClassCondition::Numbers(numbers)) => {
+                Some(layers.forward(self.sinusoids(numbers.clone(), like)))
+            }
+            (None, ClassCondition::Embeddings(embeddings)) => Some(embeddings.clone()),
+            _ => None,
+        }
+    }
+
+    /// Checks whether the network accepts inputs of this shape.
+    fn check_shape(&self, [rows, channels, height, width]: [usize; 4]) -> Result<()> {
+        check_shape(
+            "the input of the UNet",
+            &[rows, self.config.in_channels, height, width],
+            &[rows, channels, height, width],
+            "give images of the model's channels",
+        )?;
+        match self.config.sizes_that_work([height, width]) {
+            None => Ok(()),
+            Some(sizes) => Err(Error::InvalidSetting {
+                what: format!("the input of the UNet has {height}x{width} pixels: {sizes}"),
+                remedy: "give images of such a size",
+            }),
+        }
     }
 }
 
 /// What the network predicts according to the scheduler's file; if there is no answer, the noise,
 /// with a note.
-fn prediction_type(
+pub(super) fn prediction_type(
     root: &Path,
     folder: &Path,
     notes: &mut Vec<LoadNote>,
@@ -205,24 +323,127 @@ fn prediction_type(
     Ok(stated.unwrap_or_default())
 }
 
+fn class_embedding(config: &UNet2dConfig, device: &Device) -> Option<ClassEmbedding> {
+    let size = config.embedding_size();
+    match (config.class_embed_type, config.num_class_embeds) {
+        (None, Some(classes)) => {
+            let table = EmbeddingConfig::new(classes, size).init(device);
+            Some(ClassEmbedding::Labels(table))
+        }
+        (Some(ClassEmbedType::Timestep), _) => {
+            let inputs = config.block_out_channels.first();
+            let inputs = inputs.copied().unwrap_or_default();
+            let layers = TimestepEmbedding::new(inputs, size, device);
+            Some(ClassEmbedding::Numbers(layers))
+        }
+        (Some(ClassEmbedType::Identity), _) | (None, None) => None,
+    }
+}
+
+fn resnet(config: &UNet2dConfig, channels: usize, scale_factor: f64) -> ResnetBlockConfig {
+    ResnetBlockConfig {
+        inputs: channels,
+        outputs: channels,
+        embedding: Some(config.embedding_size()),
+        conditioning: match config.resnet_time_scale_shift {
+            TimeScaleShift::Default => TimeConditioning::Shift,
+            TimeScaleShift::ScaleShift => TimeConditioning::ScaleShift,
+        },
+        resize: None,
+        groups: config.norm_num_groups,
+        epsilon: config.norm_eps,
+        scale_factor,
+    }
+}
+
+fn attention(
+    config: &UNet2dConfig,
+    channels: usize,
+    groups: Option<usize>,
+    scale_factor: f64,
+) -> StageAttention {
+    StageAttention::Pixels(AttentionBlockConfig {
+        channels,
+        head_size: config.attention_head_dim.unwrap_or(channels),
+        groups,
+        epsilon: config.norm_eps,
+        scale_factor,
+    })
+}
+
+/// A stage with attention, without, or one that changes the size by a residual block.
+fn stage(config: &UNet2dConfig, channels: usize, inputs: Vec<usize>, kind: StageKind) -> Stage {
+    let groups = Some(config.norm_num_groups);
+    let convolution = StageEnd::Convolution {
+        symmetric: config.downsample_padding == 1,
+    };
+    let (attention, end) = match kind {
+        StageKind::Plain => (StageAttention::Without, convolution),
+        StageKind::Resnet => (StageAttention::Without, StageEnd::Resnet),
+        StageKind::Attention(ResampleType::Conv) => {
+            (attention(config, channels, groups, 1.0), convolution)
+        }
+        StageKind::Attention(ResampleType::Resnet) => {
+            (attention(config, channels, groups, 1.0), StageEnd::Resnet)
+        }
+    };
+    Stage {
+        resnet: resnet(config, channels, 1.0),
+        inputs,
+        attention,
+        end,
+    }
+}
+
+/// What a stage is made of, in both directions.
+enum StageKind {
+    Plain,
+    Resnet,
+    Attention(ResampleType),
+}
+
 /// The downward stages, outermost first.
 fn down_blocks(config: &UNet2dConfig, device: &Device) -> Vec<DownBlock> {
     let channels = &config.block_out_channels;
     let mut previous = channels.first().copied().unwrap_or_default();
-    let stage = |(index, (&channels_here, kind)): (usize, (&usize, &DownBlockType))| {
-        let mut inputs = vec![channels_here; config.layers_per_block];
+    let block = |(index, (&here, kind)): (usize, (&usize, &DownBlockType))| {
+        let mut inputs = vec![here; config.layers_per_block];
         inputs[0] = previous;
-        previous = channels_here;
-        let stage = Stage {
-            inputs: &inputs,
-            channels: channels_here,
-            attention: *kind == DownBlockType::Attention,
-            resample: index + 1 < channels.len(),
+        previous = here;
+        let kind = match kind {
+            DownBlockType::Resnet => StageKind::Plain,
+            DownBlockType::Attention => StageKind::Attention(config.downsample_type),
+            DownBlockType::ResnetDownsample => StageKind::Resnet,
         };
-        stage.down(config, device)
+        let mut stage = stage(config, here, inputs, kind);
+        if index + 1 == channels.len() {
+            stage.end = StageEnd::Keep;
+        }
+        stage.down(device)
     };
     let stages = channels.iter().zip(&config.down_block_types);
-    stages.enumerate().map(stage).collect()
+    stages.enumerate().map(block).collect()
+}
+
+fn mid_block(config: &UNet2dConfig, channels: usize, device: &Device) -> MidBlock {
+    let scale_factor = config.mid_block_scale_factor;
+    // As in diffusers: without groups of its own, attention beside scales and shifts has no
+    // normalisation.
+    let shared = match config.resnet_time_scale_shift {
+        TimeScaleShift::Default => Some(config.norm_num_groups),
+        TimeScaleShift::ScaleShift => None,
+    };
+    let groups = config.attn_norm_num_groups.or(shared);
+    let stage = Stage {
+        resnet: resnet(config, channels, scale_factor),
+        inputs: vec![channels; 2],
+        attention: match config.add_attention {
+            true => attention(config, channels, groups, scale_factor),
+            false => StageAttention::Without,
+        },
+        end: StageEnd::Keep,
+    };
+    stage.middle(device)
 }
 
 /// The upward stages, innermost first.
@@ -231,68 +452,48 @@ fn down_blocks(config: &UNet2dConfig, device: &Device) -> Vec<DownBlock> {
 /// feature map of the next stage outwards.
 fn up_blocks(config: &UNet2dConfig, device: &Device) -> Vec<UpBlock> {
     let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
-    let stage = |(index, kind): (usize, &UpBlockType)| {
+    let block = |(index, kind): (usize, &UpBlockType)| {
         let here = channels[index];
-        let before = channels[index.saturating_sub(1)];
-        let outside = channels.get(index + 1).copied().unwrap_or(here);
-        let mut inputs = vec![2 * here; config.layers_per_block + 1];
-        inputs[0] = before + here;
-        inputs[config.layers_per_block] = here + outside;
-        let stage = Stage {
-            inputs: &inputs,
-            channels: here,
-            attention: *kind == UpBlockType::Attention,
-            resample: index + 1 < channels.len(),
+        let inputs = up_inputs(&channels, index, config.layers_per_block);
+        let kind = match kind {
+            UpBlockType::Resnet => StageKind::Plain,
+            UpBlockType::Attention => StageKind::Attention(config.upsample_type),
+            UpBlockType::ResnetUpsample => StageKind::Resnet,
         };
-        stage.up(config, device)
+        let mut stage = stage(config, here, inputs, kind);
+        if index + 1 == channels.len() {
+            stage.end = StageEnd::Keep;
+        }
+        stage.up(device)
     };
     config
         .up_block_types
         .iter()
         .enumerate()
-        .map(stage)
+        .map(block)
         .collect()
 }
 
 impl Denoiser<4> for UNet2d {
     type Condition = ();
 
-    fn check_input(&self, [rows, channels, height, width]: [usize; 4]) -> Result<()> {
-        check_shape(
-            "the input of the UNet",
-            &[rows, self.config.in_channels, height, width],
-            &[rows, channels, height, width],
-            "give images of the model's channels",
-        )?;
-        match self.config.sizes_that_work([height, width]) {
-            None => Ok(()),
-            Some(sizes) => Err(Error::InvalidSetting {
-                what: format!("the input of the UNet has {height}x{width} pixels: {sizes}"),
-                remedy: "give images of such a size",
+    fn check_input(&self, shape: [usize; 4]) -> Result<()> {
+        self.check_shape(shape)
+    }
+
+    fn check_condition(&self, _: &()) -> Result<()> {
+        match self.config.has_classes() {
+            false => Ok(()),
+            true => Err(Error::MissingPart {
+                owner: "the condition of a network with class embeddings".into(),
+                missing: "classes",
+                remedy: "make the network a denoiser of classes with `UNet2d::with_classes`",
             }),
         }
     }
 
     fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, _: &()) -> Tensor<4> {
-        let embedding = self.embed(timesteps, &noisy);
-        let sample = if self.config.center_input_sample {
-            noisy.mul_scalar(2.0).sub_scalar(1.0)
-        } else {
-            noisy
-        };
-        let mut features = ops::convolve(&self.conv_in, sample);
-        let mut skips = vec![features.clone()];
-        for block in &self.down_blocks {
-            features = block.forward(features, &embedding, &mut skips);
-        }
-        features = self.mid_block.forward(features, &embedding);
-        for block in &self.up_blocks {
-            features = block.forward(features, &embedding, &mut skips);
-        }
-        ops::convolve(
-            &self.conv_out,
-            ops::group_norm_silu(&self.conv_norm_out, features),
-        )
+        self.prediction(noisy, timesteps, None)
     }
 
     fn prediction_type(&self) -> PredictionType {

@@ -82,7 +82,11 @@ fn the_forward_pass_is_pytorchs() {
         let timesteps = Tensor::from_data(tensors["t"].clone(), &device);
         let noisy = Tensor::from_data(tensors["x"].clone(), &device);
         let expected = Tensor::from_data(tensors["expect_output"].clone(), &device);
-        let error = relative_error(unet.predict(noisy, timesteps, &()), expected);
+        let labels = tensors.get("class_labels").cloned();
+        let labels = labels.map(|labels| Tensor::<1>::from_data(labels, &device).int());
+        let classes = labels.map(ClassCondition::Labels);
+        let output = unet.forward(noisy, timesteps, classes.as_ref());
+        let error = relative_error(output, expected);
         assert!(error < 1e-4, "{}: {error:e}", path.display());
         cases += 1;
     }

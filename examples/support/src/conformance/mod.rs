@@ -1,5 +1,6 @@
 //! Runs conformance cases: inputs with the results that PyTorch and diffusers compute from them.
 
+mod feature_networks;
 mod metrics;
 mod networks;
 
@@ -15,9 +16,9 @@ use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::clipper::{ConstantScale, FractionOfRetain, RescaleToNorm};
 use siss::draws::{Draws, Stream};
 use siss::kernel::weighted_squared_error;
-use siss::models::UNet2d;
+use siss::models::{ClassCondition, UNet2d};
 use siss::objective::{
-    EraseDiff, LossInputs, LossTerm, NaiveDeletion, NegGrad, ReTrack, Siss, SissNoIs,
+    EraseDiff, LossInputs, LossTerm, LossTerms, NaiveDeletion, NegGrad, ReTrack, Siss, SissNoIs,
 };
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
@@ -161,8 +162,9 @@ impl Case {
                 other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
             },
             "unet2d" => self.unet()?,
-            other if networks::KINDS.contains(&other) => self.network(other)?,
-            other => match self.metric(other)? {
+            other if feature_networks::KINDS.contains(&other) => self.feature_network(other)?,
+            other if metrics::KINDS.contains(&other) => self.metric(other)?,
+            other => match self.networks(other)? {
                 Some(computed) => computed,
                 None => return Ok(Outcome::Skipped(format!("kind={other}"))),
             },
@@ -227,7 +229,10 @@ impl Case {
             kind if metrics::KINDS.contains(&kind) => metrics::error(kind, name, got, expected),
             "formula_weights" => (relative_norm(got, expected), 1e-7),
             _ if name == "expect_timesteps" => (relative_norm(got, expected), 0.0),
-            _ => (relative_norm(got, expected), 1e-4),
+            kind => {
+                let tolerance = Self::network_tolerance(kind).unwrap_or(1e-4);
+                (relative_norm(got, expected), tolerance)
+            }
         };
         Comparison {
             tensor: name.into(),
@@ -335,7 +340,8 @@ impl Case {
         let timesteps = self.values("t")?;
         let timesteps: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
         let timesteps = Tensor::from_data(timesteps.as_slice(), &self.device);
-        let output = model.predict(self.image("x")?, timesteps, &());
+        let classes = self.labels().ok().map(ClassCondition::Labels);
+        let output = model.forward(self.image("x")?, timesteps, classes.as_ref());
         Ok(vec![("expect_output".into(), host(output)?)])
     }
 
@@ -430,15 +436,7 @@ impl Case {
         let Some(mut objective) = self.objective()? else {
             return Ok(Vec::new());
         };
-        let terms = objective.terms(&inputs)?;
-        let sizes = |term: Option<LossTerm<4>>| -> Vec<f64> {
-            term.map(|term| term.weights.iter().map(|weight| weight.abs()).collect())
-                .unwrap_or_default()
-        };
-        Ok(vec![
-            ("expect_weight_retain".into(), sizes(terms.retain)),
-            ("expect_weight_forget".into(), sizes(terms.forget)),
-        ])
+        Ok(side_weights(objective.terms(&inputs)?))
     }
 
     /// The case's objective; `None` if there is none of that name.
@@ -511,12 +509,7 @@ impl Case {
     }
 
     fn checkpoint(&self) -> Result<UNet2d> {
-        let folder = self
-            .path
-            .parent()
-            .unwrap_or(Path::new("."))
-            .join(self.text("checkpoint")?);
-        Ok(UNet2d::load(folder, &self.device)?)
+        Ok(UNet2d::load(self.checkpoint_folder()?, &self.device)?)
     }
 
     /// The scheduler configuration in the case's settings: those with the names of diffusers' keys.
@@ -669,8 +662,15 @@ fn parameter_named<'a>(
 
 /// A network's parameters with the names and layout of diffusers.
 fn parameters(model: &UNet2d) -> Result<HashMap<String, Vec<f64>>> {
+    saved_parameters(|folder| model.save(folder))
+}
+
+/// The parameters that a network writes into a folder.
+fn saved_parameters(
+    save: impl FnOnce(&Path) -> siss::Result<()>,
+) -> Result<HashMap<String, Vec<f64>>> {
     let folder = tempfile::tempdir()?;
-    model.save(folder.path())?;
+    save(folder.path())?;
     let path = folder.path().join("diffusion_pytorch_model.safetensors");
     let bytes = std::fs::read(&path).map_err(|error| reading(&path, &error))?;
     let mut parameters = HashMap::new();
@@ -679,4 +679,16 @@ fn parameters(model: &UNet2d) -> Result<HashMap<String, Vec<f64>>> {
         parameters.insert(name, values);
     }
     Ok(parameters)
+}
+
+/// The weights of the rows on both sides, without the negative sign of forgetting.
+fn side_weights(terms: LossTerms<4>) -> Computed {
+    let sizes = |term: Option<LossTerm<4>>| -> Vec<f64> {
+        term.map(|term| term.weights.iter().map(|weight| weight.abs()).collect())
+            .unwrap_or_default()
+    };
+    vec![
+        ("expect_weight_retain".into(), sizes(terms.retain)),
+        ("expect_weight_forget".into(), sizes(terms.forget)),
+    ]
 }

@@ -252,11 +252,11 @@ impl Job {
                 let (rate, steps) = (settings.learning_rate, settings.steps);
                 let falling = LinearLrSchedulerConfig::new(rate, 0.0, steps);
                 builder
-                    .sampler(FixedAllocation::new(options.forget_prob)?)
+                    .sampler(FixedAllocation::new(settings.forget_prob)?)
                     .learning_rate(falling.init()?)
             }
             Protocol::Paper => builder
-                .sampler(CoinFlip::new(options.forget_prob)?)
+                .sampler(CoinFlip::new(settings.forget_prob)?)
                 .learning_rate(settings.learning_rate),
         };
         Ok(builder.build()?)

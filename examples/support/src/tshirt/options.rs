@@ -35,10 +35,17 @@ pub struct Options {
     #[serde(skip)]
     pub batch: Option<usize>,
 
-    /// Method: siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or re-track; or
-    /// counterfactual, which teaches the answers that a model retrained without the T-shirt is
-    /// predicted to give.
-    #[arg(long, default_value_t, value_parser = parse_way)]
+    /// Method: counterfactual, which teaches the answers that a model retrained without the T-shirt
+    /// is predicted to give; siss, siss-no-is, bernoulli, naive-deletion, neg-grad, erase-diff or
+    /// re-track [default: counterfactual; siss with --target none or --protocol paper].
+    #[arg(
+        long,
+        default_value_t,
+        default_value_if("target", "none", "siss"),
+        default_value_if("protocol", "paper", "siss"),
+        hide_default_value = true,
+        value_parser = parse_way
+    )]
     pub method: Way,
 
     /// Where forgetting stops: at the predicted loss of a model retrained without the T-shirt, or
@@ -48,9 +55,11 @@ pub struct Options {
     #[serde(skip)]
     pub target: Option<Target>,
 
-    /// The paper's λ: share of noisy points drawn from the T-shirt.
-    #[arg(long, default_value_t = 0.5)]
-    pub forget_prob: f64,
+    /// The paper's λ, of siss and bernoulli: share of noisy points drawn from the T-shirt
+    /// [default: 0.5].
+    #[arg(long)]
+    #[serde(skip)]
+    pub forget_prob: Option<f64>,
 
     /// How the two gradients are weighed: fraction:F (of the retain gradient's norm),
     /// fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected [default:
@@ -122,6 +131,9 @@ pub struct Options {
     pub assets: PathBuf,
 }
 
+/// The default of λ.
+const FORGET_PROB: f64 = 0.5;
+
 /// A set of defaults.
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -142,6 +154,7 @@ pub struct Settings {
     pub thin_below: f64,
     pub timesteps: TimestepSampling,
     pub target: Target,
+    pub forget_prob: f64,
     /// `None` stands for the method's own.
     pub clipper: Option<ClipperSpec>,
 }
@@ -157,6 +170,7 @@ impl Options {
                 thin_below: quick::THIN_BELOW,
                 timesteps: TimestepSampling::LowDiscrepancy,
                 target: Target::Retrained,
+                forget_prob: FORGET_PROB,
                 clipper: None,
             },
             Protocol::Paper => Settings {
@@ -166,6 +180,7 @@ impl Options {
                 thin_below: 0.0,
                 timesteps: TimestepSampling::Uniform,
                 target: Target::None,
+                forget_prob: FORGET_PROB,
                 clipper: self.paper_clipper(),
             },
         };
@@ -176,6 +191,7 @@ impl Options {
             thin_below: self.thin_below.unwrap_or(defaults.thin_below),
             timesteps: self.timesteps.unwrap_or(defaults.timesteps),
             target: self.target.unwrap_or(defaults.target),
+            forget_prob: self.forget_prob.unwrap_or(defaults.forget_prob),
             clipper: self.clipper.or(defaults.clipper),
         };
         at_least_one(&[
@@ -187,7 +203,7 @@ impl Options {
         ])?;
         learning_rate(Some(settings.learning_rate))?;
         clipper(settings.clipper)?;
-        let (share, least) = (self.forget_prob, settings.thin_below);
+        let (share, least) = (settings.forget_prob, settings.thin_below);
         let is_share = (0.0..=1.0).contains(&share);
         number("forget-prob", share, is_share, "a number from 0 to 1")?;
         number(
@@ -196,6 +212,12 @@ impl Options {
             least >= 0.0,
             "a finite number from 0 up",
         )?;
+        if self.forget_prob.is_some() && !self.method.draws_mixture() {
+            return Err(format!(
+                "--forget-prob {share}: {} does not draw from the mixture; leave the option out, or take --method siss",
+                self.method
+            ));
+        }
         Ok(settings)
     }
 

@@ -10,11 +10,13 @@ use crate::progress::duration;
 use crate::target::{REFERENCES, Target};
 use crate::unlearn::data::Data;
 use crate::unlearn::job::Model;
-use crate::unlearn::options::{Options, Settings};
+use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::way::Way;
 
 /// Numbers per parameter: the weight, the two moments of AdamW and the gradients of the two sides.
 const NUMBERS_A_PARAMETER: usize = 5;
+/// The same on a further device: the weight, the gradients, and one of them as a vector.
+const NUMBERS_A_REPLICA: usize = 4;
 const BYTES_A_NUMBER: usize = 4;
 
 /// The facts known before the first measurement, one line per item.
@@ -77,11 +79,11 @@ pub fn announcement(
         ));
     }
     let origin = match options.learning_rate {
-        Some(_) => "",
-        None => " (by the model's size)",
+        None if options.protocol == Protocol::Quick => " (by the model's size)",
+        _ => "",
     };
     lines.push(format!(
-        "run      {}{}, {} steps of {}, {} at a time, learning rate {:e} falling to 0{origin}, seed {}",
+        "run      {}{}, {} steps of {}, {} at a time, learning rate {:e}{}{origin}, seed {}",
         options.method,
         match (options.method, options.target) {
             (Way::Counterfactual, _) => ", to the answers of a retrained model",
@@ -92,6 +94,7 @@ pub fn announcement(
         options.batch,
         settings.micro_batch.min(options.batch),
         settings.learning_rate,
+        options.rate_change(),
         options.seed,
     ));
     lines.push(memory(options, model, data));
@@ -116,8 +119,15 @@ fn memory(options: &Options, model: &Model, data: &Data) -> String {
         }
         Way::Method(_) | Way::SissToLevel => ("weights", NUMBERS_A_PARAMETER, String::new()),
     };
+    let replicas = match options.all_devices().1.len() {
+        0 => String::new(),
+        count => format!(
+            ", on each of {count} further devices {} for weights and gradients",
+            bytes(weights(NUMBERS_A_REPLICA))
+        ),
+    };
     format!(
-        "memory   {} for {what}, two moments and two gradients; {} for the images{explaining}; activations come on top",
+        "memory   {} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}; activations come on top",
         bytes(weights(copies)),
         bytes(kept),
     )
@@ -152,7 +162,7 @@ impl Forecast {
             steps: options.steps,
             measuring: measuring_seconds,
             took: Vec::new(),
-            is_on_cpu: options.device == DeviceSpec::Flex,
+            is_on_cpu: options.all_devices().0 == DeviceSpec::Flex,
         }
     }
 

@@ -6,15 +6,20 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{StoredTensors, WEIGHTS, mismatch, pickled_tensors, safe};
+use super::{Files, StoredTensors, mismatch, pickled_tensors, safe};
 use crate::error::{Error, Result};
 use crate::files::json::python_object;
 use crate::files::{invalid, read_configuration, shortened};
 use crate::models::LoadNote;
 use crate::models::location::{listed, names};
 
-/// The beginning of all names.
-const STEM: &str = "diffusion_pytorch_model";
+/// The beginning of the names of diffusers' files.
+const DIFFUSERS: &str = "diffusion_pytorch_model.";
+/// The beginnings of the names of transformers' files, with the format that they stand for.
+const TRANSFORMERS: [(&str, Format); 2] = [
+    ("model.", Format::Safe),
+    ("pytorch_model.", Format::Pickled),
+];
 /// Most parts of a file. All are open while the weights are read.
 const MOST_PARTS: usize = 256;
 /// Variants in the order of preference: the most precise first.
@@ -48,15 +53,15 @@ pub(super) struct Weights {
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`], [`Error::WeightMismatch`].
-pub(super) fn read(folder: &Path) -> Result<Weights> {
+pub(super) fn read(folder: &Path, files: Files) -> Result<Weights> {
     let names = names(folder)?;
     let mut candidates: Vec<_> = names
         .iter()
-        .filter_map(|name| Candidate::of(name))
+        .filter_map(|name| Candidate::of(name, files))
         .collect();
     candidates.sort_by_key(Candidate::rank);
     let Some((chosen, others)) = candidates.split_first() else {
-        return Err(none(folder, &names));
+        return Err(none(folder, files, &names));
     };
     let path = folder.join(chosen.name);
     let tensors = match chosen.is_index {
@@ -109,9 +114,20 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     /// Recognises `diffusion_pytorch_model[.variant].safetensors`, or
     /// `diffusion_pytorch_model.safetensors.index[.variant].json`, where older versions put the
-    /// variant before `index`. The same with `bin`.
-    fn of(name: &'a str) -> Option<Self> {
-        let rest = name.strip_prefix(STEM)?.strip_prefix('.')?;
+    /// variant before `index`. The same with `bin`, and with the names of transformers.
+    fn of(name: &'a str, files: Files) -> Option<Self> {
+        if files == Files::Diffusers {
+            return Self::after(name, name.strip_prefix(DIFFUSERS)?);
+        }
+        let mut named = TRANSFORMERS.into_iter().filter_map(|(begin, format)| {
+            let candidate = Self::after(name, name.strip_prefix(begin)?)?;
+            (candidate.format == format).then_some(candidate)
+        });
+        named.next()
+    }
+
+    /// Recognises a name by what comes after its beginning.
+    fn after(name: &'a str, rest: &'a str) -> Option<Self> {
         let mut format = None;
         let mut variant = None;
         let (mut ends_in_json, mut says_index) = (false, false);
@@ -157,7 +173,8 @@ impl<'a> Candidate<'a> {
 }
 
 /// The error for a folder without weights, which says what it holds instead.
-fn none(folder: &Path, names: &[String]) -> Error {
+fn none(folder: &Path, files: Files, names: &[String]) -> Error {
+    let weights = files.weights();
     let kind = |name: &String| {
         let lower = name.to_lowercase();
         let mut formats = OTHER_FORMATS.iter();
@@ -182,12 +199,12 @@ fn none(folder: &Path, names: &[String]) -> Error {
         }
         (None, None) => {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Error::io("reading", folder.join(WEIGHTS))(missing);
+            return Error::io("reading", folder.join(weights))(missing);
         }
     };
     invalid(
         folder,
-        format!("it has no {WEIGHTS}, nor a variant or parts of it; {found}"),
+        format!("it has no {weights}, nor a variant or parts of it; {found}"),
     )
 }
 

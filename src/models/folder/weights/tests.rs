@@ -1,7 +1,32 @@
 use super::*;
 
 fn candidate(name: &str) -> Option<(Format, Option<&str>, bool)> {
-    Candidate::of(name).map(|found| (found.format, found.variant, found.is_index))
+    Candidate::of(name, Files::Diffusers).map(|found| (found.format, found.variant, found.is_index))
+}
+
+#[test]
+fn transformers_has_names_of_its_own() {
+    let of = |name| {
+        let found = Candidate::of(name, Files::Transformers)?;
+        Some((found.format, found.variant, found.is_index))
+    };
+    for (name, expected) in [
+        ("model.safetensors", Some((Format::Safe, None, false))),
+        (
+            "model.fp16.safetensors",
+            Some((Format::Safe, Some("fp16"), false)),
+        ),
+        (
+            "model.safetensors.index.json",
+            Some((Format::Safe, None, true)),
+        ),
+        ("pytorch_model.bin", Some((Format::Pickled, None, false))),
+        ("model.bin", None),
+        ("pytorch_model.safetensors", None),
+        ("diffusion_pytorch_model.safetensors", None),
+    ] {
+        assert_eq!(of(name), expected, "{name}");
+    }
 }
 
 #[test]
@@ -65,7 +90,10 @@ fn the_plain_file_comes_first_and_pickles_last_where_they_are_not_read() {
         "diffusion_pytorch_model.safetensors",
         "diffusion_pytorch_model.safetensors.index.json",
     ];
-    let mut candidates: Vec<_> = names.into_iter().filter_map(Candidate::of).collect();
+    let mut candidates: Vec<_> = names
+        .into_iter()
+        .filter_map(|name| Candidate::of(name, Files::Diffusers))
+        .collect();
     candidates.sort_by_key(Candidate::rank);
     let order: Vec<_> = candidates
         .iter()

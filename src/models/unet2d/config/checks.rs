@@ -1,7 +1,8 @@
 //! Checks which configurations are valid.
 
-use super::{DownBlockType, UNet2dConfig, UpBlockType, unsupported};
+use super::{DownBlockType, UNet2dConfig, UpBlockType};
 use crate::error::Result;
+use crate::models::settings::{check_divides, unsupported};
 
 const MAX_CHANNELS: usize = 1 << 16;
 const MAX_LAYERS: usize = 256;
@@ -59,6 +60,12 @@ impl UNet2dConfig {
             (
                 "time_embedding_dim",
                 self.time_embedding_dim.unwrap_or(1),
+                1,
+                MAX_CHANNELS,
+            ),
+            (
+                "num_class_embeds",
+                self.num_class_embeds.unwrap_or(1),
                 1,
                 MAX_CHANNELS,
             ),
@@ -149,7 +156,10 @@ impl UNet2dConfig {
     fn validate_divisors(&self, file: &str) -> Result<()> {
         let channels = &self.block_out_channels;
         check_divides(file, "norm_num_groups", self.norm_num_groups, channels)?;
-        if let (Some(groups), true) = (self.attn_norm_num_groups, self.add_attention) {
+        if let (Some(groups), true) = (
+            self.attn_norm_num_groups,
+            self.has_mid_block && self.add_attention,
+        ) {
             let last = &channels[channels.len().saturating_sub(1)..];
             check_divides(file, "attn_norm_num_groups", groups, last)?;
         }
@@ -168,25 +178,11 @@ impl UNet2dConfig {
         let up = self.up_block_types.iter().zip(channels.iter().rev());
         let down = down.filter(|(kind, _)| **kind == DownBlockType::Attention);
         let up = up.filter(|(kind, _)| **kind == UpBlockType::Attention);
-        let middle = channels.last().filter(|_| self.add_attention);
+        let has_middle = self.has_mid_block && self.add_attention;
+        let middle = channels.last().filter(|_| has_middle);
         let all = down
             .map(|(_, channels)| channels)
             .chain(up.map(|(_, channels)| channels));
         all.chain(middle).copied().collect()
-    }
-}
-
-fn check_divides(file: &str, key: &str, divisor: usize, channels: &[usize]) -> Result<()> {
-    match channels
-        .iter()
-        .find(|channels| !channels.is_multiple_of(divisor))
-    {
-        Some(channels) => {
-            let remedy = format!(
-                "it must divide every number of channels it applies to, {channels} among them"
-            );
-            Err(unsupported(file, key, divisor, remedy))
-        }
-        None => Ok(()),
     }
 }

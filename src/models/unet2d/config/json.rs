@@ -8,22 +8,7 @@ use crate::error::{Error, Result};
 use crate::files::invalid;
 use crate::files::json::python_object;
 use crate::files::refusals::Refusals;
-
-/// The version of diffusers whose layout is written.
-const DIFFUSERS_VERSION: &str = "0.42.1";
-/// Keys that diffusers' `EMAModel` adds to the configuration of the network that it averages.
-const OF_AVERAGES: [&str; 7] = [
-    "decay",
-    "inv_gamma",
-    "min_decay",
-    "optimization_step",
-    "power",
-    "update_after_step",
-    "use_ema_warmup",
-];
-/// Advice where the weights belong to a computation that is not implemented, so that changing the
-/// setting would not help.
-const OTHER_NETWORK: &str = "to unlearn another kind of network, implement `siss::Denoiser` for it, as in examples/custom_model.rs";
+use crate::models::settings::{DIFFUSERS_VERSION, OF_AVERAGES, of_another_network};
 
 /// `Err` with the reason why a value is refused.
 type Refusal = std::result::Result<(), String>;
@@ -68,27 +53,34 @@ impl UNet2dConfig {
             "down_block_types" => {
                 read(value, &mut self.down_block_types).map_err(of_another_network)
             }
-            "mid_block_type" => only(value, &["UNetMidBlock2D"]),
+            "mid_block_type" => match value {
+                Value::Null => {
+                    self.has_mid_block = false;
+                    Ok(())
+                }
+                _ => only(value, &["UNetMidBlock2D"]),
+            },
             "up_block_types" => read(value, &mut self.up_block_types).map_err(of_another_network),
             "block_out_channels" => read(value, &mut self.block_out_channels),
             "layers_per_block" => read(value, &mut self.layers_per_block),
             "mid_block_scale_factor" => read(value, &mut self.mid_block_scale_factor),
             "add_attention" => read(value, &mut self.add_attention),
             "downsample_padding" => read(value, &mut self.downsample_padding),
-            "downsample_type" | "upsample_type" => only(value, &["conv"]),
+            "downsample_type" => read(value, &mut self.downsample_type).map_err(of_another_network),
+            "upsample_type" => read(value, &mut self.upsample_type).map_err(of_another_network),
             "dropout" => read(value, &mut self.dropout),
             "act_fn" => only(value, &["silu", "swish"]),
             "attention_head_dim" => read(value, &mut self.attention_head_dim),
             "norm_num_groups" => read(value, &mut self.norm_num_groups),
             "attn_norm_num_groups" => read(value, &mut self.attn_norm_num_groups),
             "norm_eps" => read(value, &mut self.norm_eps),
-            "resnet_time_scale_shift" => only(value, &["default"]),
-            "class_embed_type" | "num_class_embeds" => match value {
-                Value::Null => Ok(()),
-                _ => Err(of_another_network(
-                    "models with classes are not implemented".into(),
-                )),
-            },
+            "resnet_time_scale_shift" => {
+                read(value, &mut self.resnet_time_scale_shift).map_err(of_another_network)
+            }
+            "class_embed_type" => {
+                read(value, &mut self.class_embed_type).map_err(of_another_network)
+            }
+            "num_class_embeds" => read(value, &mut self.num_class_embeds),
             "num_train_timesteps" => read(value, &mut self.num_train_timesteps),
             of_average if OF_AVERAGES.contains(&of_average) => Ok(()),
             _ => return None,
@@ -107,28 +99,28 @@ impl From<UNet2dConfig> for Map<String, Value> {
             "attn_norm_num_groups": config.attn_norm_num_groups,
             "block_out_channels": config.block_out_channels,
             "center_input_sample": config.center_input_sample,
-            "class_embed_type": null,
+            "class_embed_type": config.class_embed_type,
             "down_block_types": config.down_block_types,
             "downsample_padding": config.downsample_padding,
-            "downsample_type": "conv",
+            "downsample_type": config.downsample_type,
             "dropout": config.dropout,
             "flip_sin_to_cos": config.flip_sin_to_cos,
             "freq_shift": config.freq_shift,
             "in_channels": config.in_channels,
             "layers_per_block": config.layers_per_block,
             "mid_block_scale_factor": config.mid_block_scale_factor,
-            "mid_block_type": "UNetMidBlock2D",
+            "mid_block_type": config.has_mid_block.then_some("UNetMidBlock2D"),
             "norm_eps": config.norm_eps,
             "norm_num_groups": config.norm_num_groups,
-            "num_class_embeds": null,
+            "num_class_embeds": config.num_class_embeds,
             "num_train_timesteps": config.num_train_timesteps,
             "out_channels": config.out_channels,
-            "resnet_time_scale_shift": "default",
+            "resnet_time_scale_shift": config.resnet_time_scale_shift,
             "sample_size": write_size(config.sample_size),
             "time_embedding_dim": config.time_embedding_dim,
             "time_embedding_type": "positional",
             "up_block_types": config.up_block_types,
-            "upsample_type": "conv",
+            "upsample_type": config.upsample_type,
         });
         match object {
             Value::Object(object) => object,
@@ -163,10 +155,6 @@ fn only(value: &Value, supported: &[&str]) -> Refusal {
             Err(of_another_network(reason))
         }
     }
-}
-
-fn of_another_network(reason: String) -> String {
-    format!("{reason}; {OTHER_NETWORK}")
 }
 
 /// A side length, height and width, or null.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::UNet2d;
-use crate::error::{Error, Result};
-use crate::files::{path_text, read_configuration, shortened};
+use crate::error::Result;
+use crate::files::{path_text, read_configuration};
 
 /// Stands for the file name in errors about a configuration that was not read from a file.
 const NO_FILE: &str = "UNet2dConfig";
@@ -25,6 +25,9 @@ pub enum DownBlockType {
     /// Residual blocks, each followed by self-attention.
     #[serde(rename = "AttnDownBlock2D", alias = "UNetResAttnDownBlock2D")]
     Attention,
+    /// Residual blocks, the last of which halves the size.
+    #[serde(rename = "ResnetDownsampleBlock2D")]
+    ResnetDownsample,
 }
 
 /// A stage of the upward path.
@@ -36,6 +39,41 @@ pub enum UpBlockType {
     /// Residual blocks, each followed by self-attention.
     #[serde(rename = "AttnUpBlock2D", alias = "UNetResAttnUpBlock2D")]
     Attention,
+    /// Residual blocks, the last of which doubles the size.
+    #[serde(rename = "ResnetUpsampleBlock2D")]
+    ResnetUpsample,
+}
+
+/// How the stages with self-attention change the size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResampleType {
+    /// A convolution.
+    #[default]
+    Conv,
+    /// A residual block.
+    Resnet,
+}
+
+/// How the residual blocks are told the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeScaleShift {
+    /// A shift before the second normalisation.
+    #[default]
+    Default,
+    /// A scale and a shift after the second normalisation.
+    ScaleShift,
+}
+
+/// What a class embedding is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassEmbedType {
+    /// Numbers that are embedded as timesteps are.
+    Timestep,
+    /// Embeddings of the timestep embedding's size, which are added to it.
+    Identity,
 }
 
 /// The settings of a [`UNet2d`], under the names and with the defaults of diffusers' `UNet2DModel`.
@@ -51,11 +89,16 @@ pub enum UpBlockType {
 /// | `time_embedding_dim` | none | size of the timestep embedding; none: four times the first channels | 1 to 65536 |
 /// | `freq_shift` | 0 | shift of the timestep frequencies | < half the first channels |
 /// | `flip_sin_to_cos` | true | cosines before sines | |
+/// | `class_embed_type` | none | what classes are given as; none: labels, if there are `num_class_embeds` | |
+/// | `num_class_embeds` | none | number of classes | 1 to 65536 |
 /// | `down_block_types`, `up_block_types` | attention in all but the outermost | kind of each stage | one per stage |
 /// | `block_out_channels` | 224, 448, 672, 896 | channels of each stage | 1 to 16 stages |
 /// | `layers_per_block` | 2 | residual blocks of a downward stage; one more upward | 1 to 256 |
 /// | `mid_block_scale_factor` | 1 | divides the outputs of the middle stage | > 0 |
+/// | `has_mid_block` | true | whether there is a middle stage | |
 /// | `add_attention` | true | attention in the middle stage | |
+/// | `resnet_time_scale_shift` | shift only | how residual blocks are told the time | |
+/// | `downsample_type`, `upsample_type` | convolution | how stages with attention change the size | |
 /// | `downsample_padding` | 1 | 1: all sides; 0: only right and bottom | 0, 1 |
 /// | `attention_head_dim` | 8 | channels of an attention head; none: one head | divides the channels |
 /// | `norm_num_groups` | 32 | groups of the normalisations | divides the channels |
@@ -97,6 +140,10 @@ pub struct UNet2dConfig {
     pub freq_shift: usize,
     /// Whether the timestep's cosines come before its sines.
     pub flip_sin_to_cos: bool,
+    /// What classes are given as; `None` for labels, if there are `num_class_embeds`.
+    pub class_embed_type: Option<ClassEmbedType>,
+    /// Number of classes.
+    pub num_class_embeds: Option<usize>,
     /// Kind of each stage on the way down.
     pub down_block_types: Vec<DownBlockType>,
     /// Kind of each stage on the way up.
@@ -107,6 +154,14 @@ pub struct UNet2dConfig {
     pub layers_per_block: usize,
     /// Divides the outputs of the middle stage.
     pub mid_block_scale_factor: f64,
+    /// Whether there is a middle stage.
+    pub has_mid_block: bool,
+    /// How the residual blocks are told the time.
+    pub resnet_time_scale_shift: TimeScaleShift,
+    /// How downward stages with attention halve the size.
+    pub downsample_type: ResampleType,
+    /// How upward stages with attention double the size.
+    pub upsample_type: ResampleType,
     /// Whether the middle stage has attention.
     pub add_attention: bool,
     /// 1 pads a downsampling convolution on all sides, 0 only right and bottom.
@@ -135,6 +190,8 @@ impl Default for UNet2dConfig {
             time_embedding_dim: None,
             freq_shift: 0,
             flip_sin_to_cos: true,
+            class_embed_type: None,
+            num_class_embeds: None,
             down_block_types: [
                 vec![DownBlockType::Resnet],
                 vec![DownBlockType::Attention; 3],
@@ -144,6 +201,10 @@ impl Default for UNet2dConfig {
             block_out_channels: vec![224, 448, 672, 896],
             layers_per_block: 2,
             mid_block_scale_factor: 1.0,
+            has_mid_block: true,
+            resnet_time_scale_shift: TimeScaleShift::Default,
+            downsample_type: ResampleType::Conv,
+            upsample_type: ResampleType::Conv,
             add_attention: true,
             downsample_padding: 1,
             attention_head_dim: Some(8),
@@ -160,7 +221,7 @@ impl UNet2dConfig {
     /// Reads a diffusers `config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::InvalidFile`] for more than 1 MiB, and those of
+    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) for more than 1 MiB, and those of
     /// [`from_json`](UNet2dConfig::from_json).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -174,7 +235,8 @@ impl UNet2dConfig {
     /// are ignored.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if the text is not a JSON object; [`Error::UnsupportedConfig`] with
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the text is not a JSON object;
+    /// [`Error::UnsupportedConfig`](crate::Error::UnsupportedConfig) with
     /// all keys and values if a key is unknown or a value is not implemented, or with the first
     /// value that is invalid.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
@@ -185,7 +247,7 @@ impl UNet2dConfig {
     /// noise, unless [`UNet2d::with_prediction_type`] says otherwise.
     ///
     /// # Errors
-    /// [`Error::UnsupportedConfig`] if a setting is invalid or two contradict each other.
+    /// [`Error::UnsupportedConfig`](crate::Error::UnsupportedConfig) if a setting is invalid or two contradict each other.
     pub fn init(&self, device: &Device) -> Result<UNet2d> {
         self.validate(NO_FILE)?;
         Ok(UNet2d::build(self, device))
@@ -196,19 +258,15 @@ impl UNet2dConfig {
         format!("{:#}\n", Value::Object(self.clone().into()))
     }
 
+    /// Whether the network is told a class.
+    pub(super) fn has_classes(&self) -> bool {
+        self.class_embed_type.is_some() || self.num_class_embeds.is_some()
+    }
+
     /// Size of the timestep embedding.
     pub(super) fn embedding_size(&self) -> usize {
         self.time_embedding_dim
             .unwrap_or_else(|| 4 * self.block_out_channels.first().copied().unwrap_or(0))
-    }
-}
-
-fn unsupported(file: &str, key: &str, value: impl ToString, remedy: impl Into<String>) -> Error {
-    Error::UnsupportedConfig {
-        file: file.into(),
-        key: shortened(key.into()),
-        value: format!("`{}`", shortened(value.to_string())),
-        remedy: shortened(remedy.into()),
     }
 }
 

@@ -61,16 +61,16 @@ fn values_that_are_not_implemented_are_refused_by_name() {
         ("_class_name", r#""UNet2DConditionModel""#),
         ("time_embedding_type", r#""fourier""#),
         ("time_embedding_type", r#""learned""#),
-        ("mid_block_type", "null"),
-        ("downsample_type", r#""resnet""#),
-        ("upsample_type", r#""resnet""#),
+        ("mid_block_type", r#""UNetMidBlock2DCrossAttn""#),
+        ("downsample_type", r#""fir""#),
+        ("upsample_type", r#""fir""#),
         ("dropout", "1.5"),
         ("act_fn", r#""gelu""#),
-        ("resnet_time_scale_shift", r#""scale_shift""#),
-        ("class_embed_type", r#""timestep""#),
-        ("num_class_embeds", "10"),
+        ("resnet_time_scale_shift", r#""spatial""#),
+        ("class_embed_type", r#""projection""#),
+        ("num_class_embeds", r#""ten""#),
         ("down_block_types", r#"["SkipDownBlock2D"]"#),
-        ("up_block_types", r#"["ResnetUpsampleBlock2D"]"#),
+        ("up_block_types", r#"["SkipUpBlock2D"]"#),
         ("norm_num_groups", "null"),
         ("in_channels", "-1"),
         ("sample_size", r#""large""#),
@@ -80,6 +80,32 @@ fn values_that_are_not_implemented_are_refused_by_name() {
         assert_eq!(refused, key);
         let compact = value.replace(", ", ",");
         assert_eq!(got, format!("`{compact}`"));
+    }
+}
+
+#[test]
+fn all_that_is_not_of_score_models_is_read_and_written_back() {
+    for text in [
+        r#"{"num_class_embeds": 10}"#,
+        r#"{"class_embed_type": "timestep"}"#,
+        r#"{"class_embed_type": "identity"}"#,
+        r#"{"resnet_time_scale_shift": "scale_shift"}"#,
+        r#"{"downsample_type": "resnet", "upsample_type": "resnet"}"#,
+        r#"{"mid_block_type": null}"#,
+        r#"{"block_out_channels": [32, 32], "down_block_types": ["ResnetDownsampleBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "ResnetUpsampleBlock2D"]}"#,
+    ] {
+        let config = UNet2dConfig::from_json(text, "config.json").unwrap();
+        let written = config.to_json();
+        assert_eq!(
+            UNet2dConfig::from_json(&written, "config.json").unwrap(),
+            config
+        );
+        let written: serde_json::Value = serde_json::from_str(&written).unwrap();
+        let given: serde_json::Value = serde_json::from_str(text).unwrap();
+        for (key, value) in given.as_object().unwrap() {
+            assert_eq!(&written[key], value, "{key}");
+        }
     }
 }
 
@@ -211,12 +237,11 @@ fn all_unknown_keys_are_named_at_once() {
 #[test]
 fn no_refusal_of_another_network_advises_another_setting() {
     for text in [
-        r#"{"num_class_embeds": 10}"#,
-        r#"{"class_embed_type": "timestep"}"#,
-        r#"{"resnet_time_scale_shift": "scale_shift"}"#,
-        r#"{"downsample_type": "resnet"}"#,
-        r#"{"upsample_type": "resnet"}"#,
-        r#"{"down_block_types": ["ResnetDownsampleBlock2D"]}"#,
+        r#"{"class_embed_type": "projection"}"#,
+        r#"{"resnet_time_scale_shift": "spatial"}"#,
+        r#"{"downsample_type": "fir"}"#,
+        r#"{"time_embedding_type": "fourier"}"#,
+        r#"{"down_block_types": ["AttnSkipDownBlock2D"]}"#,
         r#"{"_class_name": "UNet2DConditionModel"}"#,
     ] {
         let (_, _, remedy) = refusal(text);

@@ -1,0 +1,84 @@
+//! peft's `adapter_config.json`: the scale of the products.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::names::Spelling;
+use crate::error::Result;
+use crate::files::json::python_object;
+use crate::files::{invalid, path_text, read_configuration};
+use crate::models::settings::unsupported;
+
+const CONFIG: &str = "adapter_config.json";
+/// Settings that make the product another one, and the values with which they do not.
+const REFUSED: [(&str, &[Value]); 6] = [
+    ("use_dora", &[Value::Null, Value::Bool(false)]),
+    ("use_qalora", &[Value::Null, Value::Bool(false)]),
+    ("alora_invocation_tokens", &[Value::Null]),
+    ("lora_bias", &[Value::Null, Value::Bool(false)]),
+    ("layer_replication", &[Value::Null]),
+    ("megatron_config", &[Value::Null]),
+];
+
+/// How the scale of a layer follows from the file beside the factors.
+#[derive(Debug, Default)]
+pub(super) struct Scales {
+    config: Option<Map<String, Value>>,
+}
+
+impl Scales {
+    /// The settings beside a file of factors, if there are any.
+    pub(super) fn beside(path: &Path) -> Result<Self> {
+        let file = path.with_file_name(CONFIG);
+        if !file.is_file() {
+            return Ok(Self::default());
+        }
+        let text = read_configuration(&file)?;
+        let config = python_object(&text)
+            .map_err(|error| invalid(&file, format!("not the settings of a LoRA: {error}")))?;
+        for (key, values) in REFUSED {
+            if let Some(value) = config.get(key).filter(|value| !values.contains(value)) {
+                let remedy = "the product would be another one: merge it into the model in Python";
+                return Err(unsupported(&path_text(&file), key, value, remedy));
+            }
+        }
+        Ok(Self {
+            config: Some(config),
+        })
+    }
+
+    /// `α / r` of a layer; `stated` is the `α` of the file itself.
+    pub(super) fn scale(
+        &self,
+        spelling: Spelling,
+        stem: &str,
+        rank: usize,
+        stated: Option<f64>,
+    ) -> f64 {
+        let rank = rank as f64;
+        let config = match (&self.config, stated) {
+            // kohya's scripts take an α of 0 as one that is not there.
+            (_, Some(alpha)) if alpha != 0.0 => return alpha / rank,
+            (Some(config), _) if spelling != Spelling::Kohya => config,
+            _ => return 1.0,
+        };
+        let number = |key: &str| config.get(key).and_then(Value::as_f64);
+        let alpha = pattern(config.get("alpha_pattern"), stem).or(number("lora_alpha"));
+        let stabilised = config.get("use_rslora").and_then(Value::as_bool);
+        match (alpha, stabilised) {
+            (Some(alpha), Some(true)) => alpha / rank.sqrt(),
+            (Some(alpha), _) => alpha / rank,
+            (None, _) => 1.0,
+        }
+    }
+}
+
+/// The number of the first entry whose name ends the layer's path.
+fn pattern(patterns: Option<&Value>, stem: &str) -> Option<f64> {
+    let patterns = patterns?.as_object()?;
+    let found = patterns
+        .iter()
+        .find(|(name, _)| super::names::ends_in(stem, name));
+    found?.1.as_f64()
+}
