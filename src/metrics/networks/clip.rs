@@ -9,7 +9,7 @@ use super::layers::{Affine, Convolution, Shape, mean_squares, standardise};
 use super::weights::{Loader, TensorSource, load};
 use super::{IGNORED, check_channels, each_part};
 use crate::data::Points;
-use crate::error::{Result, check_shape};
+use crate::error::Result;
 use crate::metrics::Features;
 
 /// CLIP `RN50`, which compares pictures with a good and a bad prompt.

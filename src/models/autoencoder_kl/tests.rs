@@ -44,7 +44,7 @@ fn pictures_that_do_not_fit_are_refused_with_their_size() {
     for (shape, part) in [
         ([1, 1, 8, 8], "[1, 1, 8, 8]"),
         ([1, 3, 7, 8], "7x8"),
-        ([1, 3, 0, 8], "0x8"),
+        ([1, 3, 8, 7], "8x7"),
     ] {
         let error = autoencoder
             .latent(Tensor::zeros(shape, &device))

@@ -51,7 +51,7 @@ fn random(network: &UNet2dCondition) -> Lora {
     let mut lora = Lora::new(network, LoraPart::Unet, &targets, 2, 1).unwrap();
     for layer in &mut lora.layers {
         let shape = layer.up.shape().to_vec();
-        let count = shape.iter().product();
+        let count: usize = shape.iter().product();
         let random = Tensor::<1>::random([count], Distribution::Normal(0.0, 1.0), &Device::flex());
         layer.up = reshaped(random.into_data(), shape).unwrap();
     }

@@ -108,7 +108,7 @@ fn file(unet: &UNet2dCondition, autoencoder: &AutoencoderKl, path: &Path) {
         tensors.push(like(tensor, &half));
     }
     for mut tensor in folder::collect(autoencoder) {
-        if tensor.name.contains("attentions") && tensor.shape.num_dims() == 2 {
+        if tensor.name.contains("attentions") && tensor.shape[..].len() == 2 {
             tensor.shape = Shape::new([tensor.shape[0], tensor.shape[1], 1, 1]);
         }
         tensor.name = format!(

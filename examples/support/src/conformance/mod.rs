@@ -1,6 +1,6 @@
 //! Runs conformance cases: inputs with the results that PyTorch and diffusers compute from them.
 
-mod feature_networks;
+mod features;
 mod metrics;
 mod networks;
 
@@ -22,7 +22,7 @@ use siss::objective::{
 };
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimConfig, DdimSampler, DdpmConfig, DdpmSampler, Sampler};
-use siss::{DdpmScheduler, Denoiser, GradientClipper, SissLoss, SissTrainer, UnlearningBatch};
+use siss::{DdpmScheduler, GradientClipper, SissLoss, SissTrainer, UnlearningBatch};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -162,14 +162,23 @@ impl Case {
                 other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
             },
             "unet2d" => self.unet()?,
-            other if feature_networks::KINDS.contains(&other) => self.feature_network(other)?,
-            other if metrics::KINDS.contains(&other) => self.metric(other)?,
-            other => match self.networks(other)? {
+            other => match self.of_another_file(other)? {
                 Some(computed) => computed,
                 None => return Ok(Outcome::Skipped(format!("kind={other}"))),
             },
         };
         self.compare(&computed)
+    }
+
+    /// The computed values of a kind whose file is not this one; `None` for an unknown kind.
+    fn of_another_file(&self, kind: &str) -> Result<Option<Computed>> {
+        if let Some(computed) = self.networks(kind)? {
+            return Ok(Some(computed));
+        }
+        match features::KINDS.contains(&kind) {
+            true => self.feature(kind).map(Some),
+            false => self.metric(kind),
+        }
     }
 
     /// Finds the worst tensor by the ratio of error to tolerance; every expected tensor must have

@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::Error;
 
 /// google/ddpm-celebahq-256, as published.
 pub(in crate::models) const CELEBAHQ: &str = r#"{

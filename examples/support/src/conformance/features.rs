@@ -22,7 +22,7 @@ fn source(name: &str, shape: &[usize]) -> siss::Result<Vec<f32>> {
 
 impl Case {
     /// The computed values of a case of one of [`KINDS`].
-    pub(super) fn feature_network(&self, kind: &str) -> Result<Computed> {
+    pub(super) fn feature(&self, kind: &str) -> Result<Computed> {
         match kind {
             "clip_iqa" => self.clip_iqa(),
             "inception_features" => self.inception_features(),
