@@ -166,11 +166,11 @@ impl RelativeTest {
             let (value, half) = (of(whole), quantile * error(of));
             Estimate::within(name, value, (value - half, value + half), samples.clone())
         };
-        let value = whole.difference();
-        // Without any spread, a difference of 0 says nothing.
-        let p_value = match value == 0.0 {
-            true => 0.5,
-            false => student.cdf(value / error(Divergences::difference)),
+        let (value, spread) = (whole.difference(), error(Divergences::difference));
+        let p_value = match spread > 0.0 {
+            true => student.cdf(value / spread),
+            // Without any spread only the sign is known; a difference of 0 says nothing.
+            false => 0.5 * (1.0 + f64::from(value > 0.0) - f64::from(value < 0.0)),
         };
         Ok(RelativeCloseness {
             to_retrained: estimate("to the retrained model", |it| it.to_retrained),

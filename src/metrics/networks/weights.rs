@@ -69,7 +69,7 @@ pub(super) fn load<T>(
     build: impl FnOnce(&mut TensorSource<'_>) -> Result<T>,
 ) -> Result<T> {
     let mut tensors = safe_tensors(path)?;
-    let network = build(&mut |name, shape| {
+    let network = build(&mut |name: &str, shape: &[usize]| {
         let Some(found) = tensors.remove(name) else {
             return Err(mismatch(path, "missing", name, ": the network needs it"));
         };
