@@ -31,6 +31,7 @@ mod relearning;
 mod resize;
 mod roc;
 
+pub use crate::statistics::{binomial_interval, percentile_rank, quantile};
 pub use closeness::{BidirectionalLoss, bidirectional_loss, ratio_to_floor};
 pub use copies::{
     CopyProtocol, CopySimilarity, PictureSimilarity, nearest_distances, relative_distances,
