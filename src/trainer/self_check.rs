@@ -152,7 +152,7 @@ fn compare<M: Module>(
     let (retain, forget) = (retain?, forget?);
     let names = parameters(model).into_iter().map(|it| (it.id, it.name));
     let names: HashMap<ParamId, String> = names.collect();
-    let name = |id| names.get(id).cloned().unwrap_or_default();
+    let name = |id: &ParamId| names.get(id).cloned().unwrap_or_default();
     let pairs = retain.parameters.iter().zip(&forget.parameters);
     let mut parameters: Vec<(String, f64)> = pairs
         .map(|((id, retain), (_, forget))| (name(id), worse(*retain, *forget)))
