@@ -125,8 +125,8 @@ fn assert_floor(closeness: &ToRetrained) {
     }
 }
 
-/// By steered SISS, the T-shirt's loss rises towards the predicted loss of a retrained model, and the
-/// prediction is close to the actual loss of the retrained model.
+/// By steered SISS, the T-shirt's loss rises towards the predicted loss of a retrained model, and
+/// the prediction is close to the actual loss of the retrained model.
 #[test]
 fn the_target_is_predicted_and_steered_to() {
     let folder = tempfile::tempdir().unwrap();

@@ -40,7 +40,8 @@ type Load<const D: usize, C> = dyn Fn(&[usize]) -> Result<(Tensor<D>, C)> + Send
 /// let pairing = Pairing::new(1_000_000, 3, 0)?; // retained, forgotten, seed
 /// let mut stream = PairStream::new(pairing, forget, |numbers: &[usize]| {
 ///     // Reads these points from files or a data base.
-///     let points = numbers.iter().map(|&number| Tensor::full([1, 8], number as f64 * 1e-7, &Device::flex()));
+///     let point = |&number: &usize| Tensor::full([1, 8], number as f64 * 1e-7, &Device::flex());
+///     let points = numbers.iter().map(point);
 ///     Ok(Tensor::cat(points.collect(), 0))
 /// })?;
 /// for step in 0..3 {

@@ -13,13 +13,13 @@ use crate::process::Scheduler;
 /// models: 1 is as close as retraining comes to itself.
 ///
 /// Each list holds a distance per point, of the same points in the same order. The interval is
-/// normal, with the variance of the ratio of two means to first order, for points that are a sample;
-/// it does not contain the spread between retrained models.
+/// normal, with the variance of the ratio of two means to first order, for points that are a
+/// sample; it does not contain the spread between retrained models.
 ///
 /// # Errors
 /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for lists of different lengths;
-/// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two points or a floor whose mean is
-/// not positive; [`Error::NonFiniteNumber`](crate::Error::NonFiniteNumber).
+/// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two points or a floor whose mean
+/// is not positive; [`Error::NonFiniteNumber`](crate::Error::NonFiniteNumber).
 ///
 /// # Example
 /// ```
@@ -90,8 +90,8 @@ pub struct BidirectionalLoss {
 ///
 /// # Errors
 /// Those of [`DenoisingLoss::measure`]; [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer
-/// than two samples; [`Error::NonFiniteNumber`](crate::Error::NonFiniteNumber) for a model whose loss
-/// is not finite.
+/// than two samples; [`Error::NonFiniteNumber`](crate::Error::NonFiniteNumber) for a model whose
+/// loss is not finite.
 ///
 /// # Reference
 /// The bidirectional likelihood of arXiv 2510.12981 (FADE), here with the loss of diffusion models.

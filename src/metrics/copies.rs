@@ -10,7 +10,8 @@ use crate::error::{Error, Result, check_positive, check_range, check_shape};
 use crate::host::{read_f32, squared_norms};
 use crate::sampling::Sampler;
 
-/// The share of samples whose distance from a point is at most `threshold`, with the exact interval.
+/// The share of samples whose distance from a point is at most `threshold`, with the exact
+/// interval.
 ///
 /// # Errors
 /// [`Error::Empty`] without distances, [`Error::NonFiniteNumber`].
@@ -59,8 +60,8 @@ pub fn nearest_distances(samples: &Features, points: &Features) -> Result<Vec<f6
 /// ½. Without the relation, a sample of few features is near everything.
 ///
 /// # Errors
-/// Those of [`nearest_distances`]; [`Error::OutOfRange`] unless `neighbours` is from 1 to the number
-/// of training points and `factor` is positive.
+/// Those of [`nearest_distances`]; [`Error::OutOfRange`] unless `neighbours` is from 1 to the
+/// number of training points and `factor` is positive.
 ///
 /// # Reference
 /// Carlini et al. 2023, *Extracting Training Data from Diffusion Models*, Section 5.1.
@@ -235,8 +236,8 @@ impl CopySimilarity {
     ///
     /// # Errors
     /// Those of [`Sampler::noise_and_denoise`] and of `describe`; [`Error::ShapeMismatch`] for
-    /// descriptors without a row per picture; [`Error::NonFiniteNumber`] for descriptors that have no
-    /// direction.
+    /// descriptors without a row per picture; [`Error::NonFiniteNumber`] for descriptors that have
+    /// no direction.
     pub fn measure<M: Denoiser<4>>(
         &self,
         model: &M,

@@ -19,8 +19,8 @@ pub struct InceptionScore {
     pub splits: Vec<f64>,
 }
 
-/// The inception score `exp mean KL(p(y|x) ‖ p(y))` of each split of the samples, from the logits of
-/// a classifier.
+/// The inception score `exp mean KL(p(y|x) ‖ p(y))` of each split of the samples, from the logits
+/// of a classifier.
 ///
 /// The samples are divided in their order into splits of `⌈n / splits⌉`, of which the last may be
 /// short; shuffle samples that are sorted. A score is between 1 and the number of classes, and it

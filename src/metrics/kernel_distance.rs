@@ -12,8 +12,8 @@ use crate::error::Result;
 /// On the features of the Inception network it is the KID. It is unbiased: its mean is 0 for sets
 /// from one source, whatever their size, and it can be below 0. All pairs of points are used; the
 /// published mean over a hundred subsets of a thousand points estimates the same number with more
-/// spread. The interval is normal, with the variance of the first-order term of the U-statistic; for
-/// sets from one source that term vanishes and the interval is only a rough guide.
+/// spread. The interval is normal, with the variance of the first-order term of the U-statistic;
+/// for sets from one source that term vanishes and the interval is only a rough guide.
 ///
 /// Memory is that of one block of pairs; time grows with the square of the number of points.
 ///
@@ -143,8 +143,8 @@ mod tests {
         const RUNS: u64 = 200;
         let d = 4.0;
         // With x standard and y shifted by 1: p = ⟨·, ·⟩ / d.
-        // xx: E p² = 1/d. xy: E p² = 2/d. yy: p has mean 1 and variance 1/d + 2/d; E p³ follows from
-        // p = 1 + (s + t) / d + ⟨u, v⟩ / d with E of the cubes below.
+        // xx: E p² = 1/d. xy: E p² = 2/d. yy: p has mean 1 and variance 1/d + 2/d; E p³ follows
+        // from p = 1 + (s + t) / d + ⟨u, v⟩ / d with E of the cubes below.
         let xx = 1.0 + 3.0 / d;
         let xy = 1.0 + 3.0 * 2.0 / d;
         let variance = 3.0 / d;

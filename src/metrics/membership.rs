@@ -50,8 +50,8 @@ use crate::process::{DdpmScheduler, Scheduler, SchedulerExt};
 /// ```
 ///
 /// # Reference
-/// Rao et al. 2025, arXiv 2509.25003 (SimA); Kong et al. 2023, arXiv 2305.18355 (PIA, PIAN); Duan et
-/// al. 2023, arXiv 2302.01316 (SecMI).
+/// Rao et al. 2025, arXiv 2509.25003 (SimA); Kong et al. 2023, arXiv 2305.18355 (PIA, PIAN); Duan
+/// et al. 2023, arXiv 2302.01316 (SecMI).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "signal", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -94,8 +94,8 @@ impl MembershipSignal {
     ///
     /// # Errors
     /// - [`Error::Empty`] without points; [`Error::NonFinitePoint`]; the errors of the set
-    /// - [`Error::TimestepOutOfRange`]; [`Error::OutOfRange`] if `stride` is 0 or does not divide the
-    ///   timestep
+    /// - [`Error::TimestepOutOfRange`]; [`Error::OutOfRange`] if `stride` is 0 or does not divide
+    ///   the timestep
     /// - [`Error::ShapeMismatch`] if the condition has another number of rows, or the model does
     ///   not accept the points
     /// - [`Error::PredictionTypeDiffers`], [`Error::DeviceMismatch`], [`Error::DeviceRead`]

@@ -8,10 +8,10 @@ use crate::error::{Result, check_prediction_type, check_range};
 /// A model that points from the unlearned towards the original one:
 /// `f_after + w (f_before − f_after)`.
 ///
-/// With `w` above 1, guidance towards what was forgotten: whoever kept the old checkpoint can sample
-/// from it with any [`Sampler`](crate::sampling::Sampler), and copies among the samples show how much
-/// the pair of models gives away. Weights of 1, 2 and 4 are usual; 0 is the unlearned model, 1 the
-/// original. It runs both models.
+/// With `w` above 1, guidance towards what was forgotten: whoever kept the old checkpoint can
+/// sample from it with any [`Sampler`](crate::sampling::Sampler), and copies among the samples show
+/// how much the pair of models gives away. Weights of 1, 2 and 4 are usual; 0 is the unlearned
+/// model, 1 the original. It runs both models.
 ///
 /// # Errors
 /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a weight that is not finite;

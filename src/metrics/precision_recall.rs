@@ -21,9 +21,9 @@ pub struct PrecisionRecall {
 
 /// Precision and recall by `neighbours` nearest neighbours.
 ///
-/// A point explains everything that is at most as far from it as its own `k`-th nearest neighbour in
-/// its set. Both numbers depend on `k` and on the sizes of the sets. Distances are computed in f64;
-/// memory is that of one block of pairs, time grows with the square of the number of points.
+/// A point explains everything that is at most as far from it as its own `k`-th nearest neighbour
+/// in its set. Both numbers depend on `k` and on the sizes of the sets. Distances are computed in
+/// f64; memory is that of one block of pairs, time grows with the square of the number of points.
 ///
 /// # Errors
 /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two points in a set, or unless
@@ -47,8 +47,8 @@ pub struct PrecisionRecall {
 /// ```
 ///
 /// # Reference
-/// Kynkäänniemi et al. 2019, *Improved Precision and Recall Metric for Assessing Generative Models*,
-/// Eq. 1 and 2.
+/// Kynkäänniemi et al. 2019, *Improved Precision and Recall Metric for Assessing Generative
+/// Models*, Eq. 1 and 2.
 pub fn precision_recall(
     real: &Features,
     generated: &Features,

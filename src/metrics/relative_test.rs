@@ -24,10 +24,10 @@ use crate::error::{Error, Result, check_positive, check_range};
 /// ```
 ///
 /// with `m` points `x` of `p` and means `k̄`. The witness is made from one half of each set and the
-/// divergence measured on the other half, and the other way round. The spread of the whole estimate,
-/// witness included, is that of the jackknife over ten groups of points; intervals and p-value are
-/// Student's with nine degrees of freedom. (The paper's own two-sample test permutes; how it
-/// calibrates the relative test is not published in its code.)
+/// divergence measured on the other half, and the other way round. The spread of the whole
+/// estimate, witness included, is that of the jackknife over ten groups of points; intervals and
+/// p-value are Student's with nine degrees of freedom. (The paper's own two-sample test permutes;
+/// how it calibrates the relative test is not published in its code.)
 ///
 /// | field | default | purpose | range |
 /// |---|---|---|---|
@@ -35,8 +35,8 @@ use crate::error::{Error, Result, check_positive, check_range};
 /// | `ridge` | 0.1 | `λ` | > 0 |
 /// | `bandwidth` | `None` | deviation of the kernel; `None` is the median distance of the pooled points | > 0 |
 ///
-/// Memory is that of matrices of half the sets' sizes, time that of 44 solutions of their equations; a
-/// thousand points are enough.
+/// Memory is that of matrices of half the sets' sizes, time that of 44 solutions of their
+/// equations; a thousand points are enough.
 ///
 /// # Example
 /// ```

@@ -8,8 +8,8 @@ use crate::host::{tensor, to_f32};
 
 /// How pictures are brought to the size of a feature network.
 ///
-/// The choice changes FID, KID and inception score, so there is no default, and numbers of different
-/// choices are not comparable.
+/// The choice changes FID, KID and inception score, so there is no default, and numbers of
+/// different choices are not comparable.
 ///
 /// | variant | used by |
 /// |---|---|

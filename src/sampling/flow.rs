@@ -50,7 +50,11 @@ impl Default for EulerFlowConfig {
 /// ```
 /// use siss::sampling::{EulerFlowConfig, EulerFlowSampler};
 ///
-/// let config = EulerFlowConfig { num_inference_steps: 2, shift: 3.0, ..EulerFlowConfig::default() };
+/// let config = EulerFlowConfig {
+///     num_inference_steps: 2,
+///     shift: 3.0,
+///     ..EulerFlowConfig::default()
+/// };
 /// let sampler = EulerFlowSampler::new(config)?;
 /// assert_eq!(sampler.sigmas().len(), 3);
 /// assert_eq!((sampler.sigmas()[0], sampler.sigmas()[2]), (1.0, 0.0));

@@ -169,8 +169,8 @@ impl Likelihood {
     /// The same with given vectors for the trace.
     ///
     /// `probes(shape, first, device)` gives the vectors of consecutive rows from `first` on; row
-    /// `i · probes + j` is the `j`-th vector of point `i`. Their elements should be independent, with
-    /// mean 0 and variance 1.
+    /// `i · probes + j` is the `j`-th vector of point `i`. Their elements should be independent,
+    /// with mean 0 and variance 1.
     ///
     /// # Errors
     /// Those of [`measure`](Likelihood::measure).

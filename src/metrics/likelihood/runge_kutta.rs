@@ -4,13 +4,13 @@ use crate::error::{Error, Result};
 
 /// The solution of `y' = f(t, y)` from one time to another, for one `y`.
 ///
-/// It does not call `f`: it asks for a slope, and continues when it gets it. So many solutions, each
-/// with steps of its own, can share the evaluations of a model.
+/// It does not call `f`: it asks for a slope, and continues when it gets it. So many solutions,
+/// each with steps of its own, can share the evaluations of a model.
 ///
 /// # Reference
-/// Dormand and Prince 1980, *A family of embedded Runge–Kutta formulae*; Hairer, Nørsett and Wanner,
-/// *Solving Ordinary Differential Equations I*, Sections II.4 and II.5. The choices of SciPy: error
-/// norm, first step, limits of the step's change.
+/// Dormand and Prince 1980, *A family of embedded Runge–Kutta formulae*; Hairer, Nørsett and
+/// Wanner, *Solving Ordinary Differential Equations I*, Sections II.4 and II.5. The choices of
+/// SciPy: error norm, first step, limits of the step's change.
 #[derive(Debug, Clone)]
 pub(super) struct RungeKutta {
     time: f64,

@@ -19,8 +19,8 @@ use crate::metrics::Features;
 /// how to convert them). The quality of a picture is `softmax(100 ⟨f, [good, bad]⟩)₀`.
 ///
 /// # Reference
-/// Wang et al. 2023, *Exploring CLIP for Assessing the Look and Feel of Images*; Radford et al. 2021
-/// (CLIP).
+/// Wang et al. 2023, *Exploring CLIP for Assessing the Look and Feel of Images*; Radford et al.
+/// 2021 (CLIP).
 #[derive(Debug, Clone)]
 pub struct ClipIqa {
     picture: PictureEncoder,
@@ -39,8 +39,8 @@ const PICTURE_HEADS: usize = 32;
 const PICTURE_WIDTH: usize = 2048;
 
 impl ClipIqa {
-    /// The token ids of the prompts `Good photo.` and `Bad photo.` of CLIP's vocabulary, padded with
-    /// 0.
+    /// The token ids of the prompts `Good photo.` and `Bad photo.` of CLIP's vocabulary, padded
+    /// with 0.
     pub const PROMPTS: [[i64; TOKENS]; 2] = [prompt(886), prompt(2103)];
 
     /// Reads the network from a file of safetensors.

@@ -14,9 +14,9 @@ use crate::metrics::{Features, Resize};
 
 /// The Inception v3 of the original FID: torch-fidelity's `inception-v3-compat`.
 ///
-/// It is not torchvision's network: average pools leave out the border, the last block has a maximum
-/// pool, there are 1008 classes. Weights are those of TensorFlow's 2015 model, as safetensors
-/// ([`networks`](super) says how to convert them).
+/// It is not torchvision's network: average pools leave out the border, the last block has a
+/// maximum pool, there are 1008 classes. Weights are those of TensorFlow's 2015 model, as
+/// safetensors ([`networks`](super) says how to convert them).
 ///
 /// # Example
 /// ```no_run

@@ -8,9 +8,9 @@
 //! | [`ClipIqa`] | quality without a reference | OpenAI's CLIP `RN50` |
 //!
 //! Weights are read from safetensors, strictly. `examples/convert_weights.py` in the repository
-//! makes these files from a PyTorch or TorchScript file, in Python; the crate itself runs no pickle.
-//! The weights have licences of their own and are not part of the crate. [`formula_weights`] shows
-//! that an architecture is right without them.
+//! makes these files from a PyTorch or TorchScript file, in Python; the crate itself runs no
+//! pickle. The weights have licences of their own and are not part of the crate.
+//! [`formula_weights`] shows that an architecture is right without them.
 
 mod clip;
 mod inception;

@@ -14,7 +14,8 @@ use crate::metrics::{Features, Resize};
 
 const EPSILON: f32 = 1e-5;
 
-/// A block: convolutions with an activation between them, and the input or a projection of it added.
+/// A block: convolutions with an activation between them, and the input or a projection of it
+/// added.
 #[derive(Debug, Clone)]
 struct Residual {
     line: Vec<Convolution>,
@@ -253,7 +254,8 @@ impl ResNet18 {
     ///
     /// # Errors
     /// Those of the source; [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for too few or
-    /// too many values; [`Error::OutOfRange`](crate::Error::OutOfRange) without channels or classes.
+    /// too many values; [`Error::OutOfRange`](crate::Error::OutOfRange) without channels or
+    /// classes.
     pub fn from_tensors(
         source: &mut TensorSource<'_>,
         channels: usize,

@@ -9,7 +9,8 @@ use crate::error::{Error, Result, check_shape};
 use crate::host::tensor;
 use crate::models::safe_tensors;
 
-/// Gives the values of a tensor by its name in the published file and its shape, in row-major order.
+/// Gives the values of a tensor by its name in the published file and its shape, in row-major
+/// order.
 ///
 /// [`formula_weights`] is one, wrapped in `Ok`.
 pub type TensorSource<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>> + 'a;
@@ -19,8 +20,8 @@ pub type TensorSource<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>> + 'a;
 ///
 /// `u_i` in `[−1, 1)` are the upper 24 bits of splitmix64 of `h + (i + 1) φ`, with `h` the FNV-1a
 /// hash of the name and `φ` = 0x9E3779B97F4A7C15. Tensors of two or more dimensions are
-/// `u √(6 / fan_in)`, with the product of all dimensions except the first as `fan_in`; vectors named
-/// `*.weight` or `*running_var` are `1 + u / 10`, other vectors `u / 10`, scalars 1.
+/// `u √(6 / fan_in)`, with the product of all dimensions except the first as `fan_in`; vectors
+/// named `*.weight` or `*running_var` are `1 + u / 10`, other vectors `u / 10`, scalars 1.
 ///
 /// # Example
 /// ```

@@ -140,7 +140,8 @@ mod tests {
     #[test]
     fn patches_come_back_where_they_were() {
         let device = Device::flex();
-        // Two channels, patches of 2 x 2, a grid of 1 x 2: the feature of (y, x, channel) of a patch.
+        // Two channels, patches of 2 x 2, a grid of 1 x 2: the feature of (y, x, channel) of a
+        // patch.
         let values: Vec<f32> = (0..16).map(|value| value as f32).collect();
         let features = tensor(values, [1, 8, 2], &device);
         let image: Vec<f32> = unpatchify(features, [1, 2], 2)

@@ -221,8 +221,8 @@ impl UNet2dConfig {
     /// Reads a diffusers `config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) for more than 1 MiB, and those of
-    /// [`from_json`](UNet2dConfig::from_json).
+    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) for more
+    /// than 1 MiB, and those of [`from_json`](UNet2dConfig::from_json).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = read_configuration(path)?;
@@ -247,7 +247,8 @@ impl UNet2dConfig {
     /// noise, unless [`UNet2d::with_prediction_type`] says otherwise.
     ///
     /// # Errors
-    /// [`Error::UnsupportedConfig`](crate::Error::UnsupportedConfig) if a setting is invalid or two contradict each other.
+    /// [`Error::UnsupportedConfig`](crate::Error::UnsupportedConfig) if a setting is invalid or two
+    /// contradict each other.
     pub fn init(&self, device: &Device) -> Result<UNet2d> {
         self.validate(NO_FILE)?;
         Ok(UNet2d::build(self, device))
