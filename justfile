@@ -19,7 +19,7 @@ lint:
 
 # The documentation, without a warning.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features images,models,pytorch,report
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features images,metrics,models,pytorch,report,text
 
 # A line for each case from PyTorch and diffusers.
 conformance *PATHS="tests/conformance":

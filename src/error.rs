@@ -97,6 +97,17 @@ pub enum Error {
         value: f32,
     },
 
+    /// A list of numbers contains NaN or an infinity.
+    #[error("number {index} of {what} is {value}; leave it out, or find out where it comes from")]
+    NonFiniteNumber {
+        /// Which list.
+        what: &'static str,
+        /// Index of the first such number.
+        index: usize,
+        /// The first such number.
+        value: f64,
+    },
+
     /// A point that must be forgotten is also among the points to retain; contents are compared.
     #[error(
         "forgotten point {forget} is also retained point {retain}; remove it (and its duplicates) from the retain set"

@@ -115,6 +115,7 @@
 //! | `cuda` | NVIDIA GPUs; burn downloads an LLVM while it builds, so do not use `--all-features` | |
 //! | `fused` | loss and mixture draw in one pass on `wgpu` and `cuda` too | |
 //! | `images` | folders of pictures, read by content, with an account of what is not read | |
+//! | `metrics` | `metrics`: membership, quality, likelihood, closeness and copies, each with its sample size and an interval | |
 //! | `models` | networks of diffusers and their folders: UNets with and without conditions, autoencoder, text encoder, DiT, SD3; LoRA files | |
 //! | `pytorch` | `models` reads pickled `.bin` weights too; the pickle is parsed, never run | |
 //! | `text` | `models` and the tokenizer of their text encoders | |
@@ -153,6 +154,8 @@ mod host;
 #[cfg(feature = "images")]
 pub mod images;
 pub mod kernel;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod objective;
@@ -163,6 +166,8 @@ pub mod process;
 #[cfg(feature = "report")]
 pub mod report;
 pub mod sampling;
+#[cfg(any(feature = "metrics", feature = "report"))]
+mod statistics;
 pub mod steering;
 mod text;
 pub mod trainer;

@@ -41,6 +41,8 @@ pub use export::{LeftOut, save_pipeline};
 #[cfg(feature = "flex-kernels")]
 #[doc(hidden)]
 pub use flex::use_flex_kernels;
+#[cfg(feature = "metrics")]
+pub(crate) use folder::safe_tensors;
 pub use index::{PipelineIndex, PipelinePart};
 pub use location::ModelFolder;
 pub use lora::{Lora, LoraPart};

@@ -27,11 +27,10 @@
 mod axis;
 mod grid;
 mod plot;
-mod statistics;
 
+pub use crate::statistics::{binomial_interval, percentile_rank, quantile};
 pub use grid::ImageGrid;
 pub use plot::{Panel, Plot, Series};
-pub use statistics::{binomial_interval, percentile_rank, quantile};
 
 use std::io::Write;
 use std::path::Path;

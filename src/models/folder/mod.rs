@@ -5,6 +5,9 @@ mod pickled;
 mod safe;
 mod weights;
 
+#[cfg(feature = "metrics")]
+pub(crate) use safe::tensors as safe_tensors;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;

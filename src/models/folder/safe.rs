@@ -28,7 +28,7 @@ const LONGEST_HEADER: u64 = 8 << 20;
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::InvalidFile`].
-pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
+pub(crate) fn tensors(path: &Path) -> Result<StoredTensors> {
     let (mut file, length) = open(path)?;
     let header = read_header(&mut file, length, path)?;
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {

@@ -1,5 +1,7 @@
 //! Runs conformance cases: inputs with the results that PyTorch and diffusers compute from them.
 
+mod features;
+mod metrics;
 mod networks;
 
 use std::collections::HashMap;
@@ -160,12 +162,23 @@ impl Case {
                 other => return Ok(Outcome::Skipped(format!("sampler={other}"))),
             },
             "unet2d" => self.unet()?,
-            other => match self.networks(other)? {
+            other => match self.of_another_file(other)? {
                 Some(computed) => computed,
                 None => return Ok(Outcome::Skipped(format!("kind={other}"))),
             },
         };
         self.compare(&computed)
+    }
+
+    /// The computed values of a kind whose file is not this one; `None` for an unknown kind.
+    fn of_another_file(&self, kind: &str) -> Result<Option<Computed>> {
+        if let Some(computed) = self.networks(kind)? {
+            return Ok(Some(computed));
+        }
+        match features::KINDS.contains(&kind) {
+            true => self.feature(kind).map(Some),
+            false => self.metric(kind),
+        }
     }
 
     /// Finds the worst tensor by the ratio of error to tolerance; every expected tensor must have
@@ -222,6 +235,8 @@ impl Case {
             "step" if name.starts_with("expect_norm") || name == "expect_scale" => {
                 (relative_norm(got, expected), 1e-3)
             }
+            kind if metrics::KINDS.contains(&kind) => metrics::error(kind, name, got, expected),
+            "formula_weights" => (relative_norm(got, expected), 1e-7),
             _ if name == "expect_timesteps" => (relative_norm(got, expected), 0.0),
             kind => {
                 let tolerance = Self::network_tolerance(kind).unwrap_or(1e-4);

@@ -10,6 +10,7 @@ use siss::burn::module::Module;
 use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
+use siss::draws::{CoinFlip, TimestepSampling};
 use siss::evaluate::refuse_relearning;
 use siss::files::ResultFolder;
 use siss::images::Format;
@@ -28,7 +29,7 @@ use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
 use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
-use crate::unlearn::options::{Options, Settings};
+use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
 use crate::unlearn::resources::{self, Forecast};
@@ -323,8 +324,13 @@ fn save_model(
         (Target::None, _) => "",
     };
     let note = format!(
-        "by the example `unlearn` with the method `{}`{target}; {} steps of {}, learning rate {:e} falling to 0, seed {}.",
-        options.method, options.steps, options.batch, settings.learning_rate, options.seed
+        "by the example `unlearn` with the method `{}`{target}; {} steps of {}, learning rate {:e}{}, seed {}.",
+        options.method,
+        options.steps,
+        options.batch,
+        settings.learning_rate,
+        options.rate_change(),
+        options.seed
     );
     let folder = results.path().join("model");
     let left_out = save_pipeline(model, origin, folder, &note)?;
@@ -390,14 +396,24 @@ fn trainer<M: Denoiser<D, Condition = ()>, const D: usize>(
     scheduler: &SchedulerConfig,
     (options, settings): (&Options, &Settings),
 ) -> Result<SissTrainer<M, D>> {
-    let falling = LinearLrSchedulerConfig::new(settings.learning_rate, 0.0, options.steps);
     let replicas = options.all_devices().1.iter().map(|spec| spec.device());
     let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
         .retained_points(retained)
-        .learning_rate(falling.init()?)
         .micro_batch_size(settings.micro_batch)
         .replicas(replicas.collect::<siss::Result<Vec<_>>>()?)
         .seed(options.seed);
+    let rate = settings.learning_rate;
+    builder = match options.protocol {
+        Protocol::Quick => {
+            let falling = LinearLrSchedulerConfig::new(rate, 0.0, options.steps);
+            builder.learning_rate(falling.init()?)
+        }
+        Protocol::CelebaHq => builder
+            .learning_rate(rate)
+            .timestep_sampling(TimestepSampling::Uniform)
+            .sampler(CoinFlip::new(0.5)?)
+            .thin_below(0.0),
+    };
     builder = options.method.set(builder, levels, answer)?;
     if let Some(clipper) = options.clipper {
         builder = builder.clipper(clipper.build()?);

@@ -72,34 +72,58 @@ pub struct Options {
         long,
         default_value_t,
         default_value_if("target", "none", "siss"),
+        default_value_if("protocol", "celeba-hq", "siss"),
         hide_default_value = true,
         value_parser = parse_way
     )]
     pub method: Way,
 
     /// Where forgetting stops: where a model retrained without the images is predicted to be, or
-    /// nowhere.
-    #[arg(long, value_enum, default_value_t)]
+    /// nowhere [default: retrained; none with --protocol celeba-hq].
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        default_value_if("protocol", "celeba-hq", "none"),
+        hide_default_value = true
+    )]
     pub target: Target,
 
-    /// Optimiser steps.
-    #[arg(long, default_value_t = 100)]
+    /// Settings: quick (few steps, a falling learning rate), or celeba-hq, those of the paper for
+    /// faces of 256x256 (60 steps of 64, 4 at a time, 5e-6, rescale:500, uniform timesteps, coins,
+    /// no thinning).
+    #[arg(long, value_enum, default_value_t)]
+    pub protocol: Protocol,
+
+    /// Optimiser steps [default: 100; 60 with --protocol celeba-hq].
+    #[arg(
+        long,
+        default_value_t = 100,
+        default_value_if("protocol", "celeba-hq", "60"),
+        hide_default_value = true
+    )]
     pub steps: usize,
 
-    /// Pairs of a retained and a forgotten image in a step.
-    #[arg(long, default_value_t = 16)]
+    /// Pairs of a retained and a forgotten image in a step [default: 16; 64 with --protocol
+    /// celeba-hq].
+    #[arg(
+        long,
+        default_value_t = 16,
+        default_value_if("protocol", "celeba-hq", "64"),
+        hide_default_value = true
+    )]
     pub batch: usize,
 
-    /// Learning rate of the first step; it falls to 0 [default: 1e-4 below 20 million parameters,
-    /// 5e-6 from there].
+    /// Learning rate of the first step; it falls to 0, except with --protocol celeba-hq [default:
+    /// 1e-4 below 20 million parameters, 5e-6 from there and with that protocol].
     #[arg(long)]
     #[serde(skip)]
     pub learning_rate: Option<f64>,
 
     /// How the two gradients are weighed: fraction:F (of the retain gradient's norm),
     /// fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected [default:
-    /// the method's own].
-    #[arg(long)]
+    /// the method's own; rescale:500 with --protocol celeba-hq].
+    #[arg(long, default_value_if("protocol", "celeba-hq", "rescale:500"))]
     pub clipper: Option<ClipperSpec>,
 
     /// Seed of the run. Samples have a seed of their own, the same before and after.
@@ -132,7 +156,8 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<DeviceSpec>>,
 
-    /// Images run at a time: less memory, the same result [default: by the size of the images].
+    /// Images run at a time: less memory, the same result [default: by the size of the images; 4
+    /// with --protocol celeba-hq].
     #[arg(long)]
     #[serde(skip)]
     pub micro_batch: Option<usize>,
@@ -145,6 +170,16 @@ pub struct Options {
     #[command(flatten)]
     #[serde(skip)]
     pub checkpointing: Checkpointing,
+}
+
+/// A set of defaults.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    #[default]
+    Quick,
+    /// What the paper ran on faces.
+    CelebaHq,
 }
 
 /// The values of black and white.
@@ -182,6 +217,8 @@ const SMALL_SAMPLES: usize = 128;
 /// Pixels run at a time unless `--micro-batch` is given, and most images.
 const PIXELS_AT_A_TIME: usize = 1 << 16;
 const MOST_AT_A_TIME: usize = 32;
+/// Images that the paper runs at a time.
+const PAPER_AT_A_TIME: usize = 4;
 /// Most numbers in the generated images that are compared: 2 GiB of them.
 const MOST_SAMPLED_VALUES: usize = 1 << 29;
 
@@ -209,6 +246,14 @@ impl Options {
         clipper(self.clipper)
     }
 
+    /// How the learning rate changes, in words.
+    pub fn rate_change(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Quick => " falling to 0",
+            Protocol::CelebaHq => "",
+        }
+    }
+
     /// The device of the model, and those that share its steps.
     pub fn all_devices(&self) -> (DeviceSpec, &[DeviceSpec]) {
         let several = self
@@ -226,6 +271,10 @@ impl Options {
         };
         let pixels = format.height * format.width;
         let micro_batch = (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME);
+        let (learning_rate, micro_batch) = match self.protocol {
+            Protocol::Quick => (learning_rate, micro_batch),
+            Protocol::CelebaHq => (LARGE_LEARNING_RATE, PAPER_AT_A_TIME),
+        };
         let settings = Settings {
             learning_rate: self.learning_rate.unwrap_or(learning_rate),
             samples: self.samples.unwrap_or(samples),
@@ -239,5 +288,51 @@ impl Options {
             ));
         }
         Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use siss::Method;
+
+    fn parsed(more: &str) -> Options {
+        let words = format!("unlearn --model m --forget f --retain r --out o {more}");
+        Options::try_parse_from(words.split_whitespace()).unwrap()
+    }
+
+    /// The paper's Appendix and its scripts for CelebA-HQ; an option that is given overrides them.
+    #[test]
+    fn the_protocol_of_the_paper_is_a_set_of_defaults() {
+        let format = Format {
+            height: 256,
+            width: 256,
+            channels: 3,
+            is_configured: true,
+            range: [-1.0, 1.0],
+            transparency: Transparency::default(),
+        };
+        let settings = |options: &Options| options.settings(113_673_219, format).unwrap();
+        let paper = parsed("--protocol celeba-hq");
+        assert_eq!(paper.method, Way::Method(Method::Siss));
+        assert_eq!(
+            (paper.target, paper.steps, paper.batch),
+            (Target::None, 60, 64)
+        );
+        assert_eq!(paper.clipper, Some(ClipperSpec::Rescale(500.0)));
+        assert_eq!(settings(&paper).learning_rate, 5e-6);
+        assert_eq!(settings(&paper).micro_batch, 4);
+
+        let changed = parsed("--protocol celeba-hq --method siss-no-is --batch 8 --micro-batch 2");
+        assert_eq!(changed.method, Way::Method(Method::SissNoIs));
+        assert_eq!((changed.steps, changed.batch), (60, 8));
+        assert_eq!(settings(&changed).micro_batch, 2);
+
+        let quick = parsed("");
+        assert_eq!(
+            (quick.method, quick.target),
+            (Way::Counterfactual, Target::Retrained)
+        );
+        assert_eq!((quick.steps, quick.batch, quick.clipper), (100, 16, None));
     }
 }

@@ -10,7 +10,7 @@ use crate::progress::duration;
 use crate::target::{REFERENCES, Target};
 use crate::unlearn::data::Data;
 use crate::unlearn::job::Model;
-use crate::unlearn::options::{Options, Settings};
+use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::way::Way;
 
 /// Numbers per parameter: the weight, the two moments of AdamW and the gradients of the two sides.
@@ -79,11 +79,11 @@ pub fn announcement(
         ));
     }
     let origin = match options.learning_rate {
-        Some(_) => "",
-        None => " (by the model's size)",
+        None if options.protocol == Protocol::Quick => " (by the model's size)",
+        _ => "",
     };
     lines.push(format!(
-        "run      {}{}, {} steps of {}, {} at a time, learning rate {:e} falling to 0{origin}, seed {}",
+        "run      {}{}, {} steps of {}, {} at a time, learning rate {:e}{}{origin}, seed {}",
         options.method,
         match (options.method, options.target) {
             (Way::Counterfactual, _) => ", to the answers of a retrained model",
@@ -94,6 +94,7 @@ pub fn announcement(
         options.batch,
         settings.micro_batch.min(options.batch),
         settings.learning_rate,
+        options.rate_change(),
         options.seed,
     ));
     lines.push(memory(options, model, data));

@@ -1,0 +1,213 @@
+//! The ways in which metrics resize pictures.
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::host::{tensor, to_f32};
+
+/// How pictures are brought to the size of a feature network.
+///
+/// The choice changes FID, KID and inception score, so there is no default, and numbers of different
+/// choices are not comparable.
+///
+/// | variant | used by |
+/// |---|---|
+/// | `Tensorflow1` | torch-fidelity, torchmetrics before 1.8 and with them the SISS paper |
+/// | `HalfPixel` | pytorch-fid |
+/// | `Antialiased` | torchmetrics from 1.8 on |
+/// | `PilBicubic` | clean-fid |
+/// | `PilBilinear` | torchvision on pictures of Pillow, as for SSCD |
+///
+/// `Display` gives the name in `snake_case`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Resize {
+    /// Bilinear, from the source position `i · in / out`.
+    Tensorflow1,
+    /// Bilinear, from `(i + ½) · in / out − ½`.
+    HalfPixel,
+    /// Bilinear, over all source pixels that a pixel covers.
+    Antialiased,
+    /// Bicubic over all source pixels that a pixel covers, in floats, clamped to `[0, 255]`.
+    PilBicubic,
+    /// Bilinear over all source pixels that a pixel covers, rounded to whole numbers after each
+    /// axis.
+    PilBilinear,
+}
+
+impl std::fmt::Display for Resize {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Resize::Tensorflow1 => "tensorflow1",
+            Resize::HalfPixel => "half_pixel",
+            Resize::Antialiased => "antialiased",
+            Resize::PilBicubic => "pil_bicubic",
+            Resize::PilBilinear => "pil_bilinear",
+        })
+    }
+}
+
+impl Resize {
+    /// Resizes pictures with values from 0 to 255 to `[height, width]`.
+    ///
+    /// # Shapes
+    /// - `pictures`: `[rows, channels, height, width]`
+    ///
+    /// # Errors
+    /// [`Error::Empty`] for pictures or a size without pixels.
+    pub fn apply(self, pictures: Tensor<4>, [height, width]: [usize; 2]) -> Result<Tensor<4>> {
+        let [_, _, from_height, from_width] = pictures.dims();
+        if [height, width, from_height, from_width].contains(&0) {
+            let (what, remedy) = ("a picture", "give a height and a width of at least 1");
+            return Err(Error::Empty { what, remedy });
+        }
+        let device = pictures.device();
+        let across = self.matrix(from_width, width, &device).transpose();
+        let down = self.matrix(from_height, height, &device);
+        let wide = self.rounded(to_f32(pictures).matmul(across.unsqueeze()));
+        let resized = self.rounded(down.unsqueeze().matmul(wide));
+        Ok(match self {
+            Resize::PilBicubic => resized.clamp(0.0, 255.0),
+            _ => resized,
+        })
+    }
+
+    /// The values after an axis: Pillow keeps a picture of bytes in bytes.
+    fn rounded(self, values: Tensor<4>) -> Tensor<4> {
+        match self {
+            Resize::PilBilinear => (values + 0.5).floor(),
+            _ => values,
+        }
+    }
+
+    /// The weights of the source pixels, `[to, from]`.
+    fn matrix(self, from: usize, to: usize, device: &Device) -> Tensor<2> {
+        let mut values = vec![0.0; to * from];
+        for (pixel, row) in values.chunks_exact_mut(from).enumerate() {
+            for (source, weight) in self.weights(pixel, from, to) {
+                row[source] += weight as f32;
+            }
+        }
+        tensor(values, [to, from], device)
+    }
+
+    /// The source pixels of a pixel, with their weights.
+    fn weights(self, pixel: usize, from: usize, to: usize) -> Vec<(usize, f64)> {
+        let (scale, pixel) = (from as f64 / to as f64, pixel as f64);
+        match self {
+            Resize::Tensorflow1 => between(pixel * scale, from),
+            Resize::HalfPixel => between((pixel + 0.5) * scale - 0.5, from),
+            Resize::Antialiased | Resize::PilBilinear => covered(pixel, scale, from, 1.0, triangle),
+            Resize::PilBicubic => covered(pixel, scale, from, 2.0, cubic),
+        }
+    }
+}
+
+/// The two source pixels next to a position.
+fn between(position: f64, from: usize) -> Vec<(usize, f64)> {
+    let position = position.clamp(0.0, (from - 1) as f64);
+    let (before, share) = (position.floor() as usize, position.fract());
+    let after = (before + 1).min(from - 1);
+    vec![(before, 1.0 - share), (after, share)]
+}
+
+/// The source pixels under a filter that is as wide as a pixel of the coarser side.
+fn covered(
+    pixel: f64,
+    scale: f64,
+    from: usize,
+    reach: f64,
+    filter: impl Fn(f64) -> f64,
+) -> Vec<(usize, f64)> {
+    let (centre, width) = ((pixel + 0.5) * scale, scale.max(1.0));
+    // Both are rounded towards 0, as Pillow and PyTorch do.
+    let first = (centre - reach * width + 0.5).max(0.0) as usize;
+    let end = ((centre + reach * width + 0.5) as usize).min(from);
+    let weight = |source: usize| filter((source as f64 + 0.5 - centre) / width);
+    let total: f64 = (first..end).map(weight).sum();
+    (first..end)
+        .map(|source| (source, weight(source) / total))
+        .collect()
+}
+
+fn triangle(distance: f64) -> f64 {
+    (1.0 - distance.abs()).max(0.0)
+}
+
+/// The cubic filter with `a = −½`.
+fn cubic(distance: f64) -> f64 {
+    let x = distance.abs();
+    match x {
+        _ if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+        _ if x < 2.0 => ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0,
+        _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Resize; 5] = [
+        Resize::Tensorflow1,
+        Resize::HalfPixel,
+        Resize::Antialiased,
+        Resize::PilBicubic,
+        Resize::PilBilinear,
+    ];
+
+    fn resized(kind: Resize, values: &[f32], width: usize) -> Vec<f32> {
+        let row = tensor(values.to_vec(), [1, 1, 1, values.len()], &Device::flex());
+        let found = kind.apply(row, [1, width]).unwrap();
+        found.into_data().try_to_vec().unwrap()
+    }
+
+    #[test]
+    fn flat_pictures_stay_flat_and_a_size_that_fits_changes_nothing() {
+        for kind in ALL {
+            for width in [1, 3, 8, 40] {
+                for value in resized(kind, &[7.0; 8], width) {
+                    assert!((value - 7.0).abs() < 1e-4, "{kind} {width}: {value}");
+                }
+            }
+            let same = resized(kind, &[1.0, 200.0, 30.0], 3);
+            assert!((same[1] - 200.0).abs() < 1e-3, "{kind} {same:?}");
+        }
+    }
+
+    /// Twice the width, worked out by hand.
+    #[test]
+    fn doubling_shows_where_each_kind_samples() {
+        assert_eq!(
+            resized(Resize::Tensorflow1, &[0.0, 8.0], 4),
+            [0.0, 4.0, 8.0, 8.0]
+        );
+        assert_eq!(
+            resized(Resize::HalfPixel, &[0.0, 8.0], 4),
+            [0.0, 2.0, 6.0, 8.0]
+        );
+        assert_eq!(
+            resized(Resize::Antialiased, &[0.0, 8.0], 4),
+            [0.0, 2.0, 6.0, 8.0]
+        );
+        assert_eq!(
+            resized(Resize::PilBilinear, &[0.0, 1.0], 4),
+            [0.0, 0.0, 1.0, 1.0]
+        );
+        // A bicubic filter overshoots, and the result is clamped.
+        assert_eq!(resized(Resize::PilBicubic, &[0.0, 255.0], 4)[0], 0.0);
+    }
+
+    #[test]
+    fn halving_averages_only_with_antialiasing() {
+        let values = [0.0, 0.0, 0.0, 80.0, 0.0, 0.0, 0.0, 0.0];
+        assert_eq!(resized(Resize::Tensorflow1, &values, 4), [0.0; 4]);
+        let smooth = resized(Resize::Antialiased, &values, 4);
+        assert!(
+            (smooth.iter().sum::<f32>() - 40.0).abs() < 1.0,
+            "{smooth:?}"
+        );
+    }
+}
