@@ -20,6 +20,7 @@ pub(crate) struct Told {
 
 /// Attention over a feature map.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A network has dozens of them, not thousands.
 enum SpatialAttention {
     Pixels(AttentionBlock),
     Context(Transformer2d),
@@ -74,12 +75,14 @@ pub(crate) enum StageEnd {
 }
 
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A network has dozens of them, not thousands.
 enum Reduction {
     Convolution(Downsampler),
     Resnet(ResnetBlock),
 }
 
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A network has dozens of them, not thousands.
 enum Enlargement {
     Convolution(Upsampler),
     Resnet(ResnetBlock),

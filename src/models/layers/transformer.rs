@@ -95,6 +95,7 @@ pub(crate) struct FeedForward {
 }
 
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A network has dozens of them, not thousands.
 enum FeedForwardLayer {
     Activated(Activated),
     Dropout(Dropout),
@@ -229,6 +230,7 @@ pub(crate) struct Transformer2d {
 }
 
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A network has dozens of them, not thousands.
 enum Projection {
     Convolution(Conv2d),
     Linear(Linear),

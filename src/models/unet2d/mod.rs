@@ -85,6 +85,7 @@ pub struct UNet2d {
 
 /// The embedding of classes, unless they are given as embeddings.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A network has dozens of them, not thousands.
 enum ClassEmbedding {
     Labels(Embedding),
     Numbers(TimestepEmbedding),
