@@ -1,10 +1,11 @@
 //! The loss kernel and the mixture draw in one pass each, if there is a kernel for the tensor's
 //! backend.
 
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use ::burn::backend::DispatchTensor;
 use ::burn::backend::tensor::FloatTensor;
 use ::burn::backend::{
-    Backend, Dispatch, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind,
-    backend_extension,
+    Backend, Dispatch, DispatchAutodiffContext, DispatchTensorKind, backend_extension,
 };
 use ::burn::tensor::{DType, Tensor};
 

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::host::{tensor, to_f32};
+use crate::host::{read_f32, tensor, to_f32};
 
 /// How pictures are brought to the size of a feature network.
 ///
@@ -56,30 +56,72 @@ impl Resize {
     /// - `pictures`: `[rows, channels, height, width]`
     ///
     /// # Errors
-    /// [`Error::Empty`] for pictures or a size without pixels.
+    /// [`Error::Empty`] for pictures or a size without pixels; [`Error::DeviceRead`].
     pub fn apply(self, pictures: Tensor<4>, [height, width]: [usize; 2]) -> Result<Tensor<4>> {
         let [_, _, from_height, from_width] = pictures.dims();
         if [height, width, from_height, from_width].contains(&0) {
             let (what, remedy) = ("a picture", "give a height and a width of at least 1");
             return Err(Error::Empty { what, remedy });
         }
+        if self == Resize::PilBilinear {
+            return self.as_bytes(pictures, [height, width]);
+        }
         let device = pictures.device();
         let across = self.matrix(from_width, width, &device).transpose();
         let down = self.matrix(from_height, height, &device);
-        let wide = self.rounded(to_f32(pictures).matmul(across.unsqueeze()));
-        let resized = self.rounded(down.unsqueeze().matmul(wide));
+        let wide = to_f32(pictures).matmul(across.unsqueeze());
+        let resized = down.unsqueeze().matmul(wide);
         Ok(match self {
             Resize::PilBicubic => resized.clamp(0.0, 255.0),
             _ => resized,
         })
     }
 
-    /// The values after an axis: Pillow keeps a picture of bytes in bytes.
-    fn rounded(self, values: Tensor<4>) -> Tensor<4> {
-        match self {
-            Resize::PilBilinear => (values + 0.5).floor(),
-            _ => values,
+    /// The arithmetic of Pillow on bytes, on the host: floats would decide otherwise where a value
+    /// is half-way between two whole numbers.
+    fn as_bytes(self, pictures: Tensor<4>, [height, width]: [usize; 2]) -> Result<Tensor<4>> {
+        let ([rows, channels, from_height, from_width], device) =
+            (pictures.dims(), pictures.device());
+        let values = read_f32(to_f32(pictures), "the pictures to resize")?;
+        let bytes: Vec<i64> = values.iter().map(|value| value.round() as i64).collect();
+        let (across, down) = (
+            self.whole_weights(from_width, width),
+            self.whole_weights(from_height, height),
+        );
+        let mut resized = Vec::with_capacity(rows * channels * height * width);
+        for plane in bytes.chunks_exact(from_height * from_width) {
+            let lines = plane.chunks_exact(from_width);
+            let wide: Vec<Vec<i64>> = lines
+                .map(|line| {
+                    across
+                        .iter()
+                        .map(|pixel| sum(pixel, |at| line[at]))
+                        .collect()
+                })
+                .collect();
+            for pixel in &down {
+                let line = (0..width).map(|column| sum(pixel, |at| wide[at][column]) as f32);
+                resized.extend(line);
+            }
         }
+        Ok(tensor(resized, [rows, channels, height, width], &device))
+    }
+
+    /// For each pixel its source pixels, with their weights in units of `2⁻²²`.
+    fn whole_weights(self, from: usize, to: usize) -> Vec<Vec<(usize, i64)>> {
+        let whole = |(source, weight): (usize, f64)| {
+            (
+                source,
+                (weight * f64::from(1 << WEIGHT_BITS)).round() as i64,
+            )
+        };
+        let pixel = |pixel| {
+            self.weights(pixel, from, to)
+                .into_iter()
+                .map(whole)
+                .collect()
+        };
+        (0..to).map(pixel).collect()
     }
 
     /// The weights of the source pixels, `[to, from]`.
@@ -103,6 +145,15 @@ impl Resize {
             Resize::PilBicubic => covered(pixel, scale, from, 2.0, cubic),
         }
     }
+}
+
+/// Bits behind the point of Pillow's weights.
+const WEIGHT_BITS: u32 = 22;
+
+/// A weighted sum of bytes, rounded half up.
+fn sum(weights: &[(usize, i64)], byte: impl Fn(usize) -> i64) -> i64 {
+    let sum: i64 = weights.iter().map(|&(at, weight)| weight * byte(at)).sum();
+    ((sum + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS).clamp(0, 255)
 }
 
 /// The two source pixels next to a position.

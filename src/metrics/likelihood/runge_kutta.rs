@@ -362,13 +362,15 @@ mod tests {
     fn steps_are_those_of_scipy() {
         const TOLERANCES: [(f64, f64); 3] = [(1e-3, 1e-6), (1e-5, 1e-5), (1e-8, 1e-10)];
         type Slope = fn(f64, &[f64]) -> Vec<f64>;
+        /// Slope, interval, start, evaluations and final values.
+        type Case = (Slope, (f64, f64), &'static [f64], [usize; 3], [f64; 3]);
         let decay: Slope = |_, y| vec![-y[0], -y[1]];
         let pendulum: Slope = |_, y| vec![y[1], -y[0].sin()];
         let hunt: Slope = |_, y| vec![1.5 * y[0] - y[0] * y[1], -3.0 * y[1] + y[0] * y[1]];
         let backward: Slope = |t, y| vec![t.cos() * y[0]];
         let stiff: Slope = |_, y| vec![y[1], 30.0 * (1.0 - y[0] * y[0]) * y[1] - y[0]];
         let flat: Slope = |_, y| vec![0.0 * y[0]];
-        let cases: [(Slope, (f64, f64), &[f64], [usize; 3], [f64; 3]); 6] = [
+        let cases: [Case; 6] = [
             (
                 decay,
                 (0.0, 10.0),
