@@ -2,8 +2,13 @@
 
 use std::path::PathBuf;
 
+use siss::burn::tensor::Device;
 use siss_support::conformance;
 use siss_support::small::device;
+
+/// Cases of hundreds of evaluations of a network that other cases have too: on a software driver
+/// they take longer than all others together.
+const ON_THE_CPU_ALONE: [&str; 2] = ["nll_continuous_std", "nll_discrete_std"];
 
 #[test]
 fn all_cases_agree() {
@@ -13,6 +18,9 @@ fn all_cases_agree() {
     let mut failures = Vec::new();
     for path in conformance::find(&[folder]).unwrap() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if device != Device::flex() && ON_THE_CPU_ALONE.contains(&name.as_str()) {
+            continue;
+        }
         let outcome = conformance::run(&path, &device);
         let line = outcome.line(&name);
         println!("{line}");
