@@ -207,6 +207,33 @@ fn add_products(
     }
 }
 
+/// The pixel of a map under a tap of the window at `top` and `side` of the padded map; 0 on the
+/// padding.
+#[cube]
+fn under_tap(
+    input: &[f32],
+    map: usize,
+    top: usize,
+    side: usize,
+    tap: usize,
+    height: usize,
+    width: usize,
+    #[comptime] window: Window,
+) -> f32 {
+    let y = top + tap / comptime!(window.wide) * comptime!(window.dilation_y);
+    let x = side + tap % comptime!(window.wide) * comptime!(window.dilation_x);
+    let mut value = 0.0f32;
+    if y >= comptime!(window.above)
+        && y < height + comptime!(window.above)
+        && x >= comptime!(window.left)
+        && x < width + comptime!(window.left)
+    {
+        let line = map * height + y - comptime!(window.above);
+        value = input[line * width + x - comptime!(window.left)];
+    }
+    value
+}
+
 /// One cube per tile of `outputs` × `positions`.
 #[cube(launch, address_type = "dynamic")]
 fn convolve(
@@ -258,18 +285,10 @@ fn convolve(
                 let k = unit / COLUMNS + load * comptime!(units / COLUMNS);
                 let depth = step * DEPTH + k;
                 let (channel, tap) = (depth / taps, depth % taps);
-                let y = top + tap / comptime!(window.wide) * comptime!(window.dilation_y);
-                let x = side + tap % comptime!(window.wide) * comptime!(window.dilation_x);
                 let mut value = 0.0f32;
-                if position < positions
-                    && depth < patch
-                    && y >= comptime!(window.above)
-                    && y < height + comptime!(window.above)
-                    && x >= comptime!(window.left)
-                    && x < width + comptime!(window.left)
-                {
-                    let line = (row * inputs + channel) * height + y - comptime!(window.above);
-                    value = input[line * width + x - comptime!(window.left)];
+                if position < positions && depth < patch {
+                    let map = row * inputs + channel;
+                    value = under_tap(input, map, top, side, tap, height, width, window);
                 }
                 right[k * COLUMNS + unit % COLUMNS] = value;
             }
@@ -437,20 +456,12 @@ fn weigh(
                 let of_column = unit / LONG_DEPTH + load * comptime!(units / LONG_DEPTH);
                 let column = first_column + of_column;
                 let (channel, tap) = (column / taps, column % taps);
-                let y = top + tap / comptime!(window.wide) * comptime!(window.dilation_y);
-                let x = side + tap % comptime!(window.wide) * comptime!(window.dilation_x);
                 let mut value = 0.0f32;
                 if column == patch {
                     value = 1.0f32;
-                } else if position < end
-                    && column < patch
-                    && y >= comptime!(window.above)
-                    && y < height + comptime!(window.above)
-                    && x >= comptime!(window.left)
-                    && x < width + comptime!(window.left)
-                {
-                    let line = (row * inputs + channel) * height + y - comptime!(window.above);
-                    value = input[line * width + x - comptime!(window.left)];
+                } else if position < end && column < patch {
+                    let map = row * inputs + channel;
+                    value = under_tap(input, map, top, side, tap, height, width, window);
                 }
                 right[k * COLUMNS + of_column] = value;
             }
