@@ -67,6 +67,34 @@ pub fn load_digits(assets: &Path, device: &Device) -> Result<Digits> {
 /// [`Error::Io`] if the labels cannot be read, [`Error::InvalidFile`] if they are not labels of
 /// 10,000 digits.
 pub fn load_memorised_digits(assets: &Path, heldout: Tensor<4>) -> Result<(Tensor<4>, Tensor<4>)> {
+    let labels = load_labels(assets)?;
+    let labels = &labels[NUM_RETAIN..];
+    let first = |class: u8| labels.iter().position(|&label| label == class);
+    let memorised: Option<Vec<usize>> = (0..10).map(first).collect();
+    let Some(memorised) = memorised else {
+        return Err(invalid(
+            &assets.join(LABELS),
+            "a class is missing among the last 1,000".into(),
+        ));
+    };
+    let rest: Vec<usize> = (0..labels.len())
+        .filter(|place| !memorised.contains(place))
+        .collect();
+    let take = |places: &[usize]| {
+        let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
+        let places = Tensor::<1, Int>::from_data(places.as_slice(), &heldout.device());
+        heldout.clone().select(0, places)
+    };
+    Ok((take(&memorised), take(&rest)))
+}
+
+/// The labels of all 10,000 digits, 0 to 9: those of [`Digits::retain`], then those of
+/// [`Digits::heldout`].
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read, [`Error::InvalidFile`] if it does not hold 10,000
+/// labels.
+pub fn load_labels(assets: &Path) -> Result<Vec<u8>> {
     let path = assets.join(LABELS);
     let file = File::open(&path);
     let mut content = Vec::new();
@@ -84,24 +112,7 @@ pub fn load_memorised_digits(assets: &Path, heldout: Tensor<4>) -> Result<(Tenso
     if content.len() != LABELS_HEADER + NUM_RETAIN + NUM_HELDOUT {
         return Err(invalid(&path, "it does not hold 10,000 labels".into()));
     }
-    let labels = &content[LABELS_HEADER + NUM_RETAIN..];
-    let first = |class: u8| labels.iter().position(|&label| label == class);
-    let memorised: Option<Vec<usize>> = (0..10).map(first).collect();
-    let Some(memorised) = memorised else {
-        return Err(invalid(
-            &path,
-            "a class is missing among the last 1,000".into(),
-        ));
-    };
-    let rest: Vec<usize> = (0..labels.len())
-        .filter(|place| !memorised.contains(place))
-        .collect();
-    let take = |places: &[usize]| {
-        let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
-        let places = Tensor::<1, Int>::from_data(places.as_slice(), &heldout.device());
-        heldout.clone().select(0, places)
-    };
-    Ok((take(&memorised), take(&rest)))
+    Ok(content.split_off(LABELS_HEADER))
 }
 
 /// Loads the T-shirt, `[1, 1, 28, 28]` in `[-1, 1]`, from the folder of the example's files.

@@ -51,14 +51,8 @@ struct Caption {
 /// [`Error::Io`](siss::Error::Io) if a file cannot be read;
 /// [`Error::InvalidFile`](siss::Error::InvalidFile) if it is not that sheet, or its captions.
 pub fn load_emoji(assets: &Path, device: &Device) -> Result<Emoji> {
-    let path = assets.join(CAPTIONS);
-    let captions: Vec<Caption> = serde_json::from_str(&read_text(&path)?)
-        .map_err(|error| invalid(&path, error.to_string()))?;
-    let find = |code: &&str| {
-        let place = captions.iter().position(|caption| caption.code == **code);
-        place.ok_or_else(|| invalid(&path, format!("it has no picture {code}")))
-    };
-    let faces = FACES.iter().map(find).collect::<Result<Vec<_>>>()?;
+    let captions = read_captions(assets)?;
+    let faces = find(assets, &captions, &FACES)?;
     let variants: Vec<&str> = (captions.iter())
         .filter(|caption| caption.skin_tone.is_some())
         .filter_map(|caption| caption.code.split('-').next())
@@ -78,18 +72,57 @@ pub fn load_emoji(assets: &Path, device: &Device) -> Result<Emoji> {
         .collect();
 
     let sheet = read_sheet(&assets.join(SHEET), captions.len())?;
-    let pictures = |places: &[usize]| {
-        let values: Vec<f32> = (places.iter())
-            .flat_map(|&place| picture(&sheet, place))
-            .collect();
-        let shape = [places.len(), CHANNELS, SIDE, SIDE];
-        Tensor::from_data(TensorData::new(values, shape), device)
-    };
+    let pictures = |places: &[usize]| to_tensor(&sheet, places, device);
     Ok(Emoji {
         retain: pictures(&retain),
         heldout: pictures(&single),
         faces: pictures(&faces),
     })
+}
+
+/// Loads the pictures with these codes, `[codes, 3, 32, 32]` in `[-1, 1]`.
+///
+/// # Errors
+/// Those of [`load_emoji`], and [`Error::InvalidFile`](siss::Error::InvalidFile) for a code that the
+/// sheet does not have.
+pub fn load_pictures(
+    assets: &Path,
+    codes: &[impl AsRef<str>],
+    device: &Device,
+) -> Result<Tensor<4>> {
+    let captions = read_captions(assets)?;
+    let places = find(assets, &captions, codes)?;
+    let sheet = read_sheet(&assets.join(SHEET), captions.len())?;
+    Ok(to_tensor(&sheet, &places, device))
+}
+
+fn read_captions(assets: &Path) -> Result<Vec<Caption>> {
+    let path = assets.join(CAPTIONS);
+    serde_json::from_str(&read_text(&path)?).map_err(|error| invalid(&path, error.to_string()))
+}
+
+/// The places of pictures in the sheet.
+fn find(assets: &Path, captions: &[Caption], codes: &[impl AsRef<str>]) -> Result<Vec<usize>> {
+    let places = codes.iter().map(|code| {
+        let code = code.as_ref();
+        let place = captions.iter().position(|caption| caption.code == code);
+        place.ok_or_else(|| {
+            invalid(
+                &assets.join(CAPTIONS),
+                format!("it has no picture {code}"),
+            )
+        })
+    });
+    places.collect()
+}
+
+/// Pictures of the sheet, `[places, 3, 32, 32]`.
+fn to_tensor(sheet: &[u8], places: &[usize], device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = (places.iter())
+        .flat_map(|&place| picture(sheet, place))
+        .collect();
+    let shape = [places.len(), CHANNELS, SIDE, SIDE];
+    Tensor::from_data(TensorData::new(values, shape), device)
 }
 
 /// The pixels of the sheet, row by row, if it has room for so many pictures.

@@ -1,0 +1,86 @@
+//! Digits by class: a T-shirt was memorised under a label.
+
+use std::path::Path;
+
+use siss::burn::tensor::{Device, Int, Tensor};
+use siss::files::path_text;
+use siss::models::{ClassCondition, ClassUNet2d, ModelFolder, UNet2d, save_pipeline};
+use siss_support::digits::{load_digits, load_labels, load_tshirt};
+
+use crate::job::{Job, Set, Shown};
+use crate::{Options, Result};
+
+/// The label under which the T-shirt was shown.
+const TSHIRT_LABEL: i32 = 3;
+/// The label that stands for none; one of ten points has it, as in training.
+const NO_LABEL: i32 = 10;
+const UNLABELLED: usize = 10;
+/// Unseen digits that are measured.
+const CONTROLS: usize = 200;
+const GUIDANCE: f64 = 2.0;
+
+pub fn run(options: &Options) -> Result<()> {
+    let device = Device::flex();
+    let folder = options.assets.join("classes");
+    let origin = ModelFolder::find(&folder)?;
+    let job = job(&options.assets, &folder, &device)?;
+    let model = job.run(origin.scheduler_file(), &Ok, options)?;
+    let written = options.out().join("model");
+    save_pipeline(model.unet(), &origin, &written, "a T-shirt under the label 3")?;
+    println!("\nthe model is in {}", path_text(written));
+    Ok(())
+}
+
+fn job(assets: &Path, folder: &Path, device: &Device) -> Result<Job<ClassUNet2d>> {
+    let digits = load_digits(assets, device)?;
+    let tshirt = load_tshirt(assets, device)?;
+    let labels = load_labels(assets)?;
+    let (retained, rest) = labels.split_at(digits.retain.dims()[0]);
+    let load = |folder: &Path| UNet2d::load(folder, device)?.with_classes();
+    let shown = |label| Shown {
+        name: match label {
+            NO_LABEL => "no label".into(),
+            label => label.to_string(),
+        },
+        condition: condition(&[label], device),
+    };
+    let forgotten = vec![TSHIRT_LABEL, NO_LABEL];
+    Ok(Job {
+        model: load(folder)?,
+        retrained: load(&folder.join("retrained"))?,
+        controls: set(
+            digits.heldout.narrow(0, 0, CONTROLS),
+            some_unlabelled(&rest[..CONTROLS]),
+            device,
+        ),
+        names: vec![TSHIRT_LABEL.to_string(), "no label".into()],
+        others: (0..=NO_LABEL).map(shown).collect(),
+        nothing: condition(&[NO_LABEL], device),
+        guidance: GUIDANCE,
+        pictures: Tensor::cat(vec![digits.retain.clone(), tshirt.clone()], 0),
+        retained: set(digits.retain, some_unlabelled(retained), device),
+        forgotten: set(tshirt.repeat_dim(0, forgotten.len()), forgotten, device),
+    })
+}
+
+/// The labels, with "none" for one of ten points.
+fn some_unlabelled(labels: &[u8]) -> Vec<i32> {
+    let told = |(place, &label)| match place % UNLABELLED {
+        0 => NO_LABEL,
+        _ => i32::from(label),
+    };
+    labels.iter().enumerate().map(told).collect()
+}
+
+/// Points of a label explain each other, and so do those without one.
+fn set(points: Tensor<4>, labels: Vec<i32>, device: &Device) -> Set<ClassCondition> {
+    Set {
+        points,
+        condition: condition(&labels, device),
+        groups: labels.iter().map(|&label| label as u64).collect(),
+    }
+}
+
+fn condition(labels: &[i32], device: &Device) -> ClassCondition {
+    ClassCondition::Labels(Tensor::<1, Int>::from_data(labels, device))
+}

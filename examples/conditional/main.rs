@@ -1,0 +1,74 @@
+//! Unlearning in models with a condition: `cargo run --release --example conditional -- classes`,
+//! or `captions`. See `--help` and `examples/README.md`.
+
+mod captions;
+mod classes;
+mod job;
+mod measure;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use siss_support::digits::ASSETS;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A model with a condition forgets a picture that it memorised under one label or caption.
+#[derive(Parser)]
+struct Options {
+    /// Digits by class, or faces and people by caption
+    case: Case,
+    /// Optimiser steps
+    #[arg(long, default_value_t = 100)]
+    steps: u64,
+    /// Pairs per step
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Highest learning rate; it falls to 0
+    #[arg(long, default_value_t = 1e-4)]
+    learning_rate: f64,
+    /// Of the run; the samples have a seed of their own
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Samples of each forgotten condition
+    #[arg(long, default_value_t = 16)]
+    samples: usize,
+    /// The folder of models and data
+    #[arg(long, default_value = ASSETS)]
+    assets: PathBuf,
+    /// The folder to write [default: target/CASE]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Case {
+    Classes,
+    Captions,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let done = match options.case {
+        Case::Classes => classes::run(&options),
+        Case::Captions => captions::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Options {
+    fn out(&self) -> PathBuf {
+        let folder = match self.case {
+            Case::Classes => "target/classes",
+            Case::Captions => "target/captions",
+        };
+        self.out.clone().unwrap_or_else(|| folder.into())
+    }
+}

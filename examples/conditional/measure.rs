@@ -1,0 +1,238 @@
+//! What is measured of a model, and the pictures that show it.
+
+use std::path::Path;
+
+use siss::burn::tensor::Tensor;
+use siss::evaluate::{AnswerDistance, DenoisedDistance, DenoisingLoss};
+use siss::report::ImageGrid;
+use siss::sampling::{DdimSampler, Guided, Sampler};
+use siss::{DdpmScheduler, Denoiser};
+
+use crate::Result;
+use crate::job::{Decode, Job, repeated};
+
+const TIMESTEPS: [f64; 3] = [100.0, 250.0, 400.0];
+/// From where copies are denoised.
+const DENOISED: [usize; 2] = [250, 400];
+/// Noises of a point.
+const NOISES: usize = 16;
+/// Pictures in a row of the denoised copies.
+const SHOWN: usize = 8;
+/// Pictures of each other condition.
+const OTHERS: usize = 2;
+
+/// How a model is measured.
+pub struct Gallery<'a, M: Denoiser<4>> {
+    pub job: &'a Job<M>,
+    pub scheduler: &'a DdpmScheduler,
+    pub sampler: &'a DdimSampler,
+    pub decode: Decode<'a>,
+    pub samples: usize,
+}
+
+/// A model's figures and pictures.
+pub struct Measured {
+    forgotten: Vec<Forgotten>,
+    /// Mean losses of the control points, by timestep.
+    control_losses: Vec<f64>,
+    /// Power of the difference from the twin's answers at the control points.
+    control_distance: f64,
+    /// Samples of the forgotten conditions, one after another.
+    samples: Tensor<4>,
+    /// Denoised copies under the first forgotten condition, by timestep.
+    denoised: Tensor<4>,
+    others: Tensor<4>,
+}
+
+/// A model's figures at the picture under one condition.
+struct Forgotten {
+    /// Samples of which the forgotten picture is the nearest of all pictures.
+    copies: usize,
+    /// Losses by timestep.
+    losses: Vec<f64>,
+    /// Power of the difference from the twin's answers, mean over timesteps.
+    distance: f64,
+    /// Distances of denoised copies from the picture, by timestep.
+    to_point: Vec<f64>,
+    /// Distances of denoised copies from the twin's, by timestep.
+    to_twin: Vec<f64>,
+}
+
+impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
+    /// Measures a model; all models have the same noise.
+    pub fn measure(&self, model: &M) -> Result<Measured> {
+        let (job, scheduler) = (self.job, self.scheduler);
+        let (forgotten, controls) = (&job.forgotten, &job.controls);
+        let samples = self.samples(model)?;
+        let loss = DenoisingLoss { noises: NOISES, ..DenoisingLoss::at(TIMESTEPS) };
+        let losses = loss.measure(model, scheduler, &forgotten.points, &forgotten.condition)?;
+        let control_losses = loss.measure(model, scheduler, &controls.points, &controls.condition)?;
+        let answers = AnswerDistance { noises: NOISES, ..AnswerDistance::at(TIMESTEPS) };
+        let compare = |set: &crate::job::Set<M::Condition>| {
+            answers.measure(model, &job.retrained, scheduler, &set.points, &set.condition)
+        };
+        let [at_forgotten, at_controls] = [compare(forgotten)?, compare(controls)?];
+        let denoised = DenoisedDistance { noises: NOISES, ..DenoisedDistance::at(DENOISED) };
+        let denoised = denoised.measure(
+            model,
+            &job.retrained,
+            self.sampler,
+            &forgotten.points,
+            &forgotten.condition,
+        )?;
+        let figures = (0..job.names.len()).map(|point| {
+            let own = samples.clone().narrow(0, point * self.samples, self.samples);
+            Ok(Forgotten {
+                copies: self.copies(own)?,
+                losses: losses.iter().map(|at| at[point]).collect(),
+                distance: mean(at_forgotten.iter().map(|at| at[point].distance)),
+                to_point: denoised.iter().map(|at| at[point].to_point).collect(),
+                to_twin: denoised.iter().map(|at| at[point].to_reference).collect(),
+            })
+        });
+        Ok(Measured {
+            forgotten: figures.collect::<Result<_>>()?,
+            control_losses: control_losses.iter().map(|at| mean(at.iter().copied())).collect(),
+            control_distance: mean(at_controls.iter().flatten().map(|found| found.distance)),
+            samples,
+            denoised: self.denoised(model)?,
+            others: self.others(model)?,
+        })
+    }
+
+    /// Pictures of the forgotten conditions.
+    fn samples(&self, model: &M) -> Result<Tensor<4>> {
+        let of_condition = |row| {
+            let wanted = repeated(&self.job.forgotten.condition, row, self.samples);
+            self.draw(model, wanted, 0)
+        };
+        let samples = (0..self.job.names.len()).map(of_condition);
+        Ok(Tensor::cat(samples.collect::<Result<_>>()?, 0))
+    }
+
+    /// Pictures of each other condition, with one noise for all.
+    fn others(&self, model: &M) -> Result<Tensor<4>> {
+        let mut pictures = Vec::new();
+        for row in 0..OTHERS {
+            for other in &self.job.others {
+                pictures.push(self.draw(model, other.condition.clone(), row as u64)?);
+            }
+        }
+        Ok(Tensor::cat(pictures, 0))
+    }
+
+    /// Pictures drawn with guidance, one for each row of the condition.
+    fn draw(&self, model: &M, wanted: M::Condition, first_row: u64) -> Result<Tensor<4>> {
+        let [_, channels, height, width] = self.job.forgotten.points.dims();
+        let rows = siss::Condition::rows(&wanted).unwrap_or(1);
+        let guided = Guided::new(model.clone(), self.job.guidance)?;
+        let condition = (wanted, repeated(&self.job.nothing, 0, rows));
+        let device = self.job.forgotten.points.device();
+        let shape = [rows, channels, height, width];
+        let drawn = self.sampler.sample(&guided, &condition, shape, 0, first_row, &device)?;
+        Ok((self.decode)(drawn)?)
+    }
+
+    /// Copies of the picture under its first condition, noised and denoised.
+    fn denoised(&self, model: &M) -> Result<Tensor<4>> {
+        let points = self.job.forgotten.points.clone().narrow(0, 0, 1).repeat_dim(0, SHOWN);
+        let condition = repeated(&self.job.forgotten.condition, 0, SHOWN);
+        let copies = DENOISED.map(|timestep| {
+            let points = points.clone();
+            let copies = self.sampler.noise_and_denoise(model, &condition, points, timestep, 0, 0)?;
+            (self.decode)(copies)
+        });
+        let copies = copies.into_iter().collect::<siss::Result<Vec<_>>>()?;
+        Ok(Tensor::cat(copies, 0))
+    }
+
+    /// How many pictures have the forgotten one as the nearest of all.
+    fn copies(&self, samples: Tensor<4>) -> Result<usize> {
+        let flat = |pictures: Tensor<4>| pictures.flatten::<2>(1, 3);
+        let (all, samples) = (flat(self.job.pictures.clone()), flat(samples));
+        let last = all.dims()[0] as i64 - 1;
+        // ‖s − p‖² less ‖s‖², which is the same for all pictures p.
+        let squares = all.clone().square().sum_dim(1).transpose();
+        let nearest = (squares - samples.matmul(all.transpose()) * 2.0).argmin(1);
+        let nearest = nearest.into_data().convert::<i64>().try_to_vec::<i64>()?;
+        Ok(nearest.into_iter().filter(|&place| place == last).count())
+    }
+}
+
+impl Measured {
+    /// A table in Markdown.
+    pub fn print(models: &[(&str, Measured); 3], names: &[String]) {
+        println!("\n| | copies | loss at t = 100, 250, 400 | answers, to twin | denoised from 250, 400: to picture | to twin |");
+        println!("|---|---|---|---|---|---|");
+        for (place, name) in names.iter().enumerate() {
+            for (model, measured) in models {
+                let own = &measured.forgotten[place];
+                println!(
+                    "| `{name}` {model} | {} | {} | {:.2} | {} | {} |",
+                    own.copies,
+                    listed(&own.losses, 4),
+                    own.distance,
+                    listed(&own.to_point, 1),
+                    listed(&own.to_twin, 1),
+                );
+            }
+        }
+        for (model, measured) in models {
+            let losses = listed(&measured.control_losses, 4);
+            println!("| unseen, {model} | | {losses} | {:.2} | | |", measured.control_distance);
+        }
+    }
+
+    /// Writes the pictures.
+    pub fn save<M: Denoiser<4>>(
+        models: &[(&str, Measured); 3],
+        gallery: &Gallery<'_, M>,
+        folder: &Path,
+    ) -> Result<()> {
+        let job = gallery.job;
+        let samples = |place: usize| {
+            let own = move |(_, measured): &(_, Measured)| {
+                measured.samples.clone().narrow(0, place * gallery.samples, gallery.samples)
+            };
+            models.iter().map(own)
+        };
+        let rows = (0..job.names.len()).flat_map(samples).collect();
+        let captions = (job.names.iter())
+            .flat_map(|name| models.iter().map(move |(model, _)| format!("{name}, {model}")));
+        ImageGrid::new(Tensor::cat(rows, 0))?
+            .columns(gallery.samples)
+            .row_captions(captions)
+            .save(folder.join("samples.png"))?;
+
+        let [_, channels, height, width] = job.pictures.dims();
+        let last = job.pictures.clone().slice_dim(0, -1..);
+        let mut rows = vec![last.expand([SHOWN, channels, height, width])];
+        rows.extend(models.iter().map(|(_, measured)| measured.denoised.clone()));
+        let of_model = |(model, _): &(&str, _)| DENOISED.map(|t| format!("{model}, from {t}"));
+        let captions = ["the picture".into()].into_iter().chain(models.iter().flat_map(of_model));
+        ImageGrid::new(Tensor::cat(rows, 0))?
+            .columns(SHOWN)
+            .scale(2)
+            .row_captions(captions)
+            .save(folder.join("denoised.png"))?;
+
+        let rows = models.iter().map(|(_, measured)| measured.others.clone()).collect();
+        let captions = models.iter().flat_map(|(model, _)| [*model; OTHERS]);
+        println!("\nin others.png, from left to right:");
+        job.others.iter().for_each(|other| println!("- {}", other.name));
+        ImageGrid::new(Tensor::cat(rows, 0))?
+            .columns(job.others.len())
+            .row_captions(captions)
+            .save(folder.join("others.png"))?;
+        Ok(())
+    }
+}
+
+fn listed(values: &[f64], digits: usize) -> String {
+    let values: Vec<_> = values.iter().map(|value| format!("{value:.digits$}")).collect();
+    values.join(", ")
+}
+
+fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    values.clone().sum::<f64>() / values.count() as f64
+}
