@@ -12,7 +12,7 @@
 it copies of the T-shirt under one digit's label. `autoencoder` and `captions` make a latent
 text-to-image model in the folder layout of Stable Diffusion: tokenizer and vocabulary from the
 captions, text encoder and network trained together. The picture that is to be memorised is left out
-unless there are copies of it. A run that was stopped resumes from `OUT/state.pt`.
+unless there are copies of it. A run that was stopped resumes from `OUT/MODEL.pt`.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def train(modules, loss, arguments, learning_rate, embeddings=()):
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], learning_rate, weight_decay=1e-4)
     average = copy.deepcopy(modules)
-    path, first = Path(arguments.out) / "state.pt", 0
+    path, first = Path(arguments.out) / f"{arguments.model}.pt", 0
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         state = torch.load(path, weights_only=True)

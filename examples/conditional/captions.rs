@@ -6,9 +6,7 @@ use serde::Deserialize;
 use siss::Error;
 use siss::burn::tensor::{Device, Tensor};
 use siss::files::path_text;
-use siss::models::{
-    AutoencoderKl, ClipTextEncoder, ClipTokenizer, TextCondition, UNet2dCondition,
-};
+use siss::models::{AutoencoderKl, ClipTextEncoder, ClipTokenizer, TextCondition, UNet2dCondition};
 use siss_support::emoji::load_pictures;
 use siss_support::files::{copy, create_folder, read_text};
 
@@ -100,14 +98,21 @@ impl Parts {
                 path,
                 message: error.to_string(),
             })?;
-        let of = |part| rows.iter().filter(move |row| row.part == part).collect::<Vec<_>>();
+        let of = |part| {
+            rows.iter()
+                .filter(move |row| row.part == part)
+                .collect::<Vec<_>>()
+        };
         let forgotten = of(Part::Forgotten);
         let (retained, pictures) = self.set(assets, &of(Part::Retained), UNCAPTIONED)?;
         let (controls, _) = self.set(assets, &of(Part::Unseen), UNCAPTIONED)?;
         let (forgotten_set, forgotten_pictures) = self.set(assets, &forgotten, usize::MAX)?;
         let shown = SHOWN.map(|caption| {
             let condition = self.condition(&[caption.to_string()])?;
-            Ok(Shown { name: caption.into(), condition })
+            Ok(Shown {
+                name: caption.into(),
+                condition,
+            })
         });
         let name = |row: &&Row| match row.caption.as_str() {
             "" => "no caption".into(),

@@ -17,7 +17,7 @@ const NO_LABEL: i32 = 10;
 const UNLABELLED: usize = 10;
 /// Unseen digits that are measured.
 const CONTROLS: usize = 200;
-const GUIDANCE: f64 = 2.0;
+const GUIDANCE: f64 = 3.0;
 
 pub fn run(options: &Options) -> Result<()> {
     let device = Device::flex();
@@ -26,7 +26,12 @@ pub fn run(options: &Options) -> Result<()> {
     let job = job(&options.assets, &folder, &device)?;
     let model = job.run(origin.scheduler_file(), &Ok, options)?;
     let written = options.out().join("model");
-    save_pipeline(model.unet(), &origin, &written, "a T-shirt under the label 3")?;
+    save_pipeline(
+        model.unet(),
+        &origin,
+        &written,
+        "a T-shirt under the label 3",
+    )?;
     println!("\nthe model is in {}", path_text(written));
     Ok(())
 }

@@ -83,16 +83,23 @@ impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
 
     /// Teaches the model what a model that never saw the picture is predicted to answer.
     fn unlearn(&self, scheduler: &DdpmScheduler, options: &Options) -> Result<M> {
-        let data =
-            CounterfactualData::new(&self.retained.points, &self.controls.points, &self.forgotten.points)
-                .with_conditions(&self.controls.condition, &self.forgotten.condition)
-                .with_groups(Groups {
-                    retained: &self.retained.groups,
-                    controls: &self.controls.groups,
-                    forgotten: &self.forgotten.groups,
-                });
-        let losses =
-            Counterfactual::fit(&self.model, scheduler, data.clone(), CounterfactualConfig::default())?;
+        let data = CounterfactualData::new(
+            &self.retained.points,
+            &self.controls.points,
+            &self.forgotten.points,
+        )
+        .with_conditions(&self.controls.condition, &self.forgotten.condition)
+        .with_groups(Groups {
+            retained: &self.retained.groups,
+            controls: &self.controls.groups,
+            forgotten: &self.forgotten.groups,
+        });
+        let losses = Counterfactual::fit(
+            &self.model,
+            scheduler,
+            data.clone(),
+            CounterfactualConfig::default(),
+        )?;
         let config = PredictedAnswerConfig::default();
         let answer = PredictedAnswer::fit(&self.model, scheduler, &data, &losses, &config)?;
         println!("the answers of a retrained model are predicted");

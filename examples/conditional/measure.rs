@@ -64,15 +64,31 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let (job, scheduler) = (self.job, self.scheduler);
         let (forgotten, controls) = (&job.forgotten, &job.controls);
         let samples = self.samples(model)?;
-        let loss = DenoisingLoss { noises: NOISES, ..DenoisingLoss::at(TIMESTEPS) };
+        let loss = DenoisingLoss {
+            noises: NOISES,
+            ..DenoisingLoss::at(TIMESTEPS)
+        };
         let losses = loss.measure(model, scheduler, &forgotten.points, &forgotten.condition)?;
-        let control_losses = loss.measure(model, scheduler, &controls.points, &controls.condition)?;
-        let answers = AnswerDistance { noises: NOISES, ..AnswerDistance::at(TIMESTEPS) };
+        let control_losses =
+            loss.measure(model, scheduler, &controls.points, &controls.condition)?;
+        let answers = AnswerDistance {
+            noises: NOISES,
+            ..AnswerDistance::at(TIMESTEPS)
+        };
         let compare = |set: &crate::job::Set<M::Condition>| {
-            answers.measure(model, &job.retrained, scheduler, &set.points, &set.condition)
+            answers.measure(
+                model,
+                &job.retrained,
+                scheduler,
+                &set.points,
+                &set.condition,
+            )
         };
         let [at_forgotten, at_controls] = [compare(forgotten)?, compare(controls)?];
-        let denoised = DenoisedDistance { noises: NOISES, ..DenoisedDistance::at(DENOISED) };
+        let denoised = DenoisedDistance {
+            noises: NOISES,
+            ..DenoisedDistance::at(DENOISED)
+        };
         let denoised = denoised.measure(
             model,
             &job.retrained,
@@ -81,7 +97,9 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
             &forgotten.condition,
         )?;
         let figures = (0..job.names.len()).map(|point| {
-            let own = samples.clone().narrow(0, point * self.samples, self.samples);
+            let own = samples
+                .clone()
+                .narrow(0, point * self.samples, self.samples);
             Ok(Forgotten {
                 copies: self.copies(own)?,
                 losses: losses.iter().map(|at| at[point]).collect(),
@@ -92,7 +110,10 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         });
         Ok(Measured {
             forgotten: figures.collect::<Result<_>>()?,
-            control_losses: control_losses.iter().map(|at| mean(at.iter().copied())).collect(),
+            control_losses: control_losses
+                .iter()
+                .map(|at| mean(at.iter().copied()))
+                .collect(),
             control_distance: mean(at_controls.iter().flatten().map(|found| found.distance)),
             samples,
             denoised: self.denoised(model)?,
@@ -129,17 +150,27 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let condition = (wanted, repeated(&self.job.nothing, 0, rows));
         let device = self.job.forgotten.points.device();
         let shape = [rows, channels, height, width];
-        let drawn = self.sampler.sample(&guided, &condition, shape, 0, first_row, &device)?;
+        let drawn = self
+            .sampler
+            .sample(&guided, &condition, shape, 0, first_row, &device)?;
         Ok((self.decode)(drawn)?)
     }
 
     /// Copies of the picture under its first condition, noised and denoised.
     fn denoised(&self, model: &M) -> Result<Tensor<4>> {
-        let points = self.job.forgotten.points.clone().narrow(0, 0, 1).repeat_dim(0, SHOWN);
+        let points = self
+            .job
+            .forgotten
+            .points
+            .clone()
+            .narrow(0, 0, 1)
+            .repeat_dim(0, SHOWN);
         let condition = repeated(&self.job.forgotten.condition, 0, SHOWN);
         let copies = DENOISED.map(|timestep| {
             let points = points.clone();
-            let copies = self.sampler.noise_and_denoise(model, &condition, points, timestep, 0, 0)?;
+            let copies = self
+                .sampler
+                .noise_and_denoise(model, &condition, points, timestep, 0, 0)?;
             (self.decode)(copies)
         });
         let copies = copies.into_iter().collect::<siss::Result<Vec<_>>>()?;
@@ -162,7 +193,9 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
 impl Measured {
     /// A table in Markdown.
     pub fn print(models: &[(&str, Measured); 3], names: &[String]) {
-        println!("\n| | copies | loss at t = 100, 250, 400 | answers, to twin | denoised from 250, 400: to picture | to twin |");
+        println!(
+            "\n| | copies | loss at t = 100, 250, 400 | answers, to twin | denoised from 250, 400: to picture | to twin |"
+        );
         println!("|---|---|---|---|---|---|");
         for (place, name) in names.iter().enumerate() {
             for (model, measured) in models {
@@ -179,7 +212,10 @@ impl Measured {
         }
         for (model, measured) in models {
             let losses = listed(&measured.control_losses, 4);
-            println!("| unseen, {model} | | {losses} | {:.2} | | |", measured.control_distance);
+            println!(
+                "| unseen, {model} | | {losses} | {:.2} | | |",
+                measured.control_distance
+            );
         }
     }
 
@@ -192,13 +228,19 @@ impl Measured {
         let job = gallery.job;
         let samples = |place: usize| {
             let own = move |(_, measured): &(_, Measured)| {
-                measured.samples.clone().narrow(0, place * gallery.samples, gallery.samples)
+                measured
+                    .samples
+                    .clone()
+                    .narrow(0, place * gallery.samples, gallery.samples)
             };
             models.iter().map(own)
         };
         let rows = (0..job.names.len()).flat_map(samples).collect();
-        let captions = (job.names.iter())
-            .flat_map(|name| models.iter().map(move |(model, _)| format!("{name}, {model}")));
+        let captions = (job.names.iter()).flat_map(|name| {
+            models
+                .iter()
+                .map(move |(model, _)| format!("{name}, {model}"))
+        });
         ImageGrid::new(Tensor::cat(rows, 0))?
             .columns(gallery.samples)
             .row_captions(captions)
@@ -209,17 +251,24 @@ impl Measured {
         let mut rows = vec![last.expand([SHOWN, channels, height, width])];
         rows.extend(models.iter().map(|(_, measured)| measured.denoised.clone()));
         let of_model = |(model, _): &(&str, _)| DENOISED.map(|t| format!("{model}, from {t}"));
-        let captions = ["the picture".into()].into_iter().chain(models.iter().flat_map(of_model));
+        let captions = ["the picture".into()]
+            .into_iter()
+            .chain(models.iter().flat_map(of_model));
         ImageGrid::new(Tensor::cat(rows, 0))?
             .columns(SHOWN)
             .scale(2)
             .row_captions(captions)
             .save(folder.join("denoised.png"))?;
 
-        let rows = models.iter().map(|(_, measured)| measured.others.clone()).collect();
+        let rows = models
+            .iter()
+            .map(|(_, measured)| measured.others.clone())
+            .collect();
         let captions = models.iter().flat_map(|(model, _)| [*model; OTHERS]);
         println!("\nin others.png, from left to right:");
-        job.others.iter().for_each(|other| println!("- {}", other.name));
+        job.others
+            .iter()
+            .for_each(|other| println!("- {}", other.name));
         ImageGrid::new(Tensor::cat(rows, 0))?
             .columns(job.others.len())
             .row_captions(captions)
@@ -229,7 +278,10 @@ impl Measured {
 }
 
 fn listed(values: &[f64], digits: usize) -> String {
-    let values: Vec<_> = values.iter().map(|value| format!("{value:.digits$}")).collect();
+    let values: Vec<_> = values
+        .iter()
+        .map(|value| format!("{value:.digits$}"))
+        .collect();
     values.join(", ")
 }
 

@@ -106,12 +106,7 @@ fn find(assets: &Path, captions: &[Caption], codes: &[impl AsRef<str>]) -> Resul
     let places = codes.iter().map(|code| {
         let code = code.as_ref();
         let place = captions.iter().position(|caption| caption.code == code);
-        place.ok_or_else(|| {
-            invalid(
-                &assets.join(CAPTIONS),
-                format!("it has no picture {code}"),
-            )
-        })
+        place.ok_or_else(|| invalid(&assets.join(CAPTIONS), format!("it has no picture {code}")))
     });
     places.collect()
 }

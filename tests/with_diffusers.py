@@ -1,0 +1,87 @@
+"""Opens each folder that the crate writes with diffusers, and compares what diffusers makes of it.
+
+    cargo run --release --example written_folders -- written
+    pip install torch diffusers transformers peft
+    python tests/with_diffusers.py written
+
+Prints a line for each layout, and fails if the relative error of any is above 1e-3.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from safetensors.torch import load_file
+
+STEPS, GUIDANCE, NO_LABEL = 10, 3.0, 10
+LABELS = (0, 3, 5, 9)
+CAPTIONS = ("grinning face", "woman firefighter, dark skin tone", "blue heart", "Astronaut, medium skin tone!")
+TOLERANCE = 1e-3
+
+
+def draw(scheduler, noisy, predict):
+    """A DDIM run from given noise."""
+    scheduler = DDIMScheduler.from_config(scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    for timestep in scheduler.timesteps:
+        noisy = scheduler.step(predict(noisy, timestep), timestep, noisy).prev_sample
+    return noisy
+
+
+def unconditional(folder, ours):
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    return draw(pipeline.scheduler, ours["noise"], lambda x, t: pipeline.unet(x, t).sample), ours["pictures"]
+
+
+def classes(folder, ours):
+    unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    labels, none = torch.tensor(LABELS), torch.full([len(LABELS)], NO_LABEL)
+
+    def predict(noisy, timestep):
+        wanted, free = (unet(noisy, timestep, class_labels=label).sample for label in (labels, none))
+        return free + GUIDANCE * (wanted - free)
+
+    return draw(DDIMScheduler.from_pretrained(folder / "scheduler"), ours["noise"], predict), ours["pictures"]
+
+
+def captions(folder, ours):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(
+        list(CAPTIONS), latents=ours["noise"], guidance_scale=GUIDANCE, num_inference_steps=STEPS, output_type="pt"
+    ).images
+    return pictures * 2 - 1, ours["pictures"]
+
+
+def lora(folder, spelling):
+    ours = load_file(folder / f"ours_{spelling}" / "ours.safetensors")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    predict = lambda: unet(ours["noisy"], torch.tensor([10, 700]), ours["states"].squeeze(1)).sample
+    difference = relative_error(ours["output"], ours["output_without"])
+    assert relative_error(predict(), ours["output_without"]) < TOLERANCE < difference, "the factors change nothing"
+    factors, alphas = StableDiffusionPipeline.lora_state_dict(folder, weight_name=f"{spelling}.safetensors")
+    StableDiffusionPipeline.load_lora_into_unet(factors, alphas, unet)
+    return predict(), ours["output"]
+
+
+def relative_error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@torch.no_grad()
+def main():
+    root = Path(sys.argv[1])
+    compared = {}
+    for layout in (unconditional, classes, captions):
+        folder = root / layout.__name__
+        compared[layout.__name__] = relative_error(*layout(folder, load_file(folder / "ours.safetensors")))
+    for spelling in ("peft", "kohya"):
+        compared[f"LoRA, {spelling}"] = relative_error(*lora(root / "lora", spelling))
+    for layout, error in compared.items():
+        print(f"{layout:<16} relative error {error:.1e}  {'PASS' if error < TOLERANCE else 'FAIL'}")
+    sys.exit(any(error >= TOLERANCE for error in compared.values()))
+
+
+if __name__ == "__main__":
+    main()
