@@ -8,3 +8,4 @@ pub mod options;
 pub mod pictures;
 pub mod predicted;
 pub mod resources;
+pub mod subject;
