@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::attack::{Attack, Verdict};
+use crate::error::Result;
+use crate::report::ImageGrid;
 
 /// What was asked for, by whom it was received and done.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -193,4 +197,18 @@ pub struct Picture {
     pub png: String,
     /// Whether a subject item can be seen in it.
     pub shows_subject: bool,
+}
+
+impl Picture {
+    /// A grid of pictures.
+    ///
+    /// # Errors
+    /// Those of [`ImageGrid::to_png`].
+    pub fn new(grid: &ImageGrid, caption: impl Into<String>, shows_subject: bool) -> Result<Self> {
+        Ok(Self {
+            caption: caption.into(),
+            png: BASE64_STANDARD.encode(grid.to_png()?),
+            shows_subject,
+        })
+    }
 }

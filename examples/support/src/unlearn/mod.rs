@@ -7,4 +7,5 @@ pub mod job;
 pub mod options;
 pub mod pictures;
 pub mod predicted;
+pub mod report;
 pub mod resources;
