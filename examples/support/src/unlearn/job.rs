@@ -33,6 +33,7 @@ use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
+use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
 use crate::unlearn::subject::{
     self, Classes, ConditionOf, Kind, Origin, Pixels, Points, Subject, Text, from_range,
@@ -42,7 +43,7 @@ use crate::way::Way;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The results of a run, which appear in its output folder together.
-pub const RESULTS: [&str; 8] = [
+pub const RESULTS: [&str; 10] = [
     "model",
     "samples",
     "before.png",
@@ -51,6 +52,8 @@ pub const RESULTS: [&str; 8] = [
     "curves.svg",
     LOG,
     "summary.json",
+    "report.html",
+    "report.json",
 ];
 /// Most parts of the model's folder that are listed as left out.
 const MOST_NAMED: usize = 10;
@@ -313,6 +316,7 @@ where
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&folder.join("summary.json"), text)?;
+    report::write(&summary, &origin, &folder)?;
     results.publish()?;
     Ok(summary)
 }
