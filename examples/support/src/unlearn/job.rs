@@ -1,5 +1,6 @@
 //! The job of `unlearn`: measure, unlearn, measure again. Run by the example's `main` and by tests.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -55,6 +56,8 @@ pub const RESULTS: [&str; 10] = [
     "report.html",
     "report.json",
 ];
+/// Most conditions of forgotten images that are shown.
+const MOST_WORDS: usize = 3;
 /// Most parts of the model's folder that are listed as left out.
 const MOST_NAMED: usize = 10;
 
@@ -198,6 +201,9 @@ where
     // Invalid settings are rejected here, before anything that takes time.
     let [forget, retain, control] = points(&mut subject, &data, &device, progress)?;
     let words = forget.words.clone();
+    if let Some(line) = conditions(&subject, [&forget, &retain, &control]) {
+        progress.say(&line);
+    }
     let pairs = pairs(&subject, &retain, &forget, &options)?;
     pairs.pairs(0, options.batch)?;
     unet.check_condition(pairs.condition(Side::Forget))?;
@@ -358,6 +364,35 @@ fn points<S: Subject>(
         points(&data.retain, &data.found.retain, false)?,
         points(&data.control, &data.found.control, false)?,
     ])
+}
+
+/// What the model is told of the images, in a line; nothing for a model without a condition.
+fn conditions<S: Subject>(
+    subject: &S,
+    [forget, retain, control]: [&Points<ConditionOf<S>>; 3],
+) -> Option<String> {
+    let own: BTreeSet<&String> = forget.words.iter().collect();
+    let all: BTreeSet<&String> = [retain, control]
+        .iter()
+        .flat_map(|set| &set.words)
+        .collect();
+    let named: Vec<_> = own
+        .iter()
+        .take(MOST_WORDS)
+        .map(|words| format!("`{words}`"))
+        .collect();
+    let guidance = match subject.guidance() {
+        Some((scale, _)) => format!("with guidance {scale}"),
+        None => "without guidance".into(),
+    };
+    (!own.is_empty()).then(|| {
+        format!(
+            "told     forgotten: {}{}; {} different for the others; pictures are generated {guidance}",
+            named.join(", "),
+            if own.len() > MOST_WORDS { ", …" } else { "" },
+            all.len(),
+        )
+    })
 }
 
 /// Pairs with the conditions of both sides, of which some are dropped if requested.

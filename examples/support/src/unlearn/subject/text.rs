@@ -8,7 +8,7 @@ use siss::answer::OtherCondition;
 use siss::burn::module::Module;
 use siss::burn::tensor::{Device, Tensor};
 use siss::files::path_text;
-use siss::images::{Annotations, Format, ImageFiles, Images};
+use siss::images::{Annotations, Format, ImageFiles, Images, Transparency};
 use siss::models::{
     AutoencoderKl, ClipTextEncoder, ClipTokenizer, LatentCache, LeftOut, Lora, LoraPart,
     ModelFolder, TextCondition, UNet2dCondition, UNet2dConditionConfig, save_pipeline,
@@ -18,7 +18,7 @@ use siss::{Condition, Denoiser, Result as SissResult};
 use super::{Origin, Points, Result, Subject, pixels};
 use crate::files;
 use crate::progress::Progress;
-use crate::unlearn::options::Options;
+use crate::unlearn::options::{Conditions, Options};
 
 /// The scale that Stable Diffusion's pipeline has by default.
 const GUIDANCE: f64 = 7.5;
@@ -113,39 +113,14 @@ impl Autoencoder {
     }
 }
 
-impl Subject for Text {
-    type Model = UNet2dCondition;
-
-    const PARTS: &'static [&'static str] = &[
-        "unet",
-        "scheduler",
-        "vae",
-        "text_encoder",
-        "tokenizer",
-        "feature_extractor",
-        "image_processor",
-        "safety_checker",
-        "requires_safety_checker",
-    ];
-    const OPTIONS: &'static [&'static str] = &[
-        "prompts",
-        "neighbour-prompt",
-        "guidance",
-        "drop-condition",
-        "cache",
-        "lora",
-    ];
-
-    fn read(
-        options: &Options,
+impl Text {
+    /// Reads a pipeline.
+    pub fn load(
+        conditions: &Conditions,
         origin: &ModelFolder,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, UNet2dCondition)> {
-        let conditions = &options.conditions;
-        if options.range != [-1.0, 1.0] {
-            return Err("--range: autoencoders take pictures from -1 to 1; leave it out".into());
-        }
         let root = origin.pipeline();
         let lora = match &conditions.lora {
             Some(path) => Some((Lora::load(path)?, path.clone())),
@@ -186,20 +161,80 @@ impl Subject for Text {
         Ok((text, unet))
     }
 
-    fn format(&self, found: &ImageFiles, options: &Options) -> Result<Format> {
+    /// One row of a prompt.
+    pub fn encoded(&mut self, prompt: &str, device: &Device) -> SissResult<TextCondition> {
+        Ok(self.encoder.encode(prompt, device)?.0)
+    }
+
+    /// The height and width of pictures; those to forget determine it if the model does not.
+    fn size(&self, found: &ImageFiles) -> (Option<[usize; 2]>, bool) {
         let reduction = self.autoencoder.reduction();
         let latent = self.config.sample_size.map(|size| size.sides());
         let configured = latent.map(|sides| sides.map(|side| side.saturating_mul(reduction)));
-        let [height, width] = configured.or_else(|| found.first_size()).unwrap_or([1, 1]);
-        pixels::check_size([height, width], &path_text(&options.model))?;
+        (
+            configured.or_else(|| found.first_size()),
+            configured.is_some(),
+        )
+    }
+
+    /// The format of the pictures of the model in a folder.
+    pub fn picture_format(
+        &self,
+        found: &ImageFiles,
+        transparency: Transparency,
+        model: &Path,
+    ) -> Result<Format> {
+        let (size, is_configured) = self.size(found);
+        let [height, width] = size.unwrap_or([1, 1]);
+        pixels::check_size([height, width], &path_text(model))?;
         Ok(Format {
             channels: COLOURS,
             height,
             width,
-            is_configured: configured.is_some(),
+            is_configured,
             range: [-1.0, 1.0],
-            transparency: options.transparency,
+            transparency,
         })
+    }
+}
+
+impl Subject for Text {
+    type Model = UNet2dCondition;
+
+    const PARTS: &'static [&'static str] = &[
+        "unet",
+        "scheduler",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "feature_extractor",
+        "image_processor",
+        "safety_checker",
+        "requires_safety_checker",
+    ];
+    const OPTIONS: &'static [&'static str] = &[
+        "prompts",
+        "neighbour-prompt",
+        "guidance",
+        "drop-condition",
+        "cache",
+        "lora",
+    ];
+
+    fn read(
+        options: &Options,
+        origin: &ModelFolder,
+        device: &Device,
+        progress: &dyn Progress,
+    ) -> Result<(Self, UNet2dCondition)> {
+        if options.range != [-1.0, 1.0] {
+            return Err("--range: autoencoders take pictures from -1 to 1; leave it out".into());
+        }
+        Self::load(&options.conditions, origin, device, progress)
+    }
+
+    fn format(&self, found: &ImageFiles, options: &Options) -> Result<Format> {
+        self.picture_format(found, options.transparency, &options.model)
     }
 
     fn shape(&self, format: Format) -> [usize; 3] {
