@@ -46,6 +46,10 @@ tshirt *ARGS:
 unlearn *ARGS:
     cargo run --release --example unlearn -- {{ARGS}}
 
+# Pictures under variants of a prompt, memorised ones and others: data for `unlearn` where none are kept.
+prompt-variants *ARGS:
+    cargo run --release --example prompt_variants -- {{ARGS}}
+
 # Every method on the T-shirt: runs what docs/results/methods.csv lacks, and writes the table of docs/results.md.
 compare *ARGS:
     cargo run --release --example compare -- {{ARGS}}

@@ -316,6 +316,10 @@ impl Condition for Labels {
         Self(rows.iter().map(|&row| self.0[row]).collect())
     }
 
+    fn extended_by(self, other: Self) -> siss::Result<Self> {
+        Ok(Self([self.0, other.0].concat()))
+    }
+
     fn to_device(self, _device: &Device) -> Self {
         self
     }

@@ -128,11 +128,17 @@ fn copies_under_another_name_are_told_by_their_files() {
                 retain: account,
                 control: None,
             },
+            found: data::Found {
+                forget: ImageFiles::default(),
+                retain: ImageFiles::default(),
+                control: ImageFiles::default(),
+            },
         };
         let tensor = |images: &Images| images.all(&Device::flex());
         let pairs = PairSampler::new(tensor(&data.retain), tensor(&data.forget), 0).unwrap();
         let told = Told::default();
-        checks::images(&data, &pairs, &tensor(&data.control), &told).unwrap();
+        let range = Some(data.format().range);
+        checks::images(&data, &pairs, &tensor(&data.control), range, &told).unwrap();
         told.0.into_inner().unwrap()
     };
     let lines = told("retain/more");

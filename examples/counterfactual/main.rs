@@ -270,7 +270,7 @@ impl<'a> Trial<'a> {
         let mut actual = Vec::new();
         for timestep in TIMESTEPS {
             progress.phase(&format!("the model's losses, t = {timestep}"));
-            let losses = probe.losses(&self.model, &copies, timestep)?;
+            let losses = probe.losses(&self.model, (&copies, &()), timestep)?;
             actual.push(losses.chunks(noises).map(mean).collect());
         }
         Ok(actual)

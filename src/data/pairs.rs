@@ -1,6 +1,7 @@
 //! `PairSampler`: batches from a retained and a forgotten set.
 
 use burn::tensor::Tensor;
+use rand::RngExt;
 use sha2::{Digest, Sha256};
 
 use super::batch::UnlearningBatch;
@@ -9,7 +10,8 @@ use super::pairing::{Pairing, Pairs};
 use super::points::check_not_empty;
 use super::side::Side;
 use crate::denoiser::Condition;
-use crate::error::{Result, check_device, check_shape};
+use crate::draws::{Stream, keyed_rng};
+use crate::error::{Result, check_device, check_probability, check_shape};
 use crate::host::{select_rows, to_f32};
 
 /// Pairs retained with forgotten points; the same (seed, step) always gives the same pairs.
@@ -23,6 +25,15 @@ pub struct PairSampler<const D: usize, C = ()> {
     retain_condition: C,
     forget_condition: C,
     pairing: Pairing,
+    dropped: Option<Dropped<C>>,
+}
+
+/// What takes the place of a condition, and how often.
+#[derive(Debug, Clone)]
+struct Dropped<C> {
+    probability: f64,
+    /// One row.
+    none: C,
 }
 
 impl<const D: usize> PairSampler<D> {
@@ -102,6 +113,7 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
             retain_condition,
             forget_condition,
             pairing,
+            dropped: None,
         })
     }
 
@@ -109,6 +121,46 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.pairing = self.pairing.with_seed(seed);
         self
+    }
+
+    /// Replaces conditions by `none`, such as the null class or the encoded empty prompt, with this
+    /// probability, as in the training of a model for classifier-free guidance.
+    ///
+    /// It is decided for each row of a batch and each side by itself, by a number keyed by seed,
+    /// step, side and row.
+    ///
+    /// # Shapes
+    /// - `none`: one row
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for an invalid probability;
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for more than one row, or those of
+    /// [`Condition::extended_by`].
+    ///
+    /// # Example
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use siss::{PairSampler, Side};
+    ///
+    /// let device = Device::flex();
+    /// let (retain, forget) = (Tensor::<2>::zeros([3, 8], &device), Tensor::ones([1, 8], &device));
+    /// let prompts = ["a dog", "a cat", "a hat"].map(String::from).to_vec();
+    /// let face = vec!["a face".to_string()];
+    /// let pairs = PairSampler::with_conditions(retain, forget, prompts, face, 0)?
+    ///     .dropping(0.1, vec![String::new()])?;
+    /// let batch = pairs.batch(0, 1000)?;
+    /// let dropped = batch.condition(Side::Forget).iter().filter(|prompt| prompt.is_empty());
+    /// assert!((70..130).contains(&dropped.count()));
+    /// # Ok::<(), siss::Error>(())
+    /// ```
+    pub fn dropping(mut self, probability: f64, none: C) -> Result<Self> {
+        check_probability("the probability of dropping a condition", probability)?;
+        none.check_rows("the condition that stands for none", 1)?;
+        self.retain_condition
+            .take_rows(&[0])
+            .extended_by(none.clone())?;
+        self.dropped = Some(Dropped { probability, none });
+        Ok(self)
     }
 
     /// The retain set, `[n, …]`.
@@ -147,6 +199,10 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         for condition in [&self.retain_condition, &self.forget_condition] {
             condition.digest(&mut |bytes| digest.update(bytes))?;
         }
+        if let Some(Dropped { probability, none }) = &self.dropped {
+            digest.update(probability.to_le_bytes());
+            none.digest(&mut |bytes| digest.update(bytes))?;
+        }
         Ok(format!("{:x}", digest.finalize()))
     }
 
@@ -168,10 +224,31 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         UnlearningBatch::with_conditions(
             select_rows(&self.retain, &pairs.retain),
             select_rows(&self.forget, &pairs.forget),
-            self.retain_condition.take_rows(&pairs.retain),
-            self.forget_condition.take_rows(&pairs.forget),
+            self.conditions(Side::Retain, &pairs.retain, step)?,
+            self.conditions(Side::Forget, &pairs.forget, step)?,
         )?
         .with_forget_ids(pairs.forget_ids())
+    }
+
+    /// The conditions of some points of a side, except those that are dropped.
+    fn conditions(&self, side: Side, points: &[usize], step: u64) -> Result<C> {
+        let own = self.condition(side).take_rows(points);
+        let Some(Dropped { probability, none }) = &self.dropped else {
+            return Ok(own);
+        };
+        let stream = match side {
+            Side::Retain => Stream::Own("dropped retain conditions"),
+            Side::Forget => Stream::Own("dropped forget conditions"),
+        };
+        let is_dropped = |row: usize| {
+            let mut rng = keyed_rng(self.pairing.seed(), step, row as u64, stream);
+            rng.random::<f64>() < *probability
+        };
+        // The row after those of the batch stands for none.
+        let count = points.len();
+        let chosen = (0..count).map(|row| if is_dropped(row) { count } else { row });
+        let chosen: Vec<usize> = chosen.collect();
+        Ok(own.extended_by(none.clone())?.take_rows(&chosen))
     }
 }
 
@@ -238,6 +315,60 @@ mod tests {
                 [batch.condition(side), points].map(|rows| rows.to_data().try_to_vec::<f32>());
             assert_eq!(condition.unwrap(), points.unwrap());
         }
+    }
+
+    /// 10,000 rows of a probability of 0.2 are within four standard deviations, 0.004 each.
+    #[test]
+    fn conditions_are_dropped_as_often_as_asked_for_and_the_same_in_every_run() {
+        let sampler = |probability| {
+            let sampler =
+                PairSampler::with_conditions(set(0, 10), set(100, 3), set(0, 10), set(100, 3), 5);
+            let none = Tensor::from_data([[-1.0]], &Device::flex());
+            sampler.unwrap().dropping(probability, none).unwrap()
+        };
+        let conditions = |sampler: &PairSampler<2, Tensor<2>>, step, side| {
+            let batch = sampler.batch(step, 5000).unwrap();
+            batch.condition(side).to_data().try_to_vec::<f32>().unwrap()
+        };
+        let some = sampler(0.2);
+        let [retain, forget] = [Side::Retain, Side::Forget].map(|side| conditions(&some, 3, side));
+        let all = [retain.clone(), forget.clone()].concat();
+        let share = all.iter().filter(|&&value| value == -1.0).count() as f64 / 10_000.0;
+        assert!((0.184..0.216).contains(&share), "{share}");
+        // Others are unchanged, and the sides are independent of each other.
+        let plain = conditions(&sampler(0.0), 3, Side::Retain);
+        assert!(
+            retain
+                .iter()
+                .zip(&plain)
+                .all(|(now, own)| now == own || *now == -1.0)
+        );
+        let both = retain
+            .iter()
+            .zip(&forget)
+            .filter(|(a, b)| **a == -1.0 && **b == -1.0)
+            .count();
+        assert!((140..260).contains(&both), "{both}");
+        assert_eq!(conditions(&sampler(0.2), 3, Side::Retain), retain);
+        assert_ne!(conditions(&some, 4, Side::Forget), forget);
+        assert!(
+            conditions(&sampler(1.0), 0, Side::Forget)
+                .iter()
+                .all(|value| *value == -1.0)
+        );
+        let fingerprint = |probability| sampler(probability).fingerprint().unwrap();
+        assert_ne!(fingerprint(0.2), fingerprint(0.1));
+    }
+
+    #[test]
+    fn what_cannot_stand_for_a_condition_is_refused() {
+        let sampler =
+            || PairSampler::with_conditions(set(0, 2), set(5, 2), set(0, 2), set(5, 2), 0).unwrap();
+        for probability in [-0.1, 1.1, f64::NAN] {
+            assert!(sampler().dropping(probability, set(0, 1)).is_err());
+        }
+        assert!(sampler().dropping(0.1, set(0, 2)).is_err());
+        assert!(sampler().dropping(0.1, set(0, 1).repeat_dim(1, 2)).is_err());
     }
 
     #[test]

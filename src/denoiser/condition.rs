@@ -44,6 +44,13 @@ use crate::trainer::settings::no_json;
 ///         }
 ///     }
 ///
+///     fn extended_by(self, other: Self) -> siss::Result<Self> {
+///         Ok(Self {
+///             embedding: self.embedding.extended_by(other.embedding)?,
+///             mask: self.mask.extended_by(other.mask)?,
+///         })
+///     }
+///
 ///     fn to_device(self, device: &Device) -> Self {
 ///         Self {
 ///             embedding: self.embedding.to_device(device),
@@ -79,6 +86,14 @@ pub trait Condition: Clone + Send {
     ///
     /// The indices are below the number that [`check_rows`](Condition::check_rows) accepted.
     fn take_rows(&self, rows: &[usize]) -> Self;
+
+    /// The entries of this condition, then those of another, for
+    /// [`PairSampler::dropping`](crate::PairSampler::dropping).
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] for entries of another shape, or another error that says how they
+    /// differ.
+    fn extended_by(self, other: Self) -> Result<Self>;
 
     /// The same condition on another device, for
     /// [`SissTrainer::self_check`](crate::SissTrainer::self_check).
@@ -122,6 +137,10 @@ impl Condition for () {
 
     fn take_rows(&self, _rows: &[usize]) -> Self {}
 
+    fn extended_by(self, _other: Self) -> Result<Self> {
+        Ok(())
+    }
+
     fn to_device(self, _device: &Device) -> Self {}
 
     fn digest(&self, _add: &mut dyn FnMut(&[u8])) -> Result<()> {
@@ -139,6 +158,12 @@ macro_rules! tensor_condition {
 
             fn take_rows(&self, rows: &[usize]) -> Self {
                 self.clone().select(0, row_index(rows, &self.device()))
+            }
+
+            fn extended_by(self, other: Self) -> Result<Self> {
+                let remedy = "make both from the same classes, or with the same encoder";
+                check_shape("an entry of a condition", &self.dims()[1..], &other.dims()[1..], remedy)?;
+                Ok(Self::cat(vec![self, other], 0))
             }
 
             fn to_device(self, device: &Device) -> Self {
@@ -175,6 +200,11 @@ impl<T: Clone + Send + Serialize> Condition for Vec<T> {
         rows.iter().map(|&row| self[row].clone()).collect()
     }
 
+    fn extended_by(mut self, other: Self) -> Result<Self> {
+        self.extend(other);
+        Ok(self)
+    }
+
     fn to_device(self, _device: &Device) -> Self {
         self
     }
@@ -201,6 +231,17 @@ impl<C: Condition> Condition for Option<C> {
         self.as_ref().map(|condition| condition.take_rows(rows))
     }
 
+    fn extended_by(self, other: Self) -> Result<Self> {
+        match (self, other) {
+            (Some(condition), Some(other)) => Ok(Some(condition.extended_by(other)?)),
+            (None, None) => Ok(None),
+            _ => Err(Error::InvalidSetting {
+                what: "one of two conditions has a part that the other has not".into(),
+                remedy: "give both the same parts",
+            }),
+        }
+    }
+
     fn to_device(self, device: &Device) -> Self {
         self.map(|condition| condition.to_device(device))
     }
@@ -223,6 +264,10 @@ macro_rules! tuple_condition {
 
             fn take_rows(&self, rows: &[usize]) -> Self {
                 ($(self.$index.take_rows(rows),)*)
+            }
+
+            fn extended_by(self, other: Self) -> Result<Self> {
+                Ok(($(self.$index.extended_by(other.$index)?,)*))
             }
 
             fn to_device(self, device: &Device) -> Self {
@@ -280,6 +325,10 @@ mod tests {
             ("the classes", &[5][..], &[3][..])
         );
         assert_eq!(digest(&condition.take_rows(&[0, 1, 2])), digest(condition));
+        let joined = condition
+            .take_rows(&[0, 1])
+            .extended_by(condition.take_rows(&[2]));
+        assert_eq!(digest(&joined.unwrap()), digest(condition));
         let turned = condition.take_rows(&[2, 0, 1]);
         assert_ne!(digest(&turned), digest(condition));
         assert_eq!(digest(&turned.take_rows(&[1, 2, 0])), digest(condition));

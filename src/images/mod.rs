@@ -9,6 +9,7 @@
 //! is left out is counted or named.
 
 mod account;
+mod annotations;
 mod decode;
 mod files;
 mod kind;
@@ -32,6 +33,7 @@ use crate::files::{invalid, path_text};
 use crate::host::tensor;
 
 pub use account::Account;
+pub use annotations::Annotations;
 pub use files::{ImageFiles, TakenOut};
 pub use unread::UnreadFile;
 

@@ -55,6 +55,25 @@ impl Condition for ClassCondition {
         }
     }
 
+    fn extended_by(self, other: Self) -> Result<Self> {
+        let kinds = [self.kind(), other.kind()];
+        Ok(match (self, other) {
+            (Self::Labels(labels), Self::Labels(other)) => Self::Labels(labels.extended_by(other)?),
+            (Self::Numbers(numbers), Self::Numbers(other)) => {
+                Self::Numbers(numbers.extended_by(other)?)
+            }
+            (Self::Embeddings(embeddings), Self::Embeddings(other)) => {
+                Self::Embeddings(embeddings.extended_by(other)?)
+            }
+            _ => {
+                return Err(Error::InvalidSetting {
+                    what: format!("one condition has {} and the other {}", kinds[0], kinds[1]),
+                    remedy: "give the variant of `ClassCondition` that the network takes",
+                });
+            }
+        })
+    }
+
     fn to_device(self, device: &Device) -> Self {
         match self {
             Self::Labels(labels) => Self::Labels(labels.to_device(device)),
@@ -177,6 +196,14 @@ impl Condition for TextCondition {
         }
     }
 
+    fn extended_by(self, other: Self) -> Result<Self> {
+        Ok(Self {
+            hidden_states: self.hidden_states.extended_by(other.hidden_states)?,
+            pooled: self.pooled.extended_by(other.pooled)?,
+            time_ids: self.time_ids.extended_by(other.time_ids)?,
+        })
+    }
+
     fn to_device(self, device: &Device) -> Self {
         Self {
             hidden_states: self.hidden_states.to_device(device),
@@ -244,6 +271,36 @@ mod tests {
         assert_eq!(hidden, [8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0]);
         assert_eq!(pooled, [3.0, 1.0]);
         assert_eq!(taken.part_rows(), [2, 2]);
+    }
+
+    #[test]
+    fn conditions_are_joined_part_by_part_and_only_with_their_like() {
+        let device = Device::flex();
+        let whole = text(&device);
+        let joined = whole
+            .take_rows(&[0])
+            .extended_by(whole.take_rows(&[1, 2]))
+            .unwrap();
+        assert_eq!(bytes(&joined), bytes(&whole));
+        let mut other = whole.clone();
+        other.pooled = None;
+        assert!(other.extended_by(whole.clone()).is_err());
+        let short = TextCondition::new(Tensor::zeros([1, 1, 2], &device));
+        let plain = TextCondition::new(whole.hidden_states);
+        assert!(
+            plain
+                .extended_by(short)
+                .unwrap_err()
+                .to_string()
+                .contains("[1, 2]")
+        );
+        let labels = ClassCondition::Labels(Tensor::from_data([1, 2], &device));
+        let numbers = ClassCondition::Numbers(Tensor::from_data([1.0, 2.0], &device));
+        let error = labels.extended_by(numbers).unwrap_err().to_string();
+        assert!(
+            error.contains("labels") && error.contains("numbers"),
+            "{error}"
+        );
     }
 
     #[test]

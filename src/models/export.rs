@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::folder::WEIGHTS;
 use super::index::PipelineIndex;
 use super::location::{CONFIG, ModelFolder, stated_prediction_type};
-use super::unet2d::UNet2d;
+use super::{ClassUNet2d, UNet2d, UNet2dCondition, folder, settings};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_prediction_type};
 use crate::files::json::python_object;
@@ -57,12 +57,42 @@ impl fmt::Display for LeftOut {
     }
 }
 
+/// A network that [`save_pipeline`] writes: one that takes the place of a pipeline's `unet`.
+pub trait PipelineNetwork: Denoiser<4> {
+    /// Writes `config.json` and the weights into a folder. Each tensor has the type that it has in
+    /// the folder of the original network, or f32 if no weights can be read there.
+    ///
+    /// # Errors
+    /// Those of [`UNet2d::save`].
+    fn save_like(&self, original: &Path, folder: &Path) -> Result<()>;
+}
+
+impl PipelineNetwork for UNet2d {
+    fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
+        folder::save_like(self, &self.config().to_json(), [original, folder])
+    }
+}
+
+impl PipelineNetwork for ClassUNet2d {
+    fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
+        self.unet().save_like(original, folder)
+    }
+}
+
+impl PipelineNetwork for UNet2dCondition {
+    fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
+        let config = settings::to_text(self.config());
+        folder::save_like(self, &config, [original, folder])
+    }
+}
+
 /// Writes a network in the layout of the original model, together with the rest of that model.
 ///
 /// The rest is the scheduler, the other parts that `model_index.json` names, code and texts at the
 /// root, the licence and the model card. Contents are copied, file modes are not; links are
 /// followed.
 ///
+/// - The weights keep the types of the original's: what was fp16 stays fp16. They are one file.
 /// - The scheduler's file is copied unchanged, so it must say that the model predicts what the
 ///   network predicts ([`Denoiser::prediction_type`]).
 /// - A missing index is written, with the scheduler's own class.
@@ -77,7 +107,7 @@ impl fmt::Display for LeftOut {
 /// [`Error::Io`] with the path; [`Error::InvalidFile`] for an invalid index;
 /// [`Error::PredictionTypeDiffers`] before anything is written.
 pub fn save_pipeline(
-    network: &UNet2d,
+    network: &impl PipelineNetwork,
     origin: &ModelFolder,
     folder: impl AsRef<Path>,
     note: &str,
@@ -110,7 +140,7 @@ pub fn save_pipeline(
         export.beside_network(&network_folder)?;
     }
     // Last, so that no copied file overwrites the new network.
-    network.save(network_folder)?;
+    network.save_like(origin.network(), &network_folder)?;
     create(&scheduler_folder)?;
     let scheduler = origin.scheduler_file();
     copy_file(scheduler, &scheduler_folder.join(SCHEDULER_CONFIG))?;

@@ -22,6 +22,7 @@ mod folder;
 #[cfg(test)]
 mod full_size;
 mod index;
+mod latents;
 mod layers;
 mod location;
 mod lora;
@@ -41,13 +42,14 @@ pub use clip::ClipTokenizer;
 pub use clip::{ClipActivation, ClipTextConfig, ClipTextEncoder, EncodedText};
 pub use condition::{ClassCondition, TextCondition};
 pub use dit::{Dit, DitConfig};
-pub use export::{LeftOut, save_pipeline};
+pub use export::{LeftOut, PipelineNetwork, save_pipeline};
 #[cfg(feature = "flex-kernels")]
 #[doc(hidden)]
 pub use flex::use_flex_kernels;
 #[cfg(feature = "metrics")]
 pub(crate) use folder::safe_tensors;
 pub use index::{PipelineIndex, PipelinePart};
+pub use latents::LatentCache;
 pub use location::ModelFolder;
 pub use lora::{Lora, LoraPart};
 pub use note::LoadNote;

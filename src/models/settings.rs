@@ -227,3 +227,13 @@ pub enum Size {
     /// Height, then width.
     Rectangle([usize; 2]),
 }
+
+impl Size {
+    /// Height and width.
+    pub fn sides(self) -> [usize; 2] {
+        match self {
+            Self::Square(side) => [side; 2],
+            Self::Rectangle(sides) => sides,
+        }
+    }
+}

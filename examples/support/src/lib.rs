@@ -29,4 +29,5 @@ pub mod target;
 pub mod trained;
 pub mod tshirt;
 pub mod unlearn;
+pub mod variants;
 pub mod way;

@@ -11,7 +11,7 @@ use siss::evaluate::{
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Sampler};
-use siss::{DdpmScheduler, Result};
+use siss::{Condition, DdpmScheduler, Denoiser, Result};
 
 /// Seed of samples, noises and copies: the same for every model and every run.
 pub const EVALUATION_SEED: u64 = 20_250_301;
@@ -69,11 +69,13 @@ impl Probe {
         })
     }
 
-    /// Draws samples from number `begin` on, `[count, channels, height, width]`: a sample's noise
-    /// depends only on its number. `progress` receives the number of samples.
-    pub fn sample(
+    /// Draws samples from number `begin` on, `[count, channels, height, width]`, each under its row
+    /// of the condition: a sample's noise depends only on its number. `progress` receives the
+    /// number of samples.
+    pub fn sample<M: Denoiser<4, Condition: Sync> + Sync>(
         &self,
-        model: &UNet2d,
+        model: &M,
+        condition: &M::Condition,
         begin: u64,
         [count, channels, height, width]: [usize; 4],
         device: &Device,
@@ -83,10 +85,11 @@ impl Probe {
         let samples = self.chunks.run(count, |first, count| {
             progress(done.load(Relaxed));
             let shape = [count, channels, height, width];
+            let condition = take(condition, first, count);
             let first = begin + first as u64;
-            let images = self
-                .sampler
-                .sample(model, &(), shape, EVALUATION_SEED, first, device);
+            let images =
+                self.sampler
+                    .sample(model, &condition, shape, EVALUATION_SEED, first, device);
             done.fetch_add(count, Relaxed);
             images
         })?;
@@ -95,7 +98,12 @@ impl Probe {
 
     /// Squared error of the prediction for each image, mean over elements. Image `i` has the same
     /// noise at every timestep and for every model.
-    pub fn losses(&self, model: &UNet2d, images: &Tensor<4>, timestep: usize) -> Result<Vec<f64>> {
+    pub fn losses<M: Denoiser<4, Condition: Sync> + Sync>(
+        &self,
+        model: &M,
+        (images, condition): (&Tensor<4>, &M::Condition),
+        timestep: usize,
+    ) -> Result<Vec<f64>> {
         let losses = self.chunks.run(images.dims()[0], |first, count| {
             let images = images.clone().narrow(0, first, count);
             let loss = DenoisingLoss {
@@ -104,7 +112,8 @@ impl Probe {
                 micro_batch_size: self.chunks.rows,
                 ..DenoisingLoss::at([timestep as f64])
             };
-            loss.measure(model, &self.scheduler, &images, &())
+            let condition = take(condition, first, count);
+            loss.measure(model, &self.scheduler, &images, &condition)
         })?;
         Ok(losses.concat().concat())
     }
@@ -161,17 +170,17 @@ impl Probe {
     }
 
     /// Each image, noised to a timestep and denoised from there.
-    pub fn denoise(
+    pub fn denoise<M: Denoiser<4, Condition: Sync> + Sync>(
         &self,
-        model: &UNet2d,
-        images: &Tensor<4>,
+        model: &M,
+        (images, condition): (&Tensor<4>, &M::Condition),
         timestep: usize,
     ) -> Result<Tensor<4>> {
         let denoised = self.chunks.run(images.dims()[0], |first, count| {
             let clean = images.clone().narrow(0, first, count);
             self.sampler.noise_and_denoise(
                 model,
-                &(),
+                &take(condition, first, count),
                 clean,
                 timestep,
                 EVALUATION_SEED,
@@ -180,6 +189,10 @@ impl Probe {
         })?;
         Ok(Tensor::cat(denoised, 0))
     }
+}
+
+fn take<C: Condition>(condition: &C, first: usize, count: usize) -> C {
+    condition.take_rows(&(first..first + count).collect::<Vec<_>>())
 }
 
 fn as_times(timesteps: &[usize]) -> Vec<f64> {

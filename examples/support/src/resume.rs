@@ -87,7 +87,7 @@ impl Checkpointing {
     pub fn begin<M: Denoiser<D>, const D: usize>(
         &self,
         trainer: &mut SissTrainer<M, D>,
-        pairs: &PairSampler<D>,
+        pairs: &PairSampler<D, M::Condition>,
         [steps, batch]: [usize; 2],
         out: &Path,
         say: impl Fn(&str),

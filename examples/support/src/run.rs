@@ -9,11 +9,10 @@ use std::time::Instant;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use siss::backend::DeviceSpec;
-use siss::burn::module::Module;
 use siss::files::path_text;
 use siss::models::UNet2d;
 use siss::observer::{Finding, cut_log};
-use siss::{Checkpoints, PairSampler, SissTrainer, StepReport};
+use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer, StepReport};
 
 use crate::files::{self, failed};
 use crate::progress::Progress;
@@ -39,15 +38,15 @@ pub struct StepRecord<A> {
 }
 
 /// The outcome of the unlearning.
-pub struct Unlearned<A> {
-    pub model: UNet2d,
+pub struct Unlearned<A, M = UNet2d> {
+    pub model: M,
     pub records: Vec<StepRecord<A>>,
     pub findings: Vec<Finding>,
     /// Duration of the steps alone, as far as this process took them.
     pub seconds: f64,
 }
 
-impl<A> Unlearned<A> {
+impl<A, M> Unlearned<A, M> {
     /// Rows run through the model per pair of images, mean over the steps.
     pub fn rows_per_sample(&self) -> f64 {
         let rows = self
@@ -67,9 +66,9 @@ pub struct Plan {
 }
 
 /// An unlearning run that has been set up or resumed, and has steps to take.
-pub struct Run<'a, A> {
-    trainer: SissTrainer<UNet2d, 4>,
-    pairs: &'a PairSampler<4>,
+pub struct Run<'a, A, M: Denoiser<4> = UNet2d> {
+    trainer: SissTrainer<M, 4>,
+    pairs: &'a PairSampler<4, M::Condition>,
     plan: Plan,
     progress: &'a dyn Progress,
     checkpointing: &'a Checkpointing,
@@ -81,13 +80,13 @@ pub struct Run<'a, A> {
     records: Vec<StepRecord<A>>,
 }
 
-impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
+impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
     /// Opens the checkpoints in `out`, and the log next to them, which a resumed run needs. Without
     /// checkpoints the log is an ordinary result. Conditions that prevent resuming the run are
     /// detected here.
     pub fn begin(
-        mut trainer: SissTrainer<UNet2d, 4>,
-        pairs: &'a PairSampler<4>,
+        mut trainer: SissTrainer<M, 4>,
+        pairs: &'a PairSampler<4, M::Condition>,
         plan: Plan,
         checkpointing: &'a Checkpointing,
         [out, results]: [&Path; 2],
@@ -132,9 +131,9 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
     /// Takes the steps. `look` measures the plain model; `took` receives the seconds of each step.
     pub fn finish(
         mut self,
-        look: impl Fn(&UNet2d) -> siss::Result<A>,
+        look: impl Fn(&M) -> siss::Result<A>,
         mut took: impl FnMut(f64),
-    ) -> Result<Unlearned<A>> {
+    ) -> Result<Unlearned<A, M>> {
         let Plan {
             steps,
             batch,
@@ -190,16 +189,16 @@ impl<'a, A: Serialize + DeserializeOwned> Run<'a, A> {
 }
 
 /// Reports problems while they can still be solved.
-pub fn tell(trainer: &mut SissTrainer<UNet2d, 4>, progress: &dyn Progress) {
+pub fn tell<M: Denoiser<4>>(trainer: &mut SissTrainer<M, 4>, progress: &dyn Progress) {
     for finding in trainer.new_findings() {
         progress.say(&format!("note: {finding}"));
     }
 }
 
 /// Rejects a device whose gradients differ from the CPU's.
-fn check_device(
-    trainer: &mut SissTrainer<UNet2d, 4>,
-    pairs: &PairSampler<4>,
+fn check_device<M: Denoiser<4>>(
+    trainer: &mut SissTrainer<M, 4>,
+    pairs: &PairSampler<4, M::Condition>,
     progress: &dyn Progress,
 ) -> Result<()> {
     let Ok(reference) = DeviceSpec::Flex.device() else {

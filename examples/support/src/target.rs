@@ -9,7 +9,7 @@ use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData};
-use siss::{DdpmScheduler, Result};
+use siss::{DdpmScheduler, Denoiser, Result};
 
 use crate::progress::{Progress, duration};
 
@@ -27,7 +27,7 @@ pub enum Target {
 
 /// Most retained images that answers are predicted from, and most control images that are used.
 pub const REFERENCES: usize = 1000;
-const MOST_CONTROLS: usize = 200;
+pub const MOST_CONTROLS: usize = 200;
 /// Pixels and images run through the model at a time. Not `--micro-batch`: a resumed run may change
 /// that, and has to find the same predictions.
 const PIXELS_AT_A_TIME: usize = 1 << 16;
@@ -43,6 +43,17 @@ pub fn predict_losses(
 ) -> Result<Counterfactual> {
     let controls = few(controls);
     let data = CounterfactualData::new(retained, &controls, forgotten);
+    losses_of(model, config, data, forgotten, progress)
+}
+
+/// The same for a model of any condition; `forgotten`: the forgotten points of `data`.
+pub fn losses_of<M: Denoiser<4>>(
+    model: &M,
+    config: &SchedulerConfig,
+    data: CounterfactualData<'_, 4, M::Condition>,
+    forgotten: &Tensor<4>,
+    progress: &dyn Progress,
+) -> Result<Counterfactual> {
     let settings = CounterfactualConfig {
         // With many images, fewer noises per image suffice.
         noises: (256 / forgotten.dims()[0]).clamp(4, 64),
@@ -65,6 +76,17 @@ pub fn predict_answers(
 ) -> Result<PredictedAnswer<4>> {
     let controls = few(controls);
     let data = CounterfactualData::new(retained, &controls, forgotten);
+    answers_of(model, config, (data, losses), forgotten, progress)
+}
+
+/// The same for a model of any condition; `forgotten`: the forgotten points of the data.
+pub fn answers_of<M: Denoiser<4>>(
+    model: &M,
+    config: &SchedulerConfig,
+    (data, losses): (CounterfactualData<'_, 4, M::Condition>, &Counterfactual),
+    forgotten: &Tensor<4>,
+    progress: &dyn Progress,
+) -> Result<PredictedAnswer<4>> {
     let scheduler = DdpmScheduler::from_config(config)?;
     let settings = PredictedAnswerConfig {
         retained: REFERENCES,

@@ -160,8 +160,12 @@ impl AutoencoderKl {
     /// # Errors
     /// Those of [`encode`](AutoencoderKl::encode).
     pub fn latent(&self, images: Tensor<4>) -> Result<Tensor<4>> {
-        let mode = self.encode(images)?.mean;
-        Ok(mode.sub_scalar(self.config.shift()) * self.config.scaling_factor)
+        Ok(self.scaled(self.encode(images)?.mean))
+    }
+
+    /// `(z − shift) · scale`.
+    pub(super) fn scaled(&self, z: Tensor<4>) -> Tensor<4> {
+        z.sub_scalar(self.config.shift()) * self.config.scaling_factor
     }
 
     /// The pictures of latents of the diffusion model, the reverse of

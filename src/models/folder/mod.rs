@@ -18,7 +18,7 @@ use burn::store::{
     ApplyError, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot,
     PyTorchToBurnAdapter,
 };
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 use super::LoadNote;
 use super::location::CONFIG;
@@ -80,6 +80,38 @@ pub(super) fn save_files<M: Module>(
     folder: &Path,
     files: Files,
 ) -> Result<()> {
+    save_tensors(collect(module), config, folder, files)
+}
+
+/// Like [`save`], with each tensor in the type that it has in the folder `original`, or in f32 if
+/// no weights can be read there.
+///
+/// # Errors
+/// Those of [`save`].
+pub(super) fn save_like<M: Module>(
+    module: &M,
+    config: &str,
+    [original, folder]: [&Path; 2],
+) -> Result<()> {
+    let stored = weights::read(original, Files::Diffusers).and_then(|stored| {
+        let prefix = common_prefix(&stored.tensors);
+        by_name(stored.tensors, prefix.len(), &stored.path)
+    });
+    let stored = stored.unwrap_or_default();
+    let tensors = collect(module).into_iter();
+    let tensors = tensors.map(|tensor| match stored.get(&tensor.name) {
+        Some(earlier) => like(tensor, &earlier.tensor),
+        None => tensor,
+    });
+    save_tensors(tensors.collect(), config, folder, Files::Diffusers)
+}
+
+fn save_tensors(
+    tensors: Vec<burn_pack::Tensor>,
+    config: &str,
+    folder: &Path,
+    files: Files,
+) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
     // The index of weights in parts, which both libraries prefer to a single file.
     let index = folder.join(format!("{}.index.json", files.weights()));
@@ -88,14 +120,26 @@ pub(super) fn save_files<M: Module>(
                        write into another folder, or remove it and its parts";
         return Err(invalid(&index, message));
     }
-    save_weights(module, &folder.join(files.weights()))?;
+    replace(&folder.join(files.weights()), |file| {
+        safe::write(tensors, file)
+    })?;
     replace(&folder.join(CONFIG), |file| {
         file.write_all(config.as_bytes())
     })
 }
 
-fn save_weights<M: Module>(module: &M, path: &Path) -> Result<()> {
-    replace(path, |file| safe::write(collect(module), file))
+/// A tensor in the shape and the type of an earlier one.
+pub(super) fn like(tensor: burn_pack::Tensor, earlier: &burn_pack::Tensor) -> burn_pack::Tensor {
+    let (name, dtype, shape) = (tensor.name.clone(), earlier.dtype, earlier.shape.clone());
+    let length = shape.num_elements() * dtype.size();
+    let convert = move || {
+        let (_, of_value, shape, _, bytes) = tensor.clone().into_parts()?;
+        let failed = |error: String| burn_pack::Error::ValidationError(error);
+        let data = TensorData::try_from_bytes(bytes, shape, of_value)
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(data.convert_dtype(dtype).into_bytes())
+    };
+    burn_pack::Tensor::deferred(name, dtype, shape, None, length, convert)
 }
 
 /// A network's tensors with the names and layout of the file.

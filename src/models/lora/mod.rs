@@ -184,6 +184,12 @@ impl Lora {
         self.layers.len()
     }
 
+    /// Whether it has factors for a part of a pipeline.
+    pub fn has(&self, part: LoraPart) -> bool {
+        let mut layers = self.layers.iter();
+        layers.any(|layer| part.has(layer.spelling, &layer.stem))
+    }
+
     /// Adds the products to a network's weights.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::store::burn_pack;
-use burn::tensor::{Device, Shape, TensorData};
+use burn::tensor::{Device, Shape};
 
 use self::names::UnetNames;
 use super::folder::{self, StoredTensors};
@@ -189,7 +189,7 @@ impl SingleFile {
                 ));
             };
             tensor.name = place.clone();
-            new.insert(place, like(tensor, earlier));
+            new.insert(place, folder::like(tensor, earlier));
         }
         let kept = self
             .tensors
@@ -287,20 +287,6 @@ fn unet_names(config: &UNet2dConditionConfig) -> UnetNames {
         layers_per_block: config.layers_per_block,
         up_attention: config.up_block_types.iter().map(has_attention).collect(),
     }
-}
-
-/// A tensor in the shape and the type of an earlier one.
-fn like(tensor: burn_pack::Tensor, earlier: &burn_pack::Tensor) -> burn_pack::Tensor {
-    let (name, dtype, shape) = (tensor.name.clone(), earlier.dtype, earlier.shape.clone());
-    let length = shape.num_elements() * dtype.size();
-    let convert = move || {
-        let (_, of_value, shape, _, bytes) = tensor.clone().into_parts()?;
-        let failed = |error: String| burn_pack::Error::ValidationError(error);
-        let data = TensorData::try_from_bytes(bytes, shape, of_value)
-            .map_err(|error| failed(error.to_string()))?;
-        Ok(data.convert_dtype(dtype).into_bytes())
-    };
-    burn_pack::Tensor::deferred(name, dtype, shape, None, length, convert)
 }
 
 fn version_1() -> UNet2dConditionConfig {

@@ -34,7 +34,7 @@ use crate::error::{Error, Result, check_device, check_shape};
 ///         forgotten: &[1],
 ///     });
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct CounterfactualData<'a, const D: usize, C = ()> {
     pub(crate) retained: &'a dyn Points<D>,
     pub(crate) controls: &'a Tensor<D>,
@@ -43,6 +43,15 @@ pub struct CounterfactualData<'a, const D: usize, C = ()> {
     pub(super) forgotten_condition: &'a C,
     pub(crate) groups: Option<Groups<'a>>,
 }
+
+// It borrows its parts, so that conditions need not be `Copy`, as a derived implementation asks.
+impl<const D: usize, C> Clone for CounterfactualData<'_, D, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<const D: usize, C> Copy for CounterfactualData<'_, D, C> {}
 
 impl<'a, const D: usize> CounterfactualData<'a, D> {
     /// The points that the prediction is made from, for a model without a condition.

@@ -220,7 +220,7 @@ pub fn losses(
 ) -> Result<Vec<f64>> {
     let count = images.dims()[0];
     let rows = images.clone().repeat_dim(0, noises);
-    let losses = material.probe.losses(model, &rows, timestep)?;
+    let losses = material.probe.losses(model, (&rows, &()), timestep)?;
     let of = |image| {
         mean(
             &losses
@@ -312,9 +312,14 @@ impl Generated {
         let sample = |model: &UNet2d, name: &str| {
             let tell =
                 |done| progress.phase(&format!("sampling {name}: {done} of {}", options.samples));
-            material
-                .probe
-                .sample(model, options.seed << 32, shape, &material.device(), tell)
+            material.probe.sample(
+                model,
+                &(),
+                options.seed << 32,
+                shape,
+                &material.device(),
+                tell,
+            )
         };
         let models = &material.models;
         let retrained = models.retrained.as_ref();
@@ -374,7 +379,9 @@ pub fn denoised(material: &Material, progress: &dyn Progress) -> Result<AuditTes
     let copies = (64 / material.items()).max(2);
     let noisy = material.subjects.clone().repeat_dim(0, copies);
     let distance = |model: &UNet2d| -> Result<Measured> {
-        let images = material.probe.denoise(model, &noisy, DENOISED_FROM)?;
+        let images = material
+            .probe
+            .denoise(model, (&noisy, &()), DENOISED_FROM)?;
         let distances = distances(&images, &noisy);
         Ok(Measured::from(&Estimate::mean("distance", &distances)?))
     };

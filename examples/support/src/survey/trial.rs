@@ -70,7 +70,7 @@ impl<'a> Trial<'a> {
         let heldout = heldout.clone().narrow(0, 0, count);
         let mut losses = [0.0; 3];
         for (loss, timestep) in losses.iter_mut().zip(HELDOUT) {
-            *loss = mean(&self.probe.losses(model, &heldout, timestep)?);
+            *loss = mean(&self.probe.losses(model, (&heldout, &()), timestep)?);
         }
         Ok(losses)
     }
@@ -211,7 +211,7 @@ impl Request<'_> {
         let points = &self.data.forget;
         let mut shape = points.dims();
         shape[0] = samples;
-        let images = (self.trial.probe).sample(model, 0, shape, &points.device(), |done| {
+        let images = (self.trial.probe).sample(model, &(), 0, shape, &points.device(), |done| {
             progress.phase(&format!("generating images: {done} of {samples}"));
         })?;
         Ok(self.copies.among(&images))

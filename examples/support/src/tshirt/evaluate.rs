@@ -75,7 +75,7 @@ impl Examiner {
     ) -> Result<Evaluated> {
         let device = self.tshirt.device();
         let shape = [self.samples, 1, 28, 28];
-        let generated = self.probe.sample(model, 0, shape, &device, |done| {
+        let generated = self.probe.sample(model, &(), 0, shape, &device, |done| {
             progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
         })?;
         let distances = distances(&generated, &self.tshirt);
@@ -100,7 +100,7 @@ impl Examiner {
         for timestep in TIMESTEPS {
             progress.phase(&format!("digits' loss {name}, t = {timestep}"));
             let key = timestep.to_string();
-            let losses = self.probe.losses(model, &self.heldout, timestep)?;
+            let losses = self.probe.losses(model, (&self.heldout, &()), timestep)?;
             let percentile = percentile_rank(figures.tshirt_loss[&key], &losses);
             figures.heldout_loss.insert(key.clone(), mean(&losses));
             figures
@@ -126,7 +126,7 @@ impl Examiner {
         let loss = |&timestep: &usize| {
             Ok((
                 timestep.to_string(),
-                mean(&self.probe.losses(model, &copies, timestep)?),
+                mean(&self.probe.losses(model, (&copies, &()), timestep)?),
             ))
         };
         timesteps.iter().map(loss).collect()
@@ -146,7 +146,7 @@ impl Examiner {
     /// Copies of the T-shirt noised to a timestep and denoised.
     pub fn denoise(&self, model: &UNet2d, timestep: usize, copies: usize) -> Result<Tensor<4>> {
         let tshirts = self.tshirt.clone().repeat_dim(0, copies);
-        self.probe.denoise(model, &tshirts, timestep)
+        self.probe.denoise(model, (&tshirts, &()), timestep)
     }
 
     /// Mean distance of images from the T-shirt, with pixels in `[0, 1]`.

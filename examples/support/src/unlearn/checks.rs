@@ -9,9 +9,9 @@ use siss::data::{DataCheck, DataFinding, NearDuplicate, near_duplicates};
 use siss::evaluate::{ModelCheck, ModelFinding};
 use siss::files::path_text;
 use siss::images::Images;
-use siss::models::{ModelFolder, UNet2d};
+use siss::models::ModelFolder;
 use siss::process::SchedulerConfig;
-use siss::{DdpmScheduler, PairSampler};
+use siss::{Condition, DdpmScheduler, PairSampler, Side};
 
 use crate::files::failed;
 use crate::progress::Progress;
@@ -19,11 +19,11 @@ use crate::resume::checkpoint_folder;
 use crate::unlearn::data::Data;
 use crate::unlearn::job::RESULTS;
 use crate::unlearn::options::{Augment, Options, Settings};
+use crate::unlearn::subject::{ConditionOf, Points, Subject};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Rejects folders that are missing or conflict with each other, and a model that does not work on
-/// pixels. Creates nothing.
+/// Rejects folders that are missing or conflict with each other. Creates nothing.
 pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     let Options {
         forget,
@@ -47,8 +47,7 @@ pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
             .into());
         }
     }
-    output(out, &images, model.pipeline())?;
-    pipeline(model)
+    output(out, &images, model.pipeline())
 }
 
 /// Rejects an unsuitable output folder, and one in which other files would be lost.
@@ -94,41 +93,19 @@ fn resolved(path: &Path) -> siss::Result<PathBuf> {
     Ok(known.join(rest))
 }
 
-/// Parts of a pipeline that do not change pixels.
-const HARMLESS: [&str; 5] = [
-    "unet",
-    "scheduler",
-    "feature_extractor",
-    "image_processor",
-    "safety_checker",
-];
-
-/// Rejects a pipeline whose network does not work on pixels.
-fn pipeline(model: &ModelFolder) -> Result<()> {
-    let (Some(path), Some(index)) = (model.index_file(), model.index()?) else {
-        return Ok(());
-    };
-    let mut parts = index.parts.keys();
-    match parts.find(|part| !HARMLESS.contains(&part.as_str())) {
-        None => Ok(()),
-        Some(part) => Err(format!(
-            "{}: the pipeline has a `{part}`; only those of a `unet` and a `scheduler`, which work on pixels, are unlearned here",
-            path_text(path)
-        )
-        .into()),
-    }
-}
-
 /// Reports images that are probably a mistake: almost the same image on two sides, under any name,
 /// or at another scale.
-pub fn images(
+///
+/// `range`: the values of black and white in the points, if these are pictures.
+pub fn images<C: Condition>(
     data: &Data,
-    pairs: &PairSampler<4>,
+    pairs: &PairSampler<4, C>,
     control: &Tensor<4>,
+    range: Option<[f64; 2]>,
     progress: &dyn Progress,
 ) -> siss::Result<()> {
     let check = DataCheck {
-        range: Some(data.format().range),
+        range,
         ..DataCheck::default()
     };
     let copy = |pair: &NearDuplicate, side: &Images, what| {
@@ -156,22 +133,27 @@ pub fn images(
 /// been trained at all.
 ///
 /// Also reports whether the model knows the mirror images of the images to forget.
-pub fn model(
-    model: &UNet2d,
+pub fn model<S: Subject>(
+    (subject, model): (&S, &S::Model),
     config: &SchedulerConfig,
     data: &Data,
-    pairs: &PairSampler<4>,
-    control: &Tensor<4>,
+    pairs: &PairSampler<4, ConditionOf<S>>,
+    control: &Points<ConditionOf<S>>,
     (options, settings): (&Options, &Settings),
     progress: &dyn Progress,
 ) -> Result<bool> {
     let check = ModelCheck {
-        range: Some(options.range),
+        range: subject.range(),
         micro_batch_size: settings.micro_batch,
         ..ModelCheck::default()
     };
     let scheduler = DdpmScheduler::from_config(config)?;
-    let report = check.run(model, &scheduler, pairs.retain(), &())?;
+    let report = check.run(
+        model,
+        &scheduler,
+        pairs.retain(),
+        pairs.condition(Side::Retain),
+    )?;
     let finding = report.and_then(|report| report.finding);
     match &finding {
         Some(ModelFinding::OtherPreprocessing { given, better, .. }) => {
@@ -195,8 +177,10 @@ pub fn model(
         Some(other) => progress.say(&format!("note: {other}")),
         None => {}
     }
-    if options.augment == Augment::None {
-        let (forget, control) = ((pairs.forget(), &()), (control, &()));
+    // Latents of mirrored pictures are not mirrored latents.
+    if options.augment == Augment::None && subject.range().is_some() {
+        let forget = (pairs.forget(), pairs.condition(Side::Forget));
+        let control = (&control.points, &control.condition);
         let known = check.known_mirrors(model, &scheduler, forget, control)?;
         if let Some(first) = known.first() {
             progress.say(&format!(

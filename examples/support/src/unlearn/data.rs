@@ -4,16 +4,17 @@ use std::error::Error;
 use std::path::Path;
 
 use serde::Serialize;
+use siss::Condition;
 use siss::draws::{Stream, keyed_rng};
 use siss::files::path_text;
 use siss::images::{Account, Format, ImageFiles, ImageReader, Images};
-use siss::models::UNet2dConfig;
 use siss::rand::seq::SliceRandom;
 
 use crate::probe::EVALUATION_SEED;
 use crate::progress::Progress;
 use crate::target::REFERENCES;
 use crate::unlearn::options::{Augment, Options};
+use crate::unlearn::subject::{ConditionOf, Subject};
 use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -24,9 +25,9 @@ const LEAST_CONTROL: usize = 8;
 const MOST_CONTROL: usize = 256;
 /// Fewest retained images that answers are predicted from: 32 digits explain a third of the errors
 /// of the bundled model, a thousand two thirds.
-const LEAST_REFERENCES: usize = 32;
+pub const LEAST_REFERENCES: usize = 32;
 /// Most numbers in the images of a run: 8 GiB of them.
-const MOST_VALUES: usize = 1 << 31;
+pub const MOST_VALUES: usize = 1 << 31;
 
 /// The images of a run. With `--augment flip` the images to forget and to keep include their mirror
 /// images.
@@ -39,6 +40,16 @@ pub struct Data {
     /// Number of retained images found, not all of which are needed.
     pub retain_found: usize,
     pub accounts: Accounts,
+    /// The files that were found in the folders of each set.
+    pub found: Found,
+}
+
+/// The files that were found in the folders of each set.
+pub struct Found {
+    pub forget: ImageFiles,
+    pub retain: ImageFiles,
+    /// Those of `--control`, or of the retained images.
+    pub control: ImageFiles,
 }
 
 /// The accounts of the files of each folder.
@@ -58,9 +69,15 @@ impl Data {
     /// predicted from, are taken at random. With `--control` the control set comes from that
     /// folder. All images to forget must be readable; they are removed from the other sets, by path
     /// and by content.
-    pub fn load(options: &Options, model: &UNet2dConfig, progress: &dyn Progress) -> Result<Self> {
+    ///
+    /// If the model has a condition, too few retained images to predict answers from are accepted.
+    pub fn load<S: Subject>(
+        options: &Options,
+        subject: &S,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
         let to_forget = ImageFiles::find(&options.forget)?;
-        let format = format(model, &to_forget, options)?;
+        let format = subject.format(&to_forget, options)?;
         let (mut retained, mut controls) = others(options, &to_forget)?;
         let retain_found = retained.pictures.len();
         let (first, control_count) = match &mut controls {
@@ -74,6 +91,11 @@ impl Data {
         let control_count = control_count.min(first.pictures.len());
         first.pictures[..control_count].sort();
 
+        let found = Found {
+            forget: to_forget.clone(),
+            retain: retained.clone(),
+            control: controls.as_ref().unwrap_or(&retained).clone(),
+        };
         let copies = match options.augment {
             Augment::None => 1,
             Augment::Flip => 2,
@@ -126,9 +148,22 @@ impl Data {
                 retain: retained.account().clone(),
                 control: controls.map(|reader| reader.account().clone()),
             },
+            found,
         };
-        data.check_numbers(options)?;
+        let least = match options.method {
+            Way::Counterfactual if ConditionOf::<S>::IS_EMPTY => LEAST_REFERENCES,
+            _ => 0,
+        };
+        data.check_numbers(options, least)?;
         Ok(data)
+    }
+
+    /// Number of images.
+    pub fn count(&self) -> usize {
+        [&self.forget, &self.control, &self.retain]
+            .map(Images::len)
+            .iter()
+            .sum()
     }
 
     /// The format that all images were read in.
@@ -137,13 +172,9 @@ impl Data {
     }
 
     /// The control set must be large enough, and the remaining images must fill a step.
-    fn check_numbers(&self, options: &Options) -> Result<()> {
+    fn check_numbers(&self, options: &Options, least: usize) -> Result<()> {
         let retain = self.retain.len() - self.retain.mirrors();
         let (control, batch) = (self.control.len(), options.batch);
-        let least = match options.method {
-            Way::Counterfactual => LEAST_REFERENCES,
-            Way::Method(_) | Way::SissToLevel => 0,
-        };
         let problem = match &options.control {
             None if control < LEAST_CONTROL || retain < batch => {
                 let count = (self.retain_found / CONTROL_PART).clamp(LEAST_CONTROL, MOST_CONTROL);
@@ -268,34 +299,3 @@ fn refuse_nothing(
 
 /// Most files that an error names.
 const MOST_NAMED: usize = 5;
-
-/// The format of the model; its images determine the size if the configuration does not.
-fn format(model: &UNet2dConfig, found: &ImageFiles, options: &Options) -> Result<Format> {
-    let folder = path_text(&options.model);
-    let (channels, out) = (model.in_channels, model.out_channels);
-    if !matches!((channels, out), (1, 1) | (3, 3)) {
-        return Err(format!(
-            "{folder}: the model takes {channels} channels and predicts {out}; only models of 1 (grey) or 3 (RGB) on both sides are unlearned here, \
-             and none that also learn the variance"
-        )
-        .into());
-    }
-    // If none can be read, reading all of them will say why.
-    let size = model.sample_size.or_else(|| found.first_size());
-    let [height, width] = size.unwrap_or([1, 1]);
-    let pixels = height.saturating_mul(width);
-    if !(1..=MOST_VALUES / 128).contains(&pixels) {
-        return Err(format!(
-            "{folder}: `sample_size` is {height}x{width}, which is not a valid image size"
-        )
-        .into());
-    }
-    Ok(Format {
-        channels,
-        height,
-        width,
-        is_configured: model.sample_size.is_some(),
-        range: options.range,
-        transparency: options.transparency,
-    })
-}

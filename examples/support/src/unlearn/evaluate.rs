@@ -1,14 +1,15 @@
 //! Measures a model on the forgotten images, and on images that it is not trained on.
 
 use serde::{Deserialize, Serialize};
-use siss::Result;
 use siss::burn::tensor::Tensor;
-use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
+use siss::sampling::Guided;
+use siss::{Condition, Result};
 
 use crate::probe::{ByTimestep, Probe, distances, mean};
 use crate::progress::Progress;
 use crate::unlearn::predicted::{Figures, Predicted};
+use crate::unlearn::subject::{ConditionOf, Points, Subject};
 
 /// Fewest rows over which the loss of the forgotten images is averaged: few images are measured
 /// with many noises.
@@ -71,50 +72,57 @@ pub struct Along {
     pub control_loss: ByTimestep,
 }
 
+/// The wanted condition, and the one that stands for none.
+type BothConditions<S> = (ConditionOf<S>, ConditionOf<S>);
+
 /// The data used to measure models.
-pub struct Examiner {
+pub struct Examiner<'a, S: Subject> {
+    subject: &'a S,
     probe: Probe,
-    forget: Tensor<4>,
-    control: Tensor<4>,
+    forget: Points<ConditionOf<S>>,
+    control: Points<ConditionOf<S>>,
+    /// The forgotten images with values from −1 to 1.
+    forget_pictures: Tensor<4>,
     samples: usize,
     /// T/10, T/4 and 2T/5.
     pub timesteps: [usize; 3],
     /// For each forgotten image, the distance below which a sample counts as near.
     near: Vec<f64>,
-    /// The values of black and white.
-    range: [f64; 2],
+    /// Number of control images that count as near.
+    near_controls: usize,
 }
 
-impl Examiner {
+impl<'a, S: Subject> Examiner<'a, S> {
     /// # Shapes
-    /// - `forget`, `control`: `[count, channels, height, width]`, the latter never trained on
+    /// - `pictures`: the forgotten and the control images with values from −1 to 1,
+    ///   `[count, channels, height, width]`; the latter never trained on
     pub fn new(
+        subject: &'a S,
         probe: Probe,
-        forget: Tensor<4>,
-        control: Tensor<4>,
+        [forget, control]: [Points<ConditionOf<S>>; 2],
+        pictures: [Tensor<4>; 2],
         samples: usize,
         num_timesteps: usize,
-        range: [f64; 2],
     ) -> Result<Self> {
         let half_the_median = |column: Vec<f64>| Ok(0.5 * quantile(&column, 0.5)?);
-        let near = pairwise(&as_pictures(&forget, range), &as_pictures(&control, range))
+        let [forget_pictures, control_pictures] = pictures;
+        let near = pairwise(&forget_pictures, &control_pictures)
             .into_iter()
             .map(half_the_median)
             .collect::<Result<_>>()?;
-        Ok(Self {
+        let mut examiner = Self {
+            subject,
             probe,
             forget,
             control,
+            forget_pictures,
             samples,
             timesteps: [num_timesteps / 10, num_timesteps / 4, 2 * num_timesteps / 5],
             near,
-            range,
-        })
-    }
-
-    /// Converts values of the model's range to a range from −1 for black to 1 for white.
-    pub fn as_pictures(&self, images: &Tensor<4>) -> Tensor<4> {
-        as_pictures(images, self.range)
+            near_controls: 0,
+        };
+        examiner.near_controls = examiner.near_count(&control_pictures);
+        Ok(examiner)
     }
 
     /// The timestep from which images are denoised and at which each image is reported.
@@ -124,7 +132,7 @@ impl Examiner {
 
     /// Number of control images that count as near, which shows how sharp the criterion is.
     pub fn near_controls(&self) -> usize {
-        self.near_count(&self.as_pictures(&self.control))
+        self.near_controls
     }
 
     /// Mean, over the forgotten images, of the distance below which a sample counts as near.
@@ -135,23 +143,18 @@ impl Examiner {
     /// Measures a plain model (`model.valid()`).
     pub fn evaluate(
         &self,
-        model: &UNet2d,
+        model: &S::Model,
         name: &str,
         progress: &dyn Progress,
     ) -> Result<Evaluated> {
-        let device = self.forget.device();
-        let [_, channels, height, width] = self.forget.dims();
-        let shape = [self.samples, channels, height, width];
-        let generated = self.probe.sample(model, 0, shape, &device, |done| {
+        let generated = self.sample(model, 0, self.samples, |done| {
             progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
         })?;
-        let generated = self.as_pictures(&generated);
         let near_count = self.near_count(&generated);
         let (low, high) = binomial_interval(near_count as u64, self.samples as u64, 0.95)?;
         progress.phase(&format!("denoising {name}"));
         let copies = self.copies();
-        let denoised = self.probe.denoise(model, &copies, self.middle())?;
-        let denoised = self.as_pictures(&denoised);
+        let denoised = self.denoise(model, &copies)?;
         let mut figures = Evaluation {
             samples: self.samples,
             near_count,
@@ -160,13 +163,13 @@ impl Examiner {
             forget_loss: ByTimestep::new(),
             forget_loss_percentile: ByTimestep::new(),
             control_loss: ByTimestep::new(),
-            denoise_l2: mean(&distances(&denoised, &self.as_pictures(&copies))),
+            denoise_l2: mean(&distances(&denoised, &self.copied(&self.forget_pictures))),
         };
         let mut each = Vec::new();
         for timestep in self.timesteps {
             progress.phase(&format!("losses {name}, t = {timestep}"));
             let forget = self.forget_losses(model, timestep, FORGET_ROWS, MOST_MEASURED)?;
-            let control = self.probe.losses(model, &self.control, timestep)?;
+            let control = self.losses(model, &self.control, timestep)?;
             if timestep == self.middle() {
                 let rank = |&loss: &f64| ImageLoss {
                     loss,
@@ -191,7 +194,7 @@ impl Examiner {
     }
 
     /// The figures of a prediction at the timesteps, and of the images, that are measured.
-    pub fn of(&self, predicted: &Predicted) -> Result<Figures> {
+    pub fn of(&self, predicted: &Predicted<ConditionOf<S>>) -> Result<Option<Figures>> {
         predicted.figures(self.timesteps, MOST_MEASURED)
     }
 
@@ -199,41 +202,38 @@ impl Examiner {
     /// first: those in memory, then newly generated ones.
     pub fn each_sample(
         &self,
-        model: &UNet2d,
+        model: &S::Model,
         generated: &Tensor<4>,
         count: usize,
         progress: impl Fn(usize) + Sync,
         mut save: impl FnMut(usize, Tensor<4>) -> Result<()>,
     ) -> Result<()> {
-        let [known, channels, height, width] = generated.dims();
+        let [known, _, height, width] = generated.dims();
         let few = (FEW_PIXELS / (height * width)).clamp(1, MOST_DRAWN);
         for first in (0..count.min(known)).step_by(few) {
             let some = few.min(count.min(known) - first);
             save(first, generated.clone().narrow(0, first, some))?;
         }
         for first in (known..count).step_by(few) {
-            let shape = [few.min(count - first), channels, height, width];
-            let device = generated.device();
             let done = |done| progress(first + done);
-            let drawn = self
-                .probe
-                .sample(model, first as u64, shape, &device, done)?;
-            save(first, self.as_pictures(&drawn))?;
+            save(
+                first,
+                self.sample(model, first, few.min(count - first), done)?,
+            )?;
         }
         Ok(())
     }
 
     /// The losses, measured with few noises.
-    pub fn look(&self, model: &UNet2d) -> Result<Along> {
-        let rows = ROWS_ALONG.min(self.control.dims()[0]);
-        let control = self.control.clone().narrow(0, 0, rows);
+    pub fn look(&self, model: &S::Model) -> Result<Along> {
+        let control = self.control.first(ROWS_ALONG.min(self.control.count()));
         let mut along = Along {
             forget_loss: ByTimestep::new(),
             control_loss: ByTimestep::new(),
         };
         for timestep in self.timesteps {
             let forget = self.forget_losses(model, timestep, ROWS_ALONG, ROWS_ALONG)?;
-            let control = self.probe.losses(model, &control, timestep)?;
+            let control = self.losses(model, &control, timestep)?;
             let key = timestep.to_string();
             along.forget_loss.insert(key.clone(), mean(&forget));
             along.control_loss.insert(key, mean(&control));
@@ -244,39 +244,110 @@ impl Examiner {
     /// The forgotten images that are noised and denoised, with values from −1 to 1, and the number
     /// of copies of each.
     pub fn shown(&self) -> (Tensor<4>, usize) {
-        let (images, copies) = self.denoised();
-        (self.as_pictures(&images), copies)
+        let (count, copies) = self.denoised();
+        (self.forget_pictures.clone().narrow(0, 0, count), copies)
     }
 
-    fn denoised(&self) -> (Tensor<4>, usize) {
-        let count = DENOISED.min(self.forget.dims()[0]);
-        let copies = if count == 1 { COPIES_OF_ONE } else { COPIES };
-        (self.forget.clone().narrow(0, 0, count), copies)
+    /// Number of images that are denoised, and of copies of each.
+    fn denoised(&self) -> (usize, usize) {
+        let count = DENOISED.min(self.forget.count());
+        (count, if count == 1 { COPIES_OF_ONE } else { COPIES })
     }
 
-    /// Copies of the shown images, image after image.
-    fn copies(&self) -> Tensor<4> {
-        let (shown, copies) = self.denoised();
-        let copies_of = |index| shown.clone().narrow(0, index, 1).repeat_dim(0, copies);
-        Tensor::cat((0..shown.dims()[0]).map(copies_of).collect(), 0)
+    /// The row of each copy of the shown images, image after image.
+    fn copy_rows(&self) -> Vec<usize> {
+        let (count, copies) = self.denoised();
+        (0..count * copies).map(|copy| copy / copies).collect()
+    }
+
+    fn copies(&self) -> Points<ConditionOf<S>> {
+        self.forget.rows(&self.copy_rows())
+    }
+
+    fn copied(&self, pictures: &Tensor<4>) -> Tensor<4> {
+        let rows = self.copy_rows().into_iter();
+        let rows = rows.map(|row| pictures.clone().narrow(0, row, 1));
+        Tensor::cat(rows.collect(), 0)
+    }
+
+    /// Pictures from number `first` on, each under the condition of a forgotten image in turn.
+    fn sample(
+        &self,
+        model: &S::Model,
+        first: usize,
+        count: usize,
+        progress: impl Fn(usize) + Sync,
+    ) -> Result<Tensor<4>> {
+        let rows: Vec<usize> = (first..first + count)
+            .map(|row| row % self.forget.count())
+            .collect();
+        let condition = self.forget.condition.take_rows(&rows);
+        let device = self.forget.points.device();
+        let [_, channels, height, width] = self.forget.points.dims();
+        let shape = [count, channels, height, width];
+        let first = first as u64;
+        let points = match self.guided(model, condition.clone(), count)? {
+            Some((model, both)) => self
+                .probe
+                .sample(&model, &both, first, shape, &device, progress),
+            None => self
+                .probe
+                .sample(model, &condition, first, shape, &device, progress),
+        };
+        self.subject.pictures(&points?)
+    }
+
+    /// Pictures of points that are noised to the middle timestep and denoised.
+    fn denoise(&self, model: &S::Model, points: &Points<ConditionOf<S>>) -> Result<Tensor<4>> {
+        let (condition, timestep) = (&points.condition, self.middle());
+        let denoised = match self.guided(model, condition.clone(), points.count())? {
+            Some((model, both)) => self
+                .probe
+                .denoise(&model, (&points.points, &both), timestep),
+            None => self
+                .probe
+                .denoise(model, (&points.points, condition), timestep),
+        };
+        self.subject.pictures(&denoised?)
+    }
+
+    /// The model with guidance, if the subject has it, and its pair of conditions.
+    fn guided(
+        &self,
+        model: &S::Model,
+        wanted: ConditionOf<S>,
+        count: usize,
+    ) -> Result<Option<(Guided<S::Model>, BothConditions<S>)>> {
+        let Some((scale, none)) = self.subject.guidance() else {
+            return Ok(None);
+        };
+        let none = none.take_rows(&vec![0; count]);
+        Ok(Some((Guided::new(model.clone(), scale)?, (wanted, none))))
+    }
+
+    /// The model's loss on each point under its own condition, without guidance.
+    fn losses(
+        &self,
+        model: &S::Model,
+        points: &Points<ConditionOf<S>>,
+        timestep: usize,
+    ) -> Result<Vec<f64>> {
+        self.probe
+            .losses(model, (&points.points, &points.condition), timestep)
     }
 
     /// The loss of each of the first forgotten images, with enough noises for at least `rows` rows.
     fn forget_losses(
         &self,
-        model: &UNet2d,
+        model: &S::Model,
         timestep: usize,
         rows: usize,
         most: usize,
     ) -> Result<Vec<f64>> {
-        let count = self.forget.dims()[0].min(most);
+        let count = self.forget.count().min(most);
         let noises = rows.div_ceil(count);
-        let images = self
-            .forget
-            .clone()
-            .narrow(0, 0, count)
-            .repeat_dim(0, noises);
-        let losses = self.probe.losses(model, &images, timestep)?;
+        let rows: Vec<usize> = (0..noises).flat_map(|_| 0..count).collect();
+        let losses = self.losses(model, &self.forget.rows(&rows), timestep)?;
         let of_image = |image| losses.iter().skip(image).step_by(count).sum::<f64>();
         Ok((0..count)
             .map(|image| of_image(image) / noises as f64)
@@ -289,15 +360,8 @@ impl Examiner {
             let mut pairs = distances.iter().zip(&self.near);
             pairs.any(|(distance, near)| distance < near)
         };
-        let distances = pairwise(images, &self.as_pictures(&self.forget));
+        let distances = pairwise(images, &self.forget_pictures);
         distances.iter().filter(|row| is_near(row)).count()
-    }
-}
-
-fn as_pictures(images: &Tensor<4>, [black, white]: [f64; 2]) -> Tensor<4> {
-    match [black, white] {
-        [-1.0, 1.0] => images.clone(),
-        _ => (images.clone() - black) * (2.0 / (white - black)) - 1.0,
     }
 }
 

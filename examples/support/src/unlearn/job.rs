@@ -1,5 +1,6 @@
 //! The job of `unlearn`: measure, unlearn, measure again. Run by the example's `main` and by tests.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -14,11 +15,12 @@ use siss::draws::{CoinFlip, TimestepSampling};
 use siss::evaluate::refuse_relearning;
 use siss::files::ResultFolder;
 use siss::images::Format;
-use siss::models::{ModelFolder, UNet2d, save_pipeline};
+use siss::models::ModelFolder;
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
-use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, SissTrainer};
+use siss::trainer::FusedAdamW;
+use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
@@ -34,6 +36,9 @@ use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
 use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
+use crate::unlearn::subject::{
+    self, Classes, ConditionOf, Kind, Origin, Pixels, Points, Subject, Text, from_range,
+};
 use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -51,6 +56,8 @@ pub const RESULTS: [&str; 10] = [
     "report.html",
     "report.json",
 ];
+/// Most conditions of forgotten images that are shown.
+const MOST_WORDS: usize = 3;
 /// Most parts of the model's folder that are listed as left out.
 const MOST_NAMED: usize = 10;
 
@@ -82,6 +89,10 @@ pub struct Summary {
     pub control_images: usize,
     /// The accounts of the files of each folder.
     pub files: Accounts,
+    /// The number of images whose latents were read from the cache, and that were encoded, for a
+    /// model of latents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latents: Option<[usize; 2]>,
     /// Timesteps at which losses are compared.
     pub timesteps: [usize; 3],
     pub steps: usize,
@@ -110,6 +121,9 @@ pub struct ForgottenImage {
     pub file: PathBuf,
     /// Whether it is the mirror image of the picture in the file.
     pub mirrored: bool,
+    /// Its class or its caption, for a model with a condition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
     pub before: ImageLoss,
     pub after: ImageLoss,
     /// The loss at which forgetting stops, if that is predicted.
@@ -139,70 +153,90 @@ pub struct Model {
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     options.check()?;
-    let device = options.all_devices().0.device()?;
-    check_method(&options, &device)?;
+    check_method(&options, &options.all_devices().0.device()?)?;
     let origin = ModelFolder::find(&options.model).map_err(|error| format!("--model: {error}"))?;
     checks::folders(&options, &origin)?;
+    match Kind::of(&origin)? {
+        Kind::Pixels => run_on::<Pixels>(options, &origin, started, progress),
+        Kind::Classes => run_on::<Classes>(options, &origin, started, progress),
+        Kind::Text => run_on::<Text>(options, &origin, started, progress),
+    }
+}
+
+fn run_on<S: Subject>(
+    options: Options,
+    origin: &ModelFolder,
+    started: Instant,
+    progress: &dyn Progress,
+) -> Result<Summary>
+where
+    ConditionOf<S>: 'static,
+{
+    subject::check::<S>(&options, origin)?;
+    let device = options.all_devices().0.device()?;
     let (out, checkpointing) = (&options.out, &options.checkpointing);
     let results = open_results(out, &RESULTS)?;
     checkpointing.check_earlier(&results, out, true, |line| progress.say(line))?;
 
     progress.phase("loading");
-    let scheduler = SchedulerConfig::from_file(origin.scheduler_file())?;
-    let unet = UNet2d::load(origin.network(), &device)?;
-    for note in origin.notes().iter().chain(unet.notes()) {
+    for note in origin.notes() {
         progress.say(&note.to_string());
     }
-    let data = Data::load(&options, unet.config(), progress)?;
+    let (mut subject, unet) = S::read(&options, origin, &device, progress)?;
+    let scheduler = scheduler(origin, &subject, progress)?;
+    let data = Data::load(&options, &subject, progress)?;
     let model = Model {
         parameters: unet.num_params(),
         format: data.format(),
         scheduler,
     };
     let settings = options.settings(model.parameters, model.format)?;
-    let Format {
-        channels,
-        height,
-        width,
-        ..
-    } = model.format;
+    let [channels, height, width] = subject.shape(model.format);
     unet.check_input([1, channels, height, width])?;
-    for line in resources::announcement(&options, &settings, &model, &data) {
+    let kept = subject.kept(model.format, data.count());
+    for line in resources::announcement(&options, &settings, &model, &data, &kept) {
         progress.say(&line);
     }
 
     // Invalid settings are rejected here, before anything that takes time.
-    let forget = data.forget.all(&device);
-    let retain = data.retain.all(&device);
-    let pairs = PairSampler::new(retain, forget.clone(), options.seed)?;
+    let [forget, retain, control] = points(&mut subject, &data, &device, progress)?;
+    let words = forget.words.clone();
+    if let Some(line) = conditions(&subject, [&forget, &retain, &control]) {
+        progress.say(&line);
+    }
+    let pairs = pairs(&subject, &retain, &forget, &options)?;
     pairs.pairs(0, options.batch)?;
-    let control = data.control.all(&device);
+    unet.check_condition(pairs.condition(Side::Forget))?;
     progress.phase("looking for copies");
-    checks::images(&data, &pairs, &control, progress)?;
+    checks::images(&data, &pairs, &control.points, subject.range(), progress)?;
     progress.phase("checking whether the model knows the images");
     let asked = (&options, &settings);
     let scheduler = &model.scheduler;
-    let is_trained = checks::model(&unet, scheduler, &data, &pairs, &control, asked, progress)?;
-    let points = [pairs.retain(), &control, &forget];
+    let whose = (&subject, &unet);
+    let is_trained = checks::model(whose, scheduler, &data, &pairs, &control, asked, progress)?;
     let predicted = match options.target {
         Target::Retrained => {
-            let way = options.method;
-            Some(Predicted::new(way, &unet, scheduler, points, progress)?)
+            let (way, points) = (options.method, [&retain, &control, &forget]);
+            Some(Predicted::new(way, whose, scheduler, points, progress)?)
         }
         Target::None => None,
     };
+    drop(retain);
+    let range = model.format.range;
+    let pictures =
+        [&data.forget, &data.control].map(|images| from_range(&images.all(&device), range));
     let examiner = Examiner::new(
+        &subject,
         Probe::new(scheduler, chunks(&options, &settings, model.format))?,
-        forget,
-        control,
+        [forget, control],
+        pictures,
         settings.samples,
         scheduler.num_timesteps,
-        model.format.range,
     )?;
     let figures = predicted.as_ref().map(|predicted| examiner.of(predicted));
-    let figures = figures.transpose()?;
+    let figures = figures.transpose()?.flatten();
     let (levels, answer) = match predicted {
-        Some(Predicted { levels, answer }) => (Some(levels), answer),
+        Some(Predicted { levels, answer }) => (levels, answer),
         None => (None, None),
     };
     let retained = pairs.retain().clone();
@@ -224,7 +258,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
 
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
-    let save_samples = |model: &UNet2d, evaluated: &Evaluated, name: &str| {
+    let save_samples = |model: &S::Model, evaluated: &Evaluated, name: &str| {
         let folder = results.path().join("samples").join(name);
         save_samples(&examiner, model, evaluated, &options, &folder, progress)
     };
@@ -232,7 +266,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let mut forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
     let start = examiner.look(&unet)?;
     drop(unet);
-    let look = |model: &UNet2d| {
+    let look = |model: &S::Model| {
         let along = examiner.look(model)?;
         if is_trained {
             let losses = |along: &Along| along.control_loss.values().copied().collect::<Vec<_>>();
@@ -251,8 +285,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     save_samples(&unlearned.model, &after, "after")?;
     progress.phase("writing");
     save_model(
-        &unlearned.model,
-        &origin,
+        (&subject, &unlearned.model),
+        origin,
         &options,
         &settings,
         &results,
@@ -266,7 +300,8 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
             distance: examiner.near_distance(),
             controls: examiner.near_controls(),
         },
-        images: forgotten_images(&data, &before, &after, figures.as_ref()),
+        images: forgotten_images(&data, &words, [&before, &after], figures.as_ref()),
+        latents: subject.cached(),
         predicted: figures,
         before: before.figures,
         after: after.figures,
@@ -292,10 +327,100 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     Ok(summary)
 }
 
+/// The scheduler of the model. Latents have no range, so its sampler must not clamp them.
+fn scheduler<S: Subject>(
+    origin: &ModelFolder,
+    subject: &S,
+    progress: &dyn Progress,
+) -> Result<SchedulerConfig> {
+    let scheduler = SchedulerConfig::from_file(origin.scheduler_file())?;
+    if !scheduler.clip_sample || subject.range().is_some() {
+        return Ok(scheduler);
+    }
+    progress.say("note: the scheduler's file asks for samples to be clamped (`clip_sample`), which is wrong for latents and is not done here");
+    Ok(SchedulerConfig {
+        clip_sample: false,
+        ..scheduler
+    })
+}
+
+/// The forgotten, the retained and the control points.
+fn points<S: Subject>(
+    subject: &mut S,
+    data: &Data,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<[Points<ConditionOf<S>>; 3]> {
+    let mut points = |images, found, is_forgotten| {
+        let origin = Origin {
+            found,
+            is_forgotten,
+            device,
+        };
+        subject.points(images, &origin, progress)
+    };
+    Ok([
+        points(&data.forget, &data.found.forget, true)?,
+        points(&data.retain, &data.found.retain, false)?,
+        points(&data.control, &data.found.control, false)?,
+    ])
+}
+
+/// What the model is told of the images, in a line; nothing for a model without a condition.
+fn conditions<S: Subject>(
+    subject: &S,
+    [forget, retain, control]: [&Points<ConditionOf<S>>; 3],
+) -> Option<String> {
+    let own: BTreeSet<&String> = forget.words.iter().collect();
+    let all: BTreeSet<&String> = [retain, control]
+        .iter()
+        .flat_map(|set| &set.words)
+        .collect();
+    let named: Vec<_> = own
+        .iter()
+        .take(MOST_WORDS)
+        .map(|words| format!("`{words}`"))
+        .collect();
+    let guidance = match subject.guidance() {
+        Some((scale, _)) => format!("with guidance {scale}"),
+        None => "without guidance".into(),
+    };
+    (!own.is_empty()).then(|| {
+        format!(
+            "told     forgotten: {}{}; {} different for the others; pictures are generated {guidance}",
+            named.join(", "),
+            if own.len() > MOST_WORDS { ", …" } else { "" },
+            all.len(),
+        )
+    })
+}
+
+/// Pairs with the conditions of both sides, of which some are dropped if requested.
+fn pairs<S: Subject>(
+    subject: &S,
+    retain: &Points<ConditionOf<S>>,
+    forget: &Points<ConditionOf<S>>,
+    options: &Options,
+) -> siss::Result<PairSampler<4, ConditionOf<S>>> {
+    let pairs = PairSampler::with_conditions(
+        retain.points.clone(),
+        forget.points.clone(),
+        retain.condition.clone(),
+        forget.condition.clone(),
+        options.seed,
+    )?;
+    match subject.none() {
+        Some(none) if options.conditions.drop_condition > 0.0 => {
+            pairs.dropping(options.conditions.drop_condition, none)
+        }
+        _ => Ok(pairs),
+    }
+}
+
 /// Saves the first generated images as single files, if requested.
-fn save_samples(
-    examiner: &Examiner,
-    model: &UNet2d,
+fn save_samples<S: Subject>(
+    examiner: &Examiner<'_, S>,
+    model: &S::Model,
     evaluated: &Evaluated,
     options: &Options,
     folder: &Path,
@@ -310,8 +435,8 @@ fn save_samples(
 }
 
 /// Saves the unlearned model, with the files that lie next to the network of the original model.
-fn save_model(
-    model: &UNet2d,
+fn save_model<S: Subject>(
+    (subject, model): (&S, &S::Model),
     origin: &ModelFolder,
     options: &Options,
     settings: &Settings,
@@ -337,7 +462,7 @@ fn save_model(
         options.seed
     );
     let folder = results.path().join("model");
-    let left_out = save_pipeline(model, origin, folder, &note)?;
+    let left_out = subject.save(model, origin, &folder, &note)?;
     for left_out in left_out.iter().take(MOST_NAMED) {
         progress.say(&format!(
             "note: not in the unlearned model's folder: {left_out}"
@@ -393,10 +518,13 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
 }
 
 /// A trainer, with what is predicted of a retrained model: losses and answers.
-fn trainer<M: Denoiser<D, Condition = ()>, const D: usize>(
+fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
     model: M,
     retained: Tensor<D>,
-    (levels, answer): (Option<Levels>, Option<impl Answer<D> + 'static>),
+    (levels, answer): (
+        Option<Levels>,
+        Option<impl Answer<D, M::Condition> + 'static>,
+    ),
     scheduler: &SchedulerConfig,
     (options, settings): (&Options, &Settings),
 ) -> Result<SissTrainer<M, D>> {
@@ -412,12 +540,15 @@ fn trainer<M: Denoiser<D, Condition = ()>, const D: usize>(
             let falling = LinearLrSchedulerConfig::new(rate, 0.0, options.steps);
             builder.learning_rate(falling.init()?)
         }
-        Protocol::CelebaHq => builder
+        Protocol::CelebaHq | Protocol::StableDiffusion => builder
             .learning_rate(rate)
             .timestep_sampling(TimestepSampling::Uniform)
             .sampler(CoinFlip::new(0.5)?)
             .thin_below(0.0),
     };
+    if options.protocol == Protocol::StableDiffusion {
+        builder = builder.optimizer(FusedAdamW::new([0.9, 0.999], 1e-8, 1e-2).into());
+    }
     builder = options.method.set(builder, levels, answer)?;
     if let Some(clipper) = options.clipper {
         builder = builder.clipper(clipper.build()?);
@@ -436,8 +567,8 @@ fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
 
 fn forgotten_images(
     data: &Data,
-    before: &Evaluated,
-    after: &Evaluated,
+    words: &[String],
+    [before, after]: [&Evaluated; 2],
     predicted: Option<&predicted::Figures>,
 ) -> Vec<ForgottenImage> {
     let measured = before.each.iter().zip(&after.each);
@@ -449,6 +580,7 @@ fn forgotten_images(
             |(id, ((file, &mirrored), (&before, &after)))| ForgottenImage {
                 file: file.clone(),
                 mirrored,
+                condition: words.get(id).cloned(),
                 before,
                 after,
                 predicted: predicted.and_then(|predicted| predicted.each.get(id).copied()),

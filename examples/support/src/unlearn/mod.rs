@@ -9,3 +9,4 @@ pub mod pictures;
 pub mod predicted;
 pub mod report;
 pub mod resources;
+pub mod subject;

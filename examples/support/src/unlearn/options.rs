@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
 use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
@@ -10,16 +10,18 @@ use siss::images::{Format, Transparency};
 
 use crate::audit::summary::Reporting;
 use crate::files::{as_optional_text, as_text};
-use crate::options::{at_least_one, clipper, learning_rate};
+use crate::options::{at_least_one, clipper, learning_rate, number};
 use crate::resume::Checkpointing;
 use crate::target::Target;
 use crate::way::{Way, parse_way};
 
-/// Makes an unconditional diffusion model forget images and keep generating everything else.
+/// Makes a diffusion model forget images and keep generating everything else.
 ///
-/// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it), the images to forget,
-/// and images of what it must keep generating. Measures, unlearns, measures again; writes pictures,
-/// curves, numbers and the unlearned model.
+/// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it, with or without
+/// classes) or of latents (Stable Diffusion 1 and 2), the images to forget, and images of what it
+/// must keep generating. Classes come from the names of folders or from a metadata.jsonl, captions
+/// from a metadata.jsonl or from NAME.txt beside an image. Measures, unlearns, measures again;
+/// writes pictures, curves, numbers and the unlearned model.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
@@ -72,35 +74,45 @@ pub struct Options {
     #[arg(
         long,
         default_value_t,
-        default_value_if("target", "none", "siss"),
-        default_value_if("protocol", "celeba-hq", "siss"),
+        default_value_ifs([
+            ("target", "none", Some("siss")),
+            ("protocol", "celeba-hq", Some("siss")),
+            ("protocol", "stable-diffusion", Some("siss")),
+        ]),
         hide_default_value = true,
         value_parser = parse_way
     )]
     pub method: Way,
 
     /// Where forgetting stops: where a model retrained without the images is predicted to be, or
-    /// nowhere [default: retrained; none with --protocol celeba-hq].
+    /// nowhere [default: retrained; none with the paper's protocols].
     #[arg(
         long,
         value_enum,
         default_value_t,
-        default_value_if("protocol", "celeba-hq", "none"),
+        default_value_ifs([
+            ("protocol", "celeba-hq", Some("none")),
+            ("protocol", "stable-diffusion", Some("none")),
+        ]),
         hide_default_value = true
     )]
     pub target: Target,
 
-    /// Settings: quick (few steps, a falling learning rate), or celeba-hq, those of the paper for
-    /// faces of 256x256 (60 steps of 64, 4 at a time, 5e-6, rescale:500, uniform timesteps, coins,
-    /// no thinning).
+    /// Settings: quick (few steps, a falling learning rate); or those of the paper, with uniform
+    /// timesteps, coins and no thinning: celeba-hq for faces of 256x256 (60 steps of 64, 4 at a
+    /// time, 5e-6, rescale:500), stable-diffusion for version 1.4 (35 steps of 16, 1 at a time,
+    /// 1e-5, rescale:750, AdamW with a decay of 1e-2).
     #[arg(long, value_enum, default_value_t)]
     pub protocol: Protocol,
 
-    /// Optimiser steps [default: 100; 60 with --protocol celeba-hq].
+    /// Optimiser steps [default: 100; 60 with --protocol celeba-hq, 35 with stable-diffusion].
     #[arg(
         long,
         default_value_t = 100,
-        default_value_if("protocol", "celeba-hq", "60"),
+        default_value_ifs([
+            ("protocol", "celeba-hq", Some("60")),
+            ("protocol", "stable-diffusion", Some("35")),
+        ]),
         hide_default_value = true
     )]
     pub steps: usize,
@@ -115,16 +127,20 @@ pub struct Options {
     )]
     pub batch: usize,
 
-    /// Learning rate of the first step; it falls to 0, except with --protocol celeba-hq [default:
-    /// 1e-4 below 20 million parameters, 5e-6 from there and with that protocol].
+    /// Learning rate of the first step; it falls to 0, except with the paper's protocols [default:
+    /// 1e-4 below 20 million parameters, 5e-6 from there and with --protocol celeba-hq, 1e-5 with
+    /// stable-diffusion].
     #[arg(long)]
     #[serde(skip)]
     pub learning_rate: Option<f64>,
 
     /// How the two gradients are weighed: fraction:F (of the retain gradient's norm),
     /// fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected [default:
-    /// the method's own; rescale:500 with --protocol celeba-hq].
-    #[arg(long, default_value_if("protocol", "celeba-hq", "rescale:500"))]
+    /// the method's own; rescale:500 with --protocol celeba-hq, rescale:750 with stable-diffusion].
+    #[arg(long, default_value_ifs([
+        ("protocol", "celeba-hq", Some("rescale:500")),
+        ("protocol", "stable-diffusion", Some("rescale:750")),
+    ]))]
     pub clipper: Option<ClipperSpec>,
 
     /// Seed of the run. Samples have a seed of their own, the same before and after.
@@ -132,7 +148,7 @@ pub struct Options {
     pub seed: u64,
 
     /// Images generated before and after, by DDIM in 25 steps [default: 128 below 20 million
-    /// parameters, 8 from there].
+    /// parameters, 8 from there; 16 with --protocol stable-diffusion].
     #[arg(long)]
     #[serde(skip)]
     pub samples: Option<usize>,
@@ -158,7 +174,7 @@ pub struct Options {
     pub devices: Option<Vec<DeviceSpec>>,
 
     /// Images run at a time: less memory, the same result [default: by the size of the images; 4
-    /// with --protocol celeba-hq].
+    /// with --protocol celeba-hq, 1 with stable-diffusion].
     #[arg(long)]
     #[serde(skip)]
     pub micro_batch: Option<usize>,
@@ -169,12 +185,101 @@ pub struct Options {
     pub threads: Option<usize>,
 
     #[command(flatten)]
+    #[serde(flatten)]
+    pub conditions: Conditions,
+
+    #[command(flatten)]
     #[serde(skip)]
     pub checkpointing: Checkpointing,
 
     #[command(flatten)]
     #[serde(skip)]
     pub reporting: Reporting,
+}
+
+/// The options for models with a condition.
+#[derive(Args, Debug, Clone, Default, Serialize)]
+pub struct Conditions {
+    /// The class of the images to forget, instead of those of their folders.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<usize>,
+
+    /// The class that stands for none in a model that was trained for guidance.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub null_label: Option<usize>,
+
+    /// The class under which the model answers for one that never saw the images, if there are too
+    /// few retained images to predict that [default: --null-label, or the retained images' own].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neighbour_label: Option<usize>,
+
+    /// A file of captions in the format of metadata.jsonl, with names relative to its own folder:
+    /// {"file_name": "a.png", "text": "a hat"}. It goes before captions beside the images.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub prompts: Option<PathBuf>,
+
+    /// The prompt under which the model answers for one that never saw the images, if there are too
+    /// few retained images to predict that [default: the empty one].
+    #[arg(long, value_name = "TEXT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neighbour_prompt: Option<String>,
+
+    /// Scale of classifier-free guidance for generated and denoised images [default: 7.5 for a
+    /// prompt, 1 for a class].
+    #[arg(long, value_name = "S")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
+
+    /// Probability with which a row of a step has no prompt or class, as in training for guidance.
+    #[arg(long, value_name = "P", default_value_t = 0.0, alias = "drop-prompt")]
+    pub drop_condition: f64,
+
+    /// Folder that keeps the latents of images, so that a later run need not encode them.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip)]
+    pub cache: Option<PathBuf>,
+
+    /// A LoRA of the model: only its factors are trained, and only it is written.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub lora: Option<PathBuf>,
+}
+
+impl Conditions {
+    /// Each option, and whether it was given.
+    pub fn given(&self) -> [(&'static str, bool); 9] {
+        [
+            ("label", self.label.is_some()),
+            ("null-label", self.null_label.is_some()),
+            ("neighbour-label", self.neighbour_label.is_some()),
+            ("prompts", self.prompts.is_some()),
+            ("neighbour-prompt", self.neighbour_prompt.is_some()),
+            ("guidance", self.guidance.is_some()),
+            ("drop-condition", self.drop_condition != 0.0),
+            ("cache", self.cache.is_some()),
+            ("lora", self.lora.is_some()),
+        ]
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if let Some(scale) = self.guidance {
+            number("guidance", scale, scale.is_finite(), "a finite number")?;
+        }
+        let probability = self.drop_condition;
+        let is_legal = (0.0..=1.0).contains(&probability);
+        number(
+            "drop-condition",
+            probability,
+            is_legal,
+            "a number from 0 to 1",
+        )
+    }
 }
 
 /// A set of defaults.
@@ -185,6 +290,8 @@ pub enum Protocol {
     Quick,
     /// What the paper ran on faces.
     CelebaHq,
+    /// What the paper ran on Stable Diffusion 1.4.
+    StableDiffusion,
 }
 
 /// The values of black and white.
@@ -222,8 +329,11 @@ const SMALL_SAMPLES: usize = 128;
 /// Pixels run at a time unless `--micro-batch` is given, and most images.
 const PIXELS_AT_A_TIME: usize = 1 << 16;
 const MOST_AT_A_TIME: usize = 32;
-/// Images that the paper runs at a time.
-const PAPER_AT_A_TIME: usize = 4;
+/// Faces that the paper runs at a time.
+const FACES_AT_A_TIME: usize = 4;
+/// The paper's rate for Stable Diffusion, and the pictures that it looks at.
+const TEXT_LEARNING_RATE: f64 = 1e-5;
+const TEXT_SAMPLES: usize = 16;
 /// Most numbers in the generated images that are compared: 2 GiB of them.
 const MOST_SAMPLED_VALUES: usize = 1 << 29;
 
@@ -248,6 +358,7 @@ impl Options {
             ("threads", self.threads),
         ])?;
         learning_rate(self.learning_rate)?;
+        self.conditions.check()?;
         clipper(self.clipper)
     }
 
@@ -255,7 +366,7 @@ impl Options {
     pub fn rate_change(&self) -> &'static str {
         match self.protocol {
             Protocol::Quick => " falling to 0",
-            Protocol::CelebaHq => "",
+            Protocol::CelebaHq | Protocol::StableDiffusion => "",
         }
     }
 
@@ -276,9 +387,10 @@ impl Options {
         };
         let pixels = format.height * format.width;
         let micro_batch = (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME);
-        let (learning_rate, micro_batch) = match self.protocol {
-            Protocol::Quick => (learning_rate, micro_batch),
-            Protocol::CelebaHq => (LARGE_LEARNING_RATE, PAPER_AT_A_TIME),
+        let (learning_rate, micro_batch, samples) = match self.protocol {
+            Protocol::Quick => (learning_rate, micro_batch, samples),
+            Protocol::CelebaHq => (LARGE_LEARNING_RATE, FACES_AT_A_TIME, samples),
+            Protocol::StableDiffusion => (TEXT_LEARNING_RATE, 1, TEXT_SAMPLES),
         };
         let settings = Settings {
             learning_rate: self.learning_rate.unwrap_or(learning_rate),
@@ -327,6 +439,19 @@ mod tests {
         assert_eq!(paper.clipper, Some(ClipperSpec::Rescale(500.0)));
         assert_eq!(settings(&paper).learning_rate, 5e-6);
         assert_eq!(settings(&paper).micro_batch, 4);
+
+        let text = parsed("--protocol stable-diffusion");
+        assert_eq!(text.method, Way::Method(Method::Siss));
+        assert_eq!(
+            (text.target, text.steps, text.batch),
+            (Target::None, 35, 16)
+        );
+        assert_eq!(text.clipper, Some(ClipperSpec::Rescale(750.0)));
+        assert_eq!(settings(&text).learning_rate, 1e-5);
+        assert_eq!(
+            (settings(&text).micro_batch, settings(&text).samples),
+            (1, 16)
+        );
 
         let changed = parsed("--protocol celeba-hq --method siss-no-is --batch 8 --micro-batch 2");
         assert_eq!(changed.method, Way::Method(Method::SissNoIs));

@@ -11,6 +11,7 @@ use crate::probe::ByTimestep;
 use crate::run::StepRecord;
 use crate::unlearn::evaluate::{Along, Evaluated, Examiner};
 use crate::unlearn::predicted::Figures;
+use crate::unlearn::subject::Subject;
 
 /// Most generated images shown.
 const SHOWN: usize = 128;
@@ -24,7 +25,7 @@ pub fn save(
     out: &Path,
     before: &Evaluated,
     after: &Evaluated,
-    examiner: &Examiner,
+    examiner: &Examiner<'_, impl Subject>,
     (records, start): (&[StepRecord<Along>], &Along),
     predicted: Option<&Figures>,
 ) -> Result<()> {
@@ -51,7 +52,11 @@ fn generated(model: &Evaluated) -> Result<ImageGrid> {
 }
 
 /// The first forgotten images, each with its copies next to it.
-fn denoised(before: &Evaluated, after: &Evaluated, examiner: &Examiner) -> Result<ImageGrid> {
+fn denoised(
+    before: &Evaluated,
+    after: &Evaluated,
+    examiner: &Examiner<'_, impl Subject>,
+) -> Result<ImageGrid> {
     let (shown, copies) = examiner.shown();
     let [count, ..] = shown.dims();
     // A single image has two rows of copies.
@@ -78,7 +83,7 @@ fn grid(images: &Tensor<4>, range: std::ops::Range<usize>) -> Result<ImageGrid> 
 }
 
 fn curves(
-    examiner: &Examiner,
+    examiner: &Examiner<'_, impl Subject>,
     records: &[StepRecord<Along>],
     start: &Along,
     predicted: Option<&Figures>,

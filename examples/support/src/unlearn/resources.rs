@@ -20,11 +20,14 @@ const NUMBERS_A_REPLICA: usize = 4;
 const BYTES_A_NUMBER: usize = 4;
 
 /// The facts known before the first measurement, one line per item.
+///
+/// `kept`: what is kept besides the model and the points, with its bytes.
 pub fn announcement(
     options: &Options,
     settings: &Settings,
     model: &Model,
     data: &Data,
+    kept: &[(&str, u64)],
 ) -> Vec<String> {
     let format = model.format;
     let size = format!("{}x{}", format.height, format.width);
@@ -97,12 +100,12 @@ pub fn announcement(
         options.rate_change(),
         options.seed,
     ));
-    lines.push(memory(options, model, data));
+    lines.push(memory(options, model, data, kept));
     lines
 }
 
 /// What is kept during the run. Answers take the model before it, and retained images on the host.
-fn memory(options: &Options, model: &Model, data: &Data) -> String {
+fn memory(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)]) -> String {
     let images = |count: usize| (count * model.format.values() * BYTES_A_NUMBER) as u64;
     let weights = |copies: usize| (model.parameters * copies * BYTES_A_NUMBER) as u64;
     let kept = [&data.forget, &data.retain, &data.control];
@@ -119,6 +122,10 @@ fn memory(options: &Options, model: &Model, data: &Data) -> String {
         }
         Way::Method(_) | Way::SissToLevel => ("weights", NUMBERS_A_PARAMETER, String::new()),
     };
+    let besides = besides
+        .iter()
+        .map(|&(what, size)| format!("; {} for {what}", bytes(size)));
+    let besides: String = besides.collect();
     let replicas = match options.all_devices().1.len() {
         0 => String::new(),
         count => format!(
@@ -127,7 +134,7 @@ fn memory(options: &Options, model: &Model, data: &Data) -> String {
         ),
     };
     format!(
-        "memory   {} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}; activations come on top",
+        "memory   {} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}{besides}; activations come on top",
         bytes(weights(copies)),
         bytes(kept),
     )

@@ -255,7 +255,7 @@ impl UNet2dConfig {
     }
 
     /// The text of a `config.json` that diffusers reads.
-    pub(super) fn to_json(&self) -> String {
+    pub(in crate::models) fn to_json(&self) -> String {
         format!("{:#}\n", Value::Object(self.clone().into()))
     }
 
