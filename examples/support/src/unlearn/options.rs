@@ -8,6 +8,7 @@ use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
 use siss::images::{Format, Transparency};
 
+use crate::audit::summary::Reporting;
 use crate::files::{as_optional_text, as_text};
 use crate::options::{at_least_one, clipper, learning_rate, number};
 use crate::resume::Checkpointing;
@@ -190,6 +191,10 @@ pub struct Options {
     #[command(flatten)]
     #[serde(skip)]
     pub checkpointing: Checkpointing,
+
+    #[command(flatten)]
+    #[serde(skip)]
+    pub reporting: Reporting,
 }
 
 /// The options for models with a condition.
