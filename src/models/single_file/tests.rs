@@ -106,7 +106,7 @@ fn file(unet: &UNet2dCondition, autoencoder: &AutoencoderKl, path: &Path) {
             Bytes::from_bytes_vec(vec![]),
         );
         tensor.name = format!("{UNET}{}", names.of(&tensor.name).unwrap());
-        tensors.push(folder::like(tensor, &half));
+        tensors.push(like(tensor, &half));
     }
     for mut tensor in folder::collect(autoencoder) {
         if tensor.name.contains("attentions") && tensor.shape[..].len() == 2 {
