@@ -250,8 +250,8 @@ fn halve(path: &Path) {
     fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// With 43 images 35 are left to predict answers from, at least 32 of them needed; with 20 the answers are those
-/// under other classes. The same run gives the same bits, and its model is a class-conditional one.
+/// With 43 images 35 are left to predict answers from, and 32 are needed; with 20 the answers are
+/// those under other classes. The same run gives the same bits, and its model is a conditional one.
 #[test]
 fn a_model_with_classes_is_unlearned_under_the_class_of_the_picture() {
     for (count, says) in [(43, "35 retained images explain"), (20, "under class 3")] {
