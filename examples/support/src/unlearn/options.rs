@@ -128,8 +128,8 @@ pub struct Options {
     pub batch: usize,
 
     /// Learning rate of the first step; it falls to 0, except with the paper's protocols [default:
-    /// 1e-4 below 20 million trained parameters, 5e-6 from there and with --protocol celeba-hq, 1e-5
-    /// with stable-diffusion].
+    /// 1e-4 below 20 million trained parameters, 5e-6 from there and with --protocol celeba-hq,
+    /// 1e-5 with stable-diffusion].
     #[arg(long)]
     #[serde(skip)]
     pub learning_rate: Option<f64>,
