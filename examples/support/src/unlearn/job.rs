@@ -143,6 +143,8 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize)]
 pub struct Model {
     pub parameters: usize,
+    /// Number of parameters that are trained.
+    pub trained: usize,
     #[serde(flatten)]
     pub format: Format,
     #[serde(flatten)]
@@ -185,12 +187,15 @@ where
     let (mut subject, unet) = S::read(&options, origin, &device, progress)?;
     let scheduler = scheduler(origin, &subject, progress)?;
     let data = Data::load(&options, &subject, progress)?;
+    let parameters = unet.num_params();
     let model = Model {
-        parameters: unet.num_params(),
+        parameters,
+        trained: subject.trained(parameters),
         format: data.format(),
         scheduler,
     };
-    let settings = options.settings(model.parameters, model.format)?;
+    let sizes = [model.parameters, model.trained];
+    let settings = options.settings(sizes, model.format)?;
     let [channels, height, width] = subject.shape(model.format);
     unet.check_input([1, channels, height, width])?;
     let kept = subject.kept(model.format, data.count());
@@ -322,7 +327,7 @@ where
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&folder.join("summary.json"), text)?;
-    report::write(&summary, &origin, &folder)?;
+    report::write(&summary, origin, &folder)?;
     results.publish()?;
     Ok(summary)
 }

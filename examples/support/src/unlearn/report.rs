@@ -28,11 +28,15 @@ pub fn write(summary: &Summary, origin: &ModelFolder, folder: &Path) -> Result<(
         summary.timesteps.map(pair).to_vec()
     };
     let (items, worst) = items(summary)?;
-    let after_network = folder.join("model").join("unet");
+    // A network at the root of its folder stays there, and with `--lora` only that is written.
+    let written = folder.join("model");
+    let network = written.join("unet");
+    let after_network = if network.is_dir() { network } else { written };
+    let lora = options.conditions.lora.as_deref();
     let evidence = Evidence {
         name: path_text(origin.pipeline()),
         parameters: summary.model.parameters,
-        networks: [origin.network(), &after_network],
+        networks: [lora.unwrap_or(origin.network()), &after_network],
         items,
         retained: &options.retain,
         retained_count: summary.retain_images,
