@@ -527,6 +527,38 @@ pub enum Error {
     #[error("the picture could not be made: {0}")]
     Picture(String),
 
+    /// A report of an audit lacks something, or holds something that cannot be.
+    #[cfg(feature = "report")]
+    #[error("{place}: {fault}")]
+    InvalidReport {
+        /// Which part of the report, as a path into its JSON.
+        place: String,
+        /// What is wrong, and what to do.
+        fault: crate::report::audit::ReportFault,
+    },
+
+    /// A log of requests was changed or broke off.
+    #[cfg(feature = "report")]
+    #[error("{}, line {line}: {fault}", path_text(.path))]
+    BrokenLog {
+        /// The log.
+        path: PathBuf,
+        /// Number of the first such line, from 1.
+        line: usize,
+        /// What is wrong, and what to do.
+        fault: crate::report::audit::LogFault,
+    },
+
+    /// A file that was listed is not what it was, or was not listed.
+    #[cfg(feature = "report")]
+    #[error("{} is not removed: {reason}; list what is left again", path_text(.path))]
+    NotRemoved {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+
     /// An observer (log, plot, progress) failed.
     #[error("observer failed: {0}")]
     Observer(String),

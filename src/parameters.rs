@@ -6,14 +6,12 @@ use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-use burn::tensor::Device;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
 use crate::error::{Error, Result};
 use crate::host::{SMALL, read_f32, to_f32};
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-use crate::kernel::fused::{Notes, is_on_cube};
+use crate::kernel::fused;
 
 /// A parameter of a model, without its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,34 +125,28 @@ pub(crate) fn non_finite_parameter<M: Module>(model: &M) -> Result<Option<String
     Ok(floats.nth(position).map(|parameter| parameter.name))
 }
 
-/// How many numbers are NaN or infinite, by one kernel per parameter; `None` if one has no kernel.
+/// How many numbers are NaN or infinite, by kernels over groups of parameters; `None` if one has no
+/// kernel.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 fn non_finite_in_kernels<M: Module>(model: &M) -> Option<Tensor<1>> {
     #[derive(Default)]
     struct Visitor {
-        elements: Vec<usize>,
-        device: Option<Device>,
+        values: Vec<Tensor<1>>,
         misfits: usize,
-        notes: Option<Notes>,
     }
     impl ModuleVisitor for Visitor {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val().inner();
-            if let Some(notes) = self.notes.take() {
-                self.notes = Some(notes.non_finite(value));
-                return;
-            }
-            self.misfits += usize::from(!is_on_cube(&value));
-            self.elements.push(value.shape().num_elements());
-            self.device = Some(value.device());
+            self.misfits += usize::from(!fused::is_on_cube(&value));
+            self.values.push(value.flatten(0, D - 1));
         }
     }
     let mut visitor = Visitor::default();
     model.visit(&mut visitor);
-    let device = visitor.device.take().filter(|_| visitor.misfits == 0)?;
-    visitor.notes = Some(Notes::new(&visitor.elements, 1, &device));
-    model.visit(&mut visitor);
-    Some(visitor.notes?.summed())
+    match visitor.misfits {
+        0 => fused::non_finite(visitor.values),
+        _ => None,
+    }
 }
 
 /// Refuses a model that holds NaN or an infinity, before its effects are blamed on something else.

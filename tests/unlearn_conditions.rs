@@ -250,8 +250,8 @@ fn halve(path: &Path) {
     fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// With 43 images 35 are left to predict answers from, at least 32 of them needed; with 20 the answers are those
-/// under other classes. The same run gives the same bits, and its model is a class-conditional one.
+/// With 43 images 35 are left to predict answers from, and 32 are needed; with 20 the answers are
+/// those under other classes. The same run gives the same bits, and its model is a conditional one.
 #[test]
 fn a_model_with_classes_is_unlearned_under_the_class_of_the_picture() {
     for (count, says) in [(43, "35 retained images explain"), (20, "under class 3")] {
@@ -370,7 +370,7 @@ fn a_lora_is_unlearned_alone() {
     let lora = Lora::new(&unet, LoraPart::Unet, &["to_q", "to_v"], 2, 1).unwrap();
     lora.save(place.join("mine.safetensors")).unwrap();
     let progress = Told::default();
-    let more = "--lora PLACE/mine.safetensors --neighbour-prompt hat --learning-rate 1e-2";
+    let more = "--lora PLACE/mine.safetensors --neighbour-prompt hat --learning-rate 1e-2 --report";
     told(place, "out", more, &progress).unwrap();
     assert!(
         progress.text().contains("under the prompt `hat`"),
@@ -392,6 +392,9 @@ fn a_lora_is_unlearned_alone() {
         );
     }
     Lora::load(place.join("out/model/mine.safetensors")).unwrap();
+    // The report is about the LoRA, which is what changed.
+    let report = fs::read_to_string(place.join("out/report.json")).unwrap();
+    assert!(report.contains("mine.safetensors"), "{report}");
 }
 
 /// Captions from a file of their own, and none.

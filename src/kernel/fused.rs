@@ -1,12 +1,12 @@
 //! The loss kernel and the mixture draw in one pass each, if there is a kernel for the tensor's
 //! backend.
 
-#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-use ::burn::backend::DispatchTensor;
 use ::burn::backend::tensor::FloatTensor;
 use ::burn::backend::{
     Backend, Dispatch, DispatchAutodiffContext, DispatchTensorKind, backend_extension,
 };
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use ::burn::backend::{DispatchTensor, ExtensionType};
 use ::burn::tensor::{DType, Tensor};
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
@@ -118,7 +118,48 @@ pub(crate) trait AdamWKernel: Backend {
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 pub(crate) const PRODUCTS: usize = 3;
 
-/// Arithmetic over whole gradients, a pass per parameter.
+/// Parameters that a kernel over whole gradients takes in one launch, at most.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+pub(crate) const GROUP: usize = 8;
+
+/// The tensors of [`GROUP`] parameters, `[elements]` each.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+#[derive(ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct Group<B: Backend>(
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+);
+
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+impl<B: Backend> Group<B> {
+    pub(super) fn new([a, b, c, d, e, f, g, h]: [FloatTensor<B>; GROUP]) -> Self {
+        Self(a, b, c, d, e, f, g, h)
+    }
+
+    pub(super) fn into_tensors(self) -> [FloatTensor<B>; GROUP] {
+        let Self(a, b, c, d, e, f, g, h) = self;
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+impl Group<Dispatch> {
+    /// Of at most [`GROUP`] tensors; `filler` takes the place of those that are missing.
+    fn filled(tensors: Vec<Tensor<1>>, filler: &Tensor<1>) -> Self {
+        let mut tensors = tensors.into_iter();
+        let next = |_| tensors.next().unwrap_or_else(|| filler.clone());
+        Self::new(std::array::from_fn(next).map(Tensor::into_dispatch))
+    }
+}
+
+/// Arithmetic over whole gradients, a pass per group of parameters.
 ///
 /// Every tensor is `f32` and not empty. Sums are noted for blocks of a parameter, whose places
 /// follow those of the parameters before it.
@@ -126,19 +167,19 @@ pub(crate) const PRODUCTS: usize = 3;
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait GradientKernel: Backend {
     /// Writes [`PRODUCTS`] for each block into `sums`, `[blocks, PRODUCTS]`.
-    #[fusion(dtype = sums, shape = sums)]
+    #[fusion(meta = |sums, _retain, _forget, _first_block| sums.clone())]
     fn note_products(
         sums: FloatTensor<Self>,
-        retain: FloatTensor<Self>,
-        forget: FloatTensor<Self>,
+        #[extension_type] retain: Group<Self>,
+        #[extension_type] forget: Group<Self>,
         first_block: usize,
     ) -> FloatTensor<Self>;
 
     /// Writes the number of values that are not finite for each block into `sums`, `[blocks, 1]`.
-    #[fusion(dtype = sums, shape = sums)]
+    #[fusion(meta = |sums, _values, _first_block| sums.clone())]
     fn note_non_finite(
         sums: FloatTensor<Self>,
-        values: FloatTensor<Self>,
+        #[extension_type] values: Group<Self>,
         first_block: usize,
     ) -> FloatTensor<Self>;
 
@@ -147,81 +188,115 @@ pub(crate) trait GradientKernel: Backend {
     fn sum_blocks(sums: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// `of_retain · retain + of_forget · forget`.
-    #[fusion(dtype = retain, shape = retain)]
-    fn scaled_sum(
-        retain: FloatTensor<Self>,
-        forget: FloatTensor<Self>,
+    #[fusion(meta = |retain, _forget, _of_retain, _of_forget| retain.clone())]
+    fn scaled_sums(
+        #[extension_type] retain: Group<Self>,
+        #[extension_type] forget: Group<Self>,
         of_retain: f32,
         of_forget: f32,
-    ) -> FloatTensor<Self>;
+    ) -> Group<Self>;
 }
 
-/// Sums noted for one parameter after another on the GPU.
+/// Sums noted for one group of parameters after another on the GPU.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-#[derive(Debug)]
-pub(crate) struct Notes {
-    sums: Tensor<2>,
+struct Notes {
+    sums: DispatchTensor,
     next_block: usize,
+    /// One number, 0.
+    filler: Tensor<1>,
 }
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 impl Notes {
     /// Room for parameters of these numbers of elements.
-    pub(crate) fn new(elements: &[usize], columns: usize, device: &::burn::tensor::Device) -> Self {
-        let blocks = elements.iter().map(|count| count.div_ceil(BLOCK)).sum();
+    fn new(elements: impl Iterator<Item = usize>, columns: usize, like: &Tensor<1>) -> Self {
+        let blocks: usize = elements.map(|count| count.div_ceil(BLOCK)).sum();
+        // Each filler of the last group has a block.
+        let shape = [blocks + GROUP, columns];
         Self {
-            sums: Tensor::empty([blocks, columns], (device, DType::F32)),
+            sums: Tensor::<2>::zeros(shape, (&like.device(), DType::F32)).into_dispatch(),
             next_block: 0,
+            filler: filler(like),
         }
     }
 
-    /// Notes the products of a parameter's gradients, both of which [`is_on_cube`] accepts.
-    pub(crate) fn products<const D: usize>(self, retain: Tensor<D>, forget: Tensor<D>) -> Self {
-        let elements = retain.shape().num_elements();
-        self.note(elements, |sums, block| {
-            let [retain, forget] = [retain, forget].map(Tensor::into_dispatch);
-            <Dispatch as GradientKernel>::note_products(sums, retain, forget, block)
-        })
-    }
-
-    /// Notes how many values are not finite; [`is_on_cube`] accepts them.
-    pub(crate) fn non_finite<const D: usize>(self, values: Tensor<D>) -> Self {
-        self.note(values.shape().num_elements(), |sums, block| {
-            <Dispatch as GradientKernel>::note_non_finite(sums, values.into_dispatch(), block)
-        })
-    }
-
-    fn note(
-        self,
-        elements: usize,
-        note: impl FnOnce(DispatchTensor, usize) -> DispatchTensor,
-    ) -> Self {
-        let sums = note(self.sums.into_dispatch(), self.next_block);
-        Self {
-            sums: Tensor::from_dispatch(sums),
-            next_block: self.next_block + elements.div_ceil(BLOCK),
-        }
+    /// The place of the next blocks, which follow those of a group of this many elements each.
+    fn advance(&mut self, group: &[Tensor<1>]) -> usize {
+        let first = self.next_block;
+        let blocks = |tensor: &Tensor<1>| tensor.dims()[0].div_ceil(BLOCK);
+        self.next_block += group.iter().map(blocks).sum::<usize>();
+        first
     }
 
     /// The sums over all parameters, `[columns]`.
-    pub(crate) fn summed(self) -> Tensor<1> {
-        let sums = <Dispatch as GradientKernel>::sum_blocks(self.sums.into_dispatch());
-        Tensor::from_dispatch(sums)
+    fn summed(self) -> Tensor<1> {
+        Tensor::from_dispatch(<Dispatch as GradientKernel>::sum_blocks(self.sums))
     }
 }
 
-/// `of_retain · retain + of_forget · forget` for tensors that [`is_on_cube`] accepts.
+/// What takes the place of a missing tensor of a group.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-pub(crate) fn scaled_sum<const D: usize>(
-    retain: Tensor<D>,
-    forget: Tensor<D>,
+fn filler(like: &Tensor<1>) -> Tensor<1> {
+    Tensor::zeros([1], (&like.device(), DType::F32))
+}
+
+/// [`PRODUCTS`] over the gradients of all parameters, which [`is_on_cube`] accepts; `None` without
+/// parameters.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+pub(crate) fn gradient_products(
+    retain: Vec<Tensor<1>>,
+    forget: Vec<Tensor<1>>,
+) -> Option<Tensor<1>> {
+    let sizes = retain.iter().map(|gradient| gradient.dims()[0]);
+    let mut notes = Notes::new(sizes, PRODUCTS, retain.first()?);
+    for (retain, forget) in retain.chunks(GROUP).zip(forget.chunks(GROUP)) {
+        let first_block = notes.advance(retain);
+        let [retain, forget] =
+            [retain, forget].map(|gradients| Group::filled(gradients.to_vec(), &notes.filler));
+        notes.sums =
+            <Dispatch as GradientKernel>::note_products(notes.sums, retain, forget, first_block);
+    }
+    Some(notes.summed())
+}
+
+/// How many of the values are not finite, `[1]`; [`is_on_cube`] accepts them. `None` without values.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+pub(crate) fn non_finite(values: Vec<Tensor<1>>) -> Option<Tensor<1>> {
+    let sizes = values.iter().map(|values| values.dims()[0]);
+    let mut notes = Notes::new(sizes, 1, values.first()?);
+    for values in values.chunks(GROUP) {
+        let first_block = notes.advance(values);
+        let values = Group::filled(values.to_vec(), &notes.filler);
+        notes.sums = <Dispatch as GradientKernel>::note_non_finite(notes.sums, values, first_block);
+    }
+    Some(notes.summed())
+}
+
+/// `of_retain · retain + of_forget · forget` of each pair, which [`is_on_cube`] accepts.
+///
+/// Frees the pairs of a group before the next.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+pub(crate) fn scaled_sums(
+    pairs: Vec<[Tensor<1>; 2]>,
     of_retain: f64,
     of_forget: f64,
-) -> Tensor<D> {
-    let [retain, forget] = [retain, forget].map(Tensor::into_dispatch);
-    let (of_retain, of_forget) = (of_retain as f32, of_forget as f32);
-    let sum = <Dispatch as GradientKernel>::scaled_sum(retain, forget, of_retain, of_forget);
-    Tensor::from_dispatch(sum)
+) -> Vec<Tensor<1>> {
+    let Some([first, _]) = pairs.first() else {
+        return Vec::new();
+    };
+    let (filler, count) = (filler(first), pairs.len());
+    let mut sums = Vec::with_capacity(count + GROUP);
+    let mut pairs = pairs.into_iter();
+    while sums.len() < count {
+        let group = pairs.by_ref().take(GROUP);
+        let (retain, forget) = group.map(|[retain, forget]| (retain, forget)).unzip();
+        let [retain, forget] = [retain, forget].map(|part| Group::filled(part, &filler));
+        let (of_retain, of_forget) = (of_retain as f32, of_forget as f32);
+        let group = <Dispatch as GradientKernel>::scaled_sums(retain, forget, of_retain, of_forget);
+        sums.extend(group.into_tensors().map(Tensor::from_dispatch));
+    }
+    sums.truncate(count);
+    sums
 }
 
 /// Whether there is a kernel on the GPU for a tensor: `f32`, outside an autodiff graph.

@@ -158,18 +158,22 @@ impl ImageGrid {
     /// Writes the picture as PNG. Missing folders are created.
     ///
     /// # Errors
-    /// [`Error::Io`] with the path, [`Error::OutOfRange`] for 0 columns, scale 0 or a picture of
-    /// more than 100 million pixels, [`Error::ShapeMismatch`] if the number of captions differs
-    /// from the number of rows or columns, [`Error::InvalidFile`] if the PNG cannot be encoded.
+    /// Those of [`to_png`](Self::to_png), and [`Error::Io`] with the path.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        write_file(path.as_ref(), &self.to_png()?)
+    }
+
+    /// The picture as the bytes of a PNG file.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for 0 columns, scale 0 or a picture of more than 100 million pixels,
+    /// [`Error::ShapeMismatch`] if the number of captions differs from the number of rows or
+    /// columns, [`Error::Picture`] if the PNG cannot be encoded.
+    pub fn to_png(&self) -> Result<Vec<u8>> {
         let mut png = Cursor::new(Vec::new());
         let encoded = self.render()?.write_to(&mut png, ImageFormat::Png);
-        encoded.map_err(|error| Error::InvalidFile {
-            path: path.into(),
-            message: format!("not encoded as PNG: {error}"),
-        })?;
-        write_file(path, png.get_ref())
+        encoded.map_err(|error| Error::Picture(format!("not encoded as PNG: {error}")))?;
+        Ok(png.into_inner())
     }
 
     /// The whole picture: this grid and those next to it, with their first rows aligned.

@@ -1,5 +1,5 @@
 //! Pictures, plots and intervals for the report on a run: [`ImageGrid`] (PNG), [`Plot`] (SVG) and
-//! the statistics an audit needs.
+//! the statistics an audit needs; and [`audit`], the record of a request to be forgotten.
 //!
 //! # Example
 //! ```
@@ -24,6 +24,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod audit;
 mod axis;
 mod grid;
 mod plot;

@@ -22,8 +22,10 @@ use crate::error::{Error, Result, check_range};
 /// Canvas units per pixel: plotters draws at whole units, so that one unit per pixel would make
 /// curves jagged.
 const UNIT: i32 = 8;
-/// Size of a panel without its legend; in pixels, as all sizes below.
+/// Usual size of a panel without its legend; in pixels, as all sizes below.
 const PANEL: (i32, i32) = (640, 300);
+/// Smallest and largest side of a panel.
+const PANEL_SIDES: std::ops::RangeInclusive<u32> = 200..=4000;
 /// Space around a panel.
 const MARGIN: i32 = 12;
 /// Width of the labels and the name of the y axis.
@@ -143,7 +145,7 @@ impl Panel {
         self
     }
 
-    fn draw(&self, canvas: &Canvas<'_>) -> Result<()> {
+    fn draw(&self, canvas: &Canvas<'_>, width: i32) -> Result<()> {
         let margin = MARGIN * UNIT;
         let area = canvas.margin(margin, margin, margin, margin);
         draw_text(
@@ -153,7 +155,7 @@ impl Panel {
             FontStyle::Bold,
             (LEFT_LABELS * UNIT, 0),
         )?;
-        let legend = self.legend();
+        let legend = self.legend(width);
         for entry in &legend {
             entry.draw(&area)?;
         }
@@ -161,8 +163,8 @@ impl Panel {
         self.draw_chart(&area.margin(top * UNIT, 0, 0, 0))
     }
 
-    /// The legend, with as many entries per line as fit.
-    fn legend(&self) -> Vec<LegendEntry<'_>> {
+    /// The legend, with as many entries per line as fit into the panel.
+    fn legend(&self, panel_width: i32) -> Vec<LegendEntry<'_>> {
         let series = self.series.iter().map(|series| &series.label).enumerate();
         let series = series.map(|(index, label)| (label, Stroke::of_series(index)));
         let references = self.references.iter().map(|(label, _)| label).enumerate();
@@ -172,7 +174,7 @@ impl Panel {
         for (label, stroke) in series.chain(references) {
             let letters = label.chars().count().min(1000) as f64;
             let width = SWATCH + 3 * LEGEND_GAP + (letters * LETTER * f64::from(FONT)) as i32;
-            if left > LEFT_LABELS && left + width > PANEL.0 - 2 * MARGIN {
+            if left > LEFT_LABELS && left + width > panel_width - 2 * MARGIN {
                 (left, line) = (LEFT_LABELS, line + 1);
             }
             entries.push(LegendEntry {
@@ -287,6 +289,7 @@ fn lines_of(legend: &[LegendEntry<'_>]) -> i32 {
 pub struct Plot {
     panels: Vec<Panel>,
     columns: usize,
+    panel_size: (i32, i32),
 }
 
 impl Default for Plot {
@@ -301,6 +304,7 @@ impl Plot {
         Self {
             panels: Vec::new(),
             columns: 1,
+            panel_size: PANEL,
         }
     }
 
@@ -316,11 +320,22 @@ impl Plot {
         self
     }
 
+    /// Width and height of a panel without its legend, in pixels (default 640 and 300).
+    ///
+    /// # Errors
+    /// [`to_svg`](Self::to_svg) refuses sides below 200 or above 4,000.
+    pub fn panel_size(mut self, [width, height]: [u32; 2]) -> Self {
+        let side = |side: u32| i32::try_from(side).unwrap_or(i32::MAX);
+        self.panel_size = (side(width), side(height));
+        self
+    }
+
     /// The plot as the text of an SVG file.
     ///
     /// # Errors
-    /// [`Error::Empty`] without a panel, [`Error::OutOfRange`] for 0 columns, more than 100 panels
-    /// or more than 100 lines in one panel, [`Error::Picture`] if plotters fails.
+    /// [`Error::Empty`] without a panel, [`Error::OutOfRange`] for 0 columns, more than 100 panels,
+    /// more than 100 lines in one panel or a panel of an impossible size, [`Error::Picture`] if
+    /// plotters fails.
     pub fn to_svg(&self) -> Result<String> {
         let count = self.panels.len();
         if count == 0 {
@@ -350,18 +365,27 @@ impl Plot {
                 "at most 100",
             )?;
         }
+        let (panel_width, panel_height) = self.panel_size;
+        for side in [panel_width, panel_height] {
+            let legal = u32::try_from(side).is_ok_and(|side| PANEL_SIDES.contains(&side));
+            let requirement = "from 200 to 4,000 pixels";
+            check_range("the side of a panel", f64::from(side), legal, requirement)?;
+        }
         let columns = self.columns.min(count);
         let rows = count.div_ceil(columns);
-        let legends = self.panels.iter().map(|panel| lines_of(&panel.legend()));
-        let panel_height = PANEL.1 + LEGEND_HEIGHT * legends.max().unwrap_or(0);
-        let (width, height) = (PANEL.0 * columns as i32, panel_height * rows as i32);
+        let legends = self
+            .panels
+            .iter()
+            .map(|panel| lines_of(&panel.legend(panel_width)));
+        let panel_height = panel_height + LEGEND_HEIGHT * legends.max().unwrap_or(0);
+        let (width, height) = (panel_width * columns as i32, panel_height * rows as i32);
 
         let mut svg = String::new();
         let size = ((width * UNIT) as u32, (height * UNIT) as u32);
         let canvas = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         canvas.fill(&WHITE).map_err(not_drawn)?;
         for (panel, area) in self.panels.iter().zip(canvas.split_evenly((rows, columns))) {
-            panel.draw(&area)?;
+            panel.draw(&area, panel_width)?;
         }
         canvas.present().map_err(not_drawn)?;
         drop(canvas);

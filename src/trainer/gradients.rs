@@ -1,12 +1,10 @@
 //! Computes, measures and combines the gradients of the two sides; all arithmetic over a model's
 //! parameters is here.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-use burn::tensor::Device;
 use burn::tensor::Tensor;
 
 use crate::clipper::GradientNorms;
@@ -15,7 +13,7 @@ use crate::denoiser::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
 use crate::host::{SMALL, as_column, read_f32, select_rows, squared_norms, to_f32, vector};
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-use crate::kernel::fused::{Notes, PRODUCTS, is_on_cube, scaled_sum};
+use crate::kernel::fused;
 use crate::kernel::weighted_squared_error;
 use crate::objective::{LossTerm, LossTerms};
 use crate::steering::{Steered, Steering};
@@ -150,26 +148,15 @@ pub(crate) fn combine<M: Module>(
     struct Combine {
         retain: (f64, GradientsParams),
         forget: (f64, GradientsParams),
+        /// Sums that kernels made, flat.
+        sums: HashMap<ParamId, Tensor<1>>,
         combined: GradientsParams,
-    }
-    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-    impl Combine {
-        /// Both scaled and added in one pass, where there is a kernel.
-        fn in_one_kernel<const D: usize>(&mut self, id: ParamId) -> Option<Tensor<D>> {
-            let (retain, forget) = (self.retain.1.get::<D>(id)?, self.forget.1.get::<D>(id)?);
-            if !(is_on_cube(&retain) && is_on_cube(&forget)) {
-                return None;
-            }
-            self.retain.1.remove::<D>(id);
-            self.forget.1.remove::<D>(id);
-            Some(scaled_sum(retain, forget, self.retain.0, self.forget.0))
-        }
     }
     impl ModuleVisitor for Combine {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-            if let Some(sum) = self.in_one_kernel::<D>(param.id) {
-                self.combined.register::<D>(param.id, sum);
+            if let Some(sum) = self.sums.remove(&param.id) {
+                self.combined
+                    .register::<D>(param.id, sum.reshape(param.shape()));
                 return;
             }
             let scaled = |(scale, gradients): &mut (f64, GradientsParams)| {
@@ -191,10 +178,58 @@ pub(crate) fn combine<M: Module>(
     let mut visitor = Combine {
         retain,
         forget,
+        sums: HashMap::new(),
         combined: GradientsParams::new(),
     };
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    {
+        let (retain, forget) = (&mut visitor.retain, &mut visitor.forget);
+        visitor.sums = sums_in_kernels(model, retain, forget);
+    }
     model.visit(&mut visitor);
     visitor.combined
+}
+
+/// The sums for parameters with gradients on both sides that kernels take, removed from both.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+fn sums_in_kernels<M: Module>(
+    model: &M,
+    retain: &mut (f64, GradientsParams),
+    forget: &mut (f64, GradientsParams),
+) -> HashMap<ParamId, Tensor<1>> {
+    struct Pairs<'a> {
+        sides: [&'a mut GradientsParams; 2],
+        ids: Vec<ParamId>,
+        pairs: Vec<[Tensor<1>; 2]>,
+    }
+    impl ModuleVisitor for Pairs<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let on_cube = |side: &&mut GradientsParams| {
+                let gradient = side.get::<D>(param.id);
+                gradient.is_some_and(|gradient| fused::is_on_cube(&gradient))
+            };
+            if !self.sides.iter().all(on_cube) {
+                return;
+            }
+            let flat = |side: &mut &mut GradientsParams| {
+                let gradient = side.remove::<D>(param.id)?;
+                Some(gradient.flatten(0, D - 1))
+            };
+            let [retain, forget] = &mut self.sides;
+            if let (Some(retain), Some(forget)) = (flat(retain), flat(forget)) {
+                self.ids.push(param.id);
+                self.pairs.push([retain, forget]);
+            }
+        }
+    }
+    let mut visitor = Pairs {
+        sides: [&mut retain.1, &mut forget.1],
+        ids: Vec::new(),
+        pairs: Vec::new(),
+    };
+    model.visit(&mut visitor);
+    let sums = fused::scaled_sums(visitor.pairs, retain.0, forget.0);
+    visitor.ids.into_iter().zip(sums).collect()
 }
 
 /// The results of one read from the device: the losses of each side's rows, and the norms.
@@ -318,8 +353,8 @@ pub(crate) fn gradient_products<M: Module>(
     visitor.products.joined()
 }
 
-/// The products by one kernel per parameter; `None` if a gradient has no kernel, or if only one
-/// side has a gradient of some parameter.
+/// The products by kernels over groups of parameters; `None` if a gradient has no kernel, or if
+/// only one side has a gradient of some parameter.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 fn products_in_kernels<M: Module>(
     model: &M,
@@ -329,10 +364,8 @@ fn products_in_kernels<M: Module>(
     struct Visitor<'a> {
         sides: [&'a GradientsParams; 2],
         seen: HashSet<ParamId>,
-        elements: Vec<usize>,
-        device: Option<Device>,
         fits: bool,
-        notes: Option<Notes>,
+        flat: [Vec<Tensor<1>>; 2],
     }
     impl ModuleVisitor for Visitor<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -344,13 +377,9 @@ fn products_in_kernels<M: Module>(
                 self.fits = false;
                 return;
             };
-            if let Some(notes) = self.notes.take() {
-                self.notes = Some(notes.products(retain, forget));
-                return;
-            }
-            self.fits &= is_on_cube(&retain) && is_on_cube(&forget);
-            self.elements.push(retain.shape().num_elements());
-            self.device = Some(retain.device());
+            self.fits &= fused::is_on_cube(&retain) && fused::is_on_cube(&forget);
+            self.flat[0].push(retain.flatten(0, D - 1));
+            self.flat[1].push(forget.flatten(0, D - 1));
         }
     }
     // Of a side without gradients, the products are those of the other times 0.
@@ -362,19 +391,20 @@ fn products_in_kernels<M: Module>(
     let mut visitor = Visitor {
         sides,
         seen: HashSet::new(),
-        elements: Vec::new(),
-        device: None,
         fits: true,
-        notes: None,
+        flat: Default::default(),
     };
     model.visit(&mut visitor);
-    let device = visitor.device.take().filter(|_| visitor.fits)?;
-    visitor.notes = Some(Notes::new(&visitor.elements, PRODUCTS, &device));
-    visitor.seen.clear();
-    model.visit(&mut visitor);
-    let products = visitor.notes?.summed();
+    let [retain, forget] = visitor.flat;
+    if !visitor.fits {
+        return None;
+    }
+    let products = fused::gradient_products(retain, forget)?;
     Some(match factors {
-        Some(factors) => products * vector(factors, &device),
+        Some(factors) => {
+            let factors = vector(factors, &products.device());
+            products * factors
+        }
         None => products,
     })
 }

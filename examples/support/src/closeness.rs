@@ -158,7 +158,7 @@ impl Compared<'_> {
 }
 
 /// Images that resemble the points, with what was done to the points.
-fn neighbours(points: &Tensor<4>) -> [(&'static str, Tensor<4>); 5] {
+pub fn neighbours(points: &Tensor<4>) -> [(&'static str, Tensor<4>); 5] {
     [
         ("mirrored", points.clone().flip([3])),
         ("shifted by 1", shifted(points, 1)),

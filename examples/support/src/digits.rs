@@ -12,10 +12,13 @@ use siss::{Error, Result};
 /// The folder of the example's files.
 pub const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets");
 
-const DIGITS: &str = "data/digits10k-images-idx3-ubyte.gz";
+/// The file of the digits, in the folder of the example's files.
+pub const DIGITS: &str = "data/digits10k-images-idx3-ubyte.gz";
 const LABELS: &str = "data/digits10k-labels-idx1-ubyte.gz";
-const TSHIRT: &str = "data/tshirt.png";
-const NUM_RETAIN: usize = 9_000;
+/// The file of the T-shirt.
+pub const TSHIRT: &str = "data/tshirt.png";
+/// Number of digits that the models were trained on.
+pub const NUM_RETAIN: usize = 9_000;
 const NUM_HELDOUT: usize = 1_000;
 /// Height and width of an image.
 const SIDE: usize = 28;

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod cases;
 pub mod clock;
 pub mod closeness;

@@ -1,5 +1,5 @@
-//! Products, sums and checks of whole gradients on the GPU: one kernel per parameter, and one that
-//! adds what they left.
+//! Products, sums and checks of whole gradients on the GPU: one launch per group of parameters, and
+//! one that adds what they left.
 
 use ::burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::sums::sum_rows;
 use super::{BLOCK, Grid, empty_like, sum_of_units};
-use crate::kernel::fused::{GradientKernel, PRODUCTS};
+use crate::kernel::fused::{GROUP, GradientKernel, Group, PRODUCTS};
 
 /// The bits of the exponent; all are set in NaN and in infinities.
 const EXPONENT: u32 = 0x7f80_0000;
@@ -18,45 +18,53 @@ const EXPONENT: u32 = 0x7f80_0000;
 impl GradientKernel for CubeBackend {
     fn note_products(
         sums: CubeTensor,
-        retain: CubeTensor,
-        forget: CubeTensor,
+        retain: Group<Self>,
+        forget: Group<Self>,
         first_block: usize,
     ) -> CubeTensor {
-        let [retain, forget] = [retain, forget].map(into_contiguous);
+        let [retain, forget] = [retain, forget].map(contiguous);
         let sums = own(sums);
-        let elements = retain.meta.num_elements();
-        let grid = Grid::new(&retain, BLOCK);
-        products::launch(
-            &grid.client,
-            grid.cubes(elements.div_ceil(BLOCK)),
-            grid.dimensions(),
-            retain.required_address_type(),
-            retain.into_buffer_arg(),
-            forget.into_buffer_arg(),
-            sums.clone().into_buffer_arg(),
-            first_block,
-            elements,
-            grid.units as usize,
-        );
+        let mut first_block = first_block;
+        let pairs: Vec<_> = retain.into_iter().zip(forget).collect();
+        for pairs in pairs.chunks(together(&sums, 2)) {
+            let (retain, forget): (Vec<_>, Vec<_>) = pairs.iter().cloned().unzip();
+            let blocks = blocks(&retain);
+            let grid = Grid::new(&sums, BLOCK);
+            products::launch(
+                &grid.client,
+                grid.cubes(blocks),
+                grid.dimensions(),
+                address_type(&retain),
+                buffers(retain),
+                buffers(forget),
+                sums.clone().into_buffer_arg(),
+                first_block,
+                grid.units as usize,
+            );
+            first_block += blocks;
+        }
         sums
     }
 
-    fn note_non_finite(sums: CubeTensor, values: CubeTensor, first_block: usize) -> CubeTensor {
-        let values = into_contiguous(values);
+    fn note_non_finite(sums: CubeTensor, values: Group<Self>, first_block: usize) -> CubeTensor {
+        let values = contiguous(values);
         let sums = own(sums);
-        let elements = values.meta.num_elements();
-        let grid = Grid::new(&values, BLOCK);
-        non_finite::launch(
-            &grid.client,
-            grid.cubes(elements.div_ceil(BLOCK)),
-            grid.dimensions(),
-            values.required_address_type(),
-            values.into_buffer_arg(),
-            sums.clone().into_buffer_arg(),
-            first_block,
-            elements,
-            grid.units as usize,
-        );
+        let mut first_block = first_block;
+        for values in values.chunks(together(&sums, 1)) {
+            let blocks = blocks(values);
+            let grid = Grid::new(&sums, BLOCK);
+            non_finite::launch(
+                &grid.client,
+                grid.cubes(blocks),
+                grid.dimensions(),
+                address_type(values),
+                buffers(values.to_vec()),
+                sums.clone().into_buffer_arg(),
+                first_block,
+                grid.units as usize,
+            );
+            first_block += blocks;
+        }
         sums
     }
 
@@ -65,29 +73,62 @@ impl GradientKernel for CubeBackend {
         sum_rows(sums, columns, 0).0
     }
 
-    fn scaled_sum(
-        retain: CubeTensor,
-        forget: CubeTensor,
+    fn scaled_sums(
+        retain: Group<Self>,
+        forget: Group<Self>,
         of_retain: f32,
         of_forget: f32,
-    ) -> CubeTensor {
-        let [retain, forget] = [retain, forget].map(into_contiguous);
-        let elements = retain.meta.num_elements();
-        let grid = Grid::new(&retain, elements);
-        let sum = empty_like(&retain, retain.shape());
-        combine::launch(
-            &grid.client,
-            grid.cubes(elements.div_ceil(grid.units as usize)),
-            grid.dimensions(),
-            retain.required_address_type(),
-            retain.into_buffer_arg(),
-            forget.into_buffer_arg(),
-            sum.clone().into_buffer_arg(),
-            of_retain,
-            of_forget,
-        );
-        sum
+    ) -> Group<Self> {
+        let [retain, forget] = [retain, forget].map(contiguous);
+        let sums = retain.each_ref().map(|part| empty_like(part, part.shape()));
+        let together = together(&retain[0], 3);
+        let parts = retain.chunks(together).zip(forget.chunks(together));
+        for ((retain, forget), sums) in parts.zip(sums.chunks(together)) {
+            let grid = Grid::new(&retain[0], BLOCK);
+            combine::launch(
+                &grid.client,
+                grid.cubes(blocks(retain)),
+                grid.dimensions(),
+                address_type(retain),
+                buffers(retain.to_vec()),
+                buffers(forget.to_vec()),
+                buffers(sums.to_vec()),
+                of_retain,
+                of_forget,
+                grid.units as usize,
+            );
+        }
+        Group::new(sums)
     }
+}
+
+fn contiguous(group: Group<CubeBackend>) -> [CubeTensor; GROUP] {
+    group.into_tensors().map(into_contiguous)
+}
+
+/// How many parameters one launch takes that binds `tensors` of each, and one more.
+fn together(tensor: &CubeTensor, tensors: usize) -> usize {
+    let bindings = tensor.client.properties().hardware.max_bindings as usize;
+    (bindings.saturating_sub(1) / tensors).clamp(1, GROUP)
+}
+
+/// Blocks of all parameters.
+fn blocks(tensors: &[CubeTensor]) -> usize {
+    let blocks = |tensor: &CubeTensor| tensor.meta.num_elements().div_ceil(BLOCK);
+    tensors.iter().map(blocks).sum()
+}
+
+fn buffers(tensors: Vec<CubeTensor>) -> SequenceArg<Box<[f32]>> {
+    tensors
+        .into_iter()
+        .map(CubeTensor::into_buffer_arg)
+        .collect()
+}
+
+/// The one that reaches every element of every tensor.
+fn address_type(tensors: &[CubeTensor]) -> AddressType {
+    let types = tensors.iter().map(CubeTensor::required_address_type);
+    types.max().unwrap_or_default()
 }
 
 /// A tensor whose memory nothing else refers to.
@@ -102,34 +143,40 @@ fn own(tensor: CubeTensor) -> CubeTensor {
 /// One cube per block: the sums of `a a`, `b b` and `a b`.
 #[cube(launch, address_type = "dynamic")]
 fn products(
-    retain: &[f32],
-    forget: &[f32],
+    retain: &Sequence<Box<[f32]>>,
+    forget: &Sequence<Box<[f32]>>,
     sums: &mut [f32],
     first_block: usize,
-    elements: usize,
     #[comptime] units: usize,
 ) {
-    let start = CUBE_POS * BLOCK;
-    if start < elements {
-        let mut of_retain = 0.0f32;
-        let mut of_forget = 0.0f32;
-        let mut of_both = 0.0f32;
-        let end = min(start + BLOCK, elements);
-        for index in range_stepped(start + UNIT_POS as usize, end, units) {
-            let (a, b) = (retain[index], forget[index]);
-            of_retain += a * a;
-            of_forget += b * b;
-            of_both += a * b;
+    let mut of_retain = 0.0f32;
+    let mut of_forget = 0.0f32;
+    let mut of_both = 0.0f32;
+    let mut before = 0usize;
+    #[unroll]
+    for part in 0..retain.len() {
+        let elements = retain[part].len();
+        let blocks = elements.div_ceil(BLOCK);
+        if CUBE_POS >= before && CUBE_POS < before + blocks {
+            let start = (CUBE_POS - before) * BLOCK;
+            let end = min(start + BLOCK, elements);
+            for index in range_stepped(start + UNIT_POS as usize, end, units) {
+                let (a, b) = (retain[part][index], forget[part][index]);
+                of_retain += a * a;
+                of_forget += b * b;
+                of_both += a * b;
+            }
         }
-        let of_retain = sum_of_units(of_retain, units);
-        let of_forget = sum_of_units(of_forget, units);
-        let of_both = sum_of_units(of_both, units);
-        if UNIT_POS == 0 {
-            let block = (first_block + CUBE_POS) * PRODUCTS;
-            sums[block] = of_retain;
-            sums[block + 1] = of_forget;
-            sums[block + 2] = of_both;
-        }
+        before += blocks;
+    }
+    let of_retain = sum_of_units(of_retain, units);
+    let of_forget = sum_of_units(of_forget, units);
+    let of_both = sum_of_units(of_both, units);
+    if UNIT_POS == 0 && CUBE_POS < before {
+        let block = (first_block + CUBE_POS) * PRODUCTS;
+        sums[block] = of_retain;
+        sums[block + 1] = of_forget;
+        sums[block + 2] = of_both;
     }
 }
 
@@ -138,32 +185,58 @@ fn products(
 /// By the bits: shader compilers may assume that neither occurs.
 #[cube(launch, address_type = "dynamic")]
 fn non_finite(
-    values: &[f32],
+    values: &Sequence<Box<[f32]>>,
     sums: &mut [f32],
     first_block: usize,
-    elements: usize,
     #[comptime] units: usize,
 ) {
-    let start = CUBE_POS * BLOCK;
-    if start < elements {
-        let mut sum = 0.0f32;
-        let end = min(start + BLOCK, elements);
-        for index in range_stepped(start + UNIT_POS as usize, end, units) {
-            if u32::reinterpret(values[index]) & EXPONENT == EXPONENT {
-                sum += 1.0f32;
+    let mut sum = 0.0f32;
+    let mut before = 0usize;
+    #[unroll]
+    for part in 0..values.len() {
+        let elements = values[part].len();
+        let blocks = elements.div_ceil(BLOCK);
+        if CUBE_POS >= before && CUBE_POS < before + blocks {
+            let start = (CUBE_POS - before) * BLOCK;
+            let end = min(start + BLOCK, elements);
+            for index in range_stepped(start + UNIT_POS as usize, end, units) {
+                if u32::reinterpret(values[part][index]) & EXPONENT == EXPONENT {
+                    sum += 1.0f32;
+                }
             }
         }
-        let sum = sum_of_units(sum, units);
-        if UNIT_POS == 0 {
-            sums[first_block + CUBE_POS] = sum;
-        }
+        before += blocks;
+    }
+    let sum = sum_of_units(sum, units);
+    if UNIT_POS == 0 && CUBE_POS < before {
+        sums[first_block + CUBE_POS] = sum;
     }
 }
 
-/// One unit per element.
+/// One cube per block of [`BLOCK`] elements.
 #[cube(launch, address_type = "dynamic")]
-fn combine(retain: &[f32], forget: &[f32], sum: &mut [f32], of_retain: f32, of_forget: f32) {
-    if ABSOLUTE_POS < sum.len() {
-        sum[ABSOLUTE_POS] = retain[ABSOLUTE_POS] * of_retain + forget[ABSOLUTE_POS] * of_forget;
+fn combine(
+    retain: &Sequence<Box<[f32]>>,
+    forget: &Sequence<Box<[f32]>>,
+    sums: &mut Sequence<Box<[f32]>>,
+    of_retain: f32,
+    of_forget: f32,
+    #[comptime] units: usize,
+) {
+    let mut before = 0usize;
+    #[unroll]
+    for part in 0..retain.len() {
+        let elements = retain[part].len();
+        let blocks = elements.div_ceil(BLOCK);
+        if CUBE_POS >= before && CUBE_POS < before + blocks {
+            let start = (CUBE_POS - before) * BLOCK;
+            let end = min(start + BLOCK, elements);
+            for index in range_stepped(start + UNIT_POS as usize, end, units) {
+                let sum = retain[part][index] * of_retain + forget[part][index] * of_forget;
+                let of_part = &mut sums[part];
+                of_part[index] = sum;
+            }
+        }
+        before += blocks;
     }
 }

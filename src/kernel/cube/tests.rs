@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::backend::DeviceSpec;
 use crate::draws::{Stream, normal_noise};
-use crate::kernel::fused::{Notes, PRODUCTS, is_on_cube, scaled_sum};
+use crate::kernel::fused::{PRODUCTS, gradient_products, is_on_cube, non_finite, scaled_sums};
 use crate::trainer::FusedAdamW;
 
 /// The GPU that this build has, or the software driver.
@@ -17,8 +17,8 @@ fn device() -> Device {
     spec.device().unwrap()
 }
 
-/// Sizes around those of a cube and a block.
-const SIZES: [usize; 7] = [1, 31, 255, 257, 4095, 4097, 20_000];
+/// Sizes around those of a cube and a block; more than one launch takes.
+const SIZES: [usize; 9] = [1, 31, 255, 257, 4095, 4096, 4097, 20_000, 7];
 
 fn noise(size: usize, seed: u64, device: &Device) -> Tensor<1> {
     normal_noise([size], seed, 0, 0, Stream::Evaluation, device)
@@ -31,7 +31,7 @@ fn numbers(tensor: Tensor<1>) -> Vec<f32> {
 #[test]
 fn products_are_those_of_the_host() {
     let device = device();
-    let mut notes = Notes::new(&SIZES, PRODUCTS, &device);
+    let mut pairs = [Vec::new(), Vec::new()];
     let mut expected = [0.0f64; PRODUCTS];
     for (seed, size) in (1..).zip(SIZES) {
         let (a, b) = (noise(size, seed, &device), noise(size, 100 + seed, &device));
@@ -41,9 +41,11 @@ fn products_are_those_of_the_host() {
             let products = [a * a, b * b, a * b];
             expected = std::array::from_fn(|index| expected[index] + products[index]);
         }
-        notes = notes.products(a, b);
+        pairs[0].push(a);
+        pairs[1].push(b);
     }
-    let got = numbers(notes.summed());
+    let [retain, forget] = pairs;
+    let got = numbers(gradient_products(retain, forget).unwrap());
     for (got, expected) in got.into_iter().zip(expected) {
         let scale = expected.abs().max(1.0);
         assert!(
@@ -58,10 +60,10 @@ fn every_number_that_is_not_finite_is_counted() {
     let device = device();
     let counted = |values: &[f32]| {
         let values = Tensor::<1>::from_data(values, (&device, DType::F32));
-        let size = values.dims()[0];
-        let notes = Notes::new(&[size, 5], 1, &device).non_finite(values);
         let rest = Tensor::<1>::full([5], f32::MAX, (&device, DType::F32));
-        numbers(notes.non_finite(rest).summed())
+        let mut all = vec![rest; 9];
+        all[8] = values;
+        numbers(non_finite(all).unwrap())
     };
     for size in SIZES {
         let mut values = vec![-f32::MIN_POSITIVE; size];
@@ -77,14 +79,15 @@ fn every_number_that_is_not_finite_is_counted() {
 #[test]
 fn scaled_sums_are_those_of_the_host() {
     let device = device();
-    for size in SIZES {
-        let (a, b) = (noise(size, 1, &device), noise(size, 2, &device));
-        let pairs = numbers(a.clone()).into_iter().zip(numbers(b.clone()));
+    let pairs = SIZES.map(|size| [1, 2].map(|seed| noise(size, seed, &device)));
+    let sums = scaled_sums(pairs.to_vec(), 0.3, -1.7);
+    assert_eq!(sums.len(), SIZES.len());
+    for ([a, b], sum) in pairs.into_iter().zip(sums) {
+        let pairs = numbers(a).into_iter().zip(numbers(b));
         let expected: Vec<f32> = pairs.map(|(a, b)| 0.3 * a - 1.7 * b).collect();
-        for (got, expected) in numbers(scaled_sum(a, b, 0.3, -1.7))
-            .into_iter()
-            .zip(expected)
-        {
+        let got = numbers(sum);
+        assert_eq!(got.len(), expected.len());
+        for (got, expected) in got.into_iter().zip(expected) {
             assert!((got - expected).abs() < 1e-5, "{got} {expected}");
         }
     }

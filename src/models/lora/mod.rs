@@ -184,6 +184,14 @@ impl Lora {
         self.layers.len()
     }
 
+    /// The number of values in the factors of a part of a pipeline.
+    pub fn num_params(&self, part: LoraPart) -> usize {
+        let own = self.layers.iter();
+        let own = own.filter(|layer| part.has(layer.spelling, &layer.stem));
+        own.map(|layer| layer.down.num_elements() + layer.up.num_elements())
+            .sum()
+    }
+
     /// Whether it has factors for a part of a pipeline.
     pub fn has(&self, part: LoraPart) -> bool {
         let mut layers = self.layers.iter();

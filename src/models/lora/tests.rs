@@ -262,6 +262,15 @@ fn parts_of_a_pipeline_are_told_apart() {
     assert!(LoraPart::Unet.has(Spelling::Diffusers, stem));
 }
 
+/// Queries of eight channels have factors of 2 × 8 and 8 × 2.
+#[test]
+fn values_are_counted_by_part() {
+    let lora = Lora::new(&network(), LoraPart::Unet, &["to_q"], 2, 1).unwrap();
+    assert!(lora.has(LoraPart::Unet) && !lora.has(LoraPart::TextEncoder));
+    assert_eq!(lora.num_params(LoraPart::Unet), 32 * lora.num_layers());
+    assert_eq!(lora.num_params(LoraPart::TextEncoder), 0);
+}
+
 /// What a trainer leaves is the untouched network with the factors that come back.
 #[test]
 fn a_trainer_changes_the_factors_and_nothing_else() {

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::denoiser::Denoiser;
 use crate::models::TextCondition;
+use crate::models::folder::like;
 
 fn digest(lines: &mut [String]) -> String {
     lines.sort();

@@ -7,17 +7,21 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use siss::answer::PredictedAnswer;
+use siss::burn::module::Module;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::data::DataCheck;
 use siss::draws::{CoinFlip, FixedAllocation};
-use siss::files::ResultFolder;
+use siss::files::{ResultFolder, path_text};
 use siss::models::{ModelFolder, UNet2d, save_pipeline};
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
+use siss::report::audit::Manifest;
 use siss::steering::Levels;
 use siss::{DdpmScheduler, PairSampler, SissTrainer};
 
+use crate::audit::material::subjects;
+use crate::audit::summary::{self, Evidence};
 use crate::cases::Case;
 use crate::closeness::{CURVE, Closeness};
 use crate::digits;
@@ -28,7 +32,7 @@ use crate::resume::open_results;
 use crate::run::{LOG, Plan, Run, Unlearned};
 use crate::target::{Target, predict_answers, predict_losses};
 use crate::tshirt::evaluate::{
-    Copies, DENOISE_FROM, Evaluation, Examiner, TIMESTEPS, TSHIRT_NOISES, chunks,
+    Copies, DENOISE_FROM, Evaluation, Examiner, TIMESTEPS, TSHIRT_DISTANCE, TSHIRT_NOISES, chunks,
 };
 use crate::tshirt::options::{Options, Protocol, Settings};
 use crate::tshirt::pictures;
@@ -37,7 +41,7 @@ use crate::way::Way;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The results of a run, which appear in its output folder together.
-pub const RESULTS: [&str; 8] = [
+pub const RESULTS: [&str; 10] = [
     "model",
     "before.png",
     "after.png",
@@ -46,6 +50,8 @@ pub const RESULTS: [&str; 8] = [
     "curves.svg",
     LOG,
     "summary.json",
+    "report.html",
+    "report.json",
 ];
 
 /// Number of times that the distance of the denoised T-shirt and its losses are measured during the
@@ -299,6 +305,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let folder = results.path();
     save_model(&job, &unlearned.model, &folder.join("model"), progress)?;
     pictures::save(&job, &folder, &before, &after, &unlearned.records)?;
+    let (parameters, network) = (job.model.num_params(), job.checkpoint.network().to_owned());
     let summary = Summary {
         closeness,
         before: before.figures,
@@ -318,8 +325,61 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&folder.join("summary.json"), text)?;
+    report(&summary, parameters, &network, &folder)?;
     results.publish()?;
     Ok(summary)
+}
+
+/// Writes the report, if it was asked for.
+fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -> Result<()> {
+    let Config { options, .. } = &summary.config;
+    let (before, after) = (&summary.before, &summary.after);
+    let at = |of: fn(&Evaluation) -> &ByTimestep| {
+        let pair = |timestep: usize| {
+            let key = timestep.to_string();
+            (timestep, [of(before)[&key], of(after)[&key]])
+        };
+        TIMESTEPS.map(pair).to_vec()
+    };
+    let closeness = &summary.closeness;
+    let closeness = [
+        &closeness.before,
+        &closeness.after,
+        &closeness.another_retrained,
+    ];
+    let retained = options.assets.join(digits::DIGITS);
+    let after_network = folder.join("model").join("unet");
+    let evidence = Evidence {
+        name: match &options.checkpoint {
+            Some(checkpoint) => path_text(checkpoint),
+            None => "the bundled model of digits, which memorised a picture".into(),
+        },
+        parameters,
+        networks: [network, &after_network],
+        items: subjects(&Manifest::of(options.assets.join(digits::TSHIRT))?),
+        retained: &retained,
+        retained_count: digits::NUM_RETAIN,
+        retained_description: "handwritten digits of 28×28 pixels (MNIST)".into(),
+        controls: options.heldout,
+        samples: before.samples,
+        copies: [before.tshirt_count, after.tshirt_count],
+        copies_rule: format!("an L2 distance below {TSHIRT_DISTANCE}, pixels from 0 to 1"),
+        ranks: at(|it| &it.tshirt_loss_percentile),
+        denoised: [before.tshirt_denoise_l2, after.tshirt_denoise_l2],
+        denoised_retrained: Some(summary.retrained.tshirt_denoise_l2),
+        answers: Some(closeness.map(|it| it.answer_distance)),
+        quality: at(|it| &it.heldout_loss),
+        worst: None,
+        charts: Vec::new(),
+    };
+    let repeated = (options.seed, summary.device.as_str());
+    summary::write(
+        evidence,
+        &options.reporting,
+        &summary.config,
+        repeated,
+        folder,
+    )
 }
 
 /// Saves the unlearned model, with the files that lie next to the network of the loaded model.

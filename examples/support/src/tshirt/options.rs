@@ -9,6 +9,7 @@ use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
 use siss::draws::TimestepSampling;
 
+use crate::audit::summary::Reporting;
 use crate::digits::ASSETS;
 use crate::files::{as_optional_text, as_text};
 use crate::options::{at_least_one, clipper, learning_rate, number};
@@ -124,6 +125,10 @@ pub struct Options {
     #[command(flatten)]
     #[serde(skip)]
     pub checkpointing: Checkpointing,
+
+    #[command(flatten)]
+    #[serde(skip)]
+    pub reporting: Reporting,
 
     /// Folder of the digits, the T-shirt and the bundled models.
     #[arg(long, value_name = "DIR", default_value = ASSETS, hide = true)]

@@ -74,6 +74,8 @@ pub struct Along {
 
 /// The wanted condition, and the one that stands for none.
 type BothConditions<S> = (ConditionOf<S>, ConditionOf<S>);
+/// A model with guidance, and both conditions of some rows.
+type GuidedModel<S> = (Guided<<S as Subject>::Model>, BothConditions<S>);
 
 /// The data used to measure models.
 pub struct Examiner<'a, S: Subject> {
@@ -317,7 +319,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
         model: &S::Model,
         wanted: ConditionOf<S>,
         count: usize,
-    ) -> Result<Option<(Guided<S::Model>, BothConditions<S>)>> {
+    ) -> Result<Option<GuidedModel<S>>> {
         let Some((scale, none)) = self.subject.guidance() else {
             return Ok(None);
         };

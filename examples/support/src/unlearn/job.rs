@@ -34,6 +34,7 @@ use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
+use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
 use crate::unlearn::subject::{
     self, Classes, ConditionOf, Kind, Origin, Pixels, Points, Subject, Text, from_range,
@@ -43,7 +44,7 @@ use crate::way::Way;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The results of a run, which appear in its output folder together.
-pub const RESULTS: [&str; 8] = [
+pub const RESULTS: [&str; 10] = [
     "model",
     "samples",
     "before.png",
@@ -52,6 +53,8 @@ pub const RESULTS: [&str; 8] = [
     "curves.svg",
     LOG,
     "summary.json",
+    "report.html",
+    "report.json",
 ];
 /// Most conditions of forgotten images that are shown.
 const MOST_WORDS: usize = 3;
@@ -140,6 +143,8 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize)]
 pub struct Model {
     pub parameters: usize,
+    /// Number of parameters that are trained.
+    pub trained: usize,
     #[serde(flatten)]
     pub format: Format,
     #[serde(flatten)]
@@ -182,12 +187,15 @@ where
     let (mut subject, unet) = S::read(&options, origin, &device, progress)?;
     let scheduler = scheduler(origin, &subject, progress)?;
     let data = Data::load(&options, &subject, progress)?;
+    let parameters = unet.num_params();
     let model = Model {
-        parameters: unet.num_params(),
+        parameters,
+        trained: subject.trained(parameters),
         format: data.format(),
         scheduler,
     };
-    let settings = options.settings(model.parameters, model.format)?;
+    let sizes = [model.parameters, model.trained];
+    let settings = options.settings(sizes, model.format)?;
     let [channels, height, width] = subject.shape(model.format);
     unet.check_input([1, channels, height, width])?;
     let kept = subject.kept(model.format, data.count());
@@ -319,6 +327,7 @@ where
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&folder.join("summary.json"), text)?;
+    report::write(&summary, origin, &folder)?;
     results.publish()?;
     Ok(summary)
 }

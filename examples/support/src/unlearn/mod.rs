@@ -7,5 +7,6 @@ pub mod job;
 pub mod options;
 pub mod pictures;
 pub mod predicted;
+pub mod report;
 pub mod resources;
 pub mod subject;

@@ -8,6 +8,7 @@ use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
 use siss::images::{Format, Transparency};
 
+use crate::audit::summary::Reporting;
 use crate::files::{as_optional_text, as_text};
 use crate::options::{at_least_one, clipper, learning_rate, number};
 use crate::resume::Checkpointing;
@@ -127,8 +128,8 @@ pub struct Options {
     pub batch: usize,
 
     /// Learning rate of the first step; it falls to 0, except with the paper's protocols [default:
-    /// 1e-4 below 20 million parameters, 5e-6 from there and with --protocol celeba-hq, 1e-5 with
-    /// stable-diffusion].
+    /// 1e-4 below 20 million trained parameters, 5e-6 from there and with --protocol celeba-hq,
+    /// 1e-5 with stable-diffusion].
     #[arg(long)]
     #[serde(skip)]
     pub learning_rate: Option<f64>,
@@ -190,6 +191,10 @@ pub struct Options {
     #[command(flatten)]
     #[serde(skip)]
     pub checkpointing: Checkpointing,
+
+    #[command(flatten)]
+    #[serde(skip)]
+    pub reporting: Reporting,
 }
 
 /// The options for models with a condition.
@@ -374,11 +379,20 @@ impl Options {
         several.map_or((self.device, &[]), |(first, others)| (*first, others))
     }
 
-    /// The settings for a model with `parameters` parameters and images of this format.
-    pub fn settings(&self, parameters: usize, format: Format) -> Result<Settings, String> {
-        let (learning_rate, samples) = match parameters < LARGE {
-            true => (SMALL_LEARNING_RATE, SMALL_SAMPLES),
-            false => (LARGE_LEARNING_RATE, LARGE_SAMPLES),
+    /// The settings for a model with these numbers of parameters, and of those that are trained,
+    /// and for images of this format.
+    pub fn settings(
+        &self,
+        [parameters, trained]: [usize; 2],
+        format: Format,
+    ) -> Result<Settings, String> {
+        let learning_rate = match trained < LARGE {
+            true => SMALL_LEARNING_RATE,
+            false => LARGE_LEARNING_RATE,
+        };
+        let samples = match parameters < LARGE {
+            true => SMALL_SAMPLES,
+            false => LARGE_SAMPLES,
         };
         let pixels = format.height * format.width;
         let micro_batch = (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME);
@@ -424,7 +438,7 @@ mod tests {
             range: [-1.0, 1.0],
             transparency: Transparency::default(),
         };
-        let settings = |options: &Options| options.settings(113_673_219, format).unwrap();
+        let settings = |options: &Options| options.settings([113_673_219; 2], format).unwrap();
         let paper = parsed("--protocol celeba-hq");
         assert_eq!(paper.method, Way::Method(Method::Siss));
         assert_eq!(

@@ -33,7 +33,7 @@ pub struct Predicted<C> {
 #[derive(Debug)]
 pub enum Taught<C> {
     /// Predicted from the retained images.
-    Predicted(PredictedAnswer<4>),
+    Predicted(Box<PredictedAnswer<4>>),
     /// The model's own under another condition.
     Other(OtherCondition<C>),
 }
@@ -41,7 +41,7 @@ pub enum Taught<C> {
 impl<C: Condition + Debug> Taught<C> {
     fn inner(&self) -> &dyn Answer<4, C> {
         match self {
-            Self::Predicted(answer) => answer,
+            Self::Predicted(answer) => answer.as_ref(),
             Self::Other(answer) => answer,
         }
     }
@@ -140,7 +140,7 @@ impl<C: Condition + Debug> Predicted<C> {
                 let from = (data, &losses);
                 let answer = answers_of(model, config, from, &forgotten.points, progress)?;
                 explained(answer.combination()).say(progress)?;
-                Some(Taught::Predicted(answer))
+                Some(Taught::Predicted(Box::new(answer)))
             }
             Way::Method(_) | Way::SissToLevel => None,
         };

@@ -13,10 +13,11 @@ use crate::unlearn::job::Model;
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::way::Way;
 
-/// Numbers per parameter: the weight, the two moments of AdamW and the gradients of the two sides.
-const NUMBERS_A_PARAMETER: usize = 5;
-/// The same on a further device: the weight, the gradients, and one of them as a vector.
-const NUMBERS_A_REPLICA: usize = 4;
+/// Numbers per trained parameter besides the weight: the two moments of AdamW and the gradients of
+/// the two sides.
+const NUMBERS_OF_TRAINING: usize = 4;
+/// The same on a further device: the gradients, and one of them as a vector.
+const NUMBERS_OF_A_REPLICA: usize = 3;
 const BYTES_A_NUMBER: usize = 4;
 
 /// The facts known before the first measurement, one line per item.
@@ -107,20 +108,19 @@ pub fn announcement(
 /// What is kept during the run. Answers take the model before it, and retained images on the host.
 fn memory(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)]) -> String {
     let images = |count: usize| (count * model.format.values() * BYTES_A_NUMBER) as u64;
-    let weights = |copies: usize| (model.parameters * copies * BYTES_A_NUMBER) as u64;
+    let weights = |copies: usize, of_training: usize| {
+        let numbers = model.parameters * copies + model.trained * of_training;
+        (numbers * BYTES_A_NUMBER) as u64
+    };
     let kept = [&data.forget, &data.retain, &data.control];
     let kept = images(kept.into_iter().map(Images::len).sum());
     let (what, copies, explaining) = match options.method {
         Way::Counterfactual => {
             let used = images(data.retain.len().min(REFERENCES));
             let explaining = format!("; {} for those that answers are made up of", bytes(used));
-            (
-                "weights before and now",
-                NUMBERS_A_PARAMETER + 1,
-                explaining,
-            )
+            ("weights before and now", 2, explaining)
         }
-        Way::Method(_) | Way::SissToLevel => ("weights", NUMBERS_A_PARAMETER, String::new()),
+        Way::Method(_) | Way::SissToLevel => ("weights", 1, String::new()),
     };
     let besides = besides
         .iter()
@@ -130,12 +130,12 @@ fn memory(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)]
         0 => String::new(),
         count => format!(
             ", on each of {count} further devices {} for weights and gradients",
-            bytes(weights(NUMBERS_A_REPLICA))
+            bytes(weights(1, NUMBERS_OF_A_REPLICA))
         ),
     };
     format!(
         "memory   {} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}{besides}; activations come on top",
-        bytes(weights(copies)),
+        bytes(weights(copies, NUMBERS_OF_TRAINING)),
         bytes(kept),
     )
 }

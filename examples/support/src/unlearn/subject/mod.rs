@@ -58,6 +58,11 @@ pub trait Subject: Sized + Sync {
     /// The values of black and white in points, if these are pictures.
     fn range(&self) -> Option<[f64; 2]>;
 
+    /// The number of parameters that are trained, of `all`.
+    fn trained(&self, all: usize) -> usize {
+        all
+    }
+
     /// What is kept besides the model and the points, for `images` images: names and bytes.
     fn kept(&self, format: Format, images: usize) -> Vec<(&'static str, u64)> {
         let _ = (format, images);

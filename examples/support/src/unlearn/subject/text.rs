@@ -251,6 +251,13 @@ impl Subject for Text {
         None
     }
 
+    fn trained(&self, all: usize) -> usize {
+        match &self.lora {
+            Some((lora, _)) => lora.num_params(LoraPart::Unet),
+            None => all,
+        }
+    }
+
     fn kept(&self, format: Format, images: usize) -> Vec<(&'static str, u64)> {
         let bytes = |numbers: usize| (numbers * BYTES_A_NUMBER) as u64;
         let latents: usize = self.shape(format).iter().product();

@@ -1,0 +1,440 @@
+//! Whether the items can be found in the model, or got out of it.
+
+use siss::Result;
+use siss::burn::tensor::Tensor;
+use siss::metrics::{ControlTest, Estimate, MembershipSignal};
+use siss::models::UNet2d;
+use siss::report::audit::{Attack, AuditTest, Figure, Measured, Unit, Verdict};
+
+use crate::audit::material::Material;
+use crate::audit::options::Options;
+use crate::probe::{EVALUATION_SEED, distances, mean};
+use crate::progress::Progress;
+
+/// Timesteps of the loss, fixed here and not chosen by results.
+pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
+/// Where items are noised to before they are denoised.
+const DENOISED_FROM: usize = 250;
+/// A test that finds the item by chance in fewer of a hundred cases finds it.
+const LEVEL: f64 = 0.05;
+/// A loss this many times that of a retrained model is too high.
+const OVERDONE: f64 = 3.0;
+
+/// A statistic of each item and of each control, by timestep or signal: low for members.
+pub struct Scores {
+    pub items: Vec<f64>,
+    pub controls: Vec<f64>,
+}
+
+impl Scores {
+    /// The item with the fewest controls below it, and its test.
+    fn worst(&self) -> Result<(usize, ControlTest)> {
+        let tests = self
+            .items
+            .iter()
+            .map(|&score| ControlTest::new(score, &self.controls));
+        let tests: Vec<ControlTest> = tests.collect::<Result<_>>()?;
+        let lowest = (0..tests.len()).min_by(|&a, &b| tests[a].low.total_cmp(&tests[b].low));
+        let worst = lowest.unwrap_or(0);
+        Ok((worst, tests[worst]))
+    }
+
+    /// The share of controls that score lower than the item that fares worst.
+    fn rank(&self) -> Result<Measured> {
+        let (worst, test) = self.worst()?;
+        let below = self
+            .controls
+            .iter()
+            .filter(|&&it| it < self.items[worst])
+            .count();
+        let mut rank = Measured::share(below, self.controls.len())?;
+        rank.p_value = Some(test.low);
+        Ok(rank)
+    }
+}
+
+/// The loss of the items at fixed timesteps, by model.
+pub struct Losses {
+    pub before: Vec<Scores>,
+    pub after: Vec<Scores>,
+    pub retrained: Option<Vec<Scores>>,
+}
+
+impl Losses {
+    /// Measures items and controls with the same number of noises.
+    pub fn measure(
+        material: &Material,
+        options: &Options,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let of = |model: &UNet2d, name: &str| -> Result<Vec<Scores>> {
+            let scores = |&timestep: &usize| {
+                progress.phase(&format!("loss {name}, t = {timestep}"));
+                Ok(Scores {
+                    items: losses(
+                        material,
+                        model,
+                        &material.subjects,
+                        timestep,
+                        options.noises,
+                    )?,
+                    controls: losses(
+                        material,
+                        model,
+                        &material.controls,
+                        timestep,
+                        options.noises,
+                    )?,
+                })
+            };
+            TIMESTEPS.iter().map(scores).collect()
+        };
+        let models = &material.models;
+        let retrained = models.retrained.as_ref();
+        Ok(Self {
+            before: of(&models.before, "before")?,
+            after: of(&models.after, "after")?,
+            retrained: retrained
+                .map(|model| of(model, "of the retrained model"))
+                .transpose()?,
+        })
+    }
+
+    /// The item with the strongest trace after unlearning, and what was found of it.
+    pub fn worst_item(&self) -> Result<(usize, String)> {
+        let found = self
+            .after
+            .iter()
+            .map(Scores::worst)
+            .collect::<Result<Vec<_>>>()?;
+        let lowest = (0..found.len()).min_by(|&a, &b| found[a].1.low.total_cmp(&found[b].1.low));
+        let place = lowest.unwrap_or(0);
+        let (item, test) = found[place];
+        let timestep = TIMESTEPS[place];
+        let text = format!(
+            "its loss at timestep {timestep} is {:.4}; by chance a picture that no model saw would have one so low with the probability {:.3}",
+            self.after[place].items[item], test.low
+        );
+        Ok((item, text))
+    }
+
+    /// The test.
+    pub fn test(&self, material: &Material) -> Result<AuditTest> {
+        let mut figures = Vec::new();
+        for (index, timestep) in TIMESTEPS.into_iter().enumerate() {
+            let retrained = self
+                .retrained
+                .as_ref()
+                .map(|it| it[index].rank())
+                .transpose()?;
+            let name = format!("unseen pictures with a lower loss, t = {timestep}");
+            let figure = Figure::new(name, Unit::Share, self.after[index].rank()?);
+            figures.push(
+                figure
+                    .before(self.before[index].rank()?)
+                    .retrained(retrained),
+            );
+        }
+        let excess = self.excess();
+        let over = excess.is_some_and(|excess| excess > OVERDONE);
+        let comparisons = (TIMESTEPS.len() * material.items()) as f64;
+        let (verdict, mut explanation) = by_rank(&self.before, &self.after, comparisons)?;
+        let verdict = match verdict {
+            Verdict::NoTrace if over => Verdict::Overdone,
+            other => other,
+        };
+        if let Some(excess) = excess {
+            explanation += &format!(
+                " Its loss is up to {excess:.1} times that of a model trained without it; above {OVERDONE} would count as forgotten too hard."
+            );
+        }
+        Ok(AuditTest {
+            attack: Attack::MembershipInference,
+            signal: "loss".into(),
+            question: "Does the model predict the item better than pictures it never saw? Then somebody who has the item and the model can tell that it was in the training data.".into(),
+            reading: "0 % means that the model knows the item better than all unseen pictures. The p-value is the probability of so low a rank by chance. An item unlike the others may have a high loss in every model.".into(),
+            timesteps: TIMESTEPS.map(|it| it as u64).into(),
+            fixed_in_advance: true,
+            targets: material.items(),
+            controls: material.controls.dims()[0],
+            figures,
+            verdict,
+            explanation,
+        })
+    }
+
+    /// The largest ratio of an item's loss to that of a retrained model.
+    fn excess(&self) -> Option<f64> {
+        let retrained = self.retrained.as_ref()?;
+        let pairs = self.after.iter().zip(retrained);
+        let ratios = pairs.flat_map(|(after, other)| after.items.iter().zip(&other.items));
+        Some(
+            ratios
+                .map(|(after, other)| after / other)
+                .fold(0.0, f64::max),
+        )
+    }
+}
+
+/// The verdict of ranks among controls, for so many comparisons.
+fn by_rank(before: &[Scores], after: &[Scores], comparisons: f64) -> Result<(Verdict, String)> {
+    let lowest = |scores: &[Scores]| -> Result<f64> {
+        let tests = scores.iter().map(|it| Ok(it.worst()?.1.low));
+        let tests: Vec<f64> = tests.collect::<Result<_>>()?;
+        Ok(tests.into_iter().fold(1.0, f64::min))
+    };
+    let (before, after) = (lowest(before)?, lowest(after)?);
+    let level = LEVEL / comparisons;
+    let counts = match comparisons {
+        1.0 => format!("at most {level} counts"),
+        many => format!("at most {level:.4} counts, {LEVEL} shared out among {many} comparisons"),
+    };
+    let is_found = |p_value: f64| p_value <= level;
+    Ok(match (is_found(before), is_found(after)) {
+        (_, true) => (
+            Verdict::Trace,
+            format!("The item still stands out: lowest p-value {after:.4} ({counts})."),
+        ),
+        (true, false) => (
+            Verdict::NoTrace,
+            format!(
+                "The item stood out before (lowest p-value {before:.4}) and does not now ({after:.4}; {counts})."
+            ),
+        ),
+        (false, false) => (
+            Verdict::Undecided,
+            format!(
+                "This test does not find the item in the model before either (lowest p-value {before:.4}; {counts}), so its silence now says nothing."
+            ),
+        ),
+    })
+}
+
+/// The mean loss of each image over noises. Every row has a noise of its own.
+pub fn losses(
+    material: &Material,
+    model: &UNet2d,
+    images: &Tensor<4>,
+    timestep: usize,
+    noises: usize,
+) -> Result<Vec<f64>> {
+    let count = images.dims()[0];
+    let rows = images.clone().repeat_dim(0, noises);
+    let losses = material.probe.losses(model, (&rows, &()), timestep)?;
+    let of = |image| {
+        mean(
+            &losses
+                .iter()
+                .skip(image)
+                .step_by(count)
+                .copied()
+                .collect::<Vec<_>>(),
+        )
+    };
+    Ok((0..count).map(of).collect())
+}
+
+/// Signals of membership beyond the loss.
+pub fn signals(material: &Material, progress: &dyn Progress) -> Result<Vec<AuditTest>> {
+    let signals = [
+        (
+            "PIA at timestep 200",
+            200,
+            MembershipSignal::Pia { timestep: 200 },
+        ),
+        (
+            "SecMI at timestep 100",
+            100,
+            MembershipSignal::SecMi {
+                timestep: 100,
+                stride: 10,
+            },
+        ),
+        (
+            "SimA at timestep 100",
+            100,
+            MembershipSignal::Sima { timestep: 100 },
+        ),
+    ];
+    let test = |(name, timestep, signal): (&str, u64, MembershipSignal)| {
+        progress.phase(name);
+        let models = &material.models;
+        let scores = |model: &UNet2d| -> Result<Scores> {
+            let measure = |points| signal.measure(model, &material.scheduler, points, &());
+            Ok(Scores {
+                items: measure(&material.subjects)?,
+                controls: measure(&material.controls)?,
+            })
+        };
+        let (before, after) = (scores(&models.before)?, scores(&models.after)?);
+        let retrained = models
+            .retrained
+            .as_ref()
+            .map(|model| scores(model)?.rank())
+            .transpose()?;
+        let figure = Figure::new(
+            "unseen pictures with a lower score",
+            Unit::Share,
+            after.rank()?,
+        );
+        let figure = figure.before(before.rank()?).retrained(retrained);
+        let items = material.items();
+        let (verdict, explanation) = by_rank(&[before], &[after], items as f64)?;
+        Ok(AuditTest {
+            attack: Attack::MembershipInference,
+            signal: name.into(),
+            question: "Does a published attack of a few queries tell the item from pictures the model never saw?".into(),
+            reading: "0 % means that the item has the lowest score of all, as training data tend to. The p-value is the probability of so low a rank by chance.".into(),
+            timesteps: vec![timestep],
+            fixed_in_advance: true,
+            targets: items,
+            controls: material.controls.dims()[0],
+            figures: vec![figure],
+            verdict,
+            explanation,
+        })
+    };
+    signals.into_iter().map(test).collect()
+}
+
+/// Generated images, by model, with those of a retrained model if there is one.
+pub struct Generated {
+    pub before: Tensor<4>,
+    pub after: Tensor<4>,
+    pub retrained: Option<Tensor<4>>,
+}
+
+impl Generated {
+    /// Samples start from the same noise for every model.
+    pub fn sample(material: &Material, options: &Options, progress: &dyn Progress) -> Result<Self> {
+        let [_, channels, height, width] = material.subjects.dims();
+        let shape = [options.samples, channels, height, width];
+        let sample = |model: &UNet2d, name: &str| {
+            let tell =
+                |done| progress.phase(&format!("sampling {name}: {done} of {}", options.samples));
+            material.probe.sample(
+                model,
+                &(),
+                options.seed << 32,
+                shape,
+                &material.device(),
+                tell,
+            )
+        };
+        let models = &material.models;
+        let retrained = models.retrained.as_ref();
+        Ok(Self {
+            before: sample(&models.before, "before")?,
+            after: sample(&models.after, "after")?,
+            retrained: retrained
+                .map(|model| sample(model, "of the retrained model"))
+                .transpose()?,
+        })
+    }
+
+    /// Whether the model still generates the items.
+    pub fn test(&self, material: &Material) -> Result<AuditTest> {
+        let share =
+            |images: &Tensor<4>| Measured::share(material.copies.among(images), images.dims()[0]);
+        let (before, after) = (share(&self.before)?, share(&self.after)?);
+        let count = |share: &Measured| (share.value * share.samples[0] as f64).round();
+        let [was, is] = [&before, &after].map(count);
+        let high = after.interval.map_or(1.0, |it| it[1]);
+        let (verdict, explanation) = match (was > 0.0, is > 0.0) {
+            (_, true) => (Verdict::Trace, format!("{is} generated pictures are copies; before there were {was}.")),
+            (true, false) if high < before.value => (
+                Verdict::NoTrace,
+                format!("None of the generated pictures is a copy; before there were {was}. At the old rate that would not be chance."),
+            ),
+            (true, false) => (
+                Verdict::Undecided,
+                "None of the generated pictures is a copy, but at the old rate that could be chance: generate more.".into(),
+            ),
+            (false, false) => (
+                Verdict::Undecided,
+                "The model before generated no copy either, so this says nothing.".into(),
+            ),
+        };
+        let retrained = self.retrained.as_ref().map(share).transpose()?;
+        let figure = Figure::new("generated pictures that are copies", Unit::Share, after);
+        Ok(AuditTest {
+            attack: Attack::DataReconstruction,
+            signal: format!("copies among generated pictures: {}", material.copies_rule),
+            question: "Does the model, asked for pictures, still produce the item?".into(),
+            reading: "The upper end of the interval is the highest rate that is still plausible: 0 found does not mean never.".into(),
+            timesteps: vec![],
+            fixed_in_advance: true,
+            targets: material.items(),
+            controls: 0,
+            figures: vec![figure.before(before).retrained(retrained)],
+            verdict,
+            explanation,
+        })
+    }
+}
+
+/// Whether a noisy version of an item leads back to it.
+pub fn denoised(material: &Material, progress: &dyn Progress) -> Result<AuditTest> {
+    progress.phase("denoising the items");
+    let copies = (64 / material.items()).max(2);
+    let noisy = material.subjects.clone().repeat_dim(0, copies);
+    let distance = |model: &UNet2d| -> Result<Measured> {
+        let images = material
+            .probe
+            .denoise(model, (&noisy, &()), DENOISED_FROM)?;
+        let distances = distances(&images, &noisy);
+        Ok(Measured::from(&Estimate::mean("distance", &distances)?))
+    };
+    let models = &material.models;
+    let (before, after) = (distance(&models.before)?, distance(&models.after)?);
+    let other = |model: &Option<UNet2d>| model.as_ref().map(distance).transpose();
+    let (retrained, another) = (other(&models.retrained)?, other(&models.another)?);
+    let ends = |it: &Measured| it.interval.unwrap_or([it.value; 2]);
+    let least = [&retrained, &another]
+        .into_iter()
+        .flatten()
+        .map(|it| ends(it)[0]);
+    let least = least.fold(f64::INFINITY, f64::min);
+    let (verdict, explanation) = match () {
+        () if !least.is_finite() => (
+            Verdict::Undecided,
+            "How near a model without the item would come is not known: give one with --retrained."
+                .into(),
+        ),
+        () if ends(&after)[1] < least => (
+            Verdict::Trace,
+            format!(
+                "The copies lie nearer to the item ({:.2}) than those of models trained without it ({least:.2} or more). Before, it was {:.2}.",
+                after.value, before.value
+            ),
+        ),
+        () => (
+            Verdict::NoTrace,
+            format!(
+                "The copies lie as far from the item ({:.2}) as those of models trained without it. Before, it was {:.2}.",
+                after.value, before.value
+            ),
+        ),
+    };
+    let figure = Figure::new(
+        "distance of the copies from the item",
+        Unit::named("L2, pixels 0 to 1"),
+        after,
+    );
+    Ok(AuditTest {
+        attack: Attack::DataReconstruction,
+        signal: format!("copies denoised from timestep {DENOISED_FROM}"),
+        question: "If the item is hidden under noise and the model removes the noise, does the item come back?".into(),
+        reading: "A small distance means that the item comes back. Some of it shines through the noise, so every model comes near; compare with the models trained without it. Equal noise for all models.".into(),
+        timesteps: vec![DENOISED_FROM as u64],
+        fixed_in_advance: true,
+        targets: material.items(),
+        controls: 0,
+        figures: vec![figure.before(before).retrained(retrained).floor(another)],
+        verdict,
+        explanation,
+    })
+}
+
+/// The seed of all measurements, for the report.
+pub const SEED: u64 = EVALUATION_SEED;

@@ -1,0 +1,194 @@
+//! The audit: all tests, and the report.
+
+use std::error::Error;
+
+use siss::burn::module::Module;
+use siss::files::path_text;
+use siss::images::{Format, ImageFiles, Images, Transparency};
+use siss::metrics::ControlTest;
+use siss::report::audit::{
+    Attack, AuditLog, AuditReport, AuditedData, AuditedModel, EarlierSubject, LogEntry, Manifest,
+    NotTested, Recheck, Verdict, WorstCase,
+};
+
+use crate::audit::attacks::{Generated, Losses, TIMESTEPS, denoised, losses, signals};
+use crate::audit::closeness::{answers, relative};
+use crate::audit::facts::{frame, left_open, never_tested, old_model, threats};
+use crate::audit::keep::quality;
+use crate::audit::material::Material;
+use crate::audit::options::Options;
+use crate::audit::pictures::{levels, pictures};
+use crate::audit::returns::{pair, relearning};
+use crate::audit::today::today;
+use crate::progress::Progress;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Tests, writes `report.html` and `report.json` into `options.out`, and appends to the log.
+pub fn run(options: &Options, progress: &dyn Progress) -> Result<AuditReport> {
+    options.check()?;
+    // A broken log is refused before anything takes time.
+    let mut log = options.log.as_ref().map(AuditLog::open).transpose()?;
+    let material = Material::load(options, progress)?;
+    let mut report = audit(&material, options, progress)?;
+    if let Some(log) = &log {
+        report.previous_entry_sha256 = Some(log.head().to_owned());
+        let current: Vec<String> = report.subjects.iter().map(|it| it.sha256.clone()).collect();
+        let earlier = log.to_recheck(&current);
+        let (rechecks, open) = recheck(&material, options, &earlier)?;
+        report.rechecks = rechecks;
+        report.not_tested.extend(open);
+    }
+    let sha256 = report.save(&options.out)?;
+    if let Some(log) = &mut log {
+        log.append(LogEntry {
+            time: today(),
+            request: report.request.id.clone(),
+            subjects: report.subjects.iter().map(|it| it.sha256.clone()).collect(),
+            model_before: report.model.before_sha256.clone(),
+            model_after: report.model.after_sha256.clone(),
+            report: sha256,
+        })?;
+    }
+    Ok(report)
+}
+
+/// All tests.
+fn audit(material: &Material, options: &Options, progress: &dyn Progress) -> Result<AuditReport> {
+    let generated = Generated::sample(material, options, progress)?;
+    let losses = Losses::measure(material, options, progress)?;
+    let (relearned, relearning_chart) = relearning(material, options, progress)?;
+    let mut tests = vec![
+        generated.test(material)?,
+        denoised(material, progress)?,
+        losses.test(material)?,
+    ];
+    tests.extend(signals(material, progress)?);
+    tests.extend(answers(material, options, progress)?);
+    tests.extend(relative(material, &generated, progress)?);
+    tests.push(relearned);
+    let generates = material.copies.among(&generated.before) > 0;
+    tests.push(pair(material, options, generates, progress)?);
+    let tested: Vec<Attack> = tests.iter().map(|test| test.attack).collect();
+
+    let (worst, finding) = losses.worst_item()?;
+    let subjects = material.records.clone();
+    let frame = frame(
+        &options.record,
+        options,
+        options.seed,
+        &options.device.to_string(),
+    )?;
+    let mut not_tested = left_open(&tested, "no model trained without the items was given");
+    not_tested.extend(never_tested());
+    let mut report = AuditReport {
+        worst_case: subjects.get(worst).map(|item| WorstCase {
+            sha256: item.sha256.clone(),
+            finding,
+        }),
+        subjects,
+        threats: threats(&tested),
+        model: model(material)?,
+        data: AuditedData {
+            description: material.description.clone(),
+            retain_manifest_sha256: material.manifest.sha256(),
+            retained: material.retained as u64,
+            controls: material.controls.dims()[0] as u64,
+        },
+        tests,
+        quality: quality(&losses)?,
+        charts: vec![levels(material, options, progress)?, relearning_chart],
+        pictures: pictures(material, &generated, options.record.show_forgotten)?,
+        not_tested,
+        ..frame
+    };
+    report.run.configuration.extend(material.unlearning.clone());
+    Ok(report)
+}
+
+fn model(material: &Material) -> siss::Result<AuditedModel> {
+    let [before, after] = &material.models.folders;
+    Ok(AuditedModel {
+        name: material.name.clone(),
+        parents: Vec::new(),
+        parameters: material.models.before.num_params() as u64,
+        before_sha256: Manifest::of(before)?.sha256(),
+        after_sha256: Manifest::of(after)?.sha256(),
+        descendants: None,
+        old_copies: Some(vec![old_model(path_text(before))]),
+    })
+}
+
+/// Tests the items of earlier requests whose files are there: the rank of their loss.
+fn recheck(
+    material: &Material,
+    options: &Options,
+    earlier: &[EarlierSubject],
+) -> Result<(Vec<Recheck>, Vec<NotTested>)> {
+    let files = match &options.earlier {
+        Some(folder) => ImageFiles::find(folder)?.pictures,
+        None => Vec::new(),
+    };
+    let hashed = files
+        .into_iter()
+        .map(|file| Ok((Manifest::of(&file)?.files()[0].sha256.clone(), file)));
+    let hashed: Vec<_> = hashed.collect::<siss::Result<_>>()?;
+    let (mut rechecks, mut open) = (Vec::new(), Vec::new());
+    for item in earlier {
+        match hashed.iter().find(|(sha256, _)| *sha256 == item.sha256) {
+            Some((_, file)) => rechecks.push(test_again(material, options, item, file)?),
+            None => open.push(NotTested {
+                attack: None,
+                what: format!("an item of the earlier request {}", item.request),
+                why: format!(
+                    "no file with the SHA-256 {} was given (--earlier)",
+                    item.sha256
+                ),
+            }),
+        }
+    }
+    Ok((rechecks, open))
+}
+
+fn test_again(
+    material: &Material,
+    options: &Options,
+    item: &EarlierSubject,
+    file: &std::path::Path,
+) -> Result<Recheck> {
+    let [_, channels, height, width] = material.subjects.dims();
+    let format = Format {
+        channels,
+        height,
+        width,
+        is_configured: true,
+        range: [-1.0, 1.0],
+        transparency: Transparency::Drop,
+    };
+    let (images, _) = Images::read_all(ImageFiles::find(file)?, format, |_| {})?;
+    let image = images.all(&material.device());
+    let (model, noises) = (&material.models.after, options.noises);
+    let mut lowest: (f64, usize) = (1.0, TIMESTEPS[0]);
+    for timestep in TIMESTEPS {
+        let of = |images| losses(material, model, images, timestep, noises);
+        let test = ControlTest::new(of(&image)?[0], &of(&material.controls)?)?;
+        if test.low < lowest.0 {
+            lowest = (test.low, timestep);
+        }
+    }
+    let (p_value, timestep) = lowest;
+    let level = 0.05 / TIMESTEPS.len() as f64;
+    Ok(Recheck {
+        request: item.request.clone(),
+        sha256: item.sha256.clone(),
+        verdict: if p_value <= level {
+            Verdict::Trace
+        } else {
+            Verdict::NoTrace
+        },
+        finding: format!(
+            "rank of its loss among {} unseen pictures: lowest p-value {p_value:.3}, at timestep {timestep}",
+            material.controls.dims()[0]
+        ),
+    })
+}

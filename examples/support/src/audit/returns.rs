@@ -1,0 +1,211 @@
+//! Whether the items come back: by fine-tuning, or with the help of the old model.
+
+use siss::Result;
+use siss::burn::tensor::Tensor;
+use siss::evaluate::DenoisingLoss;
+use siss::metrics::{Relearning, RelearningCurve, pair_attack};
+use siss::models::UNet2d;
+use siss::report::audit::{Attack, AuditTest, Chart, Figure, Line, Measured, Unit, Verdict};
+use siss::sampling::{DdimSampler, Sampler};
+
+use crate::audit::attacks::SEED;
+use crate::audit::material::Material;
+use crate::audit::options::Options;
+use crate::closeness::neighbours;
+use crate::probe::mean;
+use crate::progress::Progress;
+
+/// Where the loss is measured while a model is taught again.
+const TIMESTEP: usize = 250;
+/// Measurements of the loss on the way.
+const LOOKS: u64 = 12;
+/// Weights of the old model in the pair attack; 1 is the old model itself.
+const WEIGHTS: [f64; 2] = [2.0, 4.0];
+/// Share of the generated pictures that the pair attack draws: it runs two models.
+const PART: usize = 4;
+/// Pictures drawn at a time.
+const ROWS: usize = 32;
+
+/// What fine-tuning brings back: the test, and a chart.
+pub fn relearning(
+    material: &Material,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<(AuditTest, Chart)> {
+    let loss = DenoisingLoss {
+        noises: options.noises,
+        seed: SEED,
+        ..DenoisingLoss::at([TIMESTEP as f64])
+    };
+    let attack = Relearning {
+        steps: options.relearning_steps,
+        every: (options.relearning_steps / LOOKS).max(1),
+        batch_size: 32,
+        seed: options.seed,
+        ..Relearning::at(loss.clone())
+    };
+    let models = &material.models;
+    let of = |model: &UNet2d| -> Result<f64> {
+        Ok(mean(
+            &loss
+                .measure(model, &material.scheduler, &material.subjects, &())?
+                .concat(),
+        ))
+    };
+    let (known, forgotten) = (of(&models.before)?, of(&models.after)?);
+    // Half way on a logarithmic scale.
+    let level = (known * forgotten).sqrt();
+    let similar = neighbours(&material.subjects).map(|(_, images)| images);
+    let similar = Tensor::cat(similar.to_vec(), 0);
+    let mut lines = Vec::new();
+    let mut figures = Vec::new();
+    let mut pairs = Vec::new();
+    for (name, data) in [
+        ("other data", &material.retain),
+        ("altered copies", &similar),
+    ] {
+        let mut run = |model: &UNet2d, whose: &str| -> Result<RelearningCurve> {
+            progress.phase(&format!("teaching the {whose} model again on {name}"));
+            let (data, points) = ((data, &()), (&material.subjects, &()));
+            let curve = attack.run(model.clone(), &material.scheduler, data, points, level)?;
+            let points = curve.losses.iter().map(|&(step, loss)| (step as f64, loss));
+            lines.push(Line {
+                name: format!("{whose}, on {name}"),
+                points: points.collect(),
+            });
+            Ok(curve)
+        };
+        let after = run(&models.after, "unlearned")?;
+        let retrained = models
+            .retrained
+            .as_ref()
+            .map(|model| run(model, "retrained"))
+            .transpose()?;
+        let figure = Figure::new(
+            format!("steps until it is back, fine-tuned on {name}"),
+            Unit::named("steps"),
+            steps(&after, &attack),
+        );
+        figures.push(figure.retrained(retrained.as_ref().map(|it| steps(it, &attack))));
+        pairs.push((name, after.back_after, retrained.map(|it| it.back_after)));
+    }
+    let (verdict, explanation) = verdict(&pairs, options.relearning_steps);
+    let chart = Chart {
+        title: "Teaching the item again".into(),
+        caption: format!(
+            "The item's loss while the models are fine-tuned. At {level:.3} or below it counts as back; the model before unlearning is at {known:.3}."
+        ),
+        x_label: "steps of fine-tuning".into(),
+        y_label: format!("loss at t = {TIMESTEP}"),
+        log_y: true,
+        lines,
+    };
+    let test = AuditTest {
+        attack: Attack::Relearning,
+        signal: format!("steps of fine-tuning (batches of {}, AdamW at {:e})", attack.batch_size, attack.learning_rate),
+        question: "Is the item only hidden, so that a little training on other data, or on altered copies of it, brings it back sooner than in a model that never knew it?".into(),
+        reading: format!("The more steps, the better. The item counts as back when its loss is half way, on a logarithmic scale, from {forgotten:.3} to the {known:.3} of the model before. A model never trained on the item stands next to it where there is one."),
+        timesteps: vec![TIMESTEP as u64],
+        fixed_in_advance: true,
+        targets: material.items(),
+        controls: 0,
+        figures,
+        verdict,
+        explanation,
+    };
+    Ok((test, chart))
+}
+
+/// The number of steps, and between which measurements it lies.
+fn steps(curve: &RelearningCurve, attack: &Relearning) -> Measured {
+    match curve.back_after {
+        Some(step) => {
+            let before = step.saturating_sub(attack.every);
+            Measured::noted(
+                step as f64,
+                [1],
+                format!("one run; between {before} and {step}"),
+            )
+        }
+        None => Measured::noted(attack.steps as f64, [1], "one run; not back by then"),
+    }
+}
+
+type Pair<'a> = (&'a str, Option<u64>, Option<Option<u64>>);
+
+/// A model that is taught again in fewer than half the steps of a retrained one only hid the item.
+fn verdict(pairs: &[Pair<'_>], most: u64) -> (Verdict, String) {
+    let count = |steps: Option<u64>| steps.unwrap_or(most + 1);
+    let sooner = pairs.iter().find(|(_, after, retrained)| {
+        retrained.is_some_and(|retrained| after.is_some() && 2 * count(*after) < count(retrained))
+    });
+    if let Some((name, after, _)) = sooner {
+        let text = format!(
+            "Fine-tuned on {name}, it is back after {} steps, less than half of what a model that never knew it takes.",
+            count(*after)
+        );
+        return (Verdict::Trace, text);
+    }
+    let returned = pairs.iter().find(|(_, after, _)| after.is_some());
+    match (returned, pairs.iter().all(|(_, _, retrained)| retrained.is_some())) {
+        (Some((name, after, _)), false) => (
+            Verdict::Undecided,
+            format!("Fine-tuned on {name}, it is back after {} steps; whether a model that never knew it takes longer was not measured.", count(*after)),
+        ),
+        (Some(_), true) => (Verdict::NoTrace, "Where it comes back, a model that never knew it learns it in fewer than twice the steps.".into()),
+        (None, _) => (Verdict::NoTrace, format!("It is not back within {most} steps.")),
+    }
+}
+
+/// What somebody can do who kept the model from before.
+///
+/// `generates` says whether the model before generates the items by itself.
+pub fn pair(
+    material: &Material,
+    options: &Options,
+    generates: bool,
+    progress: &dyn Progress,
+) -> Result<AuditTest> {
+    let models = &material.models;
+    let sampler = DdimSampler::from_scheduler(&models.config, 25)?;
+    let [_, channels, height, width] = material.subjects.dims();
+    let count = (options.samples / PART).max(2);
+    let mut figures = Vec::new();
+    let mut most: f64 = 0.0;
+    for weight in WEIGHTS {
+        let both = pair_attack::<4, _>(models.after.clone(), models.before.clone(), weight)?;
+        let mut copies = 0;
+        for first in (0..count).step_by(ROWS) {
+            progress.phase(&format!("pair attack, w = {weight}: {first} of {count}"));
+            let shape = [ROWS.min(count - first), channels, height, width];
+            let images =
+                sampler.sample(&both, &(), shape, SEED, first as u64, &material.device())?;
+            copies += material.copies.among(&images);
+        }
+        let share = Measured::share(copies, count)?;
+        most = most.max(share.value);
+        figures.push(Figure::new(
+            format!("copies among pictures of the pair, w = {weight}"),
+            Unit::Share,
+            share,
+        ));
+    }
+    let (verdict, explanation) = match (most > 0.0, generates) {
+        (true, _) => (Verdict::Trace, format!("Together the two models produce the item in up to {:.1} % of the pictures. So copies of the model from before must not stay with anyone.", 100.0 * most)),
+        (false, true) => (Verdict::NoTrace, "The difference of the two models does not lead to the item in these pictures. The model from before still knows it.".into()),
+        (false, false) => (Verdict::Undecided, "The difference of the two models does not lead to the item in these pictures, but the model from before did not generate it either: generate more.".into()),
+    };
+    Ok(AuditTest {
+        attack: Attack::PairAttack,
+        signal: "samples guided by the difference of the two models".into(),
+        question: "Can somebody who kept the model from before use both models to find what was forgotten?".into(),
+        reading: "w is how far the guidance goes: 0 is the new model, 1 the old one, above 1 beyond the old one.".into(),
+        timesteps: vec![],
+        fixed_in_advance: true,
+        targets: material.items(),
+        controls: 0,
+        figures,
+        verdict,
+        explanation,
+    })
+}
