@@ -322,7 +322,7 @@ where
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&folder.join("summary.json"), text)?;
-    report::write(&summary, &origin, &folder)?;
+    report::write(&summary, origin, &folder)?;
     results.publish()?;
     Ok(summary)
 }

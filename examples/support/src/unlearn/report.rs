@@ -28,11 +28,13 @@ pub fn write(summary: &Summary, origin: &ModelFolder, folder: &Path) -> Result<(
         summary.timesteps.map(pair).to_vec()
     };
     let (items, worst) = items(summary)?;
-    let after_network = folder.join("model").join("unet");
+    let model = folder.join("model");
+    let unlearned = ModelFolder::find(&model).map(|found| found.network().to_owned());
+    let unlearned = unlearned.unwrap_or(model);
     let evidence = Evidence {
         name: path_text(origin.pipeline()),
         parameters: summary.model.parameters,
-        networks: [origin.network(), &after_network],
+        networks: [origin.network(), &unlearned],
         items,
         retained: &options.retain,
         retained_count: summary.retain_images,
