@@ -333,6 +333,9 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
 /// Writes the report, if it was asked for.
 fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -> Result<()> {
     let Config { options, .. } = &summary.config;
+    if !options.reporting.report {
+        return Ok(());
+    }
     let (before, after) = (&summary.before, &summary.after);
     let at = |of: fn(&Evaluation) -> &ByTimestep| {
         let pair = |timestep: usize| {
@@ -348,14 +351,16 @@ fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -
         &closeness.another_retrained,
     ];
     let retained = options.assets.join(digits::DIGITS);
-    let after_network = folder.join("model").join("unet");
+    let model = folder.join("model");
+    let unlearned = ModelFolder::find(&model).map(|found| found.network().to_owned());
+    let unlearned = unlearned.unwrap_or(model);
     let evidence = Evidence {
         name: match &options.checkpoint {
             Some(checkpoint) => path_text(checkpoint),
             None => "the bundled model of digits, which memorised a picture".into(),
         },
         parameters,
-        networks: [network, &after_network],
+        networks: [network, &unlearned],
         items: subjects(&Manifest::of(options.assets.join(digits::TSHIRT))?),
         retained: &retained,
         retained_count: digits::NUM_RETAIN,
