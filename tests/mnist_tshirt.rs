@@ -4,6 +4,7 @@ use clap::Parser;
 use siss::StepReport;
 use siss::models::UNet2d;
 use siss::observer::StepOutcome;
+use siss::report::audit::{Attack, AuditReport};
 use siss_support::closeness::Closeness;
 use siss_support::probe::ByTimestep;
 use siss_support::progress::Progress;
@@ -25,7 +26,7 @@ impl Progress for Quiet {
 fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    let budget = "test --steps 20 --batch 16 --learning-rate 5e-5 --clipper fraction:0.3 --samples 4 --heldout 64 --out";
+    let budget = "test --steps 20 --batch 16 --learning-rate 5e-5 --clipper fraction:0.3 --samples 4 --heldout 64 --report --out";
     let arguments = budget.split(' ').chain([out]);
     let summary = job::run(options::Options::parse_from(arguments), &Quiet).unwrap();
 
@@ -102,6 +103,14 @@ fn the_tshirt_is_being_forgotten_and_the_digits_are_not() {
             );
         }
     }
+    let report = String::from_utf8(file("report.json")).unwrap();
+    let report = AuditReport::from_json(&report).unwrap();
+    let untested = report.not_tested.iter().filter_map(|open| open.attack);
+    assert_eq!(
+        untested.collect::<Vec<_>>(),
+        [Attack::Relearning, Attack::PairAttack]
+    );
+    assert!(file("report.html").starts_with(b"<!doctype html>"));
     let device = summary.config.options.device.device().unwrap();
     UNet2d::load(folder.path().join("model"), &device).unwrap();
 }

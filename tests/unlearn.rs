@@ -163,7 +163,7 @@ fn a_folder_is_being_forgotten_and_the_other_is_not() {
     let place = place.path();
     let summary = run(
         place,
-        "--steps 24 --batch 8 --learning-rate 5e-5 --clipper fraction:0.5 --samples 2",
+        "--steps 24 --batch 8 --learning-rate 5e-5 --clipper fraction:0.5 --samples 2 --report",
     )
     .unwrap();
     assert_eq!(
@@ -197,6 +197,11 @@ fn a_folder_is_being_forgotten_and_the_other_is_not() {
     for picture in ["before.png", "after.png", "denoised.png"] {
         assert!(file(picture).starts_with(b"\x89PNG"), "{picture}");
     }
+    let report = String::from_utf8(file("report.json")).unwrap();
+    let report = siss::report::audit::AuditReport::from_json(&report).unwrap();
+    assert_eq!((report.subjects.len(), report.pictures.len()), (1, 0));
+    assert_eq!(report.worst_case.unwrap().sha256, report.subjects[0].sha256);
+    assert!(file("report.html").starts_with(b"<!doctype html>"));
     let curves = String::from_utf8(file("curves.svg")).unwrap();
     for label in [
         "forget scale",

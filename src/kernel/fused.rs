@@ -259,7 +259,8 @@ pub(crate) fn gradient_products(
     Some(notes.summed())
 }
 
-/// How many of the values are not finite, `[1]`; [`is_on_cube`] accepts them. `None` without values.
+/// How many of the values are not finite, `[1]`; [`is_on_cube`] accepts them. `None` if there are
+/// no values.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 pub(crate) fn non_finite(values: Vec<Tensor<1>>) -> Option<Tensor<1>> {
     let sizes = values.iter().map(|values| values.dims()[0]);

@@ -1,4 +1,5 @@
-//! Sums over positions and over rows on the GPU, by a cube for each result.
+//! Sums over positions and over rows on the GPU, by a cube for each result, or by a unit if that
+//! keeps the GPU busy.
 
 use ::burn::tensor::Shape;
 use burn_cubecl::cubecl;
@@ -6,7 +7,13 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{Grid, empty_like, sum_of_units};
+use super::{FEWEST_UNITS, Grid, empty_like, sum_of_units};
+
+/// Columns that keep a GPU busy with one unit each.
+const MANY_COLUMNS: usize = 4096;
+
+/// Most rows that one unit adds by itself.
+const SERIAL_ROWS: usize = 1024;
 
 /// Sums a tensor of `first + second` columns over its rows, into its first columns and its others.
 ///
@@ -16,6 +23,23 @@ pub(crate) fn sum_rows(sums: CubeTensor, first: usize, second: usize) -> (CubeTe
     let rows = sums.meta.num_elements() / columns;
     let [of_first, of_second] =
         [first, second].map(|size| empty_like(&sums, Shape::from([size.max(1)])));
+    let is_wide = columns >= MANY_COLUMNS && rows <= SERIAL_ROWS;
+    if is_wide || rows <= FEWEST_UNITS {
+        let grid = Grid::new(&sums, columns);
+        columns_of_two::launch(
+            &grid.client,
+            grid.cubes(columns.div_ceil(grid.units as usize)),
+            grid.dimensions(),
+            sums.required_address_type(),
+            sums.into_buffer_arg(),
+            of_first.clone().into_buffer_arg(),
+            of_second.clone().into_buffer_arg(),
+            rows,
+            first,
+            columns,
+        );
+        return (of_first, of_second);
+    }
     let grid = Grid::new(&sums, rows);
     rows_of_two::launch(
         &grid.client,
@@ -81,6 +105,30 @@ fn rows_of_two(
             } else {
                 of_second[column - first] = sum;
             }
+        }
+    }
+}
+
+/// One unit per column, so that neighbouring units read neighbouring numbers.
+#[cube(launch, address_type = "dynamic")]
+fn columns_of_two(
+    sums: &[f32],
+    of_first: &mut [f32],
+    of_second: &mut [f32],
+    rows: usize,
+    first: usize,
+    columns: usize,
+) {
+    let column = ABSOLUTE_POS;
+    if column < columns {
+        let mut sum = 0.0f32;
+        for row in 0..rows {
+            sum += sums[row * columns + column];
+        }
+        if column < first {
+            of_first[column] = sum;
+        } else {
+            of_second[column - first] = sum;
         }
     }
 }

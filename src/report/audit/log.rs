@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::{Lock, is_there, replace, sha256, shortened};
 
 /// What the first entry names as the hash before it.
-const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+pub(super) const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// One request in a log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

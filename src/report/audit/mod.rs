@@ -61,13 +61,13 @@ const DISCLAIMER: &str = "This report describes tests. Tests can find traces of 
 /// };
 ///
 /// # let hash = |digit: &str| digit.repeat(64);
-/// let copies = Figure::new("copies among generated pictures", Unit::Share, Measured::share(0, 1024)?)
+/// let copies = Figure::new("generated copies", Unit::Share, Measured::share(0, 1024)?)
 ///     .before(Measured::share(18, 1024)?);
 /// let test = AuditTest {
 ///     attack: Attack::DataReconstruction,
 ///     signal: "pictures within an L2 distance of 10".into(),
 ///     question: "Does the model still generate the item?".into(),
-///     reading: "The upper end of the interval is the highest rate that is still plausible.".into(),
+///     reading: "The upper end of the interval is the highest plausible rate.".into(),
 ///     timesteps: vec![],
 ///     fixed_in_advance: true,
 ///     targets: 1,
@@ -116,7 +116,7 @@ const DISCLAIMER: &str = "This report describes tests. Tests can find traces of 
 ///     ..AuditReport::default()
 /// };
 /// let page = report.to_html()?;
-/// assert!(page.contains("0 of 1,024") || page.contains("1,024"));
+/// assert!(page.contains("No trace was found by 1 test"));
 /// assert_eq!(AuditReport::from_json(&report.to_json()?)?, report);
 /// # Ok::<(), siss::Error>(())
 /// ```

@@ -293,10 +293,10 @@ fn the_verdict_is_in_words_and_never_says_erased() {
     let mut report = report("text");
     report.disclaimer = DISCLAIMER.into();
     for (verdict, headline) in [
-        (Verdict::NoTrace, "1 of 1 test found no trace"),
+        (Verdict::NoTrace, "No trace was found by 1 test."),
         (Verdict::Trace, "1 of 1 test found a trace."),
-        (Verdict::Overdone, "that too gives it away"),
-        (Verdict::Undecided, "Undecided: 1 test gave no answer."),
+        (Verdict::Overdone, "which gives it away too."),
+        (Verdict::Undecided, "Undecided: 1 test, and no answer."),
     ] {
         report.tests[0].verdict = verdict;
         let page = report.to_html().unwrap();

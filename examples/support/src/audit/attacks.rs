@@ -185,24 +185,26 @@ fn by_rank(before: &[Scores], after: &[Scores], comparisons: f64) -> Result<(Ver
     };
     let (before, after) = (lowest(before)?, lowest(after)?);
     let level = LEVEL / comparisons;
+    let counts = match comparisons {
+        1.0 => format!("at most {level} counts"),
+        many => format!("at most {level:.4} counts, {LEVEL} shared out among {many} comparisons"),
+    };
     let is_found = |p_value: f64| p_value <= level;
     Ok(match (is_found(before), is_found(after)) {
         (_, true) => (
             Verdict::Trace,
-            format!(
-                "The item still stands out: lowest p-value {after:.4}, at most {level:.4} counts (0.05 shared out among {comparisons} comparisons)."
-            ),
+            format!("The item still stands out: lowest p-value {after:.4} ({counts})."),
         ),
         (true, false) => (
             Verdict::NoTrace,
             format!(
-                "The item stood out before (lowest p-value {before:.4}) and does not now ({after:.4}; at most {level:.4} counts, 0.05 shared out among {comparisons} comparisons)."
+                "The item stood out before (lowest p-value {before:.4}) and does not now ({after:.4}; {counts})."
             ),
         ),
         (false, false) => (
             Verdict::Undecided,
             format!(
-                "This test does not find the item in the model before either (lowest p-value {before:.4}), so its silence now says nothing."
+                "This test does not find the item in the model before either (lowest p-value {before:.4}; {counts}), so its silence now says nothing."
             ),
         ),
     })

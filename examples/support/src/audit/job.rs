@@ -67,7 +67,8 @@ fn audit(material: &Material, options: &Options, progress: &dyn Progress) -> Res
     tests.extend(answers(material, options, progress)?);
     tests.extend(relative(material, &generated, progress)?);
     tests.push(relearned);
-    tests.push(pair(material, options, progress)?);
+    let generates = material.copies.among(&generated.before) > 0;
+    tests.push(pair(material, options, generates, progress)?);
     let tested: Vec<Attack> = tests.iter().map(|test| test.attack).collect();
 
     let (worst, finding) = losses.worst_item()?;

@@ -10,7 +10,7 @@ use siss::images::{Format, ImageFiles, ImageReader, Images, Transparency};
 use siss::models::{ModelFolder, UNet2d, UNet2dConfig};
 use siss::process::SchedulerConfig;
 use siss::report::audit::{Manifest, Subject};
-use siss::{DdpmScheduler, PairSampler};
+use siss::{DdpmScheduler, Method, PairSampler};
 
 use crate::audit::options::Options;
 use crate::cases::{Case, CaseData};
@@ -274,9 +274,6 @@ fn unlearn(
     origin: &ModelFolder,
     progress: &dyn Progress,
 ) -> Result<(PathBuf, BTreeMap<String, String>)> {
-    let points = [&data.retain, &data.heldout, &data.forget];
-    let losses = predict_losses(model, config, points, progress)?;
-    let answers = predict_answers(model, config, points, &losses, progress)?;
     let quick = Quick {
         config,
         retained: &data.retain,
@@ -284,8 +281,17 @@ fn unlearn(
         clipper: None,
         seed: options.seed,
     };
-    let way = Way::Counterfactual;
-    let mut trainer = quick.trainer(model.clone(), way, Some(losses.levels), Some(answers))?;
+    // Predicting the answers of a retrained model takes a minute.
+    let (way, levels, answers) = match options.quick {
+        true => (Way::Method(Method::Siss), None, None),
+        false => {
+            let points = [&data.retain, &data.heldout, &data.forget];
+            let losses = predict_losses(model, config, points, progress)?;
+            let answers = predict_answers(model, config, points, &losses, progress)?;
+            (Way::Counterfactual, Some(losses.levels), Some(answers))
+        }
+    };
+    let mut trainer = quick.trainer(model.clone(), way, levels, answers)?;
     let pairs = PairSampler::new(data.retain.clone(), data.forget.clone(), options.seed)?;
     for step in 0..options.steps as u64 {
         let report = trainer.step(pairs.batch(step, BATCH)?)?;

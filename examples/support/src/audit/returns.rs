@@ -158,7 +158,14 @@ fn verdict(pairs: &[Pair<'_>], most: u64) -> (Verdict, String) {
 }
 
 /// What somebody can do who kept the model from before.
-pub fn pair(material: &Material, options: &Options, progress: &dyn Progress) -> Result<AuditTest> {
+///
+/// `generates` says whether the model before generates the items by itself.
+pub fn pair(
+    material: &Material,
+    options: &Options,
+    generates: bool,
+    progress: &dyn Progress,
+) -> Result<AuditTest> {
     let models = &material.models;
     let sampler = DdimSampler::from_scheduler(&models.config, 25)?;
     let [_, channels, height, width] = material.subjects.dims();
@@ -183,9 +190,10 @@ pub fn pair(material: &Material, options: &Options, progress: &dyn Progress) -> 
             share,
         ));
     }
-    let (verdict, explanation) = match most > 0.0 {
-        true => (Verdict::Trace, format!("Together the two models produce the item in up to {:.1} % of the pictures. So copies of the model from before must not stay with anyone.", 100.0 * most)),
-        false => (Verdict::NoTrace, "The difference of the two models does not lead to the item in these pictures. The model from before still knows it.".into()),
+    let (verdict, explanation) = match (most > 0.0, generates) {
+        (true, _) => (Verdict::Trace, format!("Together the two models produce the item in up to {:.1} % of the pictures. So copies of the model from before must not stay with anyone.", 100.0 * most)),
+        (false, true) => (Verdict::NoTrace, "The difference of the two models does not lead to the item in these pictures. The model from before still knows it.".into()),
+        (false, false) => (Verdict::Undecided, "The difference of the two models does not lead to the item in these pictures, but the model from before did not generate it either: generate more.".into()),
     };
     Ok(AuditTest {
         attack: Attack::PairAttack,

@@ -7,6 +7,7 @@ use self::element::{
     Html, Image, cell, constant, element, figure, hash, list, paragraph, table, terms, text,
 };
 use self::number::{grouped, measured, significant};
+use super::log::START;
 use super::style::STYLE;
 use super::{Attack, AuditReport, AuditTest, Chart, Figure, Unit, Verdict};
 use crate::error::Result;
@@ -104,30 +105,29 @@ impl AuditReport {
 
     /// The result in one sentence. It never says that the item is erased.
     fn headline(&self) -> String {
-        let count = |verdict| self.count(verdict);
-        let all = self.tests.len();
-        let tests = |number: usize| match number {
+        let [traces, over, none, open] = [
+            Verdict::Trace,
+            Verdict::Overdone,
+            Verdict::NoTrace,
+            Verdict::Undecided,
+        ]
+        .map(|verdict| self.count(verdict));
+        let all = match self.tests.len() {
             1 => "1 test".to_owned(),
             number => format!("{number} tests"),
         };
-        match (count(Verdict::Trace), count(Verdict::Overdone)) {
-            (0, 0) if count(Verdict::NoTrace) == 0 => {
-                format!("Undecided: {} gave no answer.", tests(all))
-            }
-            (0, 0) => {
-                let found = count(Verdict::NoTrace);
-                format!(
-                    "{} of {} found no trace; none found one.",
-                    found,
-                    tests(all)
-                )
-            }
-            (0, over) => format!(
-                "{} of {} found that the model avoids what it was to forget: that too gives it away.",
-                over,
-                tests(all)
+        let rest = match open {
+            0 => String::new(),
+            open => format!("; {open} of them gave no answer"),
+        };
+        match (traces, over, none) {
+            (0, 0, 0) => format!("Undecided: {all}, and no answer."),
+            (0, 0, _) => format!("No trace was found by {all}{rest}."),
+            (0, over, _) => format!(
+                "{over} of {all} found that the model avoids what it was to forget, which gives \
+                 it away too{rest}."
             ),
-            (traces, _) => format!("{} of {} found a trace.", traces, tests(all)),
+            (traces, _, _) => format!("{traces} of {all} found a trace{rest}."),
         }
     }
 
@@ -149,8 +149,8 @@ impl AuditReport {
             count => format!(" {count} questions were left open; they are listed below."),
         };
         format!(
-            "The model “{}” was asked to forget {items}. Its weights were changed for that, \
-             and the changed model was compared with the one before{}.{open}",
+            "The request was that the model “{}” forget {items}. Its weights were changed for \
+             that, and the changed model was compared with the one before{}.{open}",
             self.model.name,
             match self
                 .tests
@@ -169,12 +169,11 @@ impl AuditReport {
             let shown = first.and_then(|it| Some(measured(of(it)?, &it.unit)));
             shown.unwrap_or_default()
         };
-        let name = match first {
-            Some(figure) => format!("{}: {}", capital(test.attack.name()), label(figure)),
-            None => capital(test.attack.name()),
-        };
+        let name = format!("{}: {}", capital(test.attack.name()), test.signal);
+        let what = text(first.map(label).unwrap_or_default());
+        let name = [text(name), element("span", "certainty", what)];
         let cells = [
-            element("th", "", text(name)),
+            element("th", "", name.into_iter().collect()),
             cell("Result", verdict(test.verdict)),
             cell("Before unlearning", number(|it| it.before.as_ref())),
             cell("After unlearning", number(|it| Some(&it.after))),
@@ -309,13 +308,10 @@ impl AuditReport {
 
     fn open_questions(&self) -> Html {
         let open = self.not_tested.iter().map(|open| {
-            let reason = format!(": {}", open.why);
-            [
-                element("strong", "", text(capital(&open.what))),
-                text(reason),
-            ]
-            .into_iter()
-            .collect()
+            let what = format!("{}:", capital(&open.what));
+            [element("strong", "", text(what)), text(&open.why)]
+                .into_iter()
+                .collect()
         });
         let open = match self.not_tested.is_empty() {
             true => paragraph("Every kind of test that this report knows was carried out."),
@@ -394,6 +390,7 @@ impl AuditReport {
         ];
         let chained = self.previous_entry_sha256.as_deref();
         let chained = match chained {
+            Some(START) => paragraph("This report is the first in its log of requests."),
             Some(previous) => [
                 paragraph("This report follows an entry of the log of requests with the SHA-256"),
                 element("p", "", hash(previous)),
@@ -469,15 +466,20 @@ fn circumstances(test: &AuditTest) -> String {
         ),
     };
     let steps: Vec<String> = test.timesteps.iter().map(u64::to_string).collect();
+    let noun = if steps.len() == 1 {
+        "timestep"
+    } else {
+        "timesteps"
+    };
     let steps = match (steps.as_slice(), test.fixed_in_advance) {
         ([], true) => "; settings fixed before any result was seen".to_owned(),
         ([], false) => "; settings chosen after results were seen".to_owned(),
         (_, true) => format!(
-            "; timesteps {}, fixed before any result was seen",
+            "; {noun} {}, fixed before any result was seen",
             steps.join(", ")
         ),
         (_, false) => format!(
-            "; timesteps {}, chosen after results were seen",
+            "; {noun} {}, chosen after results were seen",
             steps.join(", ")
         ),
     };

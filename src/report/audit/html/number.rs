@@ -3,19 +3,19 @@
 use super::element::{Html, element, text};
 use crate::report::audit::{Measured, Unit};
 
-/// A measured number with its interval and sample size.
+/// A measured number with its interval and sample size. Lines do not break next to a sign.
 pub(super) fn measured(measured: &Measured, unit: &Unit) -> Html {
     let number = element("span", "number", text(value(measured.value, unit)));
     let mut certainty = Vec::new();
     if let Some([low, high]) = measured.interval {
         let [low, high] = [low, high].map(|end| without_unit(end, unit));
-        let sign = if *unit == Unit::Share { " %" } else { "" };
-        certainty.push(format!("95 % interval {low} to {high}{sign}"));
+        let sign = if *unit == Unit::Share { "\u{a0}%" } else { "" };
+        certainty.push(format!("95\u{a0}% interval {low} to\u{a0}{high}{sign}"));
     }
     if let Some(p_value) = measured.p_value {
-        certainty.push(format!("p = {}", significant(p_value, 2)));
+        certainty.push(format!("p\u{a0}=\u{a0}{}", significant(p_value, 2)));
     }
-    certainty.push(format!("n = {}", samples(&measured.samples)));
+    certainty.push(format!("n\u{a0}=\u{a0}{}", samples(&measured.samples)));
     certainty.extend(measured.note.clone());
     let certainty = element("span", "certainty", text(certainty.join("; ")));
     [number, certainty].into_iter().collect()
@@ -25,7 +25,7 @@ pub(super) fn measured(measured: &Measured, unit: &Unit) -> Html {
 fn value(value: f64, unit: &Unit) -> String {
     let number = without_unit(value, unit);
     match unit {
-        Unit::Share => format!("{number} %"),
+        Unit::Share => format!("{number}\u{a0}%"),
         Unit::Named(_) => number,
     }
 }
