@@ -421,8 +421,14 @@ fn prompts_come_from_a_file_and_a_missing_one_is_named() {
 /// Every message names the file, folder or option, and says what to do.
 #[test]
 fn bad_conditions_are_refused_by_name() {
-    type Spoil = fn(&Path);
-    let cases: [(&str, fn() -> TempDir, Spoil, &str, &[&str]); 9] = [
+    type Case = (
+        &'static str,
+        fn() -> TempDir,
+        fn(&Path),
+        &'static str,
+        &'static [&'static str],
+    );
+    let cases: [Case; 9] = [
         (
             "a class that the network has not",
             || class_place(20),
