@@ -118,7 +118,7 @@ impl AuditReport {
         };
         let rest = match open {
             0 => String::new(),
-            open => format!("; {open} of them gave no answer"),
+            open => format!("; {open} gave no answer"),
         };
         match (traces, over, none) {
             (0, 0, 0) => format!("Undecided: {all}, and no answer."),
