@@ -44,7 +44,8 @@ fn every_test_runs_and_two_requests_make_a_chain() {
     }
     let read = |name: &str| std::fs::read_to_string(folder.join("out").join(name)).unwrap();
     let json = read("report.json");
-    assert_eq!(AuditReport::from_json(&json).unwrap(), report);
+    let again = AuditReport::from_json(&json).unwrap();
+    assert!(again.to_json().unwrap() == json && report.to_json().unwrap() == json);
     let page = read("report.html");
     assert!(page.contains("&lt;b&gt;first&lt;/b&gt;") && !page.contains("<b>first"));
     // The T-shirt is in the pictures of the model before, or may be: they are left out.

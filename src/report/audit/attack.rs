@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::digits;
 use crate::error::Result;
 use crate::statistics::binomial_interval;
 
@@ -187,14 +188,15 @@ impl Unit {
 #[serde(deny_unknown_fields)]
 pub struct Measured {
     /// The number.
+    #[serde(serialize_with = "digits::number")]
     pub value: f64,
     /// The ends of its 95 % interval.
-    #[serde(default)]
+    #[serde(default, serialize_with = "digits::interval")]
     pub interval: Option<[f64; 2]>,
     /// Sizes of the samples it comes from: points, generated samples or runs.
     pub samples: Vec<usize>,
     /// The p-value of a test, if the number is its statistic.
-    #[serde(default)]
+    #[serde(default, serialize_with = "digits::optional")]
     pub p_value: Option<f64>,
     /// What a reader must know of this number, such as why it has no interval.
     #[serde(default)]

@@ -11,6 +11,7 @@
 //! A report is evidence of forgetting, not a proof of erasure, and not advice on law.
 
 mod attack;
+mod digits;
 mod fault;
 mod html;
 mod log;
@@ -117,7 +118,8 @@ const DISCLAIMER: &str = "This report describes tests. Tests can find traces of 
 /// };
 /// let page = report.to_html()?;
 /// assert!(page.contains("No trace was found by 1 test"));
-/// assert_eq!(AuditReport::from_json(&report.to_json()?)?, report);
+/// let json = report.to_json()?;
+/// assert_eq!(AuditReport::from_json(&json)?.to_json()?, json);
 /// # Ok::<(), siss::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -198,7 +200,7 @@ impl Default for AuditReport {
 }
 
 impl AuditReport {
-    /// The report as JSON.
+    /// The report as JSON; its numbers have twelve significant digits.
     ///
     /// # Errors
     /// Those of [`validate`](Self::validate).

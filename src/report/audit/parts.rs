@@ -7,6 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::attack::{Attack, Verdict};
+use super::digits;
 use crate::error::Result;
 use crate::report::ImageGrid;
 
@@ -184,6 +185,7 @@ pub struct Line {
     /// Its name.
     pub name: String,
     /// Pairs of x and y.
+    #[serde(serialize_with = "digits::points")]
     pub points: Vec<(f64, f64)>,
 }
 
