@@ -97,7 +97,7 @@ impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
         let losses = Counterfactual::fit(
             &self.model,
             scheduler,
-            data.clone(),
+            data,
             CounterfactualConfig::default(),
         )?;
         let config = PredictedAnswerConfig::default();

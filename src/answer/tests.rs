@@ -319,7 +319,7 @@ fn points_are_explained_by_their_group() {
         noises: 2,
         ..CounterfactualConfig::default()
     };
-    let losses = Counterfactual::fit(&model, &scheduler(), data.clone(), losses).unwrap();
+    let losses = Counterfactual::fit(&model, &scheduler(), data, losses).unwrap();
     let config = PredictedAnswerConfig {
         retained: 5,
         ..PredictedAnswerConfig::default()

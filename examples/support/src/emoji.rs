@@ -83,8 +83,8 @@ pub fn load_emoji(assets: &Path, device: &Device) -> Result<Emoji> {
 /// Loads the pictures with these codes, `[codes, 3, 32, 32]` in `[-1, 1]`.
 ///
 /// # Errors
-/// Those of [`load_emoji`], and [`Error::InvalidFile`](siss::Error::InvalidFile) for a code that the
-/// sheet does not have.
+/// Those of [`load_emoji`], and [`Error::InvalidFile`](siss::Error::InvalidFile) for a code that
+/// the sheet does not have.
 pub fn load_pictures(
     assets: &Path,
     codes: &[impl AsRef<str>],

@@ -1,5 +1,5 @@
-//! The numbers of a report in JSON: twelve significant digits, which every reader of JSON gives back
-//! unchanged. Of more digits, some readers change the last.
+//! The numbers of a report in JSON: twelve significant digits, which every reader of JSON gives
+//! back unchanged. Of more digits, some readers change the last.
 
 use serde::{Serialize, Serializer};
 
