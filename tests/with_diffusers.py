@@ -7,6 +7,7 @@
 Prints a line for each layout, and fails if the relative error of any is above 1e-3.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -61,7 +62,10 @@ def lora(folder, spelling):
     difference = relative_error(ours["output"], ours["output_without"])
     assert relative_error(predict(), ours["output_without"]) < TOLERANCE < difference, "the factors change nothing"
     factors, alphas = StableDiffusionPipeline.lora_state_dict(folder, weight_name=f"{spelling}.safetensors")
-    StableDiffusionPipeline.load_lora_into_unet(factors, alphas, unet)
+    # A file of peft has its scale beside it. diffusers does not look there.
+    settings = json.loads((folder / "adapter_config.json").read_text()) if spelling == "peft" else None
+    metadata = settings and {**settings, "target_modules": sorted({key.split(".lora_")[0].removeprefix("unet.") for key in factors})}
+    StableDiffusionPipeline.load_lora_into_unet(factors, alphas, unet, metadata=metadata)
     return predict(), ours["output"]
 
 

@@ -62,6 +62,8 @@ const MAX_RANK: usize = 1 << 14;
 pub struct Lora {
     path: PathBuf,
     layers: Vec<Layer>,
+    /// The settings beside the file.
+    scales: Scales,
 }
 
 /// The factors of one layer.
@@ -119,7 +121,11 @@ impl Lora {
         if layers.is_empty() {
             return Err(invalid(&path, "it holds no factors"));
         }
-        Ok(Self { path, layers })
+        Ok(Self {
+            path,
+            layers,
+            scales,
+        })
     }
 
     /// New factors for those layers of a network whose path ends in one of `targets`, such as
@@ -168,6 +174,7 @@ impl Lora {
             false => Ok(Self {
                 path: PathBuf::new(),
                 layers,
+                scales: Scales::default(),
             }),
             true => Err(Error::InvalidSetting {
                 what: format!(
@@ -250,9 +257,15 @@ impl Lora {
 
     /// Writes a file in the spelling and the precision of the one that was read.
     ///
+    /// If there was an `adapter_config.json` beside that file, which holds the scale, it is written
+    /// beside the new one.
+    ///
     /// # Errors
-    /// [`Error::Io`]; a file that could not be written is unchanged.
+    /// [`Error::Io`]; a file that could not be written is unchanged. [`Error::InvalidFile`] if the
+    /// folder has an `adapter_config.json` with other settings; nothing is written then.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        self.scales.write_beside(path)?;
         let mut tensors = Vec::new();
         for layer in &self.layers {
             let [down, up, alpha] = layer.spelling.keys(&layer.stem);
@@ -260,7 +273,7 @@ impl Lora {
             tensors.push(packed(up, &layer.up));
             tensors.extend(layer.alpha.as_ref().map(|value| packed(alpha, value)));
         }
-        replace(path.as_ref(), |file| {
+        replace(path, |file| {
             folder::write(tensors, file)?;
             file.flush()
         })

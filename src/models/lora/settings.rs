@@ -1,5 +1,6 @@
 //! peft's `adapter_config.json`: the scale of the products.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -7,7 +8,7 @@ use serde_json::{Map, Value};
 use super::names::Spelling;
 use crate::error::Result;
 use crate::files::json::python_object;
-use crate::files::{invalid, path_text, read_configuration};
+use crate::files::{invalid, path_text, read_configuration, replace};
 use crate::models::settings::unsupported;
 
 const CONFIG: &str = "adapter_config.json";
@@ -22,9 +23,11 @@ const REFUSED: [(&str, &[Value]); 6] = [
 ];
 
 /// How the scale of a layer follows from the file beside the factors.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Scales {
     config: Option<Map<String, Value>>,
+    /// The file as it was read.
+    text: String,
 }
 
 impl Scales {
@@ -45,7 +48,25 @@ impl Scales {
         }
         Ok(Self {
             config: Some(config),
+            text,
         })
+    }
+
+    /// Writes the settings beside a file of factors, where they may already be.
+    pub(super) fn write_beside(&self, path: &Path) -> Result<()> {
+        let Some(config) = &self.config else {
+            return Ok(());
+        };
+        let there = Self::beside(path)?.config;
+        if there.as_ref() == Some(config) {
+            return Ok(());
+        }
+        let file = path.with_file_name(CONFIG);
+        if there.is_some() {
+            let detail = "it holds the scale of other factors: save into another folder";
+            return Err(invalid(&file, detail));
+        }
+        replace(&file, |file| file.write_all(self.text.as_bytes()))
     }
 
     /// `α / r` of a layer; `stated` is the `α` of the file itself.

@@ -174,6 +174,30 @@ fn the_scale_is_alpha_over_rank() {
 }
 
 #[test]
+fn the_settings_that_hold_the_scale_are_written_beside_the_factors() {
+    let [from, to, other] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let settings = |folder: &tempfile::TempDir| folder.path().join("adapter_config.json");
+    let file = |folder: &tempfile::TempDir| folder.path().join("adapter_model.safetensors");
+    let network = network();
+    random(&network).save(file(&from)).unwrap();
+    assert!(!settings(&from).exists(), "new factors have no settings");
+    let text = r#"{"r": 2, "lora_alpha": 0.5, "peft_type": "LORA"}"#;
+    std::fs::write(settings(&from), text).unwrap();
+    let lora = Lora::load(from.path()).unwrap();
+    lora.save(file(&to)).unwrap();
+    assert_eq!(std::fs::read_to_string(settings(&to)).unwrap(), text);
+    let merged = |lora: &Lora| output(&lora.merge(network.clone(), LoraPart::Unet).unwrap());
+    let again = Lora::load(to.path()).unwrap();
+    assert_eq!(merged(&again), merged(&lora));
+    lora.save(file(&to)).unwrap();
+
+    std::fs::write(settings(&other), r#"{"lora_alpha": 2}"#).unwrap();
+    let error = lora.save(file(&other)).unwrap_err().to_string();
+    assert!(error.contains("other factors"), "{error}");
+    assert!(!file(&other).exists());
+}
+
+#[test]
 fn tensors_of_other_methods_are_refused_by_name() {
     for (name, method) in [
         ("lora_unet_x.dora_scale", "DoRA"),

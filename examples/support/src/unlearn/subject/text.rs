@@ -24,7 +24,6 @@ use crate::unlearn::options::{Conditions, Options};
 const GUIDANCE: f64 = 7.5;
 /// The files of a LoRA in a folder of peft.
 const ADAPTER: &str = "adapter_model.safetensors";
-const ADAPTER_SETTINGS: &str = "adapter_config.json";
 /// Numbers of a picture's colours.
 const COLOURS: usize = 3;
 const BYTES_A_NUMBER: usize = 4;
@@ -354,18 +353,11 @@ impl Subject for Text {
         };
         files::create_folder(folder)?;
         let trained = lora.trained(model, LoraPart::Unet)?;
-        let (name, settings): (&OsStr, PathBuf) = match path.is_dir() {
-            true => (ADAPTER.as_ref(), path.join(ADAPTER_SETTINGS)),
-            false => (
-                path.file_name().unwrap_or(ADAPTER.as_ref()),
-                path.with_file_name(ADAPTER_SETTINGS),
-            ),
+        let name: &OsStr = match path.is_dir() {
+            true => ADAPTER.as_ref(),
+            false => path.file_name().unwrap_or(ADAPTER.as_ref()),
         };
         trained.save(folder.join(name))?;
-        // They hold the scale of the factors.
-        if settings.is_file() {
-            files::copy(&settings, &folder.join(ADAPTER_SETTINGS))?;
-        }
         Ok(Vec::new())
     }
 }
