@@ -63,8 +63,11 @@ def lora(folder, spelling):
     assert relative_error(predict(), ours["output_without"]) < TOLERANCE < difference, "the factors change nothing"
     factors, alphas = StableDiffusionPipeline.lora_state_dict(folder, weight_name=f"{spelling}.safetensors")
     # A file of peft has its scale beside it. diffusers does not look there.
-    settings = json.loads((folder / "adapter_config.json").read_text()) if spelling == "peft" else None
-    metadata = settings and {**settings, "target_modules": sorted({key.split(".lora_")[0].removeprefix("unet.") for key in factors})}
+    metadata = None
+    if spelling == "peft":
+        layers = {key.split(".lora_")[0].removeprefix("unet.") for key in factors}
+        settings = json.loads((folder / "adapter_config.json").read_text()) | {"target_modules": sorted(layers)}
+        metadata = {f"unet.{key}": value for key, value in settings.items()}
     StableDiffusionPipeline.load_lora_into_unet(factors, alphas, unet, metadata=metadata)
     return predict(), ours["output"]
 

@@ -9,13 +9,15 @@ use siss::sampling::{DdimSampler, Guided, Sampler};
 use siss::{DdpmScheduler, Denoiser};
 
 use crate::Result;
-use crate::job::{Decode, Job, repeated};
+use crate::job::{Decode, Job, Set, repeated};
 
 const TIMESTEPS: [f64; 3] = [100.0, 250.0, 400.0];
 /// From where copies are denoised.
 const DENOISED: [usize; 2] = [250, 400];
-/// Noises of a point.
+/// Noises of a forgotten point.
 const NOISES: usize = 16;
+/// Noises of a control point, of which there are many.
+const CONTROL_NOISES: usize = 2;
 /// Pictures in a row of the denoised copies.
 const SHOWN: usize = 8;
 /// Pictures of each other condition.
@@ -64,18 +66,20 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let (job, scheduler) = (self.job, self.scheduler);
         let (forgotten, controls) = (&job.forgotten, &job.controls);
         let samples = self.samples(model)?;
-        let loss = DenoisingLoss {
-            noises: NOISES,
-            ..DenoisingLoss::at(TIMESTEPS)
+        let losses = |set: &Set<M::Condition>, noises| {
+            let loss = DenoisingLoss {
+                noises,
+                ..DenoisingLoss::at(TIMESTEPS)
+            };
+            loss.measure(model, scheduler, &set.points, &set.condition)
         };
-        let losses = loss.measure(model, scheduler, &forgotten.points, &forgotten.condition)?;
-        let control_losses =
-            loss.measure(model, scheduler, &controls.points, &controls.condition)?;
-        let answers = AnswerDistance {
-            noises: NOISES,
-            ..AnswerDistance::at(TIMESTEPS)
-        };
-        let compare = |set: &crate::job::Set<M::Condition>| {
+        let at_controls = losses(controls, CONTROL_NOISES)?;
+        let losses = losses(forgotten, NOISES)?;
+        let compare = |set: &Set<M::Condition>, noises| {
+            let answers = AnswerDistance {
+                noises,
+                ..AnswerDistance::at(TIMESTEPS)
+            };
             answers.measure(
                 model,
                 &job.retrained,
@@ -84,7 +88,10 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
                 &set.condition,
             )
         };
-        let [at_forgotten, at_controls] = [compare(forgotten)?, compare(controls)?];
+        let control_losses = at_controls.iter().map(|at| mean(at.iter().copied()));
+        let control_losses = control_losses.collect();
+        let at_forgotten = compare(forgotten, NOISES)?;
+        let at_controls = compare(controls, CONTROL_NOISES)?;
         let denoised = DenoisedDistance {
             noises: NOISES,
             ..DenoisedDistance::at(DENOISED)
@@ -110,10 +117,7 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         });
         Ok(Measured {
             forgotten: figures.collect::<Result<_>>()?,
-            control_losses: control_losses
-                .iter()
-                .map(|at| mean(at.iter().copied()))
-                .collect(),
+            control_losses,
             control_distance: mean(at_controls.iter().flatten().map(|found| found.distance)),
             samples,
             denoised: self.denoised(model)?,
