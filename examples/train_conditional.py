@@ -171,6 +171,15 @@ def train(modules, loss, arguments, learning_rate, embeddings=()):
     return average.eval()
 
 
+def save(module, folder):
+    """In half precision, without the path that the module was loaded from."""
+    module.half().save_pretrained(folder)
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def noised(points, scheduler):
     """Noisy points at balanced timesteps, the timesteps, and the noise."""
     noise, timesteps = torch.randn_like(points), balanced_timesteps(len(points))
@@ -198,7 +207,7 @@ def train_classes(arguments):
         return (ratio.clamp(1, 20) * error).mean()
 
     average = train(network, loss, arguments, 4e-4, embeddings=[network.class_embedding])
-    average.half().save_pretrained(f"{arguments.out}/unet")
+    save(average, f"{arguments.out}/unet")
     scheduler.save_pretrained(f"{arguments.out}/scheduler")
 
 
@@ -223,7 +232,7 @@ def train_autoencoder(arguments):
     with torch.no_grad():
         latents = average.encode(pictures[::4]).latent_dist.mode()
     average.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    average.half().save_pretrained(f"{arguments.out}/vae")
+    save(average, f"{arguments.out}/vae")
 
 
 def write_tokenizer(captions, folder):
@@ -295,9 +304,9 @@ def train_captions(arguments):
         return (network(noisy, timesteps, states)[0].float() - noise).square().mean()
 
     average = train(modules, loss, arguments, 1e-3 if not arguments.start else 5e-4)
-    average["encoder"].half().save_pretrained(out / "text_encoder")
-    average["network"].half().save_pretrained(out / "unet")
-    autoencoder.half().save_pretrained(out / "vae")
+    save(average["encoder"], out / "text_encoder")
+    save(average["network"], out / "unet")
+    save(autoencoder, out / "vae")
     scheduler.save_pretrained(out / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline", "requires_safety_checker": False,

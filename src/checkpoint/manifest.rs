@@ -1,16 +1,14 @@
 //! The manifest of a checkpoint: its files, with their sizes and digests.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::Path;
 
 use burn_pack::Bytes;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files::{path_text, sha256};
+use crate::files::{length_and_sha256, path_text, sha256};
 
 /// Name of the manifest.
 ///
@@ -33,22 +31,9 @@ pub(super) struct FileRecord {
 
 impl FileRecord {
     /// The record of a file; `look` is called with its contents piece by piece.
-    pub fn of_file(path: &Path, mut look: impl FnMut(&[u8])) -> std::io::Result<Self> {
-        let (mut file, mut digest, mut bytes) = (File::open(path)?, Sha256::new(), 0);
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let count = file.read(&mut buffer)?;
-            if count == 0 {
-                break;
-            }
-            digest.update(&buffer[..count]);
-            look(&buffer[..count]);
-            bytes += count as u64;
-        }
-        Ok(Self {
-            bytes,
-            sha256: format!("{:x}", digest.finalize()),
-        })
+    pub fn of_file(path: &Path, look: impl FnMut(&[u8])) -> std::io::Result<Self> {
+        let (bytes, sha256) = length_and_sha256(path, look)?;
+        Ok(Self { bytes, sha256 })
     }
 }
 

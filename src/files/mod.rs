@@ -315,26 +315,20 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// Length and SHA-256 of an ordinary file, read in parts.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::InvalidFile`] for a folder, a pipe or a device.
-#[cfg(feature = "report")]
-pub(crate) fn length_and_sha256(path: &Path) -> Result<(u64, String)> {
-    let reading = || Error::io("reading", path);
-    if !fs::metadata(path).map_err(reading())?.is_file() {
-        return Err(invalid(path, "it is not an ordinary file"));
-    }
-    let mut file = File::open(path).map_err(reading())?;
-    let mut digest = Sha256::new();
-    let mut part = vec![0; 1 << 20];
-    let mut length = 0;
+/// Length and SHA-256 of a file; `look` is called with its contents part by part.
+pub(crate) fn length_and_sha256(
+    path: &Path,
+    mut look: impl FnMut(&[u8]),
+) -> io::Result<(u64, String)> {
+    let (mut file, mut digest, mut length) = (File::open(path)?, Sha256::new(), 0);
+    let mut part = vec![0; 1 << 16];
     loop {
-        let read = file.read(&mut part).map_err(reading())?;
+        let read = file.read(&mut part)?;
         if read == 0 {
             return Ok((length, format!("{:x}", digest.finalize())));
         }
         digest.update(&part[..read]);
+        look(&part[..read]);
         length += read as u64;
     }
 }

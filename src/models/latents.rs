@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::store::burn_pack;
-use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
 use super::{AutoencoderKl, folder, settings};
@@ -109,10 +109,10 @@ impl LatentCache {
     /// The mean of the latents of one picture.
     fn mean(&mut self, picture: Tensor<4>) -> Result<Tensor<4>> {
         let path = self.path(&picture)?;
-        let device = picture.device();
         if path.exists() {
+            let mean = self.stored(&path, &picture)?;
             self.read += 1;
-            return self.stored(&path, &device);
+            return Ok(mean);
         }
         let mean = self.autoencoder.encode(picture)?.mean;
         self.encoded += 1;
@@ -128,11 +128,11 @@ impl LatentCache {
         }
         Ok(self
             .folder
-            .join(format!("{:x}.safetensors", digest.finalize())))
+            .join(format!("{:x}.latents.safetensors", digest.finalize())))
     }
 
-    /// The mean in a file.
-    fn stored(&self, path: &Path, device: &Device) -> Result<Tensor<4>> {
+    /// The mean of a picture's latents in a file.
+    fn stored(&self, path: &Path, picture: &Tensor<4>) -> Result<Tensor<4>> {
         let broken = |reason: String| {
             invalid(
                 path,
@@ -143,11 +143,10 @@ impl LatentCache {
             Error::InvalidFile { message, .. } => broken(message),
             other => other,
         })?;
-        let channels = self.autoencoder.config().latent_channels;
-        let mean = tensors.remove(MEAN).filter(|mean| {
-            mean.dtype == DType::F32
-                && matches!(mean.shape[..], [1, found, _, _] if found == channels)
-        });
+        let shape = self.autoencoder.latent_shape(picture.dims());
+        let mean = tensors
+            .remove(MEAN)
+            .filter(|mean| mean.dtype == DType::F32 && mean.shape[..] == shape);
         let mean =
             mean.ok_or_else(|| broken("it does not hold the latents of a picture".into()))?;
         let unreadable = |error: String| broken(format!("its values cannot be read: {error}"));
@@ -157,7 +156,7 @@ impl LatentCache {
         let data = TensorData::try_from_bytes(bytes, shape, dtype)
             .map_err(|error| unreadable(error.to_string()))?;
         match data.clone().iter::<f32>().all(f32::is_finite) {
-            true => Ok(Tensor::from_data(data, device)),
+            true => Ok(Tensor::from_data(data, &picture.device())),
             false => Err(broken("it holds NaN or an infinity".into())),
         }
     }
@@ -184,6 +183,7 @@ mod tests {
     use super::*;
     use crate::draws::{Stream, normal_noise};
     use crate::models::AutoencoderKlConfig;
+    use burn::tensor::Device;
     use std::fs;
 
     fn autoencoder() -> AutoencoderKl {
@@ -264,10 +264,21 @@ mod tests {
         let renamed = String::from_utf8_lossy(&whole)
             .replace("mean", "mode")
             .into_bytes();
+        // The latents of a picture of another size, such as those of an edited cache.
+        let larger = pictures(1).repeat_dim(3, 2);
+        let path = cache.path(&larger).unwrap();
+        cache.latent(larger).unwrap();
+        let other_size = fs::read(&path).unwrap();
         let mut infinite = whole.clone();
         let end = infinite.len();
         infinite[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
-        for broken in [&whole[..whole.len() / 2], b"", &renamed[..], &infinite[..]] {
+        for broken in [
+            &whole[..whole.len() / 2],
+            b"",
+            &renamed[..],
+            &infinite[..],
+            &other_size[..],
+        ] {
             fs::write(&file, broken).unwrap();
             let error = cache.latent(pictures(1)).unwrap_err().to_string();
             let name = file.file_name().unwrap().to_string_lossy().into_owned();

@@ -140,6 +140,19 @@ fn own(tensor: CubeTensor) -> CubeTensor {
     }
 }
 
+/// Where the block of this cube begins and ends in a parameter of `elements`, which has its blocks
+/// after `before` others; nowhere, if the block is another parameter's.
+#[cube]
+fn block_of_cube(elements: usize, before: usize) -> (usize, usize) {
+    let mut start = 0usize;
+    let mut end = 0usize;
+    if CUBE_POS >= before && CUBE_POS < before + elements.div_ceil(BLOCK) {
+        start = (CUBE_POS - before) * BLOCK;
+        end = min(start + BLOCK, elements);
+    }
+    (start, end)
+}
+
 /// One cube per block: the sums of `a a`, `b b` and `a b`.
 #[cube(launch, address_type = "dynamic")]
 fn products(
@@ -156,18 +169,14 @@ fn products(
     #[unroll]
     for part in 0..retain.len() {
         let elements = retain[part].len();
-        let blocks = elements.div_ceil(BLOCK);
-        if CUBE_POS >= before && CUBE_POS < before + blocks {
-            let start = (CUBE_POS - before) * BLOCK;
-            let end = min(start + BLOCK, elements);
-            for index in range_stepped(start + UNIT_POS as usize, end, units) {
-                let (a, b) = (retain[part][index], forget[part][index]);
-                of_retain += a * a;
-                of_forget += b * b;
-                of_both += a * b;
-            }
+        let (start, end) = block_of_cube(elements, before);
+        for index in range_stepped(start + UNIT_POS as usize, end, units) {
+            let (a, b) = (retain[part][index], forget[part][index]);
+            of_retain += a * a;
+            of_forget += b * b;
+            of_both += a * b;
         }
-        before += blocks;
+        before += elements.div_ceil(BLOCK);
     }
     let of_retain = sum_of_units(of_retain, units);
     let of_forget = sum_of_units(of_forget, units);
@@ -195,17 +204,13 @@ fn non_finite(
     #[unroll]
     for part in 0..values.len() {
         let elements = values[part].len();
-        let blocks = elements.div_ceil(BLOCK);
-        if CUBE_POS >= before && CUBE_POS < before + blocks {
-            let start = (CUBE_POS - before) * BLOCK;
-            let end = min(start + BLOCK, elements);
-            for index in range_stepped(start + UNIT_POS as usize, end, units) {
-                if u32::reinterpret(values[part][index]) & EXPONENT == EXPONENT {
-                    sum += 1.0f32;
-                }
+        let (start, end) = block_of_cube(elements, before);
+        for index in range_stepped(start + UNIT_POS as usize, end, units) {
+            if u32::reinterpret(values[part][index]) & EXPONENT == EXPONENT {
+                sum += 1.0f32;
             }
         }
-        before += blocks;
+        before += elements.div_ceil(BLOCK);
     }
     let sum = sum_of_units(sum, units);
     if UNIT_POS == 0 && CUBE_POS < before {
@@ -227,16 +232,12 @@ fn combine(
     #[unroll]
     for part in 0..retain.len() {
         let elements = retain[part].len();
-        let blocks = elements.div_ceil(BLOCK);
-        if CUBE_POS >= before && CUBE_POS < before + blocks {
-            let start = (CUBE_POS - before) * BLOCK;
-            let end = min(start + BLOCK, elements);
-            for index in range_stepped(start + UNIT_POS as usize, end, units) {
-                let sum = retain[part][index] * of_retain + forget[part][index] * of_forget;
-                let of_part = &mut sums[part];
-                of_part[index] = sum;
-            }
+        let (start, end) = block_of_cube(elements, before);
+        for index in range_stepped(start + UNIT_POS as usize, end, units) {
+            let sum = retain[part][index] * of_retain + forget[part][index] * of_forget;
+            let of_part = &mut sums[part];
+            of_part[index] = sum;
         }
-        before += blocks;
+        before += elements.div_ceil(BLOCK);
     }
 }

@@ -177,6 +177,17 @@ impl AutoencoderKl {
         self.decode((latents / self.config.scaling_factor).add_scalar(self.config.shift()))
     }
 
+    /// Pixels per latent, along a side.
+    fn unit(&self) -> usize {
+        1 << (self.config.block_out_channels.len() - 1)
+    }
+
+    /// The shape of the latents of pictures that [`encode`](AutoencoderKl::encode) takes.
+    pub(super) fn latent_shape(&self, [rows, _, height, width]: [usize; 4]) -> [usize; 4] {
+        let channels = self.config.latent_channels;
+        [rows, channels, height / self.unit(), width / self.unit()]
+    }
+
     fn check_images(&self, [rows, channels, height, width]: [usize; 4]) -> Result<()> {
         check_shape(
             "the pictures",
@@ -184,7 +195,7 @@ impl AutoencoderKl {
             &[rows, channels, height, width],
             "give pictures of the autoencoder's channels",
         )?;
-        let unit = 1 << (self.config.block_out_channels.len() - 1);
+        let unit = self.unit();
         let works = |side: usize| side > 0 && side.is_multiple_of(unit);
         match works(height) && works(width) {
             true => Ok(()),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::files::{entries, length_and_sha256, path_text, sha256};
+use crate::files::{entries, invalid, length_and_sha256, path_text, sha256};
 
 /// The files of one or more folders, sorted by path, each with its SHA-256.
 ///
@@ -103,7 +103,7 @@ impl Manifest {
 
 impl ManifestFile {
     fn read(path: &Path, base: &Path) -> Result<Self> {
-        let (bytes, sha256) = length_and_sha256(path)?;
+        let (bytes, sha256) = measured(path)?;
         let relative = path.strip_prefix(base).unwrap_or(path);
         let parts = relative
             .components()
@@ -113,6 +113,18 @@ impl ManifestFile {
             bytes,
             sha256,
         })
+    }
+}
+
+/// Length and SHA-256 of an ordinary file.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::InvalidFile`] for a pipe or a device, which might never end.
+pub(super) fn measured(path: &Path) -> Result<(u64, String)> {
+    let metadata = fs::metadata(path).map_err(Error::io("reading", path))?;
+    match metadata.is_file() {
+        true => length_and_sha256(path, |_| ()).map_err(Error::io("reading", path)),
+        false => Err(invalid(path, "it is not an ordinary file")),
     }
 }
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::manifest::measured;
 use crate::error::{Error, Result};
-use crate::files::{entries, length_and_sha256, sync_folder};
+use crate::files::{entries, sync_folder};
 
 /// How a file may hold the item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -169,7 +170,7 @@ impl Remains {
             } else if metadata.is_dir() {
                 self.search(root, &path, of)?;
             } else if metadata.is_file() {
-                let (bytes, sha256) = length_and_sha256(&path)?;
+                let (bytes, sha256) = measured(&path)?;
                 let named = path.strip_prefix(root).unwrap_or(&path);
                 if let Some(kind) = of.kind(named, &sha256) {
                     self.files.push(Remainder {
@@ -226,7 +227,7 @@ impl Remains {
         let metadata = fs::symlink_metadata(&place).map_err(Error::io("reading", path))?;
         let is_same = match &found.sha256 {
             None => metadata.is_symlink(),
-            Some(sha256) => metadata.is_file() && length_and_sha256(&place)?.1 == *sha256,
+            Some(sha256) => metadata.is_file() && measured(&place)?.1 == *sha256,
         };
         match is_same {
             true => Ok(found.clone()),

@@ -17,6 +17,8 @@ use crate::progress::Progress;
 
 /// Where the loss is measured while a model is taught again.
 const TIMESTEP: usize = 250;
+/// How many times the loss of the model before is that of an item which is at least hidden.
+const HIDDEN: f64 = 2.0;
 /// Measurements of the loss on the way.
 const LOOKS: u64 = 12;
 /// Weights of the old model in the pair attack; 1 is the old model itself.
@@ -89,7 +91,15 @@ pub fn relearning(
         figures.push(figure.retrained(retrained.as_ref().map(|it| steps(it, &attack))));
         pairs.push((name, after.back_after, retrained.map(|it| it.back_after)));
     }
-    let (verdict, explanation) = verdict(&pairs, options.relearning_steps);
+    let (verdict, explanation) = match forgotten < HIDDEN * known {
+        true => (
+            Verdict::Undecided,
+            format!(
+                "The item's loss is {forgotten:.3}, and that of the model before {known:.3}: it is still there, so nothing can come back."
+            ),
+        ),
+        false => verdict(&pairs, options.relearning_steps),
+    };
     let chart = Chart {
         title: "Teaching the item again".into(),
         caption: format!(
@@ -134,6 +144,8 @@ fn steps(curve: &RelearningCurve, attack: &Relearning) -> Measured {
 type Pair<'a> = (&'a str, Option<u64>, Option<Option<u64>>);
 
 /// A model that is taught again in fewer than half the steps of a retrained one only hid the item.
+///
+/// Where no model learns the item in these steps, they say nothing.
 fn verdict(pairs: &[Pair<'_>], most: u64) -> (Verdict, String) {
     let count = |steps: Option<u64>| steps.unwrap_or(most + 1);
     let sooner = pairs.iter().find(|(_, after, retrained)| {
@@ -153,7 +165,14 @@ fn verdict(pairs: &[Pair<'_>], most: u64) -> (Verdict, String) {
             format!("Fine-tuned on {name}, it is back after {} steps; whether a model that never knew it takes longer was not measured.", count(*after)),
         ),
         (Some(_), true) => (Verdict::NoTrace, "Where it comes back, a model that never knew it learns it in fewer than twice the steps.".into()),
-        (None, _) => (Verdict::NoTrace, format!("It is not back within {most} steps.")),
+        (None, _) if pairs.iter().any(|(_, _, retrained)| retrained.flatten().is_some()) => (
+            Verdict::NoTrace,
+            format!("It is not back within {most} steps, in which a model that never knew it learns it."),
+        ),
+        (None, _) => (
+            Verdict::Undecided,
+            format!("It is not back within {most} steps; nor is a model known that learns it in these: take more."),
+        ),
     }
 }
 
@@ -208,4 +227,33 @@ pub fn pair(
         verdict,
         explanation,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps until the item is back in the unlearned and, if there is one, in the retrained model.
+    fn of(after: Option<u64>, retrained: Option<Option<u64>>) -> Verdict {
+        verdict(
+            &[
+                ("other data", None, retrained.map(|_| None)),
+                ("altered copies", after, retrained),
+            ],
+            100,
+        )
+        .0
+    }
+
+    #[test]
+    fn a_trace_is_what_comes_back_sooner_than_in_a_model_that_never_knew_it() {
+        assert_eq!(of(Some(10), Some(Some(30))), Verdict::Trace);
+        assert_eq!(of(Some(10), Some(None)), Verdict::Trace);
+        assert_eq!(of(Some(20), Some(Some(30))), Verdict::NoTrace);
+        assert_eq!(of(None, Some(Some(30))), Verdict::NoTrace);
+        // Nothing came back anywhere, or there is nothing to compare with.
+        assert_eq!(of(None, Some(None)), Verdict::Undecided);
+        assert_eq!(of(None, None), Verdict::Undecided);
+        assert_eq!(of(Some(10), None), Verdict::Undecided);
+    }
 }

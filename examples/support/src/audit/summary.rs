@@ -3,11 +3,12 @@
 //! It has fewer tests than `audit`, and says so.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use siss::files::path_text;
+use siss::models::ModelFolder;
 use siss::report::audit::{
     Attack, AuditReport, AuditTest, AuditedData, AuditedModel, Chart, Figure, Manifest, Measured,
     Subject, Unit, Verdict, WorstCase,
@@ -15,6 +16,7 @@ use siss::report::audit::{
 
 use crate::audit::facts::{frame, left_open, never_tested, old_model, threats};
 use crate::audit::options::RecordOptions;
+use crate::probe::ByTimestep;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -27,6 +29,26 @@ pub struct Reporting {
 
     #[command(flatten)]
     pub record: RecordOptions,
+}
+
+/// Where the network is that a job wrote into the folder of its results; all that it wrote, if that
+/// is no network.
+pub fn written_network(folder: &Path) -> PathBuf {
+    let model = folder.join("model");
+    let network = ModelFolder::find(&model).map(|found| found.network().to_owned());
+    network.unwrap_or(model)
+}
+
+/// A figure before and after, by timestep.
+pub fn by_timestep(
+    timesteps: [usize; 3],
+    [before, after]: [&ByTimestep; 2],
+) -> Vec<(usize, [f64; 2])> {
+    let at = |timestep: usize| {
+        let key = timestep.to_string();
+        (timestep, [before[&key], after[&key]])
+    };
+    timesteps.map(at).to_vec()
 }
 
 /// What a job has measured, before and after.

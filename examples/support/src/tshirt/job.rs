@@ -338,11 +338,7 @@ fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -
     }
     let (before, after) = (&summary.before, &summary.after);
     let at = |of: fn(&Evaluation) -> &ByTimestep| {
-        let pair = |timestep: usize| {
-            let key = timestep.to_string();
-            (timestep, [of(before)[&key], of(after)[&key]])
-        };
-        TIMESTEPS.map(pair).to_vec()
+        summary::by_timestep(TIMESTEPS, [of(before), of(after)])
     };
     let closeness = &summary.closeness;
     let closeness = [
@@ -351,9 +347,7 @@ fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -
         &closeness.another_retrained,
     ];
     let retained = options.assets.join(digits::DIGITS);
-    let model = folder.join("model");
-    let unlearned = ModelFolder::find(&model).map(|found| found.network().to_owned());
-    let unlearned = unlearned.unwrap_or(model);
+    let unlearned = summary::written_network(folder);
     let evidence = Evidence {
         name: match &options.checkpoint {
             Some(checkpoint) => path_text(checkpoint),

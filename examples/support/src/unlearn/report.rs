@@ -21,22 +21,15 @@ pub fn write(summary: &Summary, origin: &ModelFolder, folder: &Path) -> Result<(
     }
     let (before, after) = (&summary.before, &summary.after);
     let at = |of: fn(&Evaluation) -> &ByTimestep| {
-        let pair = |timestep: usize| {
-            let key = timestep.to_string();
-            (timestep, [of(before)[&key], of(after)[&key]])
-        };
-        summary.timesteps.map(pair).to_vec()
+        summary::by_timestep(summary.timesteps, [of(before), of(after)])
     };
     let (items, worst) = items(summary)?;
-    // A network at the root of its folder stays there, and with `--lora` only that is written.
-    let written = folder.join("model");
-    let network = written.join("unet");
-    let after_network = if network.is_dir() { network } else { written };
+    let written = summary::written_network(folder);
     let lora = options.conditions.lora.as_deref();
     let evidence = Evidence {
         name: path_text(origin.pipeline()),
         parameters: summary.model.parameters,
-        networks: [lora.unwrap_or(origin.network()), &after_network],
+        networks: [lora.unwrap_or(origin.network()), &written],
         items,
         retained: &options.retain,
         retained_count: summary.retain_images,
