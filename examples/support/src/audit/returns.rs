@@ -158,20 +158,41 @@ fn verdict(pairs: &[Pair<'_>], most: u64) -> (Verdict, String) {
         );
         return (Verdict::Trace, text);
     }
-    let returned = pairs.iter().find(|(_, after, _)| after.is_some());
-    match (returned, pairs.iter().all(|(_, _, retrained)| retrained.is_some())) {
-        (Some((name, after, _)), false) => (
-            Verdict::Undecided,
-            format!("Fine-tuned on {name}, it is back after {} steps; whether a model that never knew it takes longer was not measured.", count(*after)),
-        ),
-        (Some(_), true) => (Verdict::NoTrace, "Where it comes back, a model that never knew it learns it in fewer than twice the steps.".into()),
-        (None, _) if pairs.iter().any(|(_, _, retrained)| retrained.flatten().is_some()) => (
+    let open = pairs
+        .iter()
+        .find(|(_, after, retrained)| after.is_some() && retrained.flatten().is_none());
+    if let Some((name, after, retrained)) = open {
+        let other = match retrained {
+            Some(_) => format!("a model that never knew it is not within {most}: take more steps"),
+            None => "whether a model that never knew it takes longer was not measured".into(),
+        };
+        let text = format!(
+            "Fine-tuned on {name}, it is back after {} steps; {other}.",
+            count(*after)
+        );
+        return (Verdict::Undecided, text);
+    }
+    let is_back = pairs.iter().any(|(_, after, _)| after.is_some());
+    let is_learnt = pairs
+        .iter()
+        .any(|(_, _, retrained)| retrained.flatten().is_some());
+    match (is_back, is_learnt) {
+        (true, _) => (
             Verdict::NoTrace,
-            format!("It is not back within {most} steps, in which a model that never knew it learns it."),
+            "Where it comes back, a model that never knew it learns it in at most twice the steps."
+                .into(),
         ),
-        (None, _) => (
+        (false, true) => (
+            Verdict::NoTrace,
+            format!(
+                "It is not back within {most} steps, in which a model that never knew it learns it."
+            ),
+        ),
+        (false, false) => (
             Verdict::Undecided,
-            format!("It is not back within {most} steps; nor is a model known that learns it in these: take more."),
+            format!(
+                "It is not back within {most} steps; nor is a model known that learns it in these: take more."
+            ),
         ),
     }
 }
@@ -255,5 +276,7 @@ mod tests {
         assert_eq!(of(None, Some(None)), Verdict::Undecided);
         assert_eq!(of(None, None), Verdict::Undecided);
         assert_eq!(of(Some(10), None), Verdict::Undecided);
+        // Sooner, but the steps do not show by how much.
+        assert_eq!(of(Some(60), Some(None)), Verdict::Undecided);
     }
 }
