@@ -14,7 +14,6 @@ mod replicas;
 mod self_check;
 pub(crate) mod settings;
 pub(crate) mod state;
-mod teacher;
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
@@ -28,11 +27,10 @@ use self::optimizer::OpaqueOptimizer;
 use self::preflight::check_model;
 use self::replicas::Replicas;
 use self::settings::Settings;
-use self::teacher::answer;
 use crate::clipper::{Coefficients, GradientClipper};
 use crate::data::side::Sides;
 use crate::data::{Side, UnlearningBatch};
-use crate::denoiser::Denoiser;
+use crate::denoiser::{Denoiser, frozen_output};
 use crate::draws::{DrawSource, Draws, MixtureSampler};
 use crate::error::{Error, Result, check_device};
 use crate::objective::{LossInputs, LossTerm, LossTerms, SissLoss};
@@ -326,7 +324,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let teacher = self.teacher.as_ref();
         let ask = teacher.map(|teacher| {
             move |noisy: Tensor<D>, timesteps: &[f64], condition: &M::Condition| {
-                answer(teacher, noisy, timesteps, condition, rows)
+                frozen_output(teacher, noisy, timesteps, condition, rows)
             }
         });
         if let Some(ask) = &ask {
