@@ -2,6 +2,8 @@
 //! one that adds what they left.
 
 use ::burn::backend::TensorMetadata;
+use ::burn::backend::ops::FloatTensorOps;
+use ::burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
@@ -75,8 +77,10 @@ impl GradientKernel for CubeBackend {
     }
 
     fn sum_blocks(sums: CubeTensor) -> CubeTensor {
-        let columns = sums.meta.shape()[1];
-        sum_rows(sums, columns, 0).0
+        let shape = sums.meta.shape();
+        let (rows, columns) = (shape[0], shape[1]);
+        let [sums] = sum_rows([sums], rows);
+        Self::float_reshape(sums, Shape::from([columns]))
     }
 
     fn scaled_sums(
@@ -116,7 +120,7 @@ pub(super) fn contiguous(group: Group<CubeBackend>, count: usize) -> Vec<CubeTen
 }
 
 /// Allocates a tensor for each of the tensors.
-pub(super) fn empty_each(tensors: &[CubeTensor]) -> Vec<CubeTensor> {
+pub(crate) fn empty_each(tensors: &[CubeTensor]) -> Vec<CubeTensor> {
     let empty = |tensor: &CubeTensor| empty_like(tensor, tensor.shape());
     tensors.iter().map(empty).collect()
 }
@@ -139,7 +143,7 @@ pub(super) fn blocks(tensors: &[CubeTensor]) -> usize {
     tensors.iter().map(blocks).sum()
 }
 
-pub(super) fn buffers(tensors: Vec<CubeTensor>) -> SequenceArg<Box<[f32]>> {
+pub(crate) fn buffers(tensors: Vec<CubeTensor>) -> SequenceArg<Box<[f32]>> {
     tensors
         .into_iter()
         .map(CubeTensor::into_buffer_arg)
