@@ -14,6 +14,8 @@ mod replicas;
 mod self_check;
 pub(crate) mod settings;
 pub(crate) mod state;
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+mod together;
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
@@ -298,7 +300,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let rates = self.learning_rate.at(self.step)?.clone();
         // A clone shares the parameters: if the optimiser panics or diverges, the trainer still
         // holds its model.
-        let model = self.optimizer.0.step(rates, self.model.clone(), combined);
+        let model = self.optimizer.step(rates, self.model.clone(), combined);
         if let Some(parameter) = non_finite_parameter(&model)? {
             return Err(Error::NonFiniteParameter {
                 parameter,
