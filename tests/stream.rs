@@ -13,8 +13,10 @@ use siss::StepReport;
 use siss::burn::tensor::{Device, Tensor};
 use siss::data::{PairStream, Pairing, PointLoader, near_duplicates};
 use siss::images::{Format, ImageFiles, ImageReader, ImageStore, Transparency};
+use siss::models::{DownBlockType, UNet2dConfig, UpBlockType};
 use siss_support::digits;
 use siss_support::progress::Progress;
+use siss_support::small::seeded;
 use siss_support::unlearn::{job, options};
 use tempfile::TempDir;
 
@@ -30,13 +32,39 @@ impl Progress for Told {
     }
 }
 
-/// A folder `forget` with the T-shirt, and a folder `retain` with digits.
+/// A network of 8x8 pixels with random weights.
+fn model(folder: &Path, classes: Option<usize>) {
+    let config = UNet2dConfig {
+        sample_size: Some([8, 8]),
+        in_channels: 1,
+        out_channels: 1,
+        num_class_embeds: classes,
+        block_out_channels: vec![8, 8],
+        down_block_types: vec![DownBlockType::Resnet; 2],
+        up_block_types: vec![UpBlockType::Resnet; 2],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        ..UNet2dConfig::default()
+    };
+    let network = seeded(config.init(&Device::flex()).unwrap(), 1);
+    network.save(folder.join("unet")).unwrap();
+    let scheduler = "scheduler/scheduler_config.json";
+    fs::create_dir_all(folder.join("scheduler")).unwrap();
+    fs::copy(
+        Path::new(digits::ASSETS).join("base").join(scheduler),
+        folder.join(scheduler),
+    )
+    .unwrap();
+}
+
+/// A folder `forget` with the T-shirt, a folder `retain` with digits, and a `model`.
 fn workplace(digits: usize) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let assets = Path::new(digits::ASSETS);
     for folder in ["forget", "retain/more"] {
         fs::create_dir_all(place.path().join(folder)).unwrap();
     }
+    model(&place.path().join("model"), None);
     let tshirt = place.path().join("forget/tshirt.png");
     fs::copy(assets.join("data/tshirt.png"), tshirt).unwrap();
     let pixels = digits::read_idx_images(&assets.join("data/digits10k-images-idx3-ubyte.gz"));
@@ -54,10 +82,7 @@ fn run(place: &Path, retain: &str, more: &str) -> Result<(job::Summary, Vec<Stri
     let path = |name: &str| place.join(name).display().to_string();
     let arguments = [
         "unlearn".into(),
-        format!(
-            "--model={}",
-            Path::new(digits::ASSETS).join("base").display()
-        ),
+        format!("--model={}", path("model")),
         format!("--forget={}", path("forget")),
         format!("--retain={}", path(retain)),
     ];
@@ -92,8 +117,7 @@ fn a_streamed_run_is_the_run_in_memory() {
     let place = workplace(60);
     let place = place.path();
     packed(place, "retain", "retain.tar");
-    let budget =
-        "--steps 4 --batch 3 --samples 1 --augment flip --method siss --checkpoint-every 2";
+    let budget = "--steps 4 --batch 26 --samples 1 --augment flip --method siss --target none --checkpoint-every 2";
     let to = |out: &str, more: &str| format!("{budget} --out={} {more}", place.join(out).display());
     let (held, _) = run(place, "retain", &to("held", "")).unwrap();
     assert!(held.stream.is_none());
@@ -123,6 +147,47 @@ fn a_streamed_run_is_the_run_in_memory() {
     fs::remove_dir_all(place.join("folder/checkpoints/step-0000000004")).unwrap();
     let error = run(place, "retain", &to("folder", "--stream --resume")).unwrap_err();
     assert!(error.contains("pairs"), "{error}");
+}
+
+/// Classes come from folders, or from members of a shard; some are dropped.
+#[test]
+fn a_streamed_run_of_a_model_with_classes_is_the_run_in_memory() {
+    let place = workplace(0);
+    let place = place.path();
+    model(&place.join("model"), Some(4));
+    let digits = workplace(60);
+    let mut builder = tar::Builder::new(File::create(place.join("shard-0.tar")).unwrap());
+    for number in 0..60 {
+        let folder = ["retain", "retain/more"][number % 2];
+        let digit = digits.path().join(folder).join(format!("{number}.png"));
+        let class = (number % 3).to_string();
+        let kept = place
+            .join("retain")
+            .join(&class)
+            .join(format!("{number:02}.png"));
+        fs::create_dir_all(kept.parent().unwrap()).unwrap();
+        fs::copy(&digit, kept).unwrap();
+        // Sorted as in the folders.
+        let name = format!("{class}-{number:02}");
+        builder
+            .append_path_with_name(&digit, format!("{name}.png"))
+            .unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(class.len() as u64);
+        builder
+            .append_data(&mut header, format!("{name}.cls"), class.as_bytes())
+            .unwrap();
+    }
+    builder.into_inner().unwrap();
+    let budget = "--steps 4 --batch 13 --samples 1 --method siss --target none --label 1 --null-label 3 --drop-condition 0.3";
+    let to = |out: &str, more: &str| format!("{budget} --out={} {more}", place.join(out).display());
+    run(place, "retain", &to("held", "")).unwrap();
+    let expected = outcome(place, "held");
+    for (out, retain) in [("folder", "retain"), ("shard", "shard-{0..0}.tar")] {
+        let (summary, _) = run(place, retain, &to(out, "--stream")).unwrap();
+        assert_eq!(summary.stream.unwrap().retained, 52);
+        assert!(outcome(place, out) == expected, "{out}");
+    }
 }
 
 /// Refused with the file and the remedy, or passed over and counted.
@@ -167,9 +232,10 @@ fn a_search_finds_copies_that_the_sample_lacks() {
     let mut copy = image::open(place.join("forget/tshirt.png"))
         .unwrap()
         .into_luma8();
-    copy.put_pixel(3, 3, image::Luma([40]));
+    let centre = copy.get_pixel(14, 14).0[0];
+    copy.put_pixel(14, 14, image::Luma([centre ^ 32]));
     copy.save(place.join("retain/zzz.png")).unwrap();
-    let budget = "--steps 1 --batch 2 --samples 1 --method siss --target none --stream --threads 1";
+    let budget = "--steps 1 --batch 2 --samples 1 --method siss --target none --stream --overwrite";
     let to = |more: &str| format!("{budget} --out={} {more}", place.join("out").display());
     let (_, lines) = run(place, "retain", &to("")).unwrap();
     let cost = lines
@@ -203,7 +269,11 @@ fn pixels(number: usize) -> Vec<u8> {
         .iter_mut()
         .skip(4)
         .enumerate()
-        .for_each(|(at, pixel)| *pixel = (at * number) as u8);
+        .for_each(|(at, pixel)| {
+            let mixed = ((at + 1) * number) as u32;
+            let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x9e37_79b9);
+            *pixel = ((mixed ^ (mixed >> 13)).wrapping_mul(0x85eb_ca6b) >> 24) as u8;
+        });
     pixels
 }
 
@@ -340,13 +410,12 @@ fn two_hundred_thousand_pictures_take_no_memory_and_no_time() {
     }
     let share = steps.waited().as_secs_f64() / began.elapsed().as_secs_f64();
     assert!(share < 0.05, "{share}");
+
+    copies_are_found_in_one_pass(&store);
 }
 
-/// One pass over the large set finds the copies and no more memory is needed.
-#[test]
-fn copies_among_two_hundred_thousand_pictures_are_found_in_one_pass() {
-    let place = large_set();
-    let store = store(place.path().to_owned());
+/// One pass over the large set finds the copies and takes no more memory.
+fn copies_are_found_in_one_pass(store: &ImageStore) {
     let device = Device::flex();
     let copy = |number: usize| {
         let pixels: Vec<f32> = pixels(number).into_iter().map(f32::from).collect();
