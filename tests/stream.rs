@@ -350,12 +350,14 @@ fn numbers(points: &Tensor<4>) -> Vec<u32> {
 #[test]
 fn two_hundred_thousand_pictures_take_no_memory_and_no_time() {
     let place = large_set();
+    let before = resident();
     let store = Arc::new(store(
         place
             .path()
             .join(format!("shard-{{0..{}}}.tar", SHARDS - 1)),
     ));
     assert_eq!(store.len(), PICTURES);
+    println!("listing them: {before:?} to {:?} bytes", resident());
     let device = Device::flex();
     let forget = Tensor::<4>::ones([2, 1, SIDE, SIDE], &device) * 255;
     let stream = |seed| {
@@ -409,6 +411,10 @@ fn two_hundred_thousand_pictures_take_no_memory_and_no_time() {
         sleep(Duration::from_millis(30));
     }
     let share = steps.waited().as_secs_f64() / began.elapsed().as_secs_f64();
+    println!(
+        "{first:?} to {most} bytes; steps waited {:.2} % of their time",
+        100.0 * share
+    );
     assert!(share < 0.05, "{share}");
 
     copies_are_found_in_one_pass(&store);
