@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use siss::checkpoint::model_fingerprint;
 use siss::files::{ResultFolder, path_text};
-use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer};
+use siss::{Checkpoints, Denoiser, SissTrainer};
 
 use crate::files::failed;
 
@@ -83,11 +83,11 @@ impl Checkpointing {
     }
 
     /// Opens the checkpoints of a run, if it has any, and resumes the trainer from the newest if
-    /// requested. `say` receives a notice of the outcome.
+    /// requested. `fingerprint` is that of the pairs. `say` receives a notice of the outcome.
     pub fn begin<M: Denoiser<D>, const D: usize>(
         &self,
         trainer: &mut SissTrainer<M, D>,
-        pairs: &PairSampler<D, M::Condition>,
+        fingerprint: impl FnOnce() -> siss::Result<String>,
         [steps, batch]: [usize; 2],
         out: &Path,
         say: impl Fn(&str),
@@ -103,7 +103,7 @@ impl Checkpointing {
         let mut checkpoints = Checkpoints::new(folder)?
             .setting("steps", &steps)?
             .setting("batch", &batch)?
-            .setting("pairs", &pairs.fingerprint()?)?
+            .setting("pairs", &fingerprint()?)?
             .setting("model", &model_fingerprint(trainer.model())?)?;
         if !checkpoints.is_locked() {
             say(
