@@ -5,7 +5,7 @@ mod builder;
 pub(crate) mod config;
 pub(crate) mod ema;
 mod frozen;
-mod gradients;
+pub(crate) mod gradients;
 mod learning_rate;
 mod method;
 pub(crate) mod optimizer;

@@ -13,6 +13,7 @@ use crate::backend::DeviceSpec;
 use crate::draws::{Stream, normal_noise};
 use crate::kernel::fused::{PRODUCTS, gradient_products, is_on_cube, non_finite, scaled_sums};
 use crate::trainer::FusedAdamW;
+use crate::trainer::gradients::combine;
 use crate::trainer::optimizer::OpaqueOptimizer;
 
 /// The GPU that this build has, or the software driver.
@@ -286,4 +287,39 @@ fn a_step_of_adamw_in_groups_is_burns() {
     for (index, (got, expected)) in got.into_iter().zip(expected).enumerate() {
         assert!((got - expected).abs() <= 1e-6, "{index}: {got} {expected}");
     }
+}
+
+/// All numbers of a gradient, in the order of the model's parameters.
+fn flat(model: &Layers, gradients: &GradientsParams) -> Vec<f32> {
+    struct Visitor<'a>(&'a GradientsParams, Vec<f32>);
+    impl ModuleVisitor for Visitor<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let gradient = self.0.get::<D>(param.id).unwrap();
+            self.1.extend(numbers(gradient.flatten(0, D - 1)));
+        }
+    }
+    let mut visitor = Visitor(gradients, Vec::new());
+    model.visit(&mut visitor);
+    visitor.1
+}
+
+#[test]
+fn a_gradient_without_another_is_scaled() {
+    let device = device();
+    let model = Layers::new(&device);
+    let gradients = || model.gradients(0, &device);
+    let before = flat(&model, &gradients());
+    let scaled = |scale: f32| {
+        before
+            .iter()
+            .map(|number| number * scale)
+            .collect::<Vec<_>>()
+    };
+    let none = GradientsParams::new;
+    let forget = combine(&model, (0.5, none()), (-3.0, gradients()));
+    assert_eq!(flat(&model, &forget), scaled(-3.0));
+    let retain = combine(&model, (0.3, gradients()), (7.0, none()));
+    assert_eq!(flat(&model, &retain), scaled(0.3));
+    let unchanged = combine(&model, (1.0, gradients()), (7.0, none()));
+    assert_eq!(flat(&model, &unchanged), before);
 }
