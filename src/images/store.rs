@@ -12,8 +12,8 @@ use crate::error::{Error, Result, check_range};
 /// Pictures of folders or tar shards by number, each decoded when it is asked for, on any thread:
 /// for data that do not fit in memory.
 ///
-/// In memory are the paths of the pictures, for a million about 100 MB, and for members of shards
-/// twice that. Made by [`ImageReader::into_store`].
+/// In memory are the paths of the pictures: in shards, with short names, 0.2 GB for a million. Made
+/// by [`ImageReader::into_store`].
 ///
 /// A picture that cannot be read, or equals one that is left out, is found when it is decoded. The
 /// next one takes its place, so the picture of a number depends on nothing but the files. By
