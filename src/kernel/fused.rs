@@ -222,7 +222,7 @@ struct Notes {
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 impl Notes {
-    /// Room for parameters of these numbers of elements. Every block is written, so it starts empty.
+    /// Room for parameters of these numbers of elements, without values: every block is written.
     fn new(elements: impl Iterator<Item = usize>, columns: usize, like: &Tensor<1>) -> Self {
         let blocks: usize = elements.map(|count| count.div_ceil(BLOCK)).sum();
         let shape = [blocks, columns];
