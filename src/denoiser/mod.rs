@@ -10,6 +10,8 @@ use crate::error::Result;
 use crate::process::PredictionType;
 
 pub use condition::Condition;
+#[cfg(feature = "models")]
+pub(crate) use condition::as_rows;
 pub use function::FnDenoiser;
 
 /// A denoising network of rank `D` (audio 3, images 4, video 5).
