@@ -68,7 +68,7 @@ fn train(options: &Options) -> Result<()> {
     let mut trainer = trainer(options, network)?;
     let amount = [options.steps as usize, options.batch];
     let (checkpointing, out) = (&options.checkpointing, options.out.as_path());
-    let mut checkpoints = checkpointing.begin(&mut trainer, &pairs, amount, out, |line| {
+    let mut checkpoints = checkpointing.begin(&mut trainer, None, &pairs, amount, out, |line| {
         println!("{line}");
     })?;
     let (mut loss, mut counted) = (0.0, 0);

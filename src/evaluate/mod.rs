@@ -7,6 +7,7 @@ mod denoised_distance;
 mod denoising_loss;
 mod embedding_search;
 mod model_check;
+mod trigger_test;
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -23,6 +24,7 @@ pub use embedding_search::{EmbeddingSearch, FoundEmbedding};
 pub use model_check::{
     KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
 };
+pub use trigger_test::{Memory, Trigger, TriggerTest};
 
 /// Noises of a point when two models are compared.
 fn compared_noises() -> usize {

@@ -153,6 +153,15 @@ impl<const D: usize, C: Condition> Adversary<D, C> {
         Ok(batch)
     }
 
+    /// The settings, which must be the same when a run is resumed.
+    pub fn settings(&self) -> String {
+        let (every, search) = (self.every, &self.search);
+        format!(
+            "every {every} steps, {} of {} draws at {:e}, seed {}",
+            search.steps, search.batch_size, search.learning_rate, search.seed
+        )
+    }
+
     /// The embeddings found so far, for a checkpoint: the bits of their numbers, row after row.
     ///
     /// # Errors

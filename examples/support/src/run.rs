@@ -12,6 +12,7 @@ use siss::backend::DeviceSpec;
 use siss::files::path_text;
 use siss::models::UNet2d;
 use siss::observer::{Finding, cut_log};
+use siss::trainer::Adversary;
 use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer, StepReport};
 
 use crate::files::{self, failed};
@@ -68,6 +69,7 @@ pub struct Plan {
 /// An unlearning run that has been set up or resumed, and has steps to take.
 pub struct Run<'a, A, M: Denoiser<4> = UNet2d> {
     trainer: SissTrainer<M, 4>,
+    adversary: Option<Adversary<4, M::Condition>>,
     pairs: &'a PairSampler<4, M::Condition>,
     plan: Plan,
     progress: &'a dyn Progress,
@@ -86,6 +88,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
     /// detected here.
     pub fn begin(
         mut trainer: SissTrainer<M, 4>,
+        mut adversary: Option<Adversary<4, M::Condition>>,
         pairs: &'a PairSampler<4, M::Condition>,
         plan: Plan,
         checkpointing: &'a Checkpointing,
@@ -94,7 +97,8 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
     ) -> Result<Self> {
         let amount = [plan.steps, plan.batch];
         let say = |line: &str| progress.say(line);
-        let checkpoints = checkpointing.begin(&mut trainer, pairs, amount, out, say)?;
+        let checkpoints =
+            checkpointing.begin(&mut trainer, adversary.as_mut(), pairs, amount, out, say)?;
 
         check_device(&mut trainer, pairs, progress)?;
         let log_path = match &checkpoints {
@@ -119,6 +123,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
             log_path,
             results: results.into(),
             trainer,
+            adversary,
             pairs,
             plan,
             progress,
@@ -144,7 +149,10 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
         let mut seconds = 0.0;
         while self.trainer.next_step() < steps {
             let began = Instant::now();
-            let batch = self.pairs.batch(self.trainer.next_step(), batch)?;
+            let mut batch = self.pairs.batch(self.trainer.next_step(), batch)?;
+            if let Some(adversary) = &mut self.adversary {
+                batch = adversary.confront(&self.trainer, batch)?;
+            }
             let report = self.trainer.step(batch)?;
             let step_seconds = began.elapsed().as_secs_f64();
             seconds += step_seconds;
@@ -182,7 +190,8 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
             // The log must not be shorter than the checkpoint says.
             let synced = self.log.sync_all();
             synced.map_err(failed("writing", &self.log_path))?;
-            checkpoints.save(&mut self.trainer, &())?;
+            let state = self.adversary.as_ref().map(Adversary::state).transpose()?;
+            checkpoints.save(&mut self.trainer, &state)?;
         }
         Ok(())
     }
