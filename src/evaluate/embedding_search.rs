@@ -75,7 +75,7 @@ const EPSILON: f32 = 1e-8;
 /// ```
 ///
 /// # Reference
-/// The attack of *Finding Dori*, arXiv 2507.16880, with its 50 steps, 8 draws and rate; the
+/// The attack of *Finding DoRI*, arXiv 2507.16880, with its 50 steps, 8 draws and rate; the
 /// gradient of a text embedding to find what is memorised is of Wen et al. 2024, arXiv 2407.21720.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

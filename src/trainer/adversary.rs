@@ -55,7 +55,7 @@ const ONE_OF: u64 = 2;
 /// ```
 ///
 /// # Reference
-/// The adversarial fine-tuning of *Finding Dori*, arXiv 2507.16880, which searches anew in every
+/// The adversarial fine-tuning of *Finding DoRI*, arXiv 2507.16880, which searches anew in every
 /// step.
 #[derive(Clone)]
 pub struct Adversary<const D: usize, C> {
