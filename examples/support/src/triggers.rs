@@ -73,7 +73,7 @@ pub fn controls(variation: &PromptVariation, asked: &[String]) -> Result<Vec<Str
 }
 
 /// Those that stand for a picture: what was given, and the best of what is memorised in part.
-fn of_picture<'a>(found: &'a [Found], picture: usize, keep: usize) -> Vec<&'a Found> {
+fn of_picture(found: &[Found], picture: usize, keep: usize) -> Vec<&Found> {
     let own = found.iter().filter(move |it| it.picture == picture);
     let (given, made): (Vec<_>, Vec<_>) = own.partition(|it| it.is_given);
     let in_part = made

@@ -174,7 +174,12 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&results.path().join("summary.json"), text)?;
     results.publish()?;
-    Ok(triggers::table(&searched) + &table(options, &found))
+    let mut text = triggers::table(&searched) + &table(options, &found);
+    if options.search.is_some() {
+        let out = path_text(&options.out);
+        text += &format!("every trigger that was taken: unlearn --forget {out}/triggers …\n");
+    }
+    Ok(text)
 }
 
 /// A model, and the pictures that it memorised.
@@ -276,17 +281,15 @@ impl<'a> Generator<'a> {
             let controls = triggers::controls(&variation, &asked)?;
             let latent = self.memorised.clone().narrow(0, picture, 1);
             let latent = self.text.latent(latent)?;
-            let conditions = [asked.clone(), controls];
-            let mut encode = |prompts: &Vec<String>| self.text.encoded_all(prompts, &self.device);
-            let [conditions, controls] = [encode(&conditions[0])?, encode(&conditions[1])?];
+            let conditions = self.text.encoded_all(&asked, &self.device)?;
+            let controls = self.text.encoded_all(&controls, &self.device)?;
             let test = triggers::test(self.scheduler.num_timesteps());
             let (model, scheduler) = (&self.unet, &self.scheduler);
             let tested = test.run(model, scheduler, &latent, &conditions, &controls)?;
             let own = asked.into_iter().zip(tested);
-            let is_given = |prompt: &String| prompts.contains(prompt);
             found.extend(own.map(|(prompt, trigger)| Found {
                 picture,
-                is_given: is_given(&prompt),
+                is_given: prompts.contains(&prompt),
                 prompt,
                 trigger,
             }));
