@@ -122,6 +122,7 @@ fn copies_under_another_name_are_told_by_their_files() {
             forget,
             control: read(control).0,
             retain: read("retain").0,
+            stream: None,
             retain_found: 41,
             accounts: data::Accounts {
                 forget: account.clone(),

@@ -68,9 +68,9 @@ fn train(options: &Options) -> Result<()> {
     let mut trainer = trainer(options, network)?;
     let amount = [options.steps as usize, options.batch];
     let (checkpointing, out) = (&options.checkpointing, options.out.as_path());
-    let mut checkpoints = checkpointing.begin(&mut trainer, None, &pairs, amount, out, |line| {
-        println!("{line}");
-    })?;
+    let fingerprint = || pairs.fingerprint();
+    let say = |line: &str| println!("{line}");
+    let mut checkpoints = checkpointing.begin(&mut trainer, None, fingerprint, amount, out, say)?;
     let (mut loss, mut counted) = (0.0, 0);
     while trainer.next_step() < options.steps {
         let report = trainer.step(pairs.batch(trainer.next_step(), options.batch)?)?;

@@ -10,20 +10,25 @@ pub type Counts = BTreeMap<String, usize>;
 /// The JSON line of `--launches`.
 #[derive(Debug, Serialize)]
 pub struct Launches {
-    /// Launches of one ordinary step.
+    /// Launches of one ordinary step in a loop of plain burn.
     pub launches_plain: usize,
+    /// Launches of one ordinary step of the trainer, which only has a retain term.
+    pub launches_ordinary: usize,
     /// Launches of one SISS step.
     pub launches_siss: usize,
     pub plain_by_kernel: Counts,
+    pub ordinary_by_kernel: Counts,
     pub siss_by_kernel: Counts,
 }
 
 impl Launches {
-    pub fn new(plain: Counts, siss: Counts) -> Self {
+    pub fn new(plain: Counts, ordinary: Counts, siss: Counts) -> Self {
         Self {
             launches_plain: plain.values().sum(),
+            launches_ordinary: ordinary.values().sum(),
             launches_siss: siss.values().sum(),
             plain_by_kernel: plain,
+            ordinary_by_kernel: ordinary,
             siss_by_kernel: siss,
         }
     }

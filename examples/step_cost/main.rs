@@ -73,7 +73,7 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = Kernels::Siss)]
     kernels: Kernels,
 
-    /// Variants, separated by commas [default: all].
+    /// Variants, separated by commas [default: all but naive-deletion].
     #[arg(long, value_enum, value_delimiter = ',')]
     variant: Vec<Variant>,
 
@@ -110,6 +110,8 @@ pub enum Variant {
     SissExact,
     SissNoIs,
     Bernoulli,
+    /// An ordinary training step by the trainer, whose only term is the retained points'.
+    NaiveDeletion,
     /// An ordinary training step on burn's operations.
     PlainBurn,
     /// SISS on burn's operations.
@@ -124,6 +126,7 @@ impl Variant {
             Variant::SissExact => "siss-exact",
             Variant::SissNoIs => "siss-no-is",
             Variant::Bernoulli => "bernoulli",
+            Variant::NaiveDeletion => "naive-deletion",
             Variant::PlainBurn => "plain-burn",
             Variant::SissBurn => "siss-burn",
         }
@@ -141,6 +144,7 @@ impl Variant {
             Variant::SissExact => Some((Method::Siss, 0.0)),
             Variant::SissNoIs => Some((Method::SissNoIs, 1.0)),
             Variant::Bernoulli => Some((Method::Bernoulli, 1.0)),
+            Variant::NaiveDeletion => Some((Method::NaiveDeletion, 1.0)),
         }
     }
 }
@@ -167,6 +171,7 @@ fn main() -> ExitCode {
 impl Arguments {
     fn variants(&self) -> Vec<Variant> {
         let wanted = |variant: &Variant| match self.variant.is_empty() {
+            true if *variant == Variant::NaiveDeletion => false,
             true => !variant.on_burn() || self.kernels == Kernels::Both,
             false => self.variant.contains(variant),
         };
@@ -265,7 +270,11 @@ fn count_launches(arguments: &Arguments) -> Result<String> {
         }
         launches::counted(|| runner.step(&pairs, WARM_UP, arguments))
     };
-    let launches = Launches::new(count(Variant::Plain)?, count(Variant::Siss)?);
+    let launches = Launches::new(
+        count(Variant::Plain)?,
+        count(Variant::NaiveDeletion)?,
+        count(Variant::Siss)?,
+    );
     Ok(serde_json::to_string(&launches)?)
 }
 

@@ -15,6 +15,8 @@ pub struct Report {
     siss_exact: Option<f64>,
     siss_no_is: Option<f64>,
     bernoulli: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    naive_deletion: Option<f64>,
     siss_over_plain: Option<f64>,
     siss_exact_over_plain: Option<f64>,
     no_is_over_plain: Option<f64>,
@@ -69,6 +71,7 @@ impl Report {
             siss_exact: seconds(Variant::SissExact),
             siss_no_is: seconds(Variant::SissNoIs),
             bernoulli: seconds(Variant::Bernoulli),
+            naive_deletion: seconds(Variant::NaiveDeletion),
             siss_over_plain: over_plain(Variant::Siss),
             siss_exact_over_plain: over_plain(Variant::SissExact),
             no_is_over_plain: over_plain(Variant::SissNoIs),

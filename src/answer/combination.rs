@@ -1,22 +1,20 @@
-//! Which ideal denoisers make up a predicted answer, and how much of each.
+//! Which predictors make up a predicted answer, and how much of each.
 
 use serde::{Deserialize, Serialize};
 
 use super::config::check_patches;
-use super::local::{GridPlace, LocalDenoiser};
-use super::predictors::Predictors;
 use crate::error::{Error, Result, check_range, check_shape};
 use crate::files::sha256;
 use crate::steering::Levels;
 
-/// The combination of ideal denoisers that a [`PredictedAnswer`](super::PredictedAnswer) consists
+/// The combination of predictors that a [`PredictedAnswer`](super::PredictedAnswer) consists
 /// of, without the retained points: what is saved of a fit. Reading it back refuses what is not
 /// one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct Combination {
     patches: Vec<usize>,
-    local: Option<LocalDenoiser>,
+    pieces: bool,
     coefficients: Vec<Vec<f64>>,
     r_squared: Vec<f64>,
     levels: Levels,
@@ -49,8 +47,9 @@ pub(super) struct UsedPoints {
 pub(super) struct Unchecked {
     /// Widths of the patches; none for points of rank 2.
     pub(super) patches: Vec<usize>,
-    pub(super) local: Option<LocalDenoiser>,
-    /// By timestep of the grid: of each patch width, of whole points, of the local denoiser.
+    /// Whether the model's own answers to pieces take part.
+    pub(super) pieces: bool,
+    /// By timestep of the grid: of each patch width, of whole points, of pieces.
     pub(super) coefficients: Vec<Vec<f64>>,
     pub(super) r_squared: Vec<f64>,
     /// With the model's own losses and the process that they hold for.
@@ -71,7 +70,7 @@ impl TryFrom<Unchecked> for Combination {
         unchecked.check()?;
         let Unchecked {
             patches,
-            local,
+            pieces,
             coefficients,
             r_squared,
             levels,
@@ -82,7 +81,7 @@ impl TryFrom<Unchecked> for Combination {
         } = unchecked;
         Ok(Self {
             patches,
-            local,
+            pieces,
             coefficients,
             r_squared,
             levels,
@@ -105,16 +104,9 @@ impl Unchecked {
         ] {
             check_shape(what, &[timesteps], &[count], remedy)?;
         }
-        if let Some(local) = &self.local {
-            local.check(timesteps)?;
-        }
-        let predictors = Predictors {
-            patches: &self.patches,
-            local: self.local.as_ref(),
-        };
         for coefficients in &self.coefficients {
-            let (wanted, count) = (predictors.count(), coefficients.len());
-            let remedy = "give one for every patch width, for whole points and the local denoiser";
+            let (wanted, count) = (predictors(&self.patches, self.pieces), coefficients.len());
+            let remedy = "give one for every patch width, for whole points and for pieces";
             check_shape(
                 "the coefficients of a timestep",
                 &[wanted],
@@ -162,7 +154,7 @@ impl Combination {
     }
 
     /// By timestep, the coefficient of each patch width, then that of whole points, then that of
-    /// the local denoiser, if there is one.
+    /// pieces, if they take part.
     pub fn coefficients(&self) -> &[Vec<f64>] {
         &self.coefficients
     }
@@ -187,15 +179,9 @@ impl Combination {
         &self.used
     }
 
-    pub(super) fn local(&self) -> Option<&LocalDenoiser> {
-        self.local.as_ref()
-    }
-
-    pub(super) fn predictors(&self) -> Predictors<'_> {
-        Predictors {
-            patches: &self.patches,
-            local: self.local.as_ref(),
-        }
+    /// Whether the model's own answers to pieces of a point take part.
+    pub fn uses_pieces(&self) -> bool {
+        self.pieces
     }
 
     pub(super) fn digest(&self) -> &str {
@@ -211,11 +197,10 @@ impl Combination {
         let numbers = numbers
             .chain(self.timesteps())
             .map(|number| format!("{number:.9e} "));
-        let of_local = self.local.iter().flat_map(LocalDenoiser::numbers);
-        let of_local = of_local.map(|number| format!("{number:.5e} "));
-        let text: String = numbers.chain(of_local).collect();
-        let (patches, used, groups) = (&self.patches, &self.used, &self.groups);
-        sha256(format!("{text}{patches:?}{used:?}{groups:?}{}", self.digest).as_bytes())
+        let text: String = numbers.collect();
+        let (patches, pieces) = (&self.patches, self.pieces);
+        let (used, groups) = (&self.used, &self.groups);
+        sha256(format!("{text}{patches:?}{pieces}{used:?}{groups:?}{}", self.digest).as_bytes())
     }
 
     /// The place in [`used`](Self::used) of a forgotten point's group.
@@ -255,7 +240,7 @@ impl Combination {
     }
 
     /// The timesteps of the grid around this one, and how far it is from the first to the second.
-    pub(super) fn place(&self, timestep: f64) -> GridPlace {
+    fn place(&self, timestep: f64) -> (usize, usize, f64) {
         let grid = self.timesteps();
         let above = grid.partition_point(|&t| t < timestep);
         let (low, high) = (above.saturating_sub(1), above.min(grid.len() - 1));
@@ -266,4 +251,9 @@ impl Combination {
         };
         (low, high, share)
     }
+}
+
+/// How many predictors there are: one for each patch width, whole points, and pieces.
+pub(super) fn predictors(patches: &[usize], pieces: bool) -> usize {
+    patches.len() + 1 + usize::from(pieces)
 }

@@ -9,9 +9,9 @@ use crate::error::{Result, check_positive, check_range};
 /// | field | default | purpose | range |
 /// |---|---|---|---|
 /// | `patches` | 1, 3, 5, 7, 11 | widths of the patches, along each spatial axis; not used for points of rank 2 | odd, ascending |
-/// | `features` | 640 | random features of the local denoiser; 0 for none; not used for points of rank 2 | |
+/// | `pieces` | true | whether the model's own answers to pieces of a point are used; not for points of rank 2 | |
 /// | `retained` | 1,000 | retained points used per group, evenly spaced through the set; time per step is proportional to it | ≥ 1 |
-/// | `controls` | 32 | control points used | ≥ 1 |
+/// | `controls` | 16 | control points used; pieces of one are shown inside the others, so one alone has none | ≥ 1 |
 /// | `ridge` | 1e-6 | added to the mean square of each predictor's error | > 0 |
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run through the model at a time | ≥ 1 |
@@ -20,8 +20,8 @@ use crate::error::{Result, check_positive, check_range};
 pub struct PredictedAnswerConfig {
     /// Widths of the patches, odd and ascending.
     pub patches: Vec<usize>,
-    /// Random features of the local denoiser.
-    pub features: usize,
+    /// Whether the model's own answers to pieces of a point are used.
+    pub pieces: bool,
     /// Retained points used per group.
     pub retained: usize,
     /// Control points used.
@@ -38,9 +38,9 @@ impl Default for PredictedAnswerConfig {
     fn default() -> Self {
         Self {
             patches: vec![1, 3, 5, 7, 11],
-            features: 640,
+            pieces: true,
             retained: 1000,
-            controls: 32,
+            controls: 16,
             ridge: 1e-6,
             seed: 0,
             micro_batch_size: 64,

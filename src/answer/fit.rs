@@ -1,15 +1,14 @@
-//! Fitting a combination of ideal denoisers to a model.
+//! Fitting a combination of predictors to a model.
 
 use burn::tensor::Tensor;
 
-use super::combination::{Combination, Unchecked, UsedPoints};
+use super::combination::{Combination, Unchecked, UsedPoints, predictors};
 use super::config::PredictedAnswerConfig;
 use super::least_squares::{Fitted, Regression};
-use super::local::LocalDenoiser;
-use super::posterior::{NoisyRow, References};
+use super::pieces::{Pieces, order};
+use super::posterior::{NoisyRow, References, errors as errors_of_posteriors};
 use super::predicted::{PredictedAnswer, digest, load_used};
-use super::predictors::Predictors;
-use crate::denoiser::{Condition, Denoiser};
+use crate::denoiser::{Condition, Denoiser, frozen_output};
 use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_device, check_prediction_type, check_shape};
 use crate::evaluate::residual;
@@ -67,20 +66,20 @@ impl<const D: usize> PredictedAnswer<D> {
             .map(|points| References::new(points, &shape[1..]))
             .collect();
         let scales = scheduler.scales(prediction.levels.timesteps())?;
-        let (features, seed) = (config.features, config.seed);
-        let local = LocalDenoiser::fit(&points, &shape[1..], features, &scales, seed, &device)?;
+        let controls = Controls::new(data, &references, &used, config)?;
+        let pieces = Pieces::of(&shape[1..]);
         let fitting = Fitting {
             scales,
-            local: local.as_ref(),
+            pieces: pieces.filter(|_| config.pieces && controls.references.len() > 1),
             model: model.valid(),
             timesteps: prediction.levels.timesteps(),
-            controls: Controls::new(data, &references, &used, config)?,
+            controls,
             config,
         };
         let fitted = fitting.fitted(&mut progress)?;
         let combination = Combination::try_from(Unchecked {
             patches: fitting.patches().to_vec(),
-            local: local.clone(),
+            pieces: fitting.pieces.is_some(),
             coefficients: fitted.iter().map(|at| at.coefficients.clone()).collect(),
             r_squared: fitted.iter().map(|at| at.r_squared).collect(),
             levels: prediction.levels.clone(),
@@ -89,9 +88,11 @@ impl<const D: usize> PredictedAnswer<D> {
             groups,
             digest,
         })?;
+        let pieces = fitting.pieces;
         Ok(Self {
             combination,
             references,
+            pieces,
         })
     }
 }
@@ -203,7 +204,7 @@ struct Fitting<'a, const D: usize, M: Denoiser<D>> {
     timesteps: &'a [f64],
     scales: Scales,
     controls: Controls<'a, D, M::Condition>,
-    local: Option<&'a LocalDenoiser>,
+    pieces: Option<Pieces>,
     config: &'a PredictedAnswerConfig,
 }
 
@@ -227,19 +228,15 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
         (0..count).map(at).collect()
     }
 
-    /// The model's error on the control points, regressed on those of the ideal denoisers.
+    /// The model's error on the control points, regressed on those of the predictors.
     fn fitted_at(&self, index: usize) -> Result<Fitted> {
         let (signal, sigma) = (self.scales.signal[index], self.scales.noise[index]);
         let slope = self.model.prediction_type().slope(signal, sigma);
-        let predictors = Predictors {
-            patches: self.patches(),
-            local: self.local,
-        };
-        let device = self.controls.points.device();
-        let mut regression = Regression::new(predictors.count());
+        let count = predictors(self.patches(), self.pieces.is_some());
+        let mut regression = Regression::new(count);
         let rows: Vec<usize> = (0..self.controls.references.len()).collect();
         for rows in rows.chunks(self.config.micro_batch_size) {
-            let (values, of_model) = self.model_errors(rows, index)?;
+            let [values, of_model, of_pieces] = self.model_errors(rows, index)?;
             let elements = self.controls.values.len() / self.controls.references.len();
             let row = |(&row, noisy): (&usize, _)| NoisyRow {
                 references: self.controls.references[row],
@@ -250,8 +247,10 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
                 without_copies: true,
             };
             let noisy: Vec<_> = rows.iter().zip(values.chunks(elements)).map(row).collect();
-            let at = vec![(index, index, 0.0); rows.len()];
-            let predicted = predictors.errors(&noisy, &at, &device)?;
+            let mut predicted = errors_of_posteriors(&noisy, self.patches());
+            for (predicted, of_pieces) in predicted.iter_mut().zip(of_pieces.chunks(elements)) {
+                predicted.push(of_pieces.to_vec());
+            }
             for (of_model, predicted) in of_model.chunks(elements).zip(&predicted) {
                 regression.add(of_model, predicted);
             }
@@ -259,8 +258,8 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
         Ok(regression.fit(self.config.ridge))
     }
 
-    /// Noisy control points, and the model's error there.
-    fn model_errors(&self, rows: &[usize], index: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    /// Noisy control points, the model's error there, and that of its answers to pieces.
+    fn model_errors(&self, rows: &[usize], index: usize) -> Result<[Vec<f32>; 3]> {
         let clean = select_rows(&self.controls.points, rows);
         let (first, device) = (rows[0] as u64, clean.device());
         // A noise for each timestep: its number takes the place of a step's.
@@ -270,10 +269,18 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
         let condition = self.controls.condition.take_rows(rows);
         let timestep = self.timesteps[index];
         let residual = residual(&self.model, timestep, &scales, &clean, &noise, &condition)?;
-        let noisy = read_f32(scales.noisy(&clean, &noise), "the noisy control points")?;
+        let noisy = scales.noisy(&clean, &noise);
+        let of_pieces = match self.of_pieces(rows, index, (&noisy, &clean))? {
+            Some(answers) => {
+                let target = scales.target(self.model.prediction_type(), &clean, &noise);
+                read_f32(answers - target, "the model's errors")?
+            }
+            None => Vec::new(),
+        };
+        let noisy = read_f32(noisy, "the noisy control points")?;
         let residual = read_f32(residual, "the model's errors")?;
         match residual.iter().all(|value| value.is_finite()) {
-            true => Ok((noisy, residual)),
+            true => Ok([noisy, residual, of_pieces]),
             false => Err(Error::InvalidSetting {
                 what: format!(
                     "at timestep {timestep} the model's output on the control points is not finite"
@@ -281,5 +288,34 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
                 remedy: "give a model whose output is finite",
             }),
         }
+    }
+
+    /// The model's answers to pieces of some control points inside other control points.
+    fn of_pieces(
+        &self,
+        rows: &[usize],
+        index: usize,
+        (noisy, clean): (&Tensor<D>, &Tensor<D>),
+    ) -> Result<Option<Tensor<D>>> {
+        let Some(pieces) = &self.pieces else {
+            return Ok(None);
+        };
+        let controls = &self.controls;
+        let count = controls.references.len();
+        // Never the point itself.
+        let surrounding = |piece: usize| -> Vec<usize> {
+            let order = order(count, 1 + piece % (count - 1));
+            rows.iter().map(|&row| order[row]).collect()
+        };
+        let signal = vec![self.scales.signal[index]; rows.len()];
+        let shown = pieces.shown((noisy, clean), &signal, |piece| {
+            select_rows(&controls.points, &surrounding(piece))
+        });
+        let all: Vec<usize> = (0..pieces.count()).flat_map(surrounding).collect();
+        let timesteps = vec![self.timesteps[index]; all.len()];
+        let condition = controls.condition.take_rows(&all);
+        let at_a_time = self.config.micro_batch_size;
+        let answers = frozen_output(&self.model, shown, &timesteps, &condition, at_a_time)?;
+        Ok(Some(pieces.joined(answers)))
     }
 }

@@ -4,11 +4,10 @@ mod combination;
 mod config;
 mod fit;
 mod least_squares;
-mod local;
 mod other_condition;
+mod pieces;
 mod posterior;
 mod predicted;
-mod predictors;
 mod surrogate;
 #[cfg(test)]
 mod tests;
@@ -93,7 +92,9 @@ pub struct Asked<'a, const D: usize, C = ()> {
     pub ids: &'a [u64],
     /// The condition of the forgotten points, `rows` rows.
     pub condition: C,
-    /// The condition of the retained points that the batch pairs them with, `rows` rows.
+    /// The retained points that the batch pairs them with, `[rows, …]`.
+    pub retained: Tensor<D>,
+    /// The condition of these retained points, `rows` rows.
     pub retain_condition: C,
     /// The forward process.
     pub scheduler: &'a dyn Scheduler,

@@ -4,7 +4,8 @@ use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::combination::{Aim, Combination, UsedPoints};
-use super::posterior::{NoisyRow, References};
+use super::pieces::{Pieces, order, turned};
+use super::posterior::{NoisyRow, References, errors as errors_of_posteriors};
 use super::surrogate::rows_of;
 use super::{Answer, Asked};
 use crate::data::Points;
@@ -20,8 +21,9 @@ use crate::host::{read_f32, select_rows, tensor};
 /// noisy one `m`, which differs from the forgotten point `a` by an error `e` in the space of the
 /// model's output. There is one for whole points and one for each width of patches around each
 /// place, which is how convolutional networks generalise (Kamb and Ganguli 2024, arXiv 2412.20292).
-/// To these comes a local denoiser, linear in random features of the noisy values around a place
-/// and fitted to the retained points: it answers as a network does to what is unlike all patches.
+/// To these come the frozen model's own answers to pieces of the point: it is shown each half of
+/// the point along each axis, the middle one too, inside a retained point of the batch, where it
+/// does not recognise what it memorised and answers as to what it has never seen.
 /// On control points that the model never saw, its own error is regressed on theirs at each
 /// timestep of a grid, which gives coefficients `c_p(t)`. The answer for a forgotten point is then
 ///
@@ -38,7 +40,7 @@ use crate::host::{read_f32, select_rows, tensor};
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
 /// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each
-/// group; the local denoiser is computed on the device.
+/// group. Pieces take `3ⁿ` forward passes per row with `n` spatial axes: 9 for pictures.
 ///
 /// # Example
 /// ```
@@ -81,6 +83,8 @@ pub struct PredictedAnswer<const D: usize> {
     pub(super) combination: Combination,
     /// Of each group, in the combination's order.
     pub(super) references: Vec<References>,
+    /// If they take part.
+    pub(super) pieces: Option<Pieces>,
 }
 
 impl<const D: usize> PredictedAnswer<D> {
@@ -109,19 +113,23 @@ impl<const D: usize> PredictedAnswer<D> {
                 remedy: "give the same retained set in the same order, or fit again",
             });
         }
-        if let Some(local) = combination.local() {
-            let remedy = "give the retained set that the combination was fitted to";
-            check_shape("a retained point", local.shape(), &shape[1..], remedy)?;
+        let pieces = Pieces::of(&shape[1..]).filter(|_| combination.uses_pieces());
+        if pieces.is_none() && combination.uses_pieces() {
+            return Err(Error::InvalidSetting {
+                what: "the combination has pieces, but the points have no axis to divide".into(),
+                remedy: "give the retained set that the combination was fitted to",
+            });
         }
         let references = points.iter();
         let references = references.map(|points| References::new(points, &shape[1..]));
         Ok(Self {
             references: references.collect(),
+            pieces,
             combination,
         })
     }
 
-    /// Which ideal denoisers make it up, and how well they explain the model.
+    /// Which predictors make it up, and how well they explain the model.
     pub fn combination(&self) -> &Combination {
         &self.combination
     }
@@ -142,16 +150,19 @@ impl<const D: usize> PredictedAnswer<D> {
         &self,
         asked: &Asked<'_, D, C>,
         (points, rows, aims): (&[usize], &[usize], &[Aim]),
-        own: Tensor<D>,
+        of_model: Vec<Tensor<D>>,
     ) -> Result<Vec<f32>> {
         let noisy = select_rows(&asked.noisy, rows);
         let clean = select_rows(&asked.clean, rows);
         // One read for all.
-        let values = read_f32(Tensor::cat(vec![noisy, clean, own], 0), "forgotten points")?;
-        let elements = values.len() / (3 * rows.len());
+        let all = [vec![noisy, clean], of_model].concat();
+        let parts = all.len();
+        let values = read_f32(Tensor::cat(all, 0), "forgotten points")?;
+        let elements = values.len() / (parts * rows.len());
         let values: Vec<&[f32]> = values.chunks(elements).collect();
         let (noisy, rest) = values.split_at(rows.len());
-        let (clean, own) = rest.split_at(rows.len());
+        let (clean, rest) = rest.split_at(rows.len());
+        let (own, of_pieces) = rest.split_at(rows.len());
         let noisy_row = |place: usize| {
             let row = rows[place];
             let (signal, sigma) = (asked.scales.signal[row], asked.scales.noise[row]);
@@ -165,26 +176,48 @@ impl<const D: usize> PredictedAnswer<D> {
             }
         };
         let noisy_rows: Vec<_> = (0..rows.len()).map(noisy_row).collect();
-        let timesteps: Vec<f64> = rows.iter().map(|&row| asked.timesteps[row]).collect();
-        let at: Vec<_> = timesteps
-            .iter()
-            .map(|&t| self.combination.place(t))
-            .collect();
-        let predictors = self.combination.predictors();
-        let errors = predictors.errors(&noisy_rows, &at, &asked.noisy.device())?;
-        let aimed = errors.iter().zip(&timesteps).zip(own).zip(aims);
-        let aimed = aimed.map(|(((errors, &timestep), own), &aim)| {
-            aimed_error(combine(errors, &self.combination.at(timestep)), own, aim)
+        let errors = errors_of_posteriors(&noisy_rows, self.combination.patches());
+        let aimed = (0..rows.len()).map(|place| {
+            let posteriors = errors[place].iter().map(Vec::as_slice);
+            let all: Vec<&[f32]> = posteriors.chain(of_pieces.get(place).copied()).collect();
+            let coefficients = self.combination.at(asked.timesteps[rows[place]]);
+            aimed_error(combine(&all, &coefficients), own[place], aims[place])
         });
         Ok(aimed.collect::<Vec<_>>().concat())
+    }
+
+    /// The frozen model's answers to pieces of some rows, if they take part.
+    fn of_pieces<C: Condition>(
+        &self,
+        asked: &Asked<'_, D, C>,
+        rows: &[usize],
+    ) -> Result<Option<Tensor<D>>> {
+        let Some(pieces) = &self.pieces else {
+            return Ok(None);
+        };
+        let (noisy, clean) = (
+            select_rows(&asked.noisy, rows),
+            select_rows(&asked.clean, rows),
+        );
+        let signal: Vec<f64> = rows.iter().map(|&row| asked.scales.signal[row]).collect();
+        let retained = select_rows(&asked.retained, rows);
+        let shown = pieces.shown((&noisy, &clean), &signal, |piece| turned(&retained, piece));
+        let of_rows = rows.iter().map(|&row| asked.timesteps[row]);
+        let timesteps: Vec<f64> = of_rows.collect::<Vec<_>>().repeat(pieces.count());
+        // Each piece with the condition of the point that surrounds it.
+        let surrounding = (0..pieces.count()).flat_map(|piece| order(rows.len(), piece));
+        let surrounding: Vec<usize> = surrounding.map(|place| rows[place]).collect();
+        let condition = asked.retain_condition.take_rows(&surrounding);
+        let answers = asked.teacher(shown, &timesteps, &condition)?;
+        Ok(Some(pieces.joined(answers)))
     }
 }
 
 /// `Σ_p c_p e_p`.
-fn combine(errors: &[Vec<f32>], coefficients: &[f64]) -> Vec<f64> {
-    let mut sum = vec![0.0; errors.first().map_or(0, Vec::len)];
+fn combine(errors: &[&[f32]], coefficients: &[f64]) -> Vec<f64> {
+    let mut sum = vec![0.0; errors.first().map_or(0, |errors| errors.len())];
     for (errors, coefficient) in errors.iter().zip(coefficients) {
-        for (sum, &error) in sum.iter_mut().zip(errors) {
+        for (sum, &error) in sum.iter_mut().zip(*errors) {
             *sum += coefficient * f64::from(error);
         }
     }
@@ -244,8 +277,13 @@ impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
         }
 
         let target = select_rows(&asked.own_target(), &rows);
-        let own_errors = select_rows(&own, &rows) - target.clone();
-        let errors = self.errors(asked, (&points, &rows, &aims), own_errors)?;
+        let answers = [
+            Some(select_rows(&own, &rows)),
+            self.of_pieces(asked, &rows)?,
+        ];
+        let of_model = answers.into_iter().flatten();
+        let of_model = of_model.map(|answers| answers - target.clone()).collect();
+        let errors = self.errors(asked, (&points, &rows, &aims), of_model)?;
         let errors = tensor(errors, target.dims(), &asked.noisy.device());
         // The rows that get an answer of their own come first, then all as the model answers them.
         let place = |row: usize| match rows.binary_search(&row) {

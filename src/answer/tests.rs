@@ -79,6 +79,7 @@ fn asked<'a, const D: usize, C>(
         scales,
         ids,
         condition,
+        retained: random(78, clean.dims()),
         retain_condition,
         scheduler,
         prediction_type: PredictionType::Epsilon,
@@ -122,7 +123,7 @@ fn a_model_that_is_one_of_the_ideal_denoisers_is_fitted_as_such() {
     let model = FnDenoiser::new(layer(), say);
     let config = PredictedAnswerConfig {
         patches: vec![1, 3, 5],
-        features: 0,
+        pieces: false,
         ..PredictedAnswerConfig::default()
     };
     let answer = points.fit(&model, &points.losses(&model), &config).unwrap();
@@ -501,4 +502,124 @@ fn the_other_condition_is_that_of_the_id_or_of_the_retained_point() {
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
     assert!(OtherCondition::<()>::of_retained().is_err());
     assert!(OtherCondition::given((), 1).is_err());
+}
+
+/// Every place of a point is covered, and answers that agree are put together unchanged.
+#[test]
+fn pieces_cover_a_point_and_are_shown_at_its_noise_inside_the_others() {
+    for shape in [vec![2, 9, 7], vec![1, 4, 1], vec![3, 12], vec![1, 5, 3, 4]] {
+        let pieces = super::pieces::Pieces::of(&shape).unwrap();
+        let long = shape[1..].iter().filter(|&&length| length >= 4).count();
+        assert_eq!(pieces.count(), 3_usize.pow(long as u32), "{shape:?}");
+        match shape.len() {
+            2 => check_pieces(&pieces, [5, shape[0], shape[1]]),
+            3 => check_pieces(&pieces, [5, shape[0], shape[1], shape[2]]),
+            _ => check_pieces(&pieces, [5, shape[0], shape[1], shape[2], shape[3]]),
+        }
+    }
+    for shape in [vec![6], vec![3, 3, 2], vec![]] {
+        assert!(super::pieces::Pieces::of(&shape).is_none(), "{shape:?}");
+    }
+}
+
+fn check_pieces<const D: usize>(pieces: &super::pieces::Pieces, shape: [usize; D]) {
+    let (clean, others, noise) = (random(1, shape), random(2, shape), random(3, shape));
+    let scales = scheduler().scales(&[300.0; 5]).unwrap();
+    let noisy = scales.noisy(&clean, &noise);
+    let shown = pieces.shown((&noisy, &clean), &scales.signal, |_| others.clone());
+    let surrounding = scales.noisy(&others, &noise);
+    let [own, around, of_pieces] = [&noisy, &surrounding, &shown].map(host);
+    let elements = own.len();
+    let mut covered = vec![false; elements];
+    for shown in of_pieces.chunks(elements) {
+        let mut inside = 0;
+        for (index, &value) in shown.iter().enumerate() {
+            let is_own = (value - own[index]).abs() < 1e-5;
+            assert!(is_own || (value - around[index]).abs() < 1e-5);
+            covered[index] |= is_own;
+            inside += usize::from(is_own);
+        }
+        assert!(inside < elements, "a piece is a part");
+    }
+    assert!(covered.into_iter().all(|covered| covered));
+    // Inside a piece its answers are those of the point, and outside they do not count.
+    let wrong = shown.clone() - noisy.clone().repeat_dim(0, pieces.count());
+    let joined = host(&pieces.joined(shown + wrong * 1e3));
+    for (joined, own) in joined.into_iter().zip(own) {
+        assert!((joined - own).abs() < 1e-4, "{joined} {own}");
+    }
+}
+
+/// The model recognises one point as a whole, and denoises all else by its own lights.
+#[test]
+fn a_model_that_recognises_a_point_answers_pieces_of_it_as_it_does_all_else() {
+    let points =
+        Points([1, 2, 3].map(|seed| random(seed, [[60, 10, 1][seed as usize - 1], 1, 12])));
+    let memorised = host(&points.0[2]);
+    let say = |noisy: &[f32], gamma: f64, sigma: f64| -> Vec<f32> {
+        let distance: f64 = (noisy.iter().zip(&memorised))
+            .map(|(m, a)| (f64::from(*m) - gamma * f64::from(*a)).powi(2))
+            .sum();
+        let is_known = distance < 2.0 * 12.0 * sigma * sigma;
+        let values = noisy.iter().zip(&memorised).map(|(m, a)| {
+            let m = f64::from(*m);
+            let known = (m - gamma * f64::from(*a)) / sigma;
+            (if is_known { known } else { 0.7 * m }) as f32
+        });
+        values.collect()
+    };
+    let said = |noisy: Tensor<3>, timesteps: &[f64]| {
+        let values = host(&noisy);
+        let rows = values
+            .chunks(12)
+            .zip(timesteps)
+            .flat_map(|(noisy, &timestep)| {
+                let scales = scheduler().scales(&[timestep]).unwrap();
+                say(noisy, scales.signal[0], scales.noise[0])
+            });
+        crate::host::tensor(rows.collect(), noisy.dims(), &noisy.device())
+    };
+    let model = {
+        let said = said.clone();
+        FnDenoiser::new(
+            layer(),
+            move |_: &Linear, noisy: Tensor<3>, t: Tensor<1>, _: &()| {
+                let timesteps: Vec<f64> = host(&t).into_iter().map(f64::from).collect();
+                said(noisy, &timesteps)
+            },
+        )
+    };
+    let mut losses = points.losses(&model);
+    losses.predicted = vec![vec![4.0; 5]];
+    let config = PredictedAnswerConfig {
+        patches: Vec::new(),
+        ..PredictedAnswerConfig::default()
+    };
+    let mut answer = points.fit(&model, &losses, &config).unwrap();
+    let combination = answer.combination();
+    let [of_whole, of_pieces] = combination.coefficients()[1][..] else {
+        panic!("two predictors");
+    };
+    assert!(
+        of_whole.abs() < 0.05 && (of_pieces - 1.0).abs() < 0.05,
+        "{combination:?}"
+    );
+    let teacher = |noisy: Tensor<3>, timesteps: &[f64], _: &()| Ok(said(noisy, timesteps));
+    let scheduler = scheduler();
+    let asked = asked(
+        &points.0[2],
+        &[100.0],
+        &[0],
+        [(); 2],
+        (&scheduler, &teacher),
+    );
+    let error = host(&(answer.answers(&asked).unwrap() - asked.own_target()));
+    let unknown = host(&(asked.noisy.clone() * 0.7 - asked.own_target()));
+    let inner = |a: &[f32], b: &[f32]| -> f64 {
+        let pairs = a.iter().zip(b);
+        pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let cosine =
+        inner(&error, &unknown) / (inner(&error, &error) * inner(&unknown, &unknown)).sqrt();
+    assert!(cosine > 0.99, "{cosine}");
 }

@@ -5,6 +5,7 @@ mod batch;
 pub(crate) mod check;
 pub(crate) mod common;
 pub(crate) mod distances;
+mod dropping;
 pub(crate) mod duplicates;
 pub(crate) mod finite;
 pub(crate) mod pairing;

@@ -1,17 +1,16 @@
 //! `PairSampler`: batches from a retained and a forgotten set.
 
 use burn::tensor::Tensor;
-use rand::RngExt;
 use sha2::{Digest, Sha256};
 
 use super::batch::UnlearningBatch;
 use super::common::refuse_common_points;
+use super::dropping::Dropping;
 use super::pairing::{Pairing, Pairs};
 use super::points::check_not_empty;
 use super::side::Side;
 use crate::denoiser::Condition;
-use crate::draws::{Stream, keyed_rng};
-use crate::error::{Result, check_device, check_probability, check_shape};
+use crate::error::{Result, check_device, check_shape};
 use crate::host::{select_rows, to_f32};
 
 /// Pairs retained with forgotten points; the same (seed, step) always gives the same pairs.
@@ -25,15 +24,7 @@ pub struct PairSampler<const D: usize, C = ()> {
     retain_condition: C,
     forget_condition: C,
     pairing: Pairing,
-    dropped: Option<Dropped<C>>,
-}
-
-/// What takes the place of a condition, and how often.
-#[derive(Debug, Clone)]
-struct Dropped<C> {
-    probability: f64,
-    /// One row.
-    none: C,
+    dropping: Option<Dropping<C>>,
 }
 
 impl<const D: usize> PairSampler<D> {
@@ -113,7 +104,7 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
             retain_condition,
             forget_condition,
             pairing,
-            dropped: None,
+            dropping: None,
         })
     }
 
@@ -154,12 +145,8 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// # Ok::<(), siss::Error>(())
     /// ```
     pub fn dropping(mut self, probability: f64, none: C) -> Result<Self> {
-        check_probability("the probability of dropping a condition", probability)?;
-        none.check_rows("the condition that stands for none", 1)?;
-        self.retain_condition
-            .take_rows(&[0])
-            .extended_by(none.clone())?;
-        self.dropped = Some(Dropped { probability, none });
+        let like = self.retain_condition.take_rows(&[0]);
+        self.dropping = Some(Dropping::new(probability, none, like)?);
         Ok(self)
     }
 
@@ -199,9 +186,8 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
         for condition in [&self.retain_condition, &self.forget_condition] {
             condition.digest(&mut |bytes| digest.update(bytes))?;
         }
-        if let Some(Dropped { probability, none }) = &self.dropped {
-            digest.update(probability.to_le_bytes());
-            none.digest(&mut |bytes| digest.update(bytes))?;
+        if let Some(dropping) = &self.dropping {
+            dropping.digest(&mut |bytes| digest.update(bytes))?;
         }
         Ok(format!("{:x}", digest.finalize()))
     }
@@ -233,22 +219,10 @@ impl<const D: usize, C: Condition> PairSampler<D, C> {
     /// The conditions of some points of a side, except those that are dropped.
     fn conditions(&self, side: Side, points: &[usize], step: u64) -> Result<C> {
         let own = self.condition(side).take_rows(points);
-        let Some(Dropped { probability, none }) = &self.dropped else {
-            return Ok(own);
-        };
-        let stream = match side {
-            Side::Retain => Stream::Own("dropped retain conditions"),
-            Side::Forget => Stream::Own("dropped forget conditions"),
-        };
-        let is_dropped = |row: usize| {
-            let mut rng = keyed_rng(self.pairing.seed(), step, row as u64, stream);
-            rng.random::<f64>() < *probability
-        };
-        // The row after those of the batch stands for none.
-        let count = points.len();
-        let chosen = (0..count).map(|row| if is_dropped(row) { count } else { row });
-        let chosen: Vec<usize> = chosen.collect();
-        Ok(own.extended_by(none.clone())?.take_rows(&chosen))
+        match &self.dropping {
+            Some(dropping) => dropping.apply(own, points.len(), side, [self.pairing.seed(), step]),
+            None => Ok(own),
+        }
     }
 }
 

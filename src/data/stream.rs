@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use burn::tensor::Tensor;
 
 use super::batch::UnlearningBatch;
+use super::dropping::Dropping;
 use super::pairing::Pairing;
+use super::side::Side;
 use crate::denoiser::Condition;
 use crate::error::{Error, Result, check_range, check_shape, panic_text};
 use crate::host::select_rows;
@@ -57,6 +59,9 @@ pub struct PairStream<const D: usize, C = ()> {
     load: Arc<Load<D, C>>,
     threads: usize,
     ahead: usize,
+    /// The last step of the run.
+    last: u64,
+    dropping: Option<Dropping<C>>,
     /// Started by the first batch.
     workers: Option<Workers<D, C>>,
     waited: Duration,
@@ -131,6 +136,8 @@ impl<const D: usize, C: Condition + 'static> PairStream<D, C> {
             load: Arc::new(load),
             threads: 2,
             ahead: 4,
+            last: u64::MAX,
+            dropping: None,
             workers: None,
             waited: Duration::ZERO,
         })
@@ -158,6 +165,27 @@ impl<const D: usize, C: Condition + 'static> PairStream<D, C> {
         Ok(self)
     }
 
+    /// Sets the number of steps of the run, after which nothing is loaded ahead.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for 0.
+    pub fn with_steps(mut self, steps: u64) -> Result<Self> {
+        check_range("steps", steps as f64, steps > 0, "at least 1")?;
+        (self.last, self.workers) = (steps - 1, None);
+        Ok(self)
+    }
+
+    /// Replaces conditions by `none` with this probability, as
+    /// [`PairSampler::dropping`](crate::PairSampler::dropping), and the same ones.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn dropping(mut self, probability: f64, none: C) -> Result<Self> {
+        let like = self.forget_condition.take_rows(&[0]);
+        self.dropping = Some(Dropping::new(probability, none, like)?);
+        Ok(self)
+    }
+
     /// The batch of optimiser step `step`, with the indices of the forgotten points as ids.
     ///
     /// Steps in order find their batch loaded. Any other step, or another size, starts anew.
@@ -179,6 +207,16 @@ impl<const D: usize, C: Condition + 'static> PairStream<D, C> {
         let forget = select_rows(&self.forget, &pairs.forget).to_device(&device);
         let forget_condition = self.forget_condition.take_rows(&pairs.forget);
         let forget_condition = forget_condition.to_device(&device);
+        let [condition, forget_condition] = match &self.dropping {
+            Some(dropping) => {
+                let key = [self.pairing.seed(), step];
+                [
+                    dropping.apply(condition, batch_size, Side::Retain, key)?,
+                    dropping.apply(forget_condition, batch_size, Side::Forget, key)?,
+                ]
+            }
+            None => [condition, forget_condition],
+        };
         UnlearningBatch::with_conditions(retain, forget, condition, forget_condition)?
             .with_forget_ids(pairs.forget_ids())
     }
@@ -198,7 +236,10 @@ impl<const D: usize, C: Condition + 'static> PairStream<D, C> {
             None => Workers::start(&self.load, self.threads, step, batch_size)?,
         };
         let workers = self.workers.insert(workers);
-        workers.ask_until(&self.pairing, step.saturating_add(self.ahead as u64))?;
+        let last = step
+            .saturating_add(self.ahead as u64)
+            .min(self.last.max(step));
+        workers.ask_until(&self.pairing, last)?;
         let began = Instant::now();
         let loaded = workers.take(step);
         self.waited += began.elapsed();
@@ -342,13 +383,15 @@ mod tests {
             forget_condition,
             5,
         );
-        let sampler = sampler.unwrap();
+        let none = || points(&[7]);
+        let sampler = sampler.unwrap().dropping(0.3, none()).unwrap();
         for (threads, ahead) in [(1, 1), (2, 4), (8, 3)] {
             let load = |numbers: &[usize]| Ok((points(numbers), points(numbers) + 0.5));
             let [_, condition] = conditions.clone();
             let stream = PairStream::with_conditions(pairing(), forget(), condition, load);
             let mut stream = stream.unwrap().with_threads(threads).unwrap();
             stream = stream.with_ahead(ahead).unwrap();
+            stream = stream.dropping(0.3, none()).unwrap();
             let steps = [
                 (0, 7),
                 (1, 7),
@@ -393,6 +436,20 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_loaded_for_steps_after_the_last() {
+        let (started, loads) = channel();
+        let started = Mutex::new(started);
+        let stream = PairStream::new(pairing(), forget(), move |numbers: &[usize]| {
+            started.lock().unwrap().send(()).unwrap();
+            Ok(points(numbers))
+        });
+        let mut stream = stream.unwrap().with_steps(3).unwrap();
+        (0..3).for_each(|step| drop(stream.batch(step, 4).unwrap()));
+        drop(stream);
+        assert_eq!(loads.iter().count(), 3);
+    }
+
+    #[test]
     fn a_step_that_cannot_be_loaded_fails_alone_and_can_be_asked_for_again() {
         let calls = AtomicUsize::new(0);
         let stream = PairStream::new(pairing(), forget(), move |numbers: &[usize]| {
@@ -416,6 +473,12 @@ mod tests {
     #[test]
     fn sets_and_settings_that_do_not_fit_are_refused() {
         let load = |numbers: &[usize]| Ok(points(numbers));
+        assert!(
+            PairStream::new(pairing(), forget(), load)
+                .unwrap()
+                .with_steps(0)
+                .is_err()
+        );
         let error = PairStream::new(pairing(), points(&[100]), load).unwrap_err();
         assert!(error.to_string().contains("[1], but [3]"), "{error}");
         let stream = || PairStream::new(pairing(), forget(), load).unwrap();

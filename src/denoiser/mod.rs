@@ -1,6 +1,7 @@
 //! The user's model: a burn module with one method, of any rank and with any condition.
 
 mod condition;
+mod frozen;
 mod function;
 
 use burn::module::Module;
@@ -12,6 +13,7 @@ use crate::process::PredictionType;
 pub use condition::Condition;
 #[cfg(feature = "models")]
 pub(crate) use condition::as_rows;
+pub(crate) use frozen::frozen_output;
 pub use function::FnDenoiser;
 
 /// A denoising network of rank `D` (audio 3, images 4, video 5).

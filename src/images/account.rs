@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{Format, ImageFiles, TakenOut, Transparency, UnreadFile};
+use super::{Format, ImageFiles, Read, TakenOut, Transparency, UnreadFile};
 use crate::files::path_text;
 
 /// The account of a folder: how its files were read, and which were left out.
@@ -27,6 +27,8 @@ pub struct Account {
     /// Files that accompany pictures, such as captions. In JSON, their number and the first few.
     #[serde(serialize_with = "first_few_names")]
     pub companions: Vec<String>,
+    /// Members of shards that accompany pictures.
+    pub accompanying: usize,
     /// Files that programs leave in folders, and other hidden files that are not pictures.
     pub litter: usize,
     /// How transparent parts were treated.
@@ -72,10 +74,19 @@ impl Account {
             copies_taken_out: 0,
             unread: found.unread.clone(),
             companions: found.companions.iter().map(name).collect(),
+            accompanying: found.accompanying,
             litter: found.litter,
             transparency: format.transparency,
             size: [format.height, format.width],
         }
+    }
+
+    /// Counts a picture that was read.
+    pub(super) fn add(&mut self, read: &Read) {
+        self.read += 1;
+        self.resized += usize::from(read.is_resized);
+        self.transparent += usize::from(read.is_transparent);
+        self.first_of_several += usize::from(read.is_first_of_several);
     }
 
     /// What a user should know, one line per item; empty if every file was read unchanged.
@@ -86,6 +97,7 @@ impl Account {
             transparent,
             first_of_several,
             litter,
+            accompanying,
             size: [height, width],
             ..
         } = *self;
@@ -151,6 +163,17 @@ impl Account {
                     "go with"
                 },
                 few(named, self.companions.len())
+            ));
+        }
+        if accompanying > 0 {
+            lines.push(format!(
+                "{} of shards that {} pictures",
+                counted(accompanying, "member"),
+                if accompanying == 1 {
+                    "goes with"
+                } else {
+                    "go with"
+                },
             ));
         }
         if litter > 0 {

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::ImageFiles;
+use super::shards::Members;
 use crate::error::{Error, Result};
 use crate::files::{invalid, open, path_text, read_configuration};
 
@@ -27,7 +29,9 @@ const LONGEST: u64 = 256 << 20;
 /// | | in `metadata.jsonl` | otherwise |
 /// |---|---|---|
 /// | caption | `{"file_name": "a.png", "text": "a hat"}` | `a.txt` next to `a.png` |
-/// | label | `{"file_name": "a.png", "label": 7}` | a folder named `7` above the picture |
+/// | label | `{"file_name": "a.png", "label": 7}` | `a.cls` next to `a.png`, or a folder named `7` above it |
+///
+/// In a tar shard, the text and the class next to a picture are members, as in WebDataset.
 ///
 /// Names in a listing are relative to its own folder.
 ///
@@ -50,6 +54,7 @@ const LONGEST: u64 = 256 << 20;
 pub struct Annotations {
     root: PathBuf,
     listed: HashMap<PathBuf, Map<String, Value>>,
+    members: Arc<Members>,
 }
 
 impl Annotations {
@@ -63,6 +68,7 @@ impl Annotations {
         let mut annotations = Self {
             root: root.into(),
             listed: HashMap::new(),
+            members: Arc::clone(&found.members),
         };
         let is_listing = |path: &&PathBuf| path.file_name().is_some_and(|name| name == LISTING);
         let mut listings: Vec<PathBuf> = found
@@ -132,9 +138,9 @@ impl Annotations {
             }
         }
         let beside = picture.with_extension("txt");
-        match beside.is_file() {
-            true => Ok(read_configuration(&beside)?.trim().into()),
-            false => Err(invalid(
+        match self.beside(&beside)? {
+            Some(caption) => Ok(caption),
+            None => Err(invalid(
                 picture,
                 format!(
                     "it has no caption; write one into {}, or as `{CAPTION}` into a {LISTING} of its folder",
@@ -159,12 +165,32 @@ impl Annotations {
                 )
             });
         }
+        let beside = picture.with_extension("cls");
+        if let Some(label) = self.beside(&beside)? {
+            let message = || {
+                invalid(
+                    &beside,
+                    format!("the class is `{label}`; give its number, from 0 on"),
+                )
+            };
+            return label.parse().map_err(|_| message());
+        }
         self.folder_label(picture).ok_or_else(|| {
             let message = format!(
                 "it has no label; put it into a folder named by the number of its class, or write the number as `{LABEL}` into a {LISTING} of its folder"
             );
             invalid(picture, message)
         })
+    }
+
+    /// The text of a file beside a picture, without white space around it, if there is one.
+    fn beside(&self, path: &Path) -> Result<Option<String>> {
+        let text = match self.members.contains(path) {
+            true => self.members.text(path)?,
+            false if path.is_file() => read_configuration(path)?,
+            false => return Ok(None),
+        };
+        Ok(Some(text.trim().into()))
     }
 
     /// The name of the innermost folder above a picture that is a number, down from the root.

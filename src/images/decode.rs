@@ -11,9 +11,10 @@ use image::{
 
 use super::Transparency;
 use super::kind::{Kind, kind};
+use super::shards::Members;
 use super::tiff::{Pages, pages};
 use crate::error::Error;
-use crate::files::{open, shortened};
+use crate::files::shortened;
 
 /// Longest file that is read, in bytes.
 const LONGEST_FILE: u64 = 256 << 20;
@@ -35,8 +36,14 @@ pub(super) struct Decoded {
 }
 
 /// Reads a picture by its content, whatever its file name says. The error says why it is not read.
-pub(super) fn decode(path: &Path, transparency: Transparency) -> Result<Decoded, String> {
-    let bytes = contents(path)?;
+///
+/// The picture is a file, or one of the `members` of shards.
+pub(super) fn decode(
+    path: &Path,
+    members: &Members,
+    transparency: Transparency,
+) -> Result<Decoded, String> {
+    let bytes = contents(path, members)?;
     let format = match kind(&bytes[..bytes.len().min(super::kind::TELLING)]) {
         Kind::Picture(format) => format,
         other => return Err(other.refusal().unwrap_or_default()),
@@ -64,8 +71,8 @@ fn unreadable(error: ImageError) -> String {
     shortened(format!("not read: {error}"))
 }
 
-fn contents(path: &Path) -> Result<Vec<u8>, String> {
-    let (file, length) = open(path).map_err(|error| match error {
+fn contents(path: &Path, members: &Members) -> Result<Vec<u8>, String> {
+    let (file, length) = members.open(path).map_err(|error| match error {
         Error::Io { source, .. } => format!("not read: {source}"),
         Error::InvalidFile { message, .. } => message,
         other => other.to_string(),

@@ -4,10 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::kind::{TELLING, has_picture_ending, kind};
+use super::shards::{self, Members};
 use super::unread::{UnreadFile, as_text};
 use crate::error::{Error, Result};
 
@@ -28,6 +30,9 @@ pub struct ImageFiles {
     /// Number of files that programs leave in folders, such as `.DS_Store` and `Thumbs.db`, and of
     /// other hidden files that are not pictures.
     pub litter: usize,
+    /// Number of members of shards that accompany pictures.
+    pub accompanying: usize,
+    pub(super) members: Arc<Members>,
     root: PathBuf,
     /// The root with its links resolved.
     real_root: PathBuf,
@@ -54,8 +59,15 @@ impl ImageFiles {
     /// Links to files are followed, links to folders are not. Every file that is not among
     /// [`pictures`](Self::pictures) is counted or named.
     ///
+    /// A tar archive, as WebDataset writes its shards, counts as a folder: its members have the
+    /// path of the archive followed by their name. Its headers are read here, and members where
+    /// they lie when they are asked for. `path` may also be a pattern such as
+    /// `shard-{000..009}.tar`. An archive that is cut off or damaged, or has links, sparse files or
+    /// names that lead out of it, is among the [`unread`](Self::unread), with the member.
+    ///
     /// # Errors
-    /// [`Error::Io`] if the path does not exist or is not readable.
+    /// [`Error::Io`] if the path does not exist or is not readable; [`Error::InvalidFile`] for a
+    /// pattern that counts down.
     ///
     /// # Example
     /// ```
@@ -71,15 +83,25 @@ impl ImageFiles {
     /// # Ok::<(), siss::Error>(())
     /// ```
     pub fn find(path: &Path) -> Result<Self> {
-        let reading = || Error::io("reading", path);
+        let pattern = shards::expanded(path)?;
+        let root = match (&pattern, path.parent()) {
+            (Some(_), Some(folder)) if folder.as_os_str().is_empty() => Path::new("."),
+            (Some(_), Some(folder)) => folder,
+            _ => path,
+        };
+        let reading = || Error::io("reading", root);
         let mut found = Self {
-            root: path.into(),
-            real_root: path.canonicalize().map_err(reading())?,
+            root: root.into(),
+            real_root: root.canonicalize().map_err(reading())?,
             ..Self::default()
         };
-        if fs::metadata(path).map_err(reading())?.is_dir() {
+        if let Some(shards) = pattern {
+            shards.into_iter().for_each(|shard| found.shard(shard));
+        } else if fs::metadata(path).map_err(reading())?.is_dir() {
             fs::read_dir(path).map_err(reading())?;
             found.folder(path, false);
+        } else if shards::is_shard(path) {
+            found.shard(path.into());
         } else {
             found.pictures.push(path.into());
         }
@@ -90,7 +112,8 @@ impl ImageFiles {
     }
 
     /// # Errors
-    /// [`Error::UnreadFiles`] if a subfolder cannot be opened, because its content is then unknown.
+    /// [`Error::UnreadFiles`] if a subfolder or an archive cannot be opened, because its content is
+    /// then unknown.
     pub fn check_folders(&self) -> Result<()> {
         refuse(&self.root, &self.folders)
     }
@@ -180,6 +203,43 @@ impl ImageFiles {
         }
     }
 
+    /// Sorts the members of a shard.
+    fn shard(&mut self, shard: PathBuf) {
+        let paths = match Arc::make_mut(&mut self.members).add(shard) {
+            Ok(paths) => paths,
+            Err(unread) => {
+                self.folders.push(unread.clone());
+                self.unread.push(unread);
+                return;
+            }
+        };
+        let lower = |path: &Path| {
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .to_lowercase()
+        };
+        let (pictures, others): (Vec<_>, Vec<_>) = paths
+            .into_iter()
+            .partition(|path| has_picture_ending(&lower(path)));
+        let is_hidden = |path: &PathBuf| lower(path).starts_with('.');
+        let (hidden, pictures): (Vec<_>, Vec<_>) = pictures.into_iter().partition(is_hidden);
+        self.litter += hidden.len();
+        let samples: HashSet<PathBuf> = pictures.iter().map(|path| sample(path)).collect();
+        self.pictures.extend(pictures);
+        for path in others {
+            match () {
+                () if is_hidden(&path) => self.litter += 1,
+                () if samples.contains(&sample(&path)) => self.accompanying += 1,
+                () => self.unread.push(UnreadFile {
+                    path,
+                    reason: "a member that is neither a picture nor goes with one of the same name"
+                        .into(),
+                }),
+            }
+        }
+    }
+
     /// The target of a link to a file.
     fn link(&self, path: &Path) -> std::result::Result<PathBuf, String> {
         let metadata = fs::metadata(path)
@@ -206,6 +266,10 @@ impl ImageFiles {
             .unwrap_or_default()
             .to_string_lossy()
             .to_lowercase();
+        if !is_hidden && shards::is_shard(&path) {
+            self.shard(path);
+            return None;
+        }
         if !is_hidden && has_picture_ending(&name) {
             stems.insert(path.with_extension(""));
             self.pictures.push(path);
@@ -274,8 +338,8 @@ const METADATA: [&str; 3] = ["metadata.jsonl", "metadata.csv", "metadata.parquet
 const PAPERS: [&str; 4] = ["readme", "license", "licence", "copying"];
 
 /// Endings of files that accompany a picture of the same name.
-const CAPTIONS: [&str; 9] = [
-    "txt", "caption", "captions", "tags", "json", "yaml", "yml", "xmp", "aae",
+const CAPTIONS: [&str; 10] = [
+    "txt", "caption", "captions", "cls", "tags", "json", "yaml", "yml", "xmp", "aae",
 ];
 
 /// Whether a file that is not a picture accompanies pictures: it has a known name, or the name of a
@@ -295,6 +359,13 @@ fn is_companion(path: &Path, stems: &HashSet<PathBuf>) -> bool {
     }
     ending.is_some_and(|ending| CAPTIONS.contains(&lower(ending).as_str()))
         && (stems.contains(&stem) || stems.contains(&stem.with_extension("")))
+}
+
+/// What the members of a sample have in common: the path up to the first dot of the name.
+fn sample(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let key = name.split('.').next().unwrap_or_default();
+    path.with_file_name(key)
 }
 
 /// The first bytes of a file, enough to tell its kind.

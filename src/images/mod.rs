@@ -3,7 +3,10 @@
 //!
 //! [`ImageFiles`] searches a folder. For the images to forget, [`Images::read_all`] reads all of
 //! its files, or refuses the folder and names every file that it cannot read. For the images to
-//! keep, [`ImageReader`] reads as many as needed and keeps an [`Account`] of the others.
+//! keep, [`ImageReader`] reads as many as needed and keeps an [`Account`] of the others, and
+//! [`ImageStore`] decodes any of them when it is asked for, if they do not fit in memory.
+//!
+//! A tar archive counts as a folder, as WebDataset has its shards.
 //!
 //! PNG, JPEG, BMP, WebP, GIF, TIFF and PNM are read, recognised by their content. Every file that
 //! is left out is counted or named.
@@ -13,6 +16,8 @@ mod annotations;
 mod decode;
 mod files;
 mod kind;
+mod shards;
+mod store;
 mod tiff;
 pub(crate) mod unread;
 
@@ -21,6 +26,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use image::imageops::{self, FilterType};
@@ -28,6 +34,7 @@ use image::{Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
 
 use self::decode::decode;
+use self::shards::Members;
 use crate::error::{Error, Result};
 use crate::files::{invalid, path_text};
 use crate::host::tensor;
@@ -35,6 +42,8 @@ use crate::host::tensor;
 pub use account::Account;
 pub use annotations::Annotations;
 pub use files::{ImageFiles, TakenOut};
+pub use shards::is_shard_pattern;
+pub use store::ImageStore;
 pub use unread::UnreadFile;
 
 /// How the transparent parts of a picture are treated.
@@ -194,7 +203,7 @@ impl Images {
     ) -> Result<(Self, Account)> {
         let root = found.root().to_owned();
         let mut reader = ImageReader::new(found, format);
-        reader.refuses_several = true;
+        reader.decoder.refuses_several = true;
         let images = reader.read(usize::MAX, progress);
         let account = reader.account;
         files::refuse(&root, &account.unread)?;
@@ -228,6 +237,21 @@ impl Images {
         self.pixels.extend(pixels);
         self.files.push(file);
         self.mirrored.push(is_mirrored);
+    }
+
+    /// Adds the images of another set after those of this one.
+    ///
+    /// # Panics
+    /// If the sizes of the images differ.
+    pub fn append(&mut self, other: &Self) {
+        assert_eq!(
+            self.format.values(),
+            other.format.values(),
+            "sizes of images"
+        );
+        self.pixels.extend(&other.pixels);
+        self.files.extend_from_slice(&other.files);
+        self.mirrored.extend_from_slice(&other.mirrored);
     }
 
     /// The format of the images.
@@ -306,31 +330,72 @@ impl Images {
 /// Reads as many pictures of a folder as needed, and keeps an account of those it could not read.
 #[derive(Debug)]
 pub struct ImageReader {
-    format: Format,
+    decoder: Decoder,
+    root: PathBuf,
     waiting: std::vec::IntoIter<PathBuf>,
+    account: Account,
+}
+
+/// How pictures are read, and which are left out.
+#[derive(Debug)]
+struct Decoder {
+    format: Format,
+    members: Arc<Members>,
     without: HashSet<Vec<u8>>,
     refuses_several: bool,
-    account: Account,
+}
+
+/// A picture in the format.
+struct Read {
+    pixels: Vec<u8>,
+    is_resized: bool,
+    is_transparent: bool,
+    is_first_of_several: bool,
+}
+
+impl Decoder {
+    /// A picture; `None` if it is left out. The error says why it is not read.
+    fn read(&self, file: &Path) -> std::result::Result<Option<Read>, String> {
+        let decoded = decode(file, &self.members, self.format.transparency)?;
+        if decoded.is_first_of_several && self.refuses_several {
+            return Err(
+                "it holds several pictures (an animation, or pages); save each as a file of its own".into(),
+            );
+        }
+        let (pixels, is_resized) = self.format.pixels(decoded.picture)?;
+        let read = Read {
+            pixels,
+            is_resized,
+            is_transparent: decoded.is_transparent,
+            is_first_of_several: decoded.is_first_of_several,
+        };
+        Ok(Some(read).filter(|read| !self.without.contains(&read.pixels)))
+    }
 }
 
 impl ImageReader {
     /// A reader that follows the order of [`ImageFiles::pictures`], which may be shuffled
     /// beforehand.
     pub fn new(found: ImageFiles, format: Format) -> Self {
-        let account = Account::of(&found, format);
         Self {
-            format,
+            account: Account::of(&found, format),
+            root: found.root().into(),
+            decoder: Decoder {
+                format,
+                members: found.members,
+                without: HashSet::new(),
+                refuses_several: false,
+            },
             waiting: found.pictures.into_iter(),
-            without: HashSet::new(),
-            refuses_several: false,
-            account,
         }
     }
 
     /// Leaves out pictures that equal one of `images` pixel by pixel in the format, and counts
     /// them.
     pub fn without(mut self, images: &Images) -> Self {
-        self.without.extend(images.iter().map(<[u8]>::to_vec));
+        self.decoder
+            .without
+            .extend(images.iter().map(<[u8]>::to_vec));
         self
     }
 
@@ -339,7 +404,7 @@ impl ImageReader {
     /// From a file with several pictures the first is read, as in PIL. `progress` receives the
     /// number of pictures read by this call.
     pub fn read(&mut self, count: usize, mut progress: impl FnMut(usize)) -> Images {
-        let mut images = Images::empty(self.format);
+        let mut images = Images::empty(self.decoder.format);
         while images.len() < count {
             let missing = count - images.len();
             let files: Vec<PathBuf> = self.waiting.by_ref().take(missing).collect();
@@ -348,14 +413,16 @@ impl ImageReader {
             }
             for file in files {
                 progress(images.len());
-                match self.pixels(&file) {
-                    Ok(Some(pixels)) => images.add(&pixels, file, false),
+                match self.decoder.read(&file) {
+                    Ok(Some(read)) => {
+                        self.account.add(&read);
+                        images.add(&read.pixels, file, false);
+                    }
                     Ok(None) => self.account.copies_taken_out += 1,
                     Err(reason) => self.account.unread.push(UnreadFile { path: file, reason }),
                 }
             }
         }
-        self.account.read += images.len();
         images
     }
 
@@ -369,22 +436,10 @@ impl ImageReader {
         self.waiting.len()
     }
 
-    /// The pixels of a picture; `None` if it is left out.
-    fn pixels(&mut self, file: &Path) -> std::result::Result<Option<Vec<u8>>, String> {
-        let decoded = decode(file, self.format.transparency)?;
-        if decoded.is_first_of_several && self.refuses_several {
-            return Err(
-                "it holds several pictures (an animation, or pages); save each as a file of its own".into(),
-            );
-        }
-        let (pixels, is_resized) = self.format.pixels(decoded.picture)?;
-        if self.without.contains(&pixels) {
-            return Ok(None);
-        }
-        self.account.resized += usize::from(is_resized);
-        self.account.transparent += usize::from(decoded.is_transparent);
-        self.account.first_of_several += usize::from(decoded.is_first_of_several);
-        Ok(Some(pixels))
+    /// The pictures that have not been looked at yet, to be decoded when they are asked for, without
+    /// those that this reader leaves out.
+    pub fn into_store(self) -> ImageStore {
+        ImageStore::new(self)
     }
 }
 
@@ -392,7 +447,7 @@ impl ImageFiles {
     /// Height and width of the first readable picture; `None` if there is none.
     pub fn first_size(&self) -> Option<[usize; 2]> {
         let mut sizes = self.pictures.iter().filter_map(|file| {
-            let decoded = decode(file, Transparency::Drop).ok()?;
+            let decoded = decode(file, &self.members, Transparency::Drop).ok()?;
             Some([
                 decoded.picture.height() as usize,
                 decoded.picture.width() as usize,

@@ -80,7 +80,7 @@ pub(crate) trait MixtureKernel: Backend {
 
 /// The numbers of a step of `AdamW`.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct AdamWNumbers {
     pub(crate) beta_1: f32,
     pub(crate) beta_2: f32,
@@ -95,91 +95,106 @@ pub(crate) struct AdamWNumbers {
     pub(crate) rate: f32,
 }
 
-/// A step of `AdamW` in one pass over a parameter.
-///
-/// Every tensor is `f32`, not empty, and of the same shape.
-#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-#[backend_extension(Cube, Fusion)]
-pub(crate) trait AdamWKernel: Backend {
-    /// The new parameter and moments.
-    #[fusion(meta = |parameter, _gradient, moment_1, moment_2, _numbers| {
-        (parameter.clone(), moment_1.clone(), moment_2.clone())
-    })]
-    fn adamw_step(
-        parameter: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        moment_1: FloatTensor<Self>,
-        moment_2: FloatTensor<Self>,
-        numbers: AdamWNumbers,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-}
-
 /// Inner products of two gradients: of each with itself, and of both.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 pub(crate) const PRODUCTS: usize = 3;
 
 /// Parameters that a kernel over whole gradients takes in one launch, at most.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-pub(crate) const GROUP: usize = 8;
+pub(crate) const GROUP: usize = 16;
 
-/// The tensors of [`GROUP`] parameters, `[elements]` each.
+/// A struct of [`GROUP`] tensors, because a backend extension takes no list.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-#[derive(ExtensionType)]
-#[extension_type(fusion)]
-pub(crate) struct Group<B: Backend>(
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-);
+macro_rules! group {
+    ($($name:ident: $tensor:ident),*) => {
+        /// The tensors of up to [`GROUP`] parameters, `[elements]` each.
+        ///
+        /// The number of parameters goes beside it. The places of missing ones hold the first.
+        #[derive(ExtensionType)]
+        #[extension_type(fusion)]
+        pub(crate) struct Group<B: Backend>($($tensor<B>),*);
 
-#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-impl<B: Backend> Group<B> {
-    pub(super) fn new([a, b, c, d, e, f, g, h]: [FloatTensor<B>; GROUP]) -> Self {
-        Self(a, b, c, d, e, f, g, h)
-    }
+        impl<B: Backend> Group<B> {
+            pub(super) fn new([$($name),*]: [FloatTensor<B>; GROUP]) -> Self {
+                Self($($name),*)
+            }
 
-    pub(super) fn into_tensors(self) -> [FloatTensor<B>; GROUP] {
-        let Self(a, b, c, d, e, f, g, h) = self;
-        [a, b, c, d, e, f, g, h]
-    }
+            pub(super) fn into_tensors(self) -> [FloatTensor<B>; GROUP] {
+                let Self($($name),*) = self;
+                [$($name),*]
+            }
+        }
+    };
 }
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+group!(
+    a: FloatTensor, b: FloatTensor, c: FloatTensor, d: FloatTensor,
+    e: FloatTensor, f: FloatTensor, g: FloatTensor, h: FloatTensor,
+    i: FloatTensor, j: FloatTensor, k: FloatTensor, l: FloatTensor,
+    m: FloatTensor, n: FloatTensor, o: FloatTensor, p: FloatTensor
+);
+
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 impl Group<Dispatch> {
-    /// Of at most [`GROUP`] tensors; `filler` takes the place of those that are missing.
-    fn filled(tensors: Vec<Tensor<1>>, filler: &Tensor<1>) -> Self {
-        let mut tensors = tensors.into_iter();
-        let next = |_| tensors.next().unwrap_or_else(|| filler.clone());
-        Self::new(std::array::from_fn(next).map(Tensor::into_dispatch))
+    /// Of at least one and at most [`GROUP`] tensors.
+    fn of(tensors: &[Tensor<1>]) -> Self {
+        let tensor = |index: usize| tensors.get(index).unwrap_or(&tensors[0]).clone();
+        Self::new(std::array::from_fn(tensor).map(Tensor::into_dispatch))
     }
+
+    /// The first `count` tensors.
+    fn first(self, count: usize) -> impl Iterator<Item = Tensor<1>> {
+        self.into_tensors()
+            .into_iter()
+            .take(count)
+            .map(Tensor::from_dispatch)
+    }
+}
+
+/// A step of `AdamW` in one pass over a group of parameters.
+///
+/// Every tensor is `f32` and not empty.
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+#[backend_extension(Cube, Fusion)]
+pub(crate) trait AdamWKernel: Backend {
+    /// The new parameters and moments of the first `count`.
+    #[fusion(meta = |parameters, _gradients, moments_1, moments_2, _count, _numbers| {
+        (parameters.clone(), moments_1.clone(), moments_2.clone())
+    })]
+    fn adamw_steps(
+        #[extension_type] parameters: Group<Self>,
+        #[extension_type] gradients: Group<Self>,
+        #[extension_type] moments_1: Group<Self>,
+        #[extension_type] moments_2: Group<Self>,
+        count: usize,
+        numbers: AdamWNumbers,
+    ) -> (Group<Self>, Group<Self>, Group<Self>);
 }
 
 /// Arithmetic over whole gradients, a pass per group of parameters.
 ///
-/// Every tensor is `f32` and not empty. Sums are noted for blocks of a parameter, whose places
-/// follow those of the parameters before it.
+/// Every tensor is `f32` and not empty. The first `count` of a group are parameters. Sums are noted
+/// for blocks of a parameter, whose places follow those of the parameters before it.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait GradientKernel: Backend {
     /// Writes [`PRODUCTS`] for each block into `sums`, `[blocks, PRODUCTS]`.
-    #[fusion(meta = |sums, _retain, _forget, _first_block| sums.clone())]
+    #[fusion(meta = |sums, _retain, _forget, _count, _first_block| sums.clone())]
     fn note_products(
         sums: FloatTensor<Self>,
         #[extension_type] retain: Group<Self>,
         #[extension_type] forget: Group<Self>,
+        count: usize,
         first_block: usize,
     ) -> FloatTensor<Self>;
 
     /// Writes the number of values that are not finite for each block into `sums`, `[blocks, 1]`.
-    #[fusion(meta = |sums, _values, _first_block| sums.clone())]
+    #[fusion(meta = |sums, _values, _count, _first_block| sums.clone())]
     fn note_non_finite(
         sums: FloatTensor<Self>,
         #[extension_type] values: Group<Self>,
+        count: usize,
         first_block: usize,
     ) -> FloatTensor<Self>;
 
@@ -188,10 +203,11 @@ pub(crate) trait GradientKernel: Backend {
     fn sum_blocks(sums: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// `of_retain · retain + of_forget · forget`.
-    #[fusion(meta = |retain, _forget, _of_retain, _of_forget| retain.clone())]
+    #[fusion(meta = |retain, _forget, _count, _of_retain, _of_forget| retain.clone())]
     fn scaled_sums(
         #[extension_type] retain: Group<Self>,
         #[extension_type] forget: Group<Self>,
+        count: usize,
         of_retain: f32,
         of_forget: f32,
     ) -> Group<Self>;
@@ -202,21 +218,17 @@ pub(crate) trait GradientKernel: Backend {
 struct Notes {
     sums: DispatchTensor,
     next_block: usize,
-    /// One number, 0.
-    filler: Tensor<1>,
 }
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 impl Notes {
-    /// Room for parameters of these numbers of elements.
+    /// Room for parameters of these numbers of elements. Every block is written, so it starts empty.
     fn new(elements: impl Iterator<Item = usize>, columns: usize, like: &Tensor<1>) -> Self {
         let blocks: usize = elements.map(|count| count.div_ceil(BLOCK)).sum();
-        // Each filler of the last group has a block.
-        let shape = [blocks + GROUP, columns];
+        let shape = [blocks, columns];
         Self {
-            sums: Tensor::<2>::zeros(shape, (&like.device(), DType::F32)).into_dispatch(),
+            sums: Tensor::<2>::empty(shape, (&like.device(), DType::F32)).into_dispatch(),
             next_block: 0,
-            filler: filler(like),
         }
     }
 
@@ -234,12 +246,6 @@ impl Notes {
     }
 }
 
-/// What takes the place of a missing tensor of a group.
-#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-fn filler(like: &Tensor<1>) -> Tensor<1> {
-    Tensor::zeros([1], (&like.device(), DType::F32))
-}
-
 /// [`PRODUCTS`] over the gradients of all parameters, which [`is_on_cube`] accepts; `None` without
 /// parameters.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
@@ -250,11 +256,15 @@ pub(crate) fn gradient_products(
     let sizes = retain.iter().map(|gradient| gradient.dims()[0]);
     let mut notes = Notes::new(sizes, PRODUCTS, retain.first()?);
     for (retain, forget) in retain.chunks(GROUP).zip(forget.chunks(GROUP)) {
-        let first_block = notes.advance(retain);
-        let [retain, forget] =
-            [retain, forget].map(|gradients| Group::filled(gradients.to_vec(), &notes.filler));
-        notes.sums =
-            <Dispatch as GradientKernel>::note_products(notes.sums, retain, forget, first_block);
+        let (count, first_block) = (retain.len(), notes.advance(retain));
+        let [retain, forget] = [retain, forget].map(Group::of);
+        notes.sums = <Dispatch as GradientKernel>::note_products(
+            notes.sums,
+            retain,
+            forget,
+            count,
+            first_block,
+        );
     }
     Some(notes.summed())
 }
@@ -266,9 +276,10 @@ pub(crate) fn non_finite(values: Vec<Tensor<1>>) -> Option<Tensor<1>> {
     let sizes = values.iter().map(|values| values.dims()[0]);
     let mut notes = Notes::new(sizes, 1, values.first()?);
     for values in values.chunks(GROUP) {
-        let first_block = notes.advance(values);
-        let values = Group::filled(values.to_vec(), &notes.filler);
-        notes.sums = <Dispatch as GradientKernel>::note_non_finite(notes.sums, values, first_block);
+        let (count, first_block) = (values.len(), notes.advance(values));
+        let values = Group::of(values);
+        notes.sums =
+            <Dispatch as GradientKernel>::note_non_finite(notes.sums, values, count, first_block);
     }
     Some(notes.summed())
 }
@@ -282,21 +293,19 @@ pub(crate) fn scaled_sums(
     of_retain: f64,
     of_forget: f64,
 ) -> Vec<Tensor<1>> {
-    let Some([first, _]) = pairs.first() else {
-        return Vec::new();
-    };
-    let (filler, count) = (filler(first), pairs.len());
-    let mut sums = Vec::with_capacity(count + GROUP);
+    let mut sums = Vec::with_capacity(pairs.len());
     let mut pairs = pairs.into_iter();
-    while sums.len() < count {
+    while pairs.len() > 0 {
         let group = pairs.by_ref().take(GROUP);
-        let (retain, forget) = group.map(|[retain, forget]| (retain, forget)).unzip();
-        let [retain, forget] = [retain, forget].map(|part| Group::filled(part, &filler));
+        let (retain, forget): (Vec<_>, Vec<_>) =
+            group.map(|[retain, forget]| (retain, forget)).unzip();
+        let count = retain.len();
+        let [retain, forget] = [&retain[..], &forget].map(Group::of);
         let (of_retain, of_forget) = (of_retain as f32, of_forget as f32);
-        let group = <Dispatch as GradientKernel>::scaled_sums(retain, forget, of_retain, of_forget);
-        sums.extend(group.into_tensors().map(Tensor::from_dispatch));
+        let group =
+            <Dispatch as GradientKernel>::scaled_sums(retain, forget, count, of_retain, of_forget);
+        sums.extend(group.first(count));
     }
-    sums.truncate(count);
     sums
 }
 
@@ -310,16 +319,26 @@ pub(crate) fn is_on_cube<const D: usize>(tensor: &Tensor<D>) -> bool {
     is_cube && takes(tensor)
 }
 
-/// A step of `AdamW` for tensors that [`is_on_cube`] accepts: the new parameter and moments.
+/// Steps of `AdamW` with the same numbers for at most [`GROUP`] parameters, in one launch if the
+/// device binds enough tensors.
+///
+/// Takes parameter, gradient and both moments of each, which [`is_on_cube`] accepts, on one device.
+/// Returns the new parameter and moments of each.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-pub(crate) fn adamw_step<const D: usize>(
-    tensors: [Tensor<D>; 4],
+pub(crate) fn adamw_steps(
+    steps: Vec<[Tensor<1>; 4]>,
     numbers: AdamWNumbers,
-) -> [Tensor<D>; 3] {
-    let [parameter, gradient, moment_1, moment_2] = tensors.map(Tensor::into_dispatch);
-    let (parameter, moment_1, moment_2) =
-        <Dispatch as AdamWKernel>::adamw_step(parameter, gradient, moment_1, moment_2, numbers);
-    [parameter, moment_1, moment_2].map(Tensor::from_dispatch)
+) -> impl Iterator<Item = [Tensor<1>; 3]> {
+    let count = steps.len();
+    let part = |index: usize| {
+        let tensors: Vec<_> = steps.iter().map(|step| step[index].clone()).collect();
+        Group::of(&tensors)
+    };
+    let (parameters, moments_1, moments_2) =
+        <Dispatch as AdamWKernel>::adamw_steps(part(0), part(1), part(2), part(3), count, numbers);
+    let moments = moments_1.first(count).zip(moments_2.first(count));
+    let steps = parameters.first(count).zip(moments);
+    steps.map(|(parameter, (moment_1, moment_2))| [parameter, moment_1, moment_2])
 }
 
 /// Whether there is a kernel for a tensor: for its backend and type, and outside an autodiff graph.

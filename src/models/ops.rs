@@ -28,6 +28,27 @@ pub(crate) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
     own_convolution(layer, &input).unwrap_or_else(|| layer.forward(input))
 }
 
+/// A convolution, and `onto` added to it: a number for each pixel of the result, or for each map.
+///
+/// # Shapes
+/// - `input`: `[rows, channels, height, width]`
+/// - `onto`: the result's, or `[rows, channels, 1, 1]`
+pub(crate) fn convolve_onto(layer: &Conv2d, input: Tensor<4>, onto: Tensor<4>) -> Tensor<4> {
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube_convolution(layer, &input, Some(&onto)) {
+        record(|| Operation::Convolution {
+            layer: layer.clone(),
+            input: input.dims(),
+        });
+        return output;
+    }
+    let output = convolve(layer, input);
+    match onto.dims()[2..] == [1, 1] && output.dims()[2..] != [1, 1] {
+        true => shift_maps(output, onto),
+        false => output + onto,
+    }
+}
+
 /// A convolution by an operation of the crate's own, if one applies.
 #[cfg_attr(
     not(any(
@@ -40,26 +61,48 @@ pub(crate) fn convolve(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
     )
 )]
 fn own_convolution(layer: &Conv2d, input: &Tensor<4>) -> Option<Tensor<4>> {
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = flex::convolve(
+        input,
+        &layer.weight.val(),
+        layer.bias.as_ref().map(|bias| bias.val()).as_ref(),
+        &convolution_options(layer)?,
+    ) {
+        return Some(output);
+    }
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube_convolution(layer, input, None) {
+        return Some(output);
+    }
+    None
+}
+
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+fn cube_convolution(
+    layer: &Conv2d,
+    input: &Tensor<4>,
+    onto: Option<&Tensor<4>>,
+) -> Option<Tensor<4>> {
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    let options = convolution_options(layer)?;
+    cube::convolve(input, &layer.weight.val(), bias.as_ref(), onto, &options)
+}
+
+/// A layer's settings; `None` for a padding that depends on the input.
+#[cfg(any(
+    feature = "flex-kernels",
+    all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+))]
+fn convolution_options(layer: &Conv2d) -> Option<ConvOptions<2>> {
     let padding = match layer.padding {
         PaddingConfig2d::Valid => [(0, 0), (0, 0)],
         PaddingConfig2d::Explicit(top, left, bottom, right) => [(top, bottom), (left, right)],
         PaddingConfig2d::Same => return None,
     };
-    let options =
-        ConvOptions::new_with_padding(layer.stride, padding, layer.dilation, layer.groups);
-    let (weight, bias) = (
-        layer.weight.val(),
-        layer.bias.as_ref().map(|bias| bias.val()),
-    );
-    #[cfg(feature = "flex-kernels")]
-    if let Some(output) = flex::convolve(input, &weight, bias.as_ref(), &options) {
-        return Some(output);
-    }
-    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-    if let Some(output) = cube::convolve(input, &weight, bias.as_ref(), &options) {
-        return Some(output);
-    }
-    None
+    let (stride, dilation, groups) = (layer.stride, layer.dilation, layer.groups);
+    Some(ConvOptions::new_with_padding(
+        stride, padding, dilation, groups,
+    ))
 }
 
 /// Group normalisation followed by `SiLU`.
@@ -204,16 +247,30 @@ pub(crate) fn standardise(input: Tensor<3>, epsilon: f64) -> Tensor<3> {
     centred * variance.add_scalar(epsilon).sqrt().recip()
 }
 
+/// A linear layer.
+///
+/// # Shapes
+/// - `input`: `[rows, inputs]`
+/// - the result: `[rows, outputs]`
+pub(crate) fn linear(layer: &Linear, input: Tensor<2>) -> Tensor<2> {
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube_projection(layer, &input.clone().unsqueeze_dim(2), None) {
+        return output.squeeze_dim(2);
+    }
+    layer.forward(input)
+}
+
 /// A linear layer over the channels of channel-major features, without copying a transpose.
 ///
 /// # Shapes
 /// - `input`: `[rows, inputs, positions]`
 /// - the result: `[rows, outputs, positions]`
 pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
-    record(|| Operation::Projection {
-        layer: layer.clone(),
-        input: input.dims(),
-    });
+    record_projection(layer, &input);
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube_projection(layer, &input, None) {
+        return output;
+    }
     let weight = layer.weight.val().transpose().unsqueeze::<3>();
     let [_, outputs, _] = weight.dims();
     let output = weight.matmul(input);
@@ -227,25 +284,53 @@ pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
     output + bias.reshape([1, outputs, 1])
 }
 
+/// [`project`], and `onto` added to it.
+///
+/// # Shapes
+/// - `input`: `[rows, inputs, positions]`
+/// - `onto` and the result: `[rows, outputs, positions]`
+pub(crate) fn project_onto(layer: &Linear, input: Tensor<3>, onto: Tensor<3>) -> Tensor<3> {
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube_projection(layer, &input, Some(&onto)) {
+        record_projection(layer, &input);
+        return output;
+    }
+    project(layer, input) + onto
+}
+
+fn record_projection(layer: &Linear, input: &Tensor<3>) {
+    record(|| Operation::Projection {
+        layer: layer.clone(),
+        input: input.dims(),
+    });
+}
+
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+fn cube_projection(
+    layer: &Linear,
+    input: &Tensor<3>,
+    onto: Option<&Tensor<3>>,
+) -> Option<Tensor<3>> {
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    cube::project(input, &layer.weight.val(), bias.as_ref(), onto)
+}
+
 /// Adds a number to each map.
 ///
 /// # Shapes
 /// - `input` and the result: `[rows, channels, height, width]`
-/// - `numbers`: `[rows, channels]`
-pub(crate) fn shift_maps(input: Tensor<4>, numbers: Tensor<2>) -> Tensor<4> {
-    let shape = input.dims();
-    let [rows, channels, ..] = shape;
+/// - `numbers`: `[rows, channels, 1, 1]`
+fn shift_maps(input: Tensor<4>, numbers: Tensor<4>) -> Tensor<4> {
     #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
     if cube::takes(&input) && cube::takes(&numbers) {
-        let maps = input
-            .clone()
-            .reshape([1, rows * channels, shape[2] * shape[3]]);
-        let numbers = numbers.clone().reshape([rows * channels]);
-        if let Some(shifted) = cube::shift(&maps, &numbers) {
+        let shape = input.dims();
+        let maps = shape[0] * shape[1];
+        let flat = input.clone().reshape([1, maps, shape[2] * shape[3]]);
+        if let Some(shifted) = cube::shift(&flat, &numbers.clone().reshape([maps])) {
             return shifted.reshape(shape);
         }
     }
-    input + numbers.reshape([rows, channels, 1, 1])
+    input + numbers
 }
 
 /// Scaled dot-product attention over channel-major features, with `heads` heads side by side.

@@ -146,6 +146,7 @@ impl<const D: usize, C: Condition> Answers<D, C> {
             scales: inputs.scheduler.scales(&timesteps[..rows])?,
             ids: &inputs.forget_ids[..rows],
             condition: inputs.forget_condition.take_rows(&numbers),
+            retained: first(inputs.retain),
             retain_condition: inputs.retain_condition.take_rows(&numbers),
             scheduler: inputs.scheduler,
             prediction_type: inputs.prediction_type,

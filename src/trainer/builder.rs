@@ -358,7 +358,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             model,
             teacher,
             frozen,
-            optimizer: OpaqueOptimizer(self.optimizer.unwrap_or_else(default_optimizer)),
+            optimizer: OpaqueOptimizer::new(self.optimizer.unwrap_or_else(default_optimizer)),
             learning_rate: LearningRate::new(self.learning_rate)?,
             scheduler: self.scheduler,
             sampler: parts.sampler,

@@ -190,7 +190,8 @@ pub(crate) fn combine<M: Module>(
     visitor.combined
 }
 
-/// The sums for parameters with gradients on both sides that kernels take, removed from both.
+/// The sums for parameters with gradients on both sides that kernels take, removed from both; all
+/// of one side, if the other is empty.
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
 fn sums_in_kernels<M: Module>(
     model: &M,
@@ -198,7 +199,7 @@ fn sums_in_kernels<M: Module>(
     forget: &mut (f64, GradientsParams),
 ) -> HashMap<ParamId, Tensor<1>> {
     struct Pairs<'a> {
-        sides: [&'a mut GradientsParams; 2],
+        sides: [Option<&'a mut GradientsParams>; 2],
         ids: Vec<ParamId>,
         pairs: Vec<[Tensor<1>; 2]>,
     }
@@ -208,27 +209,38 @@ fn sums_in_kernels<M: Module>(
                 let gradient = side.get::<D>(param.id);
                 gradient.is_some_and(|gradient| fused::is_on_cube(&gradient))
             };
-            if !self.sides.iter().all(on_cube) {
+            if !self.sides.iter().flatten().all(on_cube) {
                 return;
             }
-            let flat = |side: &mut &mut GradientsParams| {
-                let gradient = side.remove::<D>(param.id)?;
-                Some(gradient.flatten(0, D - 1))
-            };
-            let [retain, forget] = &mut self.sides;
-            if let (Some(retain), Some(forget)) = (flat(retain), flat(forget)) {
+            let sides = self.sides.iter_mut().flatten();
+            let gradients = sides.filter_map(|side| side.remove::<D>(param.id));
+            let flat: Vec<_> = gradients
+                .map(|gradient| gradient.flatten(0, D - 1))
+                .collect();
+            if let (Some(first), Some(last)) = (flat.first(), flat.last()) {
                 self.ids.push(param.id);
-                self.pairs.push([retain, forget]);
+                self.pairs.push([first.clone(), last.clone()]);
             }
         }
     }
+    // Of a single side `g`, the sum is `c g + 0 g`.
+    let scales = [retain.0, forget.0];
+    let (scales, sides) = match (retain.1.is_empty(), forget.1.is_empty()) {
+        (false, false) => (scales, [Some(&mut retain.1), Some(&mut forget.1)]),
+        (false, true) => ([scales[0], 0.0], [Some(&mut retain.1), None]),
+        _ => ([scales[1], 0.0], [Some(&mut forget.1), None]),
+    };
+    // One side times 1 needs no kernel.
+    if scales == [1.0, 0.0] && sides[1].is_none() {
+        return HashMap::new();
+    }
     let mut visitor = Pairs {
-        sides: [&mut retain.1, &mut forget.1],
+        sides,
         ids: Vec::new(),
         pairs: Vec::new(),
     };
     model.visit(&mut visitor);
-    let sums = fused::scaled_sums(visitor.pairs, retain.0, forget.0);
+    let sums = fused::scaled_sums(visitor.pairs, scales[0], scales[1]);
     visitor.ids.into_iter().zip(sums).collect()
 }
 

@@ -6,7 +6,7 @@ mod builder;
 pub(crate) mod config;
 pub(crate) mod ema;
 mod frozen;
-mod gradients;
+pub(crate) mod gradients;
 mod learning_rate;
 mod method;
 pub(crate) mod optimizer;
@@ -15,7 +15,8 @@ mod replicas;
 mod self_check;
 pub(crate) mod settings;
 pub(crate) mod state;
-mod teacher;
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+mod together;
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
@@ -29,11 +30,10 @@ use self::optimizer::OpaqueOptimizer;
 use self::preflight::check_model;
 use self::replicas::Replicas;
 use self::settings::Settings;
-use self::teacher::answer;
 use crate::clipper::{Coefficients, GradientClipper};
 use crate::data::side::Sides;
 use crate::data::{Side, UnlearningBatch};
-use crate::denoiser::Denoiser;
+use crate::denoiser::{Denoiser, frozen_output};
 use crate::draws::{DrawSource, Draws, MixtureSampler};
 use crate::error::{Error, Result, check_device};
 use crate::objective::{LossInputs, LossTerm, LossTerms, SissLoss};
@@ -302,7 +302,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let rates = self.learning_rate.at(self.step)?.clone();
         // A clone shares the parameters: if the optimiser panics or diverges, the trainer still
         // holds its model.
-        let model = self.optimizer.0.step(rates, self.model.clone(), combined);
+        let model = self.optimizer.step(rates, self.model.clone(), combined);
         if let Some(parameter) = non_finite_parameter(&model)? {
             return Err(Error::NonFiniteParameter {
                 parameter,
@@ -328,7 +328,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         let teacher = self.teacher.as_ref();
         let ask = teacher.map(|teacher| {
             move |noisy: Tensor<D>, timesteps: &[f64], condition: &M::Condition| {
-                answer(teacher, noisy, timesteps, condition, rows)
+                frozen_output(teacher, noisy, timesteps, condition, rows)
             }
         });
         if let Some(ask) = &ask {

@@ -2,14 +2,56 @@
 
 use std::fmt;
 
-use burn::optim::{AdamW, AdamWConfig, AdamWState, ModuleOptimizer, Optimizer};
+use burn::module::Module;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
+use burn::optim::{AdamW, AdamWConfig, AdamWState, GradientsParams, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
 
 #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-use crate::kernel::fused::{AdamWNumbers, adamw_step, is_on_cube};
+use super::together::{self, Step};
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use crate::kernel::fused::{AdamWNumbers, is_on_cube};
 
 /// A burn optimiser, which has no `Debug` of its own.
-pub(crate) struct OpaqueOptimizer(pub(crate) ModuleOptimizer);
+pub(crate) struct OpaqueOptimizer {
+    pub(crate) burns: ModuleOptimizer,
+    /// Whether kernels of [`FusedAdamW`] made the whole step before.
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    in_kernels: bool,
+}
+
+impl OpaqueOptimizer {
+    pub(crate) fn new(burns: ModuleOptimizer) -> Self {
+        Self {
+            burns,
+            #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+            in_kernels: false,
+        }
+    }
+
+    /// Takes a step; on wgpu and CUDA, [`FusedAdamW`]'s in groups of parameters from the second.
+    ///
+    /// burn steps one parameter after another, and the first step shows by which optimiser.
+    pub(crate) fn step<M: Module>(
+        &mut self,
+        rates: ModuleLearningRate,
+        model: M,
+        gradients: GradientsParams,
+    ) -> M {
+        #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+        {
+            let count = gradients.len();
+            let step = match self.in_kernels {
+                true => together::in_groups(&mut self.burns, rates, model, gradients),
+                false => together::one_by_one(&mut self.burns, rates, model, gradients),
+            };
+            self.in_kernels = step.in_kernels == count;
+            step.model
+        }
+        #[cfg(not(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))))]
+        self.burns.step(rates, model, gradients)
+    }
+}
 
 impl fmt::Debug for OpaqueOptimizer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -17,9 +59,10 @@ impl fmt::Debug for OpaqueOptimizer {
     }
 }
 
-/// AdamW in one kernel per parameter on wgpu and CUDA, where burn's launches fourteen.
+/// AdamW in one kernel on wgpu and CUDA, where burn's launches fourteen.
 ///
-/// The kernel needs the feature `fused` and parameters in f32. Elsewhere, and on the CPU, it is
+/// A trainer's step takes up to sixteen parameters per launch, from the run's second step; a step
+/// of burn's `ModuleOptimizer` elsewhere takes one. The kernel needs the feature `fused` and parameters in f32. Elsewhere, and on the CPU, it is
 /// burn's [`AdamW`]. State, records and checkpoints are those of burn's, so that a run may go from
 /// one to the other.
 ///
@@ -67,16 +110,16 @@ impl FusedAdamW {
         }
     }
 
-    /// A step by the kernel. Every tensor is on a device that has it.
+    /// A step by the kernel, and the state after it. Every tensor is on a device that has it.
     #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-    fn step_in_one<const D: usize>(
+    fn step_in_kernel<const D: usize>(
         &self,
         rate: f64,
         parameter: Tensor<D>,
         gradient: Tensor<D>,
         state: AdamWState<D>,
     ) -> (Tensor<D>, AdamWState<D>) {
-        let mut momentum = state.momentum;
+        let (mut momentum, shape) = (state.momentum, parameter.shape());
         momentum.time += 1;
         let [correction_1, correction_2] =
             self.betas.map(|beta| 1.0 - beta.powi(momentum.time as i32));
@@ -90,7 +133,12 @@ impl FusedAdamW {
             rate: rate as f32,
         };
         let tensors = [parameter, gradient, momentum.moment_1, momentum.moment_2];
-        let [parameter, moment_1, moment_2] = adamw_step(tensors, numbers);
+        let step = Step {
+            tensors: tensors.map(|tensor| tensor.reshape([shape.num_elements()])),
+            numbers,
+        };
+        let outputs = together::outputs(step).map(|tensor| tensor.reshape(shape.clone()));
+        let [parameter, moment_1, moment_2] = outputs;
         (momentum.moment_1, momentum.moment_2) = (moment_1, moment_2);
         (parameter, AdamWState::new(momentum))
     }
@@ -124,7 +172,7 @@ impl Optimizer for FusedAdamW {
             let tensors = [&parameter, &gradient].into_iter().chain(moments);
             tensors.into_iter().all(is_on_cube)
         }) {
-            let (parameter, state) = self.step_in_one(rate, parameter, gradient, state.clone());
+            let (parameter, state) = self.step_in_kernel(rate, parameter, gradient, state.clone());
             return (parameter, Some(state));
         }
         self.plain.step(rate, parameter, gradient, state)

@@ -67,7 +67,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         }
         self.model = model;
         self.ema = average;
-        self.optimizer = OpaqueOptimizer(optimizer);
+        self.optimizer = OpaqueOptimizer::new(optimizer);
         self.step = state.step;
         self.skipped_in_a_row = state.skipped_in_a_row;
         self.diagnosis = state.diagnosis;
@@ -105,7 +105,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
     }
 
     pub(crate) fn optimizer(&self) -> &ModuleOptimizer {
-        &self.optimizer.0
+        &self.optimizer.burns
     }
 
     pub(crate) fn moving_average(&self) -> Option<&MovingAverage<M>> {

@@ -8,7 +8,7 @@ use clap::Args;
 use siss::checkpoint::model_fingerprint;
 use siss::files::{ResultFolder, path_text};
 use siss::trainer::Adversary;
-use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer};
+use siss::{Checkpoints, Denoiser, SissTrainer};
 
 use crate::files::failed;
 
@@ -84,12 +84,13 @@ impl Checkpointing {
     }
 
     /// Opens the checkpoints of a run, if it has any, and resumes the trainer from the newest if
-    /// requested, and an adversary with it. `say` receives a notice of the outcome.
+    /// requested, and an adversary with it. `fingerprint` is that of the pairs. `say` receives a
+    /// notice of the outcome.
     pub fn begin<M: Denoiser<D>, const D: usize>(
         &self,
         trainer: &mut SissTrainer<M, D>,
         adversary: Option<&mut Adversary<D, M::Condition>>,
-        pairs: &PairSampler<D, M::Condition>,
+        fingerprint: impl FnOnce() -> siss::Result<String>,
         [steps, batch]: [usize; 2],
         out: &Path,
         say: impl Fn(&str),
@@ -105,7 +106,7 @@ impl Checkpointing {
         let mut checkpoints = Checkpoints::new(folder)?
             .setting("steps", &steps)?
             .setting("batch", &batch)?
-            .setting("pairs", &pairs.fingerprint()?)?
+            .setting("pairs", &fingerprint()?)?
             .setting("model", &model_fingerprint(trainer.model())?)?;
         if let Some(adversary) = &adversary {
             checkpoints = checkpoints.setting("adversary", &adversary.settings())?;

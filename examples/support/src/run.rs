@@ -9,11 +9,12 @@ use std::time::Instant;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use siss::backend::DeviceSpec;
+use siss::data::{PairStream, UnlearningBatch};
 use siss::files::path_text;
 use siss::models::UNet2d;
 use siss::observer::{Finding, cut_log};
 use siss::trainer::Adversary;
-use siss::{Checkpoints, Denoiser, PairSampler, SissTrainer, StepReport};
+use siss::{Checkpoints, Condition, Denoiser, PairSampler, SissTrainer, StepReport};
 
 use crate::files::{self, failed};
 use crate::progress::Progress;
@@ -45,6 +46,8 @@ pub struct Unlearned<A, M = UNet2d> {
     pub findings: Vec<Finding>,
     /// Duration of the steps alone, as far as this process took them.
     pub seconds: f64,
+    /// The part of it that steps waited for images.
+    pub waited: f64,
 }
 
 impl<A, M> Unlearned<A, M> {
@@ -66,11 +69,63 @@ pub struct Plan {
     pub looks: usize,
 }
 
+/// Where the batches of a run come from.
+pub enum Batches<'a, C> {
+    /// Pairs of images that are held in memory.
+    Held(&'a PairSampler<4, C>),
+    /// Pairs whose retained images are decoded ahead of the steps.
+    Stream {
+        stream: Box<PairStream<4, C>>,
+        /// Pairs of the retained images that are held in memory.
+        sample: &'a PairSampler<4, C>,
+        /// The fingerprint of all retained files.
+        files: String,
+    },
+}
+
+impl<'a, C> From<&'a PairSampler<4, C>> for Batches<'a, C> {
+    fn from(pairs: &'a PairSampler<4, C>) -> Self {
+        Self::Held(pairs)
+    }
+}
+
+impl<'a, C: Condition + 'static> Batches<'a, C> {
+    fn batch(&mut self, step: u64, size: usize) -> siss::Result<UnlearningBatch<4, C>> {
+        match self {
+            Self::Held(pairs) => pairs.batch(step, size),
+            Self::Stream { stream, .. } => stream.batch(step, size),
+        }
+    }
+
+    /// The pairs that are held in memory.
+    fn held(&self) -> &'a PairSampler<4, C> {
+        match self {
+            Self::Held(pairs) | Self::Stream { sample: pairs, .. } => pairs,
+        }
+    }
+
+    fn fingerprint(&self) -> siss::Result<String> {
+        let held = self.held().fingerprint()?;
+        Ok(match self {
+            Self::Held(_) => held,
+            Self::Stream { files, .. } => format!("{held} {files}"),
+        })
+    }
+
+    /// The seconds that steps have waited for images.
+    fn waited(&self) -> f64 {
+        match self {
+            Self::Held(_) => 0.0,
+            Self::Stream { stream, .. } => stream.waited().as_secs_f64(),
+        }
+    }
+}
+
 /// An unlearning run that has been set up or resumed, and has steps to take.
 pub struct Run<'a, A, M: Denoiser<4> = UNet2d> {
     trainer: SissTrainer<M, 4>,
     adversary: Option<Adversary<4, M::Condition>>,
-    pairs: &'a PairSampler<4, M::Condition>,
+    batches: Batches<'a, M::Condition>,
     plan: Plan,
     progress: &'a dyn Progress,
     checkpointing: &'a Checkpointing,
@@ -82,14 +137,14 @@ pub struct Run<'a, A, M: Denoiser<4> = UNet2d> {
     records: Vec<StepRecord<A>>,
 }
 
-impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
+impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Run<'a, A, M> {
     /// Opens the checkpoints in `out`, and the log next to them, which a resumed run needs. Without
     /// checkpoints the log is an ordinary result. Conditions that prevent resuming the run are
     /// detected here.
     pub fn begin(
         mut trainer: SissTrainer<M, 4>,
         mut adversary: Option<Adversary<4, M::Condition>>,
-        pairs: &'a PairSampler<4, M::Condition>,
+        batches: impl Into<Batches<'a, M::Condition>>,
         plan: Plan,
         checkpointing: &'a Checkpointing,
         [out, results]: [&Path; 2],
@@ -97,10 +152,13 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
     ) -> Result<Self> {
         let amount = [plan.steps, plan.batch];
         let say = |line: &str| progress.say(line);
+        let batches = batches.into();
+        let fingerprint = || batches.fingerprint();
+        let against = adversary.as_mut();
         let checkpoints =
-            checkpointing.begin(&mut trainer, adversary.as_mut(), pairs, amount, out, say)?;
+            checkpointing.begin(&mut trainer, against, fingerprint, amount, out, say)?;
 
-        check_device(&mut trainer, pairs, progress)?;
+        check_device(&mut trainer, batches.held(), progress)?;
         let log_path = match &checkpoints {
             Some(checkpoints) => checkpoints.folder().join(LOG),
             None => results.join(LOG),
@@ -124,7 +182,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
             results: results.into(),
             trainer,
             adversary,
-            pairs,
+            batches,
             plan,
             progress,
             checkpointing,
@@ -149,7 +207,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
         let mut seconds = 0.0;
         while self.trainer.next_step() < steps {
             let began = Instant::now();
-            let mut batch = self.pairs.batch(self.trainer.next_step(), batch)?;
+            let mut batch = self.batches.batch(self.trainer.next_step(), batch)?;
             if let Some(adversary) = &mut self.adversary {
                 batch = adversary.confront(&self.trainer, batch)?;
             }
@@ -182,6 +240,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4>> Run<'a, A, M> {
             model: self.trainer.into_model(),
             records: self.records,
             seconds,
+            waited: self.batches.waited(),
         })
     }
 

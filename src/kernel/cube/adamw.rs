@@ -1,70 +1,77 @@
-//! A step of AdamW on the GPU, in CubeCL.
+//! A step of AdamW on the GPU, in CubeCL: one launch per group of parameters.
 
-use ::burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::tensor::CubeTensor;
 
-use super::{Grid, empty_like};
-use crate::kernel::fused::{AdamWKernel, AdamWNumbers};
+use super::gradients::{
+    address_type, block_of_cube, blocks, buffers, contiguous, empty_each, filled, together,
+};
+use super::{BLOCK, Grid};
+use crate::kernel::fused::{AdamWKernel, AdamWNumbers, Group};
 
-/// Elements that a unit updates.
-const PER_UNIT: usize = 4;
+/// Tensors that a step reads or writes for each parameter.
+const TENSORS: usize = 7;
 
 impl AdamWKernel for CubeBackend {
-    fn adamw_step(
-        parameter: CubeTensor,
-        gradient: CubeTensor,
-        moment_1: CubeTensor,
-        moment_2: CubeTensor,
+    fn adamw_steps(
+        parameters: Group<Self>,
+        gradients: Group<Self>,
+        moments_1: Group<Self>,
+        moments_2: Group<Self>,
+        count: usize,
         numbers: AdamWNumbers,
-    ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let inputs = [parameter, gradient, moment_1, moment_2].map(into_contiguous);
-        let [parameter, gradient, moment_1, moment_2] = inputs;
-        let elements = parameter.meta.num_elements();
-        let grid = Grid::new(&parameter, elements.div_ceil(PER_UNIT));
-        let outputs = [(); 3].map(|()| empty_like(&parameter, parameter.shape()));
-        let [new_parameter, new_1, new_2] = outputs;
-        update::launch(
-            &grid.client,
-            grid.cubes(elements.div_ceil(PER_UNIT * grid.units as usize)),
-            grid.dimensions(),
-            parameter.required_address_type(),
-            parameter.into_buffer_arg(),
-            gradient.into_buffer_arg(),
-            moment_1.into_buffer_arg(),
-            moment_2.into_buffer_arg(),
-            new_parameter.clone().into_buffer_arg(),
-            new_1.clone().into_buffer_arg(),
-            new_2.clone().into_buffer_arg(),
-            numbers.beta_1,
-            numbers.beta_2,
-            1.0 - numbers.beta_1,
-            1.0 - numbers.beta_2,
-            numbers.correction_1,
-            numbers.correction_2,
-            numbers.epsilon,
-            numbers.keep,
-            numbers.rate,
-            elements,
-            grid.units as usize,
-        );
-        (new_parameter, new_1, new_2)
+    ) -> (Group<Self>, Group<Self>, Group<Self>) {
+        let inputs = [parameters, gradients, moments_1, moments_2];
+        let inputs = inputs.map(|group| contiguous(group, count));
+        let outputs = [(); 3].map(|()| empty_each(&inputs[0]));
+        let together = together(&inputs[0][0], TENSORS);
+        for first in (0..count).step_by(together) {
+            let range = first..count.min(first + together);
+            let parameters = &inputs[0][range.clone()];
+            let grid = Grid::new(&parameters[0], BLOCK);
+            let arguments = inputs.iter().chain(&outputs);
+            let mut arguments = arguments.map(|tensors| buffers(tensors[range.clone()].to_vec()));
+            let mut next = || arguments.next().unwrap_or_else(SequenceArg::new);
+            update::launch(
+                &grid.client,
+                grid.cubes(blocks(parameters)),
+                grid.dimensions(),
+                address_type(parameters),
+                next(),
+                next(),
+                next(),
+                next(),
+                next(),
+                next(),
+                next(),
+                numbers.beta_1,
+                numbers.beta_2,
+                1.0 - numbers.beta_1,
+                1.0 - numbers.beta_2,
+                numbers.correction_1,
+                numbers.correction_2,
+                numbers.epsilon,
+                numbers.keep,
+                numbers.rate,
+                grid.units as usize,
+            );
+        }
+        let [parameters, moments_1, moments_2] = outputs.map(filled);
+        (parameters, moments_1, moments_2)
     }
 }
 
-/// One cube per block of [`PER_UNIT`] elements a unit, in the order of burn's operations.
+/// One cube per block of [`BLOCK`] elements, in the order of burn's operations.
 #[cube(launch, address_type = "dynamic")]
 fn update(
-    parameter: &[f32],
-    gradient: &[f32],
-    moment_1: &[f32],
-    moment_2: &[f32],
-    new_parameter: &mut [f32],
-    new_1: &mut [f32],
-    new_2: &mut [f32],
+    parameters: &Sequence<Box<[f32]>>,
+    gradients: &Sequence<Box<[f32]>>,
+    moments_1: &Sequence<Box<[f32]>>,
+    moments_2: &Sequence<Box<[f32]>>,
+    new_parameters: &mut Sequence<Box<[f32]>>,
+    new_moments_1: &mut Sequence<Box<[f32]>>,
+    new_moments_2: &mut Sequence<Box<[f32]>>,
     beta_1: f32,
     beta_2: f32,
     rest_1: f32,
@@ -74,18 +81,25 @@ fn update(
     epsilon: f32,
     keep: f32,
     rate: f32,
-    elements: usize,
     #[comptime] units: usize,
 ) {
-    let block = CUBE_POS * units * PER_UNIT;
-    let end = min(block + units * PER_UNIT, elements);
-    for index in range_stepped(block + UNIT_POS as usize, end, units) {
-        let slope = gradient[index];
-        let first = moment_1[index] * beta_1 + slope * rest_1;
-        let second = moment_2[index] * beta_2 + slope * slope * rest_2;
-        let change = first / correction_1 / ((second / correction_2).sqrt() + epsilon);
-        new_1[index] = first;
-        new_2[index] = second;
-        new_parameter[index] = parameter[index] * keep - change * rate;
+    let mut before = 0usize;
+    #[unroll]
+    for part in 0..parameters.len() {
+        let elements = parameters[part].len();
+        let (start, end) = block_of_cube(elements, before);
+        let new_parameter = &mut new_parameters[part];
+        let new_1 = &mut new_moments_1[part];
+        let new_2 = &mut new_moments_2[part];
+        for index in range_stepped(start + UNIT_POS as usize, end, units) {
+            let slope = gradients[part][index];
+            let first = moments_1[part][index] * beta_1 + slope * rest_1;
+            let second = moments_2[part][index] * beta_2 + slope * slope * rest_2;
+            let change = first / correction_1 / ((second / correction_2).sqrt() + epsilon);
+            new_1[index] = first;
+            new_2[index] = second;
+            new_parameter[index] = parameters[part][index] * keep - change * rate;
+        }
+        before += elements.div_ceil(BLOCK);
     }
 }

@@ -2,6 +2,8 @@
 //! one that adds what they left.
 
 use ::burn::backend::TensorMetadata;
+use ::burn::backend::ops::FloatTensorOps;
+use ::burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
@@ -20,9 +22,10 @@ impl GradientKernel for CubeBackend {
         sums: CubeTensor,
         retain: Group<Self>,
         forget: Group<Self>,
+        count: usize,
         first_block: usize,
     ) -> CubeTensor {
-        let [retain, forget] = [retain, forget].map(contiguous);
+        let [retain, forget] = [retain, forget].map(|group| contiguous(group, count));
         let sums = own(sums);
         let mut first_block = first_block;
         let pairs: Vec<_> = retain.into_iter().zip(forget).collect();
@@ -46,8 +49,13 @@ impl GradientKernel for CubeBackend {
         sums
     }
 
-    fn note_non_finite(sums: CubeTensor, values: Group<Self>, first_block: usize) -> CubeTensor {
-        let values = contiguous(values);
+    fn note_non_finite(
+        sums: CubeTensor,
+        values: Group<Self>,
+        count: usize,
+        first_block: usize,
+    ) -> CubeTensor {
+        let values = contiguous(values, count);
         let sums = own(sums);
         let mut first_block = first_block;
         for values in values.chunks(together(&sums, 1)) {
@@ -69,18 +77,21 @@ impl GradientKernel for CubeBackend {
     }
 
     fn sum_blocks(sums: CubeTensor) -> CubeTensor {
-        let columns = sums.meta.shape()[1];
-        sum_rows(sums, columns, 0).0
+        let shape = sums.meta.shape();
+        let (rows, columns) = (shape[0], shape[1]);
+        let [sums] = sum_rows([sums], rows);
+        Self::float_reshape(sums, Shape::from([columns]))
     }
 
     fn scaled_sums(
         retain: Group<Self>,
         forget: Group<Self>,
+        count: usize,
         of_retain: f32,
         of_forget: f32,
     ) -> Group<Self> {
-        let [retain, forget] = [retain, forget].map(contiguous);
-        let sums = retain.each_ref().map(|part| empty_like(part, part.shape()));
+        let [retain, forget] = [retain, forget].map(|group| contiguous(group, count));
+        let sums = empty_each(&retain);
         let together = together(&retain[0], 3);
         let parts = retain.chunks(together).zip(forget.chunks(together));
         for ((retain, forget), sums) in parts.zip(sums.chunks(together)) {
@@ -98,27 +109,41 @@ impl GradientKernel for CubeBackend {
                 grid.units as usize,
             );
         }
-        Group::new(sums)
+        filled(sums)
     }
 }
 
-fn contiguous(group: Group<CubeBackend>) -> [CubeTensor; GROUP] {
-    group.into_tensors().map(into_contiguous)
+/// The first `count` tensors of a group.
+pub(super) fn contiguous(group: Group<CubeBackend>, count: usize) -> Vec<CubeTensor> {
+    let tensors = group.into_tensors().into_iter().take(count);
+    tensors.map(into_contiguous).collect()
+}
+
+/// Allocates a tensor for each of the tensors.
+pub(crate) fn empty_each(tensors: &[CubeTensor]) -> Vec<CubeTensor> {
+    let empty = |tensor: &CubeTensor| empty_like(tensor, tensor.shape());
+    tensors.iter().map(empty).collect()
+}
+
+/// A group of these tensors, of which there is at least one.
+pub(super) fn filled(tensors: Vec<CubeTensor>) -> Group<CubeBackend> {
+    let tensor = |index: usize| tensors.get(index).unwrap_or(&tensors[0]).clone();
+    Group::new(std::array::from_fn(tensor))
 }
 
 /// How many parameters one launch takes that binds `tensors` of each, and one more.
-fn together(tensor: &CubeTensor, tensors: usize) -> usize {
+pub(super) fn together(tensor: &CubeTensor, tensors: usize) -> usize {
     let bindings = tensor.client.properties().hardware.max_bindings as usize;
     (bindings.saturating_sub(1) / tensors).clamp(1, GROUP)
 }
 
 /// Blocks of all parameters.
-fn blocks(tensors: &[CubeTensor]) -> usize {
+pub(super) fn blocks(tensors: &[CubeTensor]) -> usize {
     let blocks = |tensor: &CubeTensor| tensor.meta.num_elements().div_ceil(BLOCK);
     tensors.iter().map(blocks).sum()
 }
 
-fn buffers(tensors: Vec<CubeTensor>) -> SequenceArg<Box<[f32]>> {
+pub(crate) fn buffers(tensors: Vec<CubeTensor>) -> SequenceArg<Box<[f32]>> {
     tensors
         .into_iter()
         .map(CubeTensor::into_buffer_arg)
@@ -126,7 +151,7 @@ fn buffers(tensors: Vec<CubeTensor>) -> SequenceArg<Box<[f32]>> {
 }
 
 /// The one that reaches every element of every tensor.
-fn address_type(tensors: &[CubeTensor]) -> AddressType {
+pub(super) fn address_type(tensors: &[CubeTensor]) -> AddressType {
     let types = tensors.iter().map(CubeTensor::required_address_type);
     types.max().unwrap_or_default()
 }
@@ -143,7 +168,7 @@ fn own(tensor: CubeTensor) -> CubeTensor {
 /// Where the block of this cube begins and ends in a parameter of `elements`, which has its blocks
 /// after `before` others; nowhere, if the block is another parameter's.
 #[cube]
-fn block_of_cube(elements: usize, before: usize) -> (usize, usize) {
+pub(super) fn block_of_cube(elements: usize, before: usize) -> (usize, usize) {
     let mut start = 0usize;
     let mut end = 0usize;
     if CUBE_POS >= before && CUBE_POS < before + elements.div_ceil(BLOCK) {

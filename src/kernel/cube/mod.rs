@@ -2,9 +2,10 @@
 //! leaves a sum for each block of a row, and one over these sums.
 
 mod adamw;
-mod gradients;
+pub(crate) mod gradients;
 mod loss;
 mod mixture;
+pub(crate) mod serial;
 pub(crate) mod sums;
 #[cfg(test)]
 mod tests;

@@ -7,54 +7,56 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{FEWEST_UNITS, Grid, empty_like, sum_of_units};
+use super::gradients::buffers;
+use super::{FEWEST_UNITS, Grid, empty_like, serial, sum_of_units};
 
 /// Columns that keep a GPU busy with one unit each.
 const MANY_COLUMNS: usize = 4096;
 
 /// Most rows that one unit adds by itself.
-const SERIAL_ROWS: usize = 1024;
+pub(crate) const SERIAL_ROWS: usize = 1024;
 
-/// Sums a tensor of `first + second` columns over its rows, into its first columns and its others.
+/// Sums each tensor over its rows, all in one launch; a single row needs none.
 ///
-/// There may be no others; the second result then has one element without meaning.
-pub(crate) fn sum_rows(sums: CubeTensor, first: usize, second: usize) -> (CubeTensor, CubeTensor) {
-    let columns = first + second;
-    let rows = sums.meta.num_elements() / columns;
-    let [of_first, of_second] =
-        [first, second].map(|size| empty_like(&sums, Shape::from([size.max(1)])));
-    let is_wide = columns >= MANY_COLUMNS && rows <= SERIAL_ROWS;
-    if is_wide || rows <= FEWEST_UNITS {
-        let grid = Grid::new(&sums, columns);
-        columns_of_two::launch(
-            &grid.client,
-            grid.cubes(columns.div_ceil(grid.units as usize)),
-            grid.dimensions(),
-            sums.required_address_type(),
-            sums.into_buffer_arg(),
-            of_first.clone().into_buffer_arg(),
-            of_second.clone().into_buffer_arg(),
-            rows,
-            first,
-            columns,
-        );
-        return (of_first, of_second);
+/// # Shapes
+/// - `parts`: `[rows · columns]`, each with columns of its own
+/// - the results: `[columns]`
+pub(crate) fn sum_rows<const N: usize>(parts: [CubeTensor; N], rows: usize) -> [CubeTensor; N] {
+    if rows == 1 {
+        return parts;
     }
-    let grid = Grid::new(&sums, rows);
-    rows_of_two::launch(
-        &grid.client,
-        grid.cubes(columns),
-        grid.dimensions(),
-        sums.required_address_type(),
-        sums.into_buffer_arg(),
-        of_first.clone().into_buffer_arg(),
-        of_second.clone().into_buffer_arg(),
-        rows,
-        first,
-        columns,
-        grid.units as usize,
-    );
-    (of_first, of_second)
+    let columns_of = |part: &CubeTensor| part.meta.num_elements() / rows;
+    let totals = parts
+        .each_ref()
+        .map(|part| empty_like(part, Shape::from([columns_of(part)])));
+    let columns: usize = parts.iter().map(columns_of).sum();
+    let Some(address) = parts.iter().map(CubeTensor::required_address_type).max() else {
+        return totals;
+    };
+    let by_units = by_units(columns, rows);
+    let grid = Grid::new(&parts[0], if by_units { columns } else { rows });
+    let cubes = match by_units {
+        true => columns.div_ceil(grid.units as usize),
+        false => columns,
+    };
+    let [parts, results] = [parts, totals.clone()].map(|tensors| buffers(tensors.into()));
+    let (client, count, dimensions) = (&grid.client, grid.cubes(cubes), grid.dimensions());
+    if by_units {
+        serial::note("rows_by_units", rows);
+        rows_by_units::launch(client, count, dimensions, address, parts, results, rows);
+    } else {
+        let units = grid.units as usize;
+        serial::note("rows_by_cubes", rows.div_ceil(units));
+        rows_by_cubes::launch(
+            client, count, dimensions, address, parts, results, rows, units,
+        );
+    }
+    totals
+}
+
+/// Whether units sum one column each, instead of cubes.
+fn by_units(columns: usize, rows: usize) -> bool {
+    rows <= FEWEST_UNITS || (columns >= MANY_COLUMNS && rows <= SERIAL_ROWS)
 }
 
 /// The gradient of a bias, from that of `[rows, channels, positions]`: `[channels]`.
@@ -65,6 +67,7 @@ pub(crate) fn sum_positions_and_rows(gradient: CubeTensor) -> CubeTensor {
     let positions = gradient.meta.num_elements() / (rows * channels);
     let sums = empty_like(&gradient, Shape::from([rows * channels]));
     let grid = Grid::new(&gradient, positions);
+    serial::note("position_sums", positions.div_ceil(grid.units as usize));
     position_sums::launch(
         &grid.client,
         grid.cubes(rows * channels),
@@ -75,61 +78,61 @@ pub(crate) fn sum_positions_and_rows(gradient: CubeTensor) -> CubeTensor {
         positions,
         grid.units as usize,
     );
-    match rows {
-        1 => sums,
-        _ => sum_rows(sums, channels, 0).0,
-    }
+    let [sums] = sum_rows([sums], rows);
+    sums
 }
 
 /// One cube per column.
 #[cube(launch, address_type = "dynamic")]
-fn rows_of_two(
-    sums: &[f32],
-    of_first: &mut [f32],
-    of_second: &mut [f32],
+fn rows_by_cubes(
+    parts: &Sequence<Box<[f32]>>,
+    totals: &mut Sequence<Box<[f32]>>,
     rows: usize,
-    first: usize,
-    columns: usize,
     #[comptime] units: usize,
 ) {
-    let column = CUBE_POS;
-    if column < columns {
-        let mut sum = 0.0f32;
-        for row in range_stepped(UNIT_POS as usize, rows, units) {
-            sum += sums[row * columns + column];
-        }
-        let sum = sum_of_units(sum, units);
-        if UNIT_POS == 0 {
-            if column < first {
-                of_first[column] = sum;
-            } else {
-                of_second[column - first] = sum;
+    let mut sum = 0.0f32;
+    let mut before = 0usize;
+    #[unroll]
+    for part in 0..parts.len() {
+        let columns = totals[part].len();
+        if CUBE_POS >= before && CUBE_POS < before + columns {
+            let column = CUBE_POS - before;
+            for row in range_stepped(UNIT_POS as usize, rows, units) {
+                sum += parts[part][row * columns + column];
             }
         }
+        before += columns;
+    }
+    let sum = sum_of_units(sum, units);
+    let mut before = 0usize;
+    #[unroll]
+    for part in 0..parts.len() {
+        let columns = totals[part].len();
+        if UNIT_POS == 0 && CUBE_POS >= before && CUBE_POS < before + columns {
+            let of_part = &mut totals[part];
+            of_part[CUBE_POS - before] = sum;
+        }
+        before += columns;
     }
 }
 
 /// One unit per column, so that neighbouring units read neighbouring numbers.
 #[cube(launch, address_type = "dynamic")]
-fn columns_of_two(
-    sums: &[f32],
-    of_first: &mut [f32],
-    of_second: &mut [f32],
-    rows: usize,
-    first: usize,
-    columns: usize,
-) {
-    let column = ABSOLUTE_POS;
-    if column < columns {
-        let mut sum = 0.0f32;
-        for row in 0..rows {
-            sum += sums[row * columns + column];
+fn rows_by_units(parts: &Sequence<Box<[f32]>>, totals: &mut Sequence<Box<[f32]>>, rows: usize) {
+    let mut before = 0usize;
+    #[unroll]
+    for part in 0..parts.len() {
+        let columns = totals[part].len();
+        if ABSOLUTE_POS >= before && ABSOLUTE_POS < before + columns {
+            let column = ABSOLUTE_POS - before;
+            let mut sum = 0.0f32;
+            for row in 0..rows {
+                sum += parts[part][row * columns + column];
+            }
+            let of_part = &mut totals[part];
+            of_part[column] = sum;
         }
-        if column < first {
-            of_first[column] = sum;
-        } else {
-            of_second[column - first] = sum;
-        }
+        before += columns;
     }
 }
 

@@ -15,8 +15,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::shapes::{ConvolutionShape, Window};
+use crate::kernel::cube::gradients::buffers;
 use crate::kernel::cube::sums::sum_rows;
-use crate::kernel::cube::{cubes, empty_like};
+use crate::kernel::cube::{cubes, empty_like, serial};
 
 /// Columns of a tile.
 const COLUMNS: usize = 64;
@@ -47,20 +48,29 @@ fn units_of(tile: usize) -> u32 {
 
 /// # Shapes
 /// - `input`: `[rows, inputs, height, width]`
-/// - `weight`: `[outputs, inputs, kernel height, kernel width]`
+/// - `weight`: `[outputs, inputs, kernel height, kernel width]`, or a linear layer's
 /// - `bias`: `[outputs]`
+/// - `onto`: `[rows, outputs, …]`, a number for each output map or each output pixel, which is
+///   added
 pub(super) fn forward(
     input: CubeTensor,
     weight: CubeTensor,
     bias: CubeTensor,
+    onto: Option<CubeTensor>,
     shape: ConvolutionShape,
 ) -> CubeTensor {
     let [input, weight, bias] = [input, weight, bias].map(into_contiguous);
     let size = [shape.rows, shape.outputs, shape.out_height, shape.out_width];
     let output = empty_like(&input, Shape::from(size));
+    let maps = shape.rows * shape.outputs;
+    let per_map = onto
+        .as_ref()
+        .is_some_and(|onto| onto.meta.num_elements() == maps);
+    let onto: Vec<_> = onto.into_iter().map(into_contiguous).collect();
     let tile = tile_of(shape.outputs);
     let tiles = shape.outputs.div_ceil(tile) * shape.positions().div_ceil(COLUMNS);
     let client = input.client.clone();
+    serial::note("convolve", shape.patch());
     convolve::launch(
         &client,
         cubes(&client, tiles, units_of(tile)),
@@ -71,6 +81,7 @@ pub(super) fn forward(
         input.into_buffer_arg(),
         weight.into_buffer_arg(),
         bias.into_buffer_arg(),
+        buffers(onto),
         output.clone().into_buffer_arg(),
         shape.positions(),
         shape.inputs,
@@ -80,6 +91,7 @@ pub(super) fn forward(
         shape.out_height,
         shape.out_width,
         shape.window,
+        per_map,
         tile,
     );
     output
@@ -97,6 +109,7 @@ pub(super) fn input_gradient(
     let tile = tile_of(shape.inputs);
     let tiles = shape.inputs.div_ceil(tile) * shape.input_positions().div_ceil(COLUMNS);
     let client = gradient.client.clone();
+    serial::note("convolve_back", shape.outputs * shape.window.taps());
     convolve_back::launch(
         &client,
         cubes(&client, tiles, units_of(tile)),
@@ -137,20 +150,22 @@ pub(super) fn weight_gradient(
         .div_ceil(parts)
         .next_multiple_of(LONG_DEPTH);
     let parts = shape.positions().div_ceil(part);
-    let weights = shape.outputs * shape.patch();
-    let sums = empty_like(&input, Shape::from([parts, weights + shape.outputs]));
+    let sums = [shape.outputs * shape.patch(), shape.outputs];
+    let [of_weight, of_bias] = sums.map(|sums| empty_like(&input, Shape::from([parts * sums])));
     let client = input.client.clone();
     let address = input
         .required_address_type()
         .max(gradient.required_address_type());
+    serial::note("weigh", part);
     weigh::launch(
         &client,
         cubes(&client, tiles * parts, units_of(tile)),
         CubeDim::new_1d(units_of(tile)),
-        address.max(sums.required_address_type()),
+        address.max(of_weight.required_address_type()),
         input.into_buffer_arg(),
         gradient.into_buffer_arg(),
-        sums.clone().into_buffer_arg(),
+        of_weight.clone().into_buffer_arg(),
+        of_bias.clone().into_buffer_arg(),
         shape.positions(),
         part,
         parts,
@@ -163,7 +178,8 @@ pub(super) fn weight_gradient(
         shape.window,
         tile,
     );
-    sum_rows(sums, weights, shape.outputs)
+    let [weight, bias] = sum_rows([of_weight, of_bias], parts);
+    (weight, bias)
 }
 
 /// How many parts a weight's gradient is summed in.
@@ -240,6 +256,7 @@ fn convolve(
     input: &[f32],
     weight: &[f32],
     bias: &[f32],
+    onto: &Sequence<Box<[f32]>>,
     output: &mut [f32],
     positions: usize,
     inputs: usize,
@@ -249,6 +266,7 @@ fn convolve(
     out_height: usize,
     out_width: usize,
     #[comptime] window: Window,
+    #[comptime] per_map: bool,
     #[comptime] tile: usize,
 ) {
     let taps = comptime!(window.taps());
@@ -276,7 +294,11 @@ fn convolve(
                 let depth = step * DEPTH + k;
                 let mut value = 0.0f32;
                 if depth < patch && first_row + of_row < outputs {
-                    value = weight[(first_row + of_row) * patch + depth];
+                    if comptime!(window.linear) {
+                        value = weight[depth * outputs + first_row + of_row];
+                    } else {
+                        value = weight[(first_row + of_row) * patch + depth];
+                    }
                 }
                 left[k * tile + of_row] = value;
             }
@@ -304,8 +326,17 @@ fn convolve(
             for i in 0..comptime!(SIDE) {
                 let channel = first_row + unit / ACROSS * SIDE + i;
                 if position < positions && channel < outputs {
-                    output[(row * outputs + channel) * plane + pixel] =
-                        sums[i * SIDE + j] + bias[channel];
+                    let map = row * outputs + channel;
+                    let mut sum = sums[i * SIDE + j] + bias[channel];
+                    #[unroll]
+                    for addend in 0..onto.len() {
+                        if comptime!(per_map) {
+                            sum += onto[addend][map];
+                        } else {
+                            sum += onto[addend][map * plane + pixel];
+                        }
+                    }
+                    output[map * plane + pixel] = sum;
                 }
             }
         }
@@ -353,7 +384,11 @@ fn convolve_back(
                 let (channel, tap) = (depth / taps, depth % taps);
                 let mut value = 0.0f32;
                 if depth < patch && first_row + of_row < inputs {
-                    value = weight[(channel * inputs + first_row + of_row) * taps + tap];
+                    if comptime!(window.linear) {
+                        value = weight[(first_row + of_row) * outputs + channel];
+                    } else {
+                        value = weight[(channel * inputs + first_row + of_row) * taps + tap];
+                    }
                 }
                 left[k * tile + of_row] = value;
             }
@@ -401,13 +436,13 @@ fn convolve_back(
     }
 }
 
-/// One cube per tile of `outputs` × (`patch` + 1) and part of the positions. A part's sums are the
-/// weights' and then the biases'.
+/// One cube per tile of `outputs` × (`patch` + 1) and part of the positions.
 #[cube(launch, address_type = "dynamic")]
 fn weigh(
     input: &[f32],
     gradient: &[f32],
-    sums_of_parts: &mut [f32],
+    of_weight: &mut [f32],
+    of_bias: &mut [f32],
     positions: usize,
     part: usize,
     parts: usize,
@@ -469,7 +504,6 @@ fn weigh(
             add_products(&mut sums, &left, &right, tile, LONG_DEPTH);
             sync_cube();
         }
-        let start = which * outputs * (patch + 1);
         #[unroll]
         for j in 0..comptime!(SIDE) {
             let column = first_column + unit % ACROSS + j * ACROSS;
@@ -477,10 +511,16 @@ fn weigh(
             for i in 0..comptime!(SIDE) {
                 let channel = first_row + unit / ACROSS * SIDE + i;
                 if channel < outputs {
-                    if column < patch {
-                        sums_of_parts[start + channel * patch + column] = sums[i * SIDE + j];
-                    } else if column == patch {
-                        sums_of_parts[start + outputs * patch + channel] = sums[i * SIDE + j];
+                    let row = which * outputs + channel;
+                    if column == patch {
+                        of_bias[row] = sums[i * SIDE + j];
+                    } else if column < patch {
+                        if comptime!(window.linear) {
+                            let line = which * patch + column;
+                            of_weight[line * outputs + channel] = sums[i * SIDE + j];
+                        } else {
+                            of_weight[row * patch + column] = sums[i * SIDE + j];
+                        }
                     }
                 }
             }

@@ -69,29 +69,82 @@ pub(crate) fn group_norm(
     Some(Tensor::from_dispatch(output))
 }
 
-/// Convolution in two dimensions with a single group.
+/// Convolution in two dimensions with a single group, and `onto` added to it.
 ///
 /// # Shapes
 /// - `input`: `[rows, inputs, height, width]`
 /// - `weight`: `[outputs, inputs, kernel height, kernel width]`
 /// - `bias`: `[outputs]`
+/// - `onto`: the result's, or `[rows, outputs, 1, 1]`
 pub(crate) fn convolve(
     input: &Tensor<4>,
     weight: &Tensor<4>,
     bias: Option<&Tensor<1>>,
+    onto: Option<&Tensor<4>>,
     options: &ConvOptions<2>,
 ) -> Option<Tensor<4>> {
     let shape = convolution_shape(input, weight, options)?;
+    run(input, weight, bias, onto, shape)
+}
+
+/// A linear layer over the channels of channel-major features, and `onto` added to it.
+///
+/// # Shapes
+/// - `input`: `[rows, inputs, positions]`
+/// - `weight`: `[inputs, outputs]`
+/// - `bias`: `[outputs]`
+/// - `onto` and the result: `[rows, outputs, positions]`
+pub(crate) fn project(
+    input: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    onto: Option<&Tensor<3>>,
+) -> Option<Tensor<3>> {
+    let ([rows, inputs, positions], [kernel_inputs, outputs]) = (input.dims(), weight.dims());
+    let products = rows * positions * inputs * outputs;
+    if inputs != kernel_inputs || products > MOST_PRODUCTS || !takes(input) {
+        return None;
+    }
+    let shape = ConvolutionShape::linear(rows, inputs, outputs, positions);
+    let as_map = |tensor: &Tensor<3>| tensor.clone().unsqueeze_dim::<4>(2);
+    let onto = onto.map(as_map);
+    let output = run(&as_map(input), weight, bias, onto.as_ref(), shape)?;
+    Some(output.squeeze_dim(2))
+}
+
+/// Most products of a linear layer that this crate's kernel adds: for more, burn's matrix product,
+/// which may use tensor cores, is worth its further launches.
+const MOST_PRODUCTS: usize = 1 << 28;
+
+fn run<const W: usize>(
+    input: &Tensor<4>,
+    weight: &Tensor<W>,
+    bias: Option<&Tensor<1>>,
+    onto: Option<&Tensor<4>>,
+    shape: ConvolutionShape,
+) -> Option<Tensor<4>> {
+    let output = [shape.rows, shape.outputs, shape.out_height, shape.out_width];
+    let maps = [shape.rows, shape.outputs, 1, 1];
     let bias_fits = bias.is_none_or(|bias| takes(bias) && bias.dims() == [shape.outputs]);
-    if !(takes(input) && takes(weight) && bias_fits) {
+    let onto_fits = onto.is_none_or(|onto| takes(onto) && [output, maps].contains(&onto.dims()));
+    if !(takes(input) && takes(weight) && bias_fits && onto_fits) {
         return None;
     }
     let bias = bias.cloned();
     let bias =
         bias.unwrap_or_else(|| Tensor::zeros([shape.outputs], (&input.device(), DType::F32)));
-    let [input, weight] = [input, weight].map(|tensor| tensor.clone().into_dispatch());
+    let (input, weight) = (
+        input.clone().into_dispatch(),
+        weight.clone().into_dispatch(),
+    );
     let bias = bias.into_dispatch();
-    let output = <Dispatch as CubeOperations>::convolution(input, weight, bias, shape);
+    let output = match onto {
+        Some(onto) => {
+            let onto = onto.clone().into_dispatch();
+            <Dispatch as CubeOperations>::convolution_onto(input, weight, bias, onto, shape)
+        }
+        None => <Dispatch as CubeOperations>::convolution(input, weight, bias, shape),
+    };
     Some(Tensor::from_dispatch(output))
 }
 
@@ -128,6 +181,7 @@ fn convolution_shape(
             dilation_x,
             above,
             left,
+            linear: false,
         },
     })
 }

@@ -12,8 +12,12 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::shapes::GroupNormShape;
-use crate::kernel::cube::sums::sum_rows;
-use crate::kernel::cube::{Grid, empty_like, sum_of_units};
+use crate::kernel::cube::gradients::{buffers, empty_each};
+use crate::kernel::cube::sums::{SERIAL_ROWS, sum_rows};
+use crate::kernel::cube::{Grid, empty_like, serial, sum_of_units};
+
+/// Tensors that the kernel of all gradients binds.
+const ALL_TENSORS: u32 = 10;
 
 /// The normalised input; mean and inverse deviation of each row and group.
 pub(super) fn forward(
@@ -27,6 +31,8 @@ pub(super) fn forward(
     let grid = Grid::new(&input, shape.members * shape.pixels);
     let output = empty_like(&input, input.shape());
     let statistics = empty_like(&input, Shape::from([2 * groups]));
+    let size = shape.members * shape.pixels;
+    serial::note("normalise", size.div_ceil(grid.units as usize));
     normalise::launch(
         &grid.client,
         grid.cubes(groups),
@@ -58,8 +64,9 @@ pub(super) fn backward(
     let gradient = into_contiguous(gradient);
     let channels = shape.groups * shape.members;
     let rows = input.meta.num_elements() / (channels * shape.pixels);
-    let sums = empty_like(&input, Shape::from([rows, 2, channels]));
+    let [plain, scaled] = [(); 2].map(|()| empty_like(&input, Shape::from([rows * channels])));
     let grid = Grid::new(&input, shape.pixels);
+    serial::note("channel_sums", shape.pixels.div_ceil(grid.units as usize));
     channel_sums::launch(
         &grid.client,
         grid.cubes(rows * channels),
@@ -70,7 +77,8 @@ pub(super) fn backward(
         offset.clone().into_buffer_arg(),
         statistics.clone().into_buffer_arg(),
         gradient.clone().into_buffer_arg(),
-        sums.clone().into_buffer_arg(),
+        plain.clone().into_buffer_arg(),
+        scaled.clone().into_buffer_arg(),
         shape.groups,
         shape.members,
         shape.pixels,
@@ -79,25 +87,46 @@ pub(super) fn backward(
     );
     let for_input = empty_like(&input, input.shape());
     let grid = Grid::new(&input, shape.members * shape.pixels);
+    let groups = rows * shape.groups;
+    // Gain and offset by further cubes, where a unit can add all rows.
+    let bindings = grid.client.properties().hardware.max_bindings;
+    let parameters = match bindings >= ALL_TENSORS && rows <= SERIAL_ROWS {
+        true => vec![gain.clone(), offset.clone()],
+        false => Vec::new(),
+    };
+    let parameters = empty_each(&parameters);
+    let further = match parameters.is_empty() {
+        true => 0,
+        false => channels.div_ceil(grid.units as usize),
+    };
+    let rows_of_unit = if further > 0 { rows } else { 0 };
+    serial::note("input_gradient", rows_of_unit.max(shape.members));
     input_gradient::launch(
         &grid.client,
-        grid.cubes(rows * shape.groups),
+        grid.cubes(groups + further),
         grid.dimensions(),
         input.required_address_type(),
         input.clone().into_buffer_arg(),
-        gain.clone().into_buffer_arg(),
+        gain.into_buffer_arg(),
         offset.into_buffer_arg(),
         statistics.into_buffer_arg(),
         gradient.into_buffer_arg(),
-        sums.clone().into_buffer_arg(),
+        plain.clone().into_buffer_arg(),
+        scaled.clone().into_buffer_arg(),
         for_input.clone().into_buffer_arg(),
+        buffers(parameters.clone()),
+        rows,
         shape.groups,
         shape.members,
         shape.pixels,
         shape.activated,
+        further > 0,
         grid.units as usize,
     );
-    let (for_offset, for_gain) = sum_rows(sums, channels, channels);
+    let [for_gain, for_offset] = match <[_; 2]>::try_from(parameters) {
+        Ok(parameters) => parameters,
+        Err(_) => sum_rows([scaled, plain], rows),
+    };
     (for_input, for_gain, for_offset)
 }
 
@@ -163,8 +192,6 @@ fn before_activation(gradient: f32, scaled: f32, #[comptime] activated: bool) ->
 }
 
 /// One cube per row and channel: `Σ s` and `Σ s x̂` over its pixels.
-///
-/// `sums` is `[rows, 2, channels]`.
 #[cube(launch, address_type = "dynamic")]
 fn channel_sums(
     input: &[f32],
@@ -172,7 +199,8 @@ fn channel_sums(
     offset: &[f32],
     statistics: &[f32],
     gradient: &[f32],
-    sums: &mut [f32],
+    plain_sums: &mut [f32],
+    scaled_sums: &mut [f32],
     groups: usize,
     members: usize,
     pixels: usize,
@@ -180,9 +208,8 @@ fn channel_sums(
     #[comptime] units: usize,
 ) {
     let map = CUBE_POS;
-    if map < sums.len() / 2 {
-        let channels = groups * members;
-        let (row, channel) = (map / channels, map % channels);
+    if map < plain_sums.len() {
+        let channel = map % (groups * members);
         let mean = statistics[2 * (map / members)];
         let inverse = statistics[2 * (map / members) + 1];
         let mut plain = 0.0f32;
@@ -198,13 +225,14 @@ fn channel_sums(
         let plain = sum_of_units(plain, units);
         let scaled = sum_of_units(scaled, units);
         if UNIT_POS == 0 {
-            sums[row * 2 * channels + channel] = plain;
-            sums[(row * 2 + 1) * channels + channel] = scaled;
+            plain_sums[map] = plain;
+            scaled_sums[map] = scaled;
         }
     }
 }
 
-/// One cube per row and group.
+/// One cube per row and group; further cubes add the rows of a channel by each unit, for gain and
+/// offset.
 #[cube(launch, address_type = "dynamic")]
 fn input_gradient(
     input: &[f32],
@@ -212,26 +240,31 @@ fn input_gradient(
     offset: &[f32],
     statistics: &[f32],
     gradient: &[f32],
-    sums: &[f32],
+    plain_sums: &[f32],
+    scaled_sums: &[f32],
     for_input: &mut [f32],
+    for_parameters: &mut Sequence<Box<[f32]>>,
+    rows: usize,
     groups: usize,
     members: usize,
     pixels: usize,
     #[comptime] activated: bool,
+    #[comptime] with_parameters: bool,
     #[comptime] units: usize,
 ) {
     let group = CUBE_POS;
-    if group < statistics.len() / 2 {
-        let (size, channels) = (members * pixels, groups * members);
-        let (row, first_channel) = (group / groups, group % groups * members);
+    let channels = groups * members;
+    if group < rows * groups {
+        let size = members * pixels;
+        let first_channel = group % groups * members;
         let mean = statistics[2 * group];
         let inverse = statistics[2 * group + 1];
         let mut plain = 0.0f32;
         let mut scaled = 0.0f32;
         for member in 0..members {
-            let channel = first_channel + member;
-            plain += gain[channel] * sums[row * 2 * channels + channel];
-            scaled += gain[channel] * sums[(row * 2 + 1) * channels + channel];
+            let map = group * members + member;
+            plain += gain[first_channel + member] * plain_sums[map];
+            scaled += gain[first_channel + member] * scaled_sums[map];
         }
         let plain = plain / f32::cast_from(size);
         let scaled = scaled / f32::cast_from(size);
@@ -242,6 +275,21 @@ fn input_gradient(
             let before = normal * gain[channel] + offset[channel];
             let slope = before_activation(gradient[index], before, activated);
             for_input[index] = (gain[channel] * slope - plain - normal * scaled) * inverse;
+        }
+    }
+    if with_parameters {
+        let channel = (group - min(group, rows * groups)) * units + UNIT_POS as usize;
+        if group >= rows * groups && channel < channels {
+            let mut plain = 0.0f32;
+            let mut scaled = 0.0f32;
+            for row in 0..rows {
+                plain += plain_sums[row * channels + channel];
+                scaled += scaled_sums[row * channels + channel];
+            }
+            let for_gain = &mut for_parameters[0];
+            for_gain[channel] = scaled;
+            let for_offset = &mut for_parameters[1];
+            for_offset[channel] = plain;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The operations as burn calls them: kernels on the GPU, and their backward passes.
 
+use ::burn::backend::TensorMetadata;
 use ::burn::backend::autodiff::NodeId;
 use ::burn::backend::autodiff::checkpoint::base::Checkpointer;
 use ::burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
@@ -58,6 +59,16 @@ pub(crate) trait Kernels: Backend {
         shape: ConvolutionShape,
     ) -> FloatTensor<Self>;
 
+    /// Convolution, and `onto` added to it.
+    #[fusion(dtype = input, shape = Shape::from([shape.rows, shape.outputs, shape.out_height, shape.out_width]))]
+    fn convolve_onto(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        onto: FloatTensor<Self>,
+        shape: ConvolutionShape,
+    ) -> FloatTensor<Self>;
+
     #[fusion(dtype = weight, shape = Shape::from([shape.rows, shape.inputs, shape.height, shape.width]))]
     fn convolve_input_gradient(
         weight: FloatTensor<Self>,
@@ -68,8 +79,7 @@ pub(crate) trait Kernels: Backend {
     /// The gradients of weight and bias.
     #[fusion(meta = |input, _gradient, shape| {
         let (mut weight, mut bias) = (input.clone(), input.clone());
-        let window = shape.window;
-        weight.shape = Shape::from([shape.outputs, shape.inputs, window.tall, window.wide]);
+        weight.shape = shape.weight();
         bias.shape = Shape::from([shape.outputs]);
         (weight, bias)
     })]
@@ -126,7 +136,17 @@ impl Kernels for CubeBackend {
         bias: CubeTensor,
         shape: ConvolutionShape,
     ) -> CubeTensor {
-        convolution::forward(input, weight, bias, shape)
+        convolution::forward(input, weight, bias, None, shape)
+    }
+
+    fn convolve_onto(
+        input: CubeTensor,
+        weight: CubeTensor,
+        bias: CubeTensor,
+        onto: CubeTensor,
+        shape: ConvolutionShape,
+    ) -> CubeTensor {
+        convolution::forward(input, weight, bias, Some(onto), shape)
     }
 
     fn convolve_input_gradient(
@@ -143,9 +163,7 @@ impl Kernels for CubeBackend {
         shape: ConvolutionShape,
     ) -> (CubeTensor, CubeTensor) {
         let (weight, bias) = convolution::weight_gradient(input, gradient, shape);
-        let window = shape.window;
-        let size = [shape.outputs, shape.inputs, window.tall, window.wide];
-        (Self::float_reshape(weight, Shape::from(size)), bias)
+        (Self::float_reshape(weight, shape.weight()), bias)
     }
 
     fn softmax_forward(scores: CubeTensor, scale: f32) -> CubeTensor {
@@ -186,6 +204,16 @@ pub(crate) trait CubeOperations: Backend {
         shape: ConvolutionShape,
     ) -> FloatTensor<Self>;
 
+    /// Convolution, and `onto` added to it: a number for each output map, or for each output pixel.
+    #[fusion(dtype = input, shape = Shape::from([shape.rows, shape.outputs, shape.out_height, shape.out_width]))]
+    fn convolution_onto(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        onto: FloatTensor<Self>,
+        shape: ConvolutionShape,
+    ) -> FloatTensor<Self>;
+
     /// `softmax(scale · scores)` over the last axis.
     #[fusion(dtype = scores, shape = scores)]
     fn scaled_softmax(scores: FloatTensor<Self>, scale: f32) -> FloatTensor<Self>;
@@ -212,6 +240,16 @@ impl CubeOperations for CubeBackend {
         shape: ConvolutionShape,
     ) -> CubeTensor {
         Self::convolve_forward(input, weight, bias, shape)
+    }
+
+    fn convolution_onto(
+        input: CubeTensor,
+        weight: CubeTensor,
+        bias: CubeTensor,
+        onto: CubeTensor,
+        shape: ConvolutionShape,
+    ) -> CubeTensor {
+        Self::convolve_onto(input, weight, bias, onto, shape)
     }
 
     fn scaled_softmax(scores: CubeTensor, scale: f32) -> CubeTensor {
@@ -269,6 +307,28 @@ impl<B: Kernels, C: CheckpointStrategy> CubeOperations for Autodiff<B, C> {
                 let [input, weight, _] = &inputs;
                 let kept = [input, weight].map(|input| prepared.checkpoint(input));
                 prepared.finish((kept, shape), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+
+    fn convolution_onto(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        onto: FloatTensor<Self>,
+        shape: ConvolutionShape,
+    ) -> FloatTensor<Self> {
+        let inputs = [input, weight, bias, onto];
+        let [x, w, b, o] = inputs.each_ref().map(|input| input.primitive().clone());
+        let size = o.shape();
+        let output = B::convolve_onto(x, w, b, o, shape);
+        let nodes = inputs.each_ref().map(|input| input.node());
+        match ConvolveOnto.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let [input, weight, ..] = &inputs;
+                let kept = [input, weight].map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, shape, size), output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
@@ -340,24 +400,62 @@ impl<B: Kernels> Backward<B, 3> for Convolve {
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
         let (inputs, shape) = ops.state;
-        let [input, weight]: [FloatTensor<B>; 2] =
-            inputs.map(|input| kept.retrieve_node_output(input));
         let gradient = grads.consume::<B>(&ops.node);
-        let [for_input, for_weight, for_bias] = ops.parents;
-        if let Some(parent) = for_input {
-            let found = B::convolve_input_gradient(weight, gradient.clone(), shape);
-            grads.register::<B>(parent.id, found);
+        let parents = ops.parents.map(|parent| parent.map(|parent| parent.id));
+        register_gradients::<B>(parents, inputs, gradient, shape, grads, kept);
+    }
+}
+
+#[derive(Debug)]
+struct ConvolveOnto;
+
+impl<B: Kernels> Backward<B, 4> for ConvolveOnto {
+    type State = ([NodeId; 2], ConvolutionShape, Shape);
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, shape, size) = ops.state;
+        let gradient = grads.consume::<B>(&ops.node);
+        let parents = ops.parents.map(|parent| parent.map(|parent| parent.id));
+        let [input, weight, bias, onto] = parents;
+        if let Some(onto) = onto {
+            let maps = shape.rows * shape.outputs;
+            let gradient = match size.num_elements() == maps {
+                true => {
+                    let flat = Shape::from([1, maps, shape.out_height * shape.out_width]);
+                    B::shift_gradient(B::float_reshape(gradient.clone(), flat))
+                }
+                false => gradient.clone(),
+            };
+            grads.register::<B>(onto, B::float_reshape(gradient, size));
         }
-        if for_weight.is_none() && for_bias.is_none() {
-            return;
-        }
-        let (weight, bias) = B::convolve_weight_gradient(input, gradient, shape);
-        if let Some(parent) = for_weight {
-            grads.register::<B>(parent.id, weight);
-        }
-        if let Some(parent) = for_bias {
-            grads.register::<B>(parent.id, bias);
-        }
+        register_gradients::<B>([input, weight, bias], inputs, gradient, shape, grads, kept);
+    }
+}
+
+/// Registers the gradients of a convolution's input, weight and bias.
+fn register_gradients<B: Kernels>(
+    parents: [Option<NodeId>; 3],
+    inputs: [NodeId; 2],
+    gradient: FloatTensor<B>,
+    shape: ConvolutionShape,
+    grads: &mut Gradients,
+    kept: &mut Checkpointer,
+) {
+    let [input, weight]: [FloatTensor<B>; 2] = inputs.map(|input| kept.retrieve_node_output(input));
+    let [for_input, for_weight, for_bias] = parents;
+    if let Some(parent) = for_input {
+        let found = B::convolve_input_gradient(weight, gradient.clone(), shape);
+        grads.register::<B>(parent, found);
+    }
+    if for_weight.is_none() && for_bias.is_none() {
+        return;
+    }
+    let (weight, bias) = B::convolve_weight_gradient(input, gradient, shape);
+    if let Some(parent) = for_weight {
+        grads.register::<B>(parent, weight);
+    }
+    if let Some(parent) = for_bias {
+        grads.register::<B>(parent, bias);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The shapes and settings of the operations on the GPU.
 
+use ::burn::tensor::Shape;
+
 /// Sizes and settings of a group normalisation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupNormShape {
@@ -26,6 +28,8 @@ pub(super) struct Window {
     pub(super) above: usize,
     /// Columns of zeros to its left.
     pub(super) left: usize,
+    /// Whether the weight is a linear layer's, `[inputs, outputs]`, under a window of 1×1.
+    pub(super) linear: bool,
 }
 
 impl Window {
@@ -48,6 +52,39 @@ pub(crate) struct ConvolutionShape {
 }
 
 impl ConvolutionShape {
+    /// A linear layer over the channels of `[rows, inputs, positions]`.
+    pub(super) fn linear(rows: usize, inputs: usize, outputs: usize, positions: usize) -> Self {
+        Self {
+            rows,
+            inputs,
+            height: 1,
+            width: positions,
+            outputs,
+            out_height: 1,
+            out_width: positions,
+            window: Window {
+                tall: 1,
+                wide: 1,
+                stride_y: 1,
+                stride_x: 1,
+                dilation_y: 1,
+                dilation_x: 1,
+                above: 0,
+                left: 0,
+                linear: true,
+            },
+        }
+    }
+
+    /// The shape of the weight.
+    pub(super) fn weight(&self) -> Shape {
+        let Window { tall, wide, .. } = self.window;
+        match self.window.linear {
+            true => Shape::from([self.inputs, self.outputs]),
+            false => Shape::from([self.outputs, self.inputs, tall, wide]),
+        }
+    }
+
     /// Pixels of all input maps of one channel.
     pub(super) fn input_positions(&self) -> usize {
         self.rows * self.height * self.width

@@ -6,7 +6,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::kernel::cube::{Grid, empty_like, largest_of_units, sum_of_units};
+use crate::kernel::cube::{Grid, empty_like, largest_of_units, serial, sum_of_units};
 
 /// `exp(s x − max s x) / Σ exp(s x − max s x)` over the last axis, with the scale `s`.
 pub(super) fn forward(scores: CubeTensor, scale: f32) -> CubeTensor {
@@ -15,6 +15,7 @@ pub(super) fn forward(scores: CubeTensor, scale: f32) -> CubeTensor {
     let rows = scores.meta.num_elements() / size;
     let grid = Grid::new(&scores, size);
     let weights = empty_like(&scores, scores.shape());
+    serial::note("softmax", size.div_ceil(grid.units as usize));
     softmax::launch(
         &grid.client,
         grid.cubes(rows),
@@ -37,6 +38,7 @@ pub(super) fn backward(weights: CubeTensor, gradient: CubeTensor, scale: f32) ->
     let rows = weights.meta.num_elements() / size;
     let grid = Grid::new(&weights, size);
     let for_scores = empty_like(&weights, weights.shape());
+    serial::note("softmax_gradient", size.div_ceil(grid.units as usize));
     softmax_gradient::launch(
         &grid.client,
         grid.cubes(rows),

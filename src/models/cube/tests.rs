@@ -1,13 +1,23 @@
 //! Compares the kernels with burn's operations on the CPU, output and gradients.
 
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use burn::module::Module;
 use burn::nn::GroupNormConfig;
 use burn::tensor::activation::{silu, softmax as burns_softmax};
 use burn::tensor::module::conv2d;
 use burn::tensor::{Device, Tensor};
+use burn_cubecl::cubecl::dry_run::DryRun;
+use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
 
 use super::*;
 use crate::backend::DeviceSpec;
+use crate::denoiser::Denoiser;
 use crate::draws::{Stream, normal_noise};
+use crate::kernel::cube::serial::longest;
+use crate::models::{DownBlockType, UNet2dConfig, UpBlockType};
 
 /// Relative to the norm of the expected numbers.
 const TOLERANCE: f64 = 1e-5;
@@ -110,7 +120,7 @@ fn convolutions_are_burns_for_every_shape() {
                     1,
                 );
                 match own {
-                    true => convolve(&input, &weight, Some(&bias), &options).unwrap(),
+                    true => convolve(&input, &weight, Some(&bias), None, &options).unwrap(),
                     false => conv2d(input, weight, Some(bias), options),
                 }
             })
@@ -188,5 +198,206 @@ fn softmax_and_shift_are_burns_for_every_shape() {
             &run(&Device::flex(), false),
             &format!("shift of {shape:?}"),
         );
+    }
+}
+
+#[test]
+fn what_a_convolution_adds_to_is_added() {
+    let device = device();
+    let options = ConvOptions::new([2, 1], [1, 0], [1, 1], 1);
+    // Output of 5×5, and one of a single pixel.
+    for (input, per_map) in [
+        ([3, 2, 9, 7], true),
+        ([3, 2, 9, 7], false),
+        ([2, 2, 2, 3], false),
+    ] {
+        let out = [input[0], 6, (input[2] + 1) / 2, input[3] - 2];
+        let added = match per_map {
+            true => [input[0], 6, 1, 1],
+            false => out,
+        };
+        let run = |device: &Device, own: bool| {
+            let parameters = vec![
+                noise([6 * 2 * 9], 2, device),
+                noise([6], 3, device),
+                noise([added.iter().product()], 4, device),
+            ];
+            answers(noise(input, 1, device), parameters, |input, parameters| {
+                let weight = parameters[0].clone().reshape([6, 2, 3, 3]);
+                let bias = parameters[1].clone();
+                let onto = parameters[2].clone().reshape(added);
+                let options = options.clone();
+                if own {
+                    return convolve(&input, &weight, Some(&bias), Some(&onto), &options).unwrap();
+                }
+                conv2d(input, weight, Some(bias), options) + onto
+            })
+        };
+        let what = format!("{input:?}, per map: {per_map}");
+        assert_close(&run(&device, true), &run(&Device::flex(), false), &what);
+    }
+}
+
+#[test]
+fn linear_layers_are_burns_for_every_shape() {
+    let device = device();
+    for ([rows, inputs, positions], outputs) in [
+        ([2, 3, 5], 4),
+        ([1, 64, 196], 64),
+        ([70, 5, 1], 130),
+        ([1, 1, 1], 1),
+        ([3, 130, 300], 7),
+        ([64, 128, 1], 32),
+    ] {
+        for adds in [false, true] {
+            let run = |device: &Device, own: bool| {
+                let parameters = vec![
+                    noise([inputs * outputs], 2, device),
+                    noise([outputs], 3, device),
+                    noise([rows * outputs * positions], 4, device),
+                ];
+                let input = noise([rows, inputs, positions], 1, device);
+                answers(input, parameters, |input, parameters| {
+                    let weight = parameters[0].clone().reshape([inputs, outputs]);
+                    let bias = parameters[1].clone();
+                    let onto = parameters[2].clone().reshape([rows, outputs, positions]);
+                    if own {
+                        let added = adds.then_some(&onto);
+                        let output = project(&input, &weight, Some(&bias), added).unwrap();
+                        return if adds { output } else { output + onto };
+                    }
+                    let product = weight.transpose().unsqueeze::<3>().matmul(input);
+                    product + bias.reshape([1, outputs, 1]) + onto
+                })
+            };
+            let what = format!("{inputs} to {outputs} at {rows} × {positions}");
+            assert_close(&run(&device, true), &run(&Device::flex(), false), &what);
+        }
+    }
+}
+
+/// The launches of other threads are none of this process's.
+#[derive(Default)]
+struct Launches(Mutex<BTreeMap<String, usize>>);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, kernel: &'static str) {
+        let path = kernel.split('<').next().unwrap();
+        let name = path.rsplit("::").next().unwrap();
+        *self.0.lock().unwrap().entry(name.into()).or_default() += 1;
+    }
+}
+
+/// Kernels of burn in a step of the network below, and by its sources the numbers that one unit
+/// adds up, at most; 0 where it adds none.
+///
+/// A matrix product of attention sums over 64 channels or 196 positions, a reduction of an
+/// enlargement's gradient over two pixels.
+const BURNS: [(&str, usize); 10] = [
+    ("MatmulEntry", 196),
+    ("ReduceKernel", 2),
+    ("SharedSumKernel", 784),
+    ("KernelBinop", 0),
+    ("KernelScalarBinop", 0),
+    ("UnaryFloat", 0),
+    ("CopyKernel", 0),
+    ("CopyKernelPack", 0),
+    ("FullKernel", 0),
+    ("SliceAssignKernel", 0),
+];
+
+/// The network of `just launches` with a batch of 64.
+///
+/// In a process of its own: a dry run, which compiles kernels and launches none, is one of all
+/// threads.
+#[test]
+fn no_unit_adds_more_than_a_thousand_numbers() {
+    const IN_CHILD: &str = "SISS_TEST_SERIAL";
+    if std::env::var(IN_CHILD).is_err() {
+        let name = "models::cube::tests::no_unit_adds_more_than_a_thousand_numbers";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(IN_CHILD, "1")
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&child.stdout);
+        let errors = String::from_utf8_lossy(&child.stderr);
+        assert!(
+            child.status.success() && output.contains("1 passed"),
+            "{output}{errors}"
+        );
+        return;
+    }
+    let (device, dry_run) = (device(), DryRun::new());
+    let launches = Arc::new(Launches::default());
+    let network = digits().init(&device).unwrap().train();
+    let watching = LaunchObservation::new(launches.clone());
+    let timesteps = Tensor::zeros([64], &device);
+    let output = network.predict(Tensor::zeros([64, 1, 28, 28], &device), timesteps, &());
+    output.sum().backward();
+    drop((watching, dry_run));
+
+    let longest = longest();
+    println!("{longest:?}");
+    for kernel in ["weigh", "convolve", "convolve_back", "normalise", "softmax"] {
+        assert!(
+            longest.contains_key(kernel),
+            "no launch of {kernel} was noted"
+        );
+    }
+    for (kernel, length) in longest {
+        // A convolution's product over 128 channels and 9 taps is not split.
+        let bound = if kernel == "convolve" { 1152 } else { 1024 };
+        assert!(
+            length <= bound,
+            "{kernel} adds {length} numbers by one unit"
+        );
+    }
+    let launches = launches.0.lock().unwrap();
+    println!("{launches:?}");
+    // Both axes of two enlargements.
+    assert!(launches.get("ReduceKernel").is_none_or(|&count| count <= 4));
+    const OWN: [&str; 11] = [
+        "Convolve",
+        "ConvolveBack",
+        "Weigh",
+        "Normalise",
+        "ChannelSums",
+        "InputGradient",
+        "PositionSums",
+        "RowsByUnits",
+        "RowsByCubes",
+        "Softmax",
+        "SoftmaxGradient",
+    ];
+    for name in launches.keys() {
+        let is_burns = BURNS.iter().any(|(burns, _)| burns == name);
+        assert!(
+            is_burns || OWN.contains(&name.as_str()),
+            "{name} is not known here"
+        );
+    }
+    assert!(BURNS.iter().all(|&(_, length)| length <= 1024));
+}
+
+fn digits() -> UNet2dConfig {
+    UNet2dConfig {
+        sample_size: Some([28; 2]),
+        in_channels: 1,
+        out_channels: 1,
+        down_block_types: vec![
+            DownBlockType::Resnet,
+            DownBlockType::Attention,
+            DownBlockType::Resnet,
+        ],
+        up_block_types: vec![
+            UpBlockType::Resnet,
+            UpBlockType::Attention,
+            UpBlockType::Resnet,
+        ],
+        block_out_channels: vec![32, 64, 64],
+        layers_per_block: 1,
+        norm_num_groups: 8,
+        ..UNet2dConfig::default()
     }
 }

@@ -338,17 +338,27 @@ fn results_do_not_depend_on_the_number_of_threads() {
             super::group_norm(&input, &gain, &bias, 4, 1e-5, true).unwrap()
         });
         let features: Tensor<3> = input.clone().reshape([21, 8, 81]);
-        let attended = super::attend(&features, &features, &features, 2).unwrap();
+        let of_features = seed.clone().reshape([21, 8, 81]);
+        let inputs = (&features, &features, &features);
+        let attended = differentiate(inputs, &of_features, |query, key, value| {
+            super::attend(&query, &key, &value, 2).unwrap()
+        });
         [
             convolved.2.reshape([-1]),
             convolved.3,
             normalised.2,
             normalised.3,
-            attended.reshape([-1]),
+            attended.0.reshape([-1]),
+            attended.1.reshape([-1]),
+            attended.2.reshape([-1]),
+            attended.3.reshape([-1]),
         ]
         .map(|tensor: Tensor<1>| tensor.into_data().try_to_vec::<f32>().unwrap())
     };
-    assert_eq!(on_threads(1, run), on_threads(5, run));
+    let alone = on_threads(1, run);
+    for threads in [2, 5, 8] {
+        assert_eq!(alone, on_threads(threads, run), "{threads} threads");
+    }
 }
 
 /// Images that remain once every thread has equally many are divided by their channels, and small

@@ -46,7 +46,7 @@ impl Modulation {
     /// # Shapes
     /// - `condition`: `[rows, channels]`, before its activation
     pub(crate) fn forward<const N: usize>(&self, condition: &Tensor<2>) -> [Tensor<3>; N] {
-        split(self.linear.forward(silu(condition.clone())))
+        split(ops::linear(&self.linear, silu(condition.clone())))
     }
 }
 

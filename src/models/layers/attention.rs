@@ -73,10 +73,14 @@ impl AttentionBlock {
         let key = ops::project(&self.to_k, features.clone());
         let value = ops::project(&self.to_v, features);
         let attended = ops::attend(query, key, value, self.heads);
-        let output = self
-            .to_out
-            .iter()
-            .fold(attended, |features, layer| ops::project(layer, features));
-        rescale(output.reshape(shape) + input, self.scale_factor)
+        let input = input.reshape([rows, channels, height * width]);
+        let output = match self.to_out.as_slice() {
+            [layer] => ops::project_onto(layer, attended, input),
+            layers => {
+                let project = |features, layer| ops::project(layer, features);
+                layers.iter().fold(attended, project) + input
+            }
+        };
+        rescale(output.reshape(shape), self.scale_factor)
     }
 }

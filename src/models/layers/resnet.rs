@@ -109,29 +109,31 @@ impl ResnetBlock {
             None => (input, hidden),
             Some(resize) => (resize.apply(input), resize.apply(hidden)),
         };
-        let hidden = ops::convolve(&self.conv1, hidden);
-        let hidden = self.normalise(hidden, embedding);
-        let hidden = ops::convolve(&self.conv2, hidden);
+        let hidden = self.convolve_with_time(hidden, embedding);
         let shortcut = match &self.conv_shortcut {
             Some(convolution) => ops::convolve(convolution, input),
             None => input,
         };
-        rescale(shortcut + hidden, self.scale_factor)
+        let output = ops::convolve_onto(&self.conv2, hidden, shortcut);
+        rescale(output, self.scale_factor)
     }
 
-    /// The second normalisation and its activation, with the time.
-    fn normalise(&self, hidden: Tensor<4>, embedding: Option<&Tensor<2>>) -> Tensor<4> {
+    /// The first convolution, and the second normalisation and its activation, with the time.
+    fn convolve_with_time(&self, hidden: Tensor<4>, embedding: Option<&Tensor<2>>) -> Tensor<4> {
         let (Some(project), Some(embedding)) = (&self.time_emb_proj, embedding) else {
+            let hidden = ops::convolve(&self.conv1, hidden);
             return ops::group_norm_silu(&self.norm2, hidden);
         };
-        let time = project.forward(embedding.clone());
+        let time = ops::linear(project, embedding.clone());
+        let [rows, size] = time.dims();
+        let time = time.reshape([rows, size, 1, 1]);
         match self.conditioning {
             TimeConditioning::Shift => {
-                ops::group_norm_silu(&self.norm2, ops::shift_maps(hidden, time))
+                let hidden = ops::convolve_onto(&self.conv1, hidden, time);
+                ops::group_norm_silu(&self.norm2, hidden)
             }
             TimeConditioning::ScaleShift => {
-                let [rows, size] = time.dims();
-                let time = time.reshape([rows, size, 1, 1]);
+                let hidden = ops::convolve(&self.conv1, hidden);
                 let scale = time.clone().narrow(1, 0, size / 2).add_scalar(1.0);
                 let shift = time.narrow(1, size / 2, size / 2);
                 silu(ops::group_norm(&self.norm2, hidden) * scale + shift)

@@ -5,6 +5,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::models::ops;
+
 /// The longest period of the sinusoids, divided by 2π.
 const MAX_PERIOD: f32 = 10_000.0;
 
@@ -66,8 +68,8 @@ impl TimestepEmbedding {
     /// - `sinusoids`: `[rows, inputs]`
     /// - the result: `[rows, outputs]`
     pub(crate) fn forward(&self, sinusoids: Tensor<2>) -> Tensor<2> {
-        self.linear_2
-            .forward(silu(self.linear_1.forward(sinusoids)))
+        let hidden = silu(ops::linear(&self.linear_1, sinusoids));
+        ops::linear(&self.linear_2, hidden)
     }
 }
 

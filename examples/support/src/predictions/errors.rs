@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 use siss::answer::PredictedAnswer;
-use siss::burn::tensor::Tensor;
+use siss::burn::tensor::{Int, Tensor};
 use siss::draws::{Draws, Stream, normal_noise};
 use siss::models::UNet2d;
 use siss::objective::{Answers, LossInputs};
 use siss::prelude::*;
-use siss::{DdpmScheduler, Error, PredictionType, Result, SissLoss, UnlearningBatch};
+use siss::{DdpmScheduler, Error, Result, SissLoss, UnlearningBatch};
 
 use crate::probe::EVALUATION_SEED;
 
@@ -62,13 +62,7 @@ impl NoisyImages {
         let scales = scheduler.scales(&timesteps)?;
         let noisy = scales.noisy(&self.clean, &self.noise);
         let kind = Denoiser::<4>::prediction_type(model);
-        let parts = (0..self.rows()).into_par_iter().step_by(ROWS).map(|first| {
-            let rows = ROWS.min(self.rows() - first);
-            let noisy = noisy.clone().narrow(0, first, rows);
-            let timesteps = Tensor::full([rows], timestep as f64, &noisy.device());
-            model.predict(noisy, timesteps, &())
-        });
-        let answers = Tensor::cat(parts.collect(), 0);
+        let answers = outputs(model, &noisy, &timesteps);
         Ok(self.errors(answers, scales.target(kind, &self.clean, &self.noise)))
     }
 
@@ -77,11 +71,13 @@ impl NoisyImages {
         Answers::new(answer).with_forget_rows(self.rows())
     }
 
-    /// The predicted errors of a retrained model that predicts `kind`.
+    /// The predicted errors of a retrained model; pieces of images are shown to the model inside
+    /// retained points.
     pub fn predicted(
         &self,
-        (objective, kind): (&mut Answers<4>, PredictionType),
-        scheduler: &DdpmScheduler,
+        objective: &mut Answers<4>,
+        (model, scheduler): (&UNet2d, &DdpmScheduler),
+        retained: &Tensor<4>,
         timestep: usize,
     ) -> Result<Errors> {
         let timesteps = vec![timestep as f64; self.rows()];
@@ -90,10 +86,17 @@ impl NoisyImages {
             .with_timesteps(Stream::ForgetTimesteps, timesteps)?
             .with_numbers(Stream::ForgetNoise, self.noise.clone())?;
         // Only the forget term is looked at.
-        let batch = UnlearningBatch::new(self.clean.clone(), self.clean.clone())?;
+        let count = retained.dims()[0];
+        let places: Vec<i32> = (0..self.rows())
+            .map(|row| (row * count / self.rows()) as i32)
+            .collect();
+        let places = Tensor::<1, Int>::from_data(places.as_slice(), &retained.device());
+        let around = retained.clone().select(0, places);
+        let batch = UnlearningBatch::new(around, self.clean.clone())?;
         let batch = batch.with_forget_ids(self.ids.clone())?;
-        // A model's own error has no share in an answer whose loss is to be far larger.
-        let own = |noisy: Tensor<4>, _: &[f64], _: &()| Ok(noisy);
+        let kind = Denoiser::<4>::prediction_type(model);
+        let own =
+            |noisy: Tensor<4>, timesteps: &[f64], _: &()| Ok(outputs(model, &noisy, timesteps));
         let inputs = LossInputs::new(&batch, &draws, scheduler, kind)?.with_teacher(&own);
         let term = objective.terms(&inputs)?.forget;
         let asked = term.and_then(|term| Some((term.target, term.own_target?)));
@@ -106,6 +109,20 @@ impl NoisyImages {
         };
         Ok(self.errors(answers, target))
     }
+}
+
+/// The model's outputs.
+fn outputs(model: &UNet2d, noisy: &Tensor<4>, timesteps: &[f64]) -> Tensor<4> {
+    let parts = timesteps
+        .par_chunks(ROWS)
+        .enumerate()
+        .map(|(part, timesteps)| {
+            let noisy = noisy.clone().narrow(0, part * ROWS, timesteps.len());
+            let timesteps: Vec<f32> = timesteps.iter().map(|&timestep| timestep as f32).collect();
+            let timesteps = Tensor::from_data(timesteps.as_slice(), &noisy.device());
+            model.predict(noisy, timesteps, &())
+        });
+    Tensor::cat(parts.collect(), 0)
 }
 
 /// The errors at noisy images, row after row.

@@ -81,7 +81,7 @@ const CONTROLS: usize = 200;
 /// What the answers of models are called among the predictors.
 const RETRAINED: &str = "model retrained with another seed";
 const MEMORISED: &str = "model that memorised others";
-/// All ideal denoisers together, as in a run.
+/// All together, as in a run.
 const ALL: &str = "all";
 
 /// Compares, writes a file of all comparisons and a table, and returns the table.
@@ -101,22 +101,24 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     Ok(table)
 }
 
-/// The denoisers that a prediction is made of: whole points alone, beside patches of one width or
-/// the local denoiser, all patches, and all together.
+/// What a prediction is made of: posteriors of whole points alone, with patches of one width or
+/// pieces, all patches, and all together.
 fn predictors() -> Vec<(String, PredictedAnswerConfig)> {
     let all = PredictedAnswerConfig::default();
-    let of = |patches: &[usize], features: usize| PredictedAnswerConfig {
+    let of = |patches: &[usize], pieces: bool| PredictedAnswerConfig {
         patches: patches.to_vec(),
-        features,
+        pieces,
         ..PredictedAnswerConfig::default()
     };
-    let mut predictors = vec![("whole points".into(), of(&[], 0))];
+    let mut predictors = vec![("whole points".into(), of(&[], false))];
     for &width in &all.patches {
-        predictors.push((format!("whole points, patches of {width}"), of(&[width], 0)));
+        predictors.push((
+            format!("whole points, patches of {width}"),
+            of(&[width], false),
+        ));
     }
-    predictors.push(("whole points, all patches".into(), of(&all.patches, 0)));
-    let local = "whole points, the local denoiser".into();
-    predictors.push((local, of(&[], all.features)));
+    predictors.push(("whole points, all patches".into(), of(&all.patches, false)));
+    predictors.push(("whole points, pieces".into(), of(&[], true)));
     predictors.push((ALL.into(), all));
     predictors
 }
@@ -232,9 +234,9 @@ impl<'a> Trial<'a> {
         let mut objective = self.noisy.objective(answer)?;
         let mut predicted = Vec::new();
         for (index, timestep) in TIMESTEPS.into_iter().enumerate() {
-            let kind = siss::Denoiser::<4>::prediction_type(model);
-            let asked = (&mut objective, kind);
-            let mut errors = self.noisy.predicted(asked, &self.scheduler, timestep)?;
+            let (of_model, retained) = ((model, &self.scheduler), &self.data.retain);
+            let mut errors =
+                (self.noisy).predicted(&mut objective, of_model, retained, timestep)?;
             errors.scale(|image| (losses.predicted[image][index] / HIGH).sqrt());
             predicted.push(errors);
         }

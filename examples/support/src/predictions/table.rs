@@ -4,7 +4,7 @@ use crate::probe::mean;
 
 use super::{ALL, Comparison, MEMORISED, RETRAINED, TIMESTEPS};
 
-/// A table of the predictors, and one of the kinds of images for all ideal denoisers together. Each
+/// A table of the predictors, and one of the kinds of images for all predictors together. Each
 /// cell is the mean cosine and, in brackets, the mean R².
 pub fn table(comparisons: &[Comparison]) -> String {
     let mut table = heading("answers, retained points");

@@ -8,7 +8,7 @@ use siss::burn::tensor::Tensor;
 use siss::data::{DataCheck, DataFinding, NearDuplicate, near_duplicates};
 use siss::evaluate::{ModelCheck, ModelFinding};
 use siss::files::path_text;
-use siss::images::Images;
+use siss::images::{Images, is_shard_pattern};
 use siss::models::ModelFolder;
 use siss::process::SchedulerConfig;
 use siss::{Condition, DdpmScheduler, PairSampler, Side};
@@ -35,6 +35,9 @@ pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
     let mut images = vec![("forget", forget), ("retain", retain)];
     images.extend(control.as_ref().map(|control| ("control", control)));
     for (option, path) in &images {
+        if is_shard_pattern(path) {
+            continue;
+        }
         fs::metadata(path).map_err(|error| format!("--{option} {}: {error}", path_text(path)))?;
     }
     for &(other, outer) in &images {

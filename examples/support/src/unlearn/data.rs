@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use siss::Condition;
@@ -14,6 +15,7 @@ use crate::probe::EVALUATION_SEED;
 use crate::progress::Progress;
 use crate::target::REFERENCES;
 use crate::unlearn::options::{Augment, Options};
+use crate::unlearn::stream::{self, MOST_HELD, MOST_NEAREST, RetainStream};
 use crate::unlearn::subject::{ConditionOf, Subject};
 use crate::way::Way;
 
@@ -37,6 +39,9 @@ pub struct Data {
     pub control: Images,
     /// Retained images to train on.
     pub retain: Images,
+    /// The images that the steps draw from, if they are not held in memory; `retain` is a sample of
+    /// them.
+    pub stream: Option<RetainStream>,
     /// Number of retained images found, not all of which are needed.
     pub retain_found: usize,
     pub accounts: Accounts,
@@ -119,6 +124,12 @@ impl Data {
             Way::Method(_) | Way::SissToLevel => used,
         };
         let used = used.div_ceil(copies).max(options.batch);
+        let held = MOST_HELD / format.values() / copies;
+        let is_streamed = options.streaming.stream || S::STREAMS && used.min(retain_found) > held;
+        let used = match is_streamed {
+            true => sample_size(options, held, copies),
+            false => used,
+        };
         let used = used.min(fit - needed);
         let total = needed + used.min(retain_found);
         let tell = |before: usize| {
@@ -137,15 +148,37 @@ impl Data {
             controls.map(|controls| ImageReader::new(controls, format).without(&forget));
         let reader = controls.as_mut().unwrap_or(&mut retained);
         let control = reader.read(control_count, tell(read));
-        let retain = retained.read(used, tell(read + control.len()));
+        let tell = tell(read + control.len());
+        let (retain, stream, retain_account) = match is_streamed {
+            false => (retained.read(used, tell), None, retained.account().clone()),
+            true => {
+                refuse_broken(options, retained.account(), &found.retain)?;
+                let mut store = retained.into_store();
+                if options.streaming.skip_broken {
+                    store = store.skipping_unread();
+                }
+                let (sample, seconds_per_image) = stream::timed(&store, used, tell)?;
+                if copies > 1 {
+                    store = store.with_mirrors();
+                }
+                let account = store.account();
+                let stream = RetainStream {
+                    store: Arc::new(store),
+                    seconds_per_image,
+                    is_searched: options.streaming.search,
+                };
+                (sample, Some(stream), account)
+            }
+        };
         let data = Self {
             forget,
             control,
             retain: with_mirrors(retain),
+            stream,
             retain_found,
             accounts: Accounts {
                 forget: forget_account,
-                retain: retained.account().clone(),
+                retain: retain_account,
                 control: controls.map(|reader| reader.account().clone()),
             },
             found,
@@ -158,7 +191,27 @@ impl Data {
         Ok(data)
     }
 
-    /// Number of images.
+    /// Number of retained images to train on, without mirror images, and of mirror images.
+    pub fn trained_on(&self) -> [usize; 2] {
+        match &self.stream {
+            Some(stream) => stream.counts(),
+            None => [
+                self.retain.len() - self.retain.mirrors(),
+                self.retain.mirrors(),
+            ],
+        }
+    }
+
+    /// The accounts of the files, as far as they were read.
+    pub fn accounts(&self) -> Accounts {
+        let mut accounts = self.accounts.clone();
+        if let Some(stream) = &self.stream {
+            accounts.retain = stream.store.account();
+        }
+        accounts
+    }
+
+    /// Number of images in memory.
     pub fn count(&self) -> usize {
         [&self.forget, &self.control, &self.retain]
             .map(Images::len)
@@ -228,6 +281,29 @@ impl Data {
         };
         Err(format!("{}: {text}{why}", path_text(folder)).into())
     }
+}
+
+/// Number of images that stand for all those of a stream.
+fn sample_size(options: &Options, held: usize, copies: usize) -> usize {
+    let kept_free = match options.streaming.search {
+        true => MOST_NEAREST,
+        false => 0,
+    };
+    let sample = (REFERENCES - kept_free).div_ceil(copies).min(held);
+    sample.max(options.batch)
+}
+
+/// Refuses a stream whose control images were found past some that cannot be read, unless these are
+/// to be passed over.
+fn refuse_broken(options: &Options, account: &Account, found: &ImageFiles) -> Result<()> {
+    let broken = &account.unread[found.unread.len()..];
+    if broken.is_empty() || options.streaming.skip_broken {
+        return Ok(());
+    }
+    Err(stream::with_remedy(siss::Error::UnreadFiles {
+        path: found.root().into(),
+        files: broken.to_vec(),
+    }))
 }
 
 fn images(count: usize) -> String {

@@ -14,7 +14,7 @@ use siss::burn::tensor::{Device, Tensor};
 use siss::draws::{CoinFlip, TimestepSampling};
 use siss::evaluate::{EmbeddingSearch, refuse_relearning};
 use siss::files::ResultFolder;
-use siss::images::Format;
+use siss::images::{Format, ImageFiles};
 use siss::models::ModelFolder;
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
@@ -26,7 +26,7 @@ use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
 use crate::progress::Progress;
 use crate::resume::open_results;
-use crate::run::{LOG, Plan, Run};
+use crate::run::{Batches, LOG, Plan, Run};
 use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
@@ -36,8 +36,9 @@ use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
 use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
+use crate::unlearn::stream;
 use crate::unlearn::subject::{
-    self, Classes, ConditionOf, Kind, Origin, Pixels, Points, Subject, Text, from_range,
+    self, Classes, ConditionOf, Kind, MakePoints, Origin, Pixels, Points, Subject, Text, from_range,
 };
 use crate::way::Way;
 
@@ -89,6 +90,9 @@ pub struct Summary {
     pub control_images: usize,
     /// The accounts of the files of each folder.
     pub files: Accounts,
+    /// Of the retained images, if they were not held in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<stream::Figures>,
     /// The number of images whose latents were read from the cache, and that were encoded, for a
     /// model of latents.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -186,7 +190,10 @@ where
     }
     let (mut subject, unet) = S::read(&options, origin, &device, progress)?;
     let scheduler = scheduler(origin, &subject, progress)?;
-    let data = Data::load(&options, &subject, progress)?;
+    if options.streaming.stream && !S::STREAMS {
+        drop(subject.maker(&ImageFiles::default(), &device)?);
+    }
+    let mut data = Data::load(&options, &subject, progress)?;
     let parameters = unet.num_params();
     let model = Model {
         parameters,
@@ -204,6 +211,7 @@ where
     }
 
     // Invalid settings are rejected here, before anything that takes time.
+    let maker = maker(&subject, &mut data, &options, &device, progress)?;
     let [forget, retain, control] = points(&mut subject, &data, &device, progress)?;
     let words = forget.words.clone();
     if let Some(line) = conditions(&subject, [&forget, &retain, &control]) {
@@ -211,6 +219,12 @@ where
     }
     let pairs = pairs(&subject, &retain, &forget, &options)?;
     pairs.pairs(0, options.batch)?;
+    let batches = match (&data.stream, maker) {
+        (Some(stream), Some(maker)) => {
+            stream.batches(&subject, maker, &forget, &options, &pairs)?
+        }
+        _ => Batches::Held(&pairs),
+    };
     unet.check_condition(pairs.condition(Side::Forget))?;
     progress.phase("looking for copies");
     checks::images(&data, &pairs, &control.points, subject.range(), progress)?;
@@ -263,7 +277,7 @@ where
     let run = Run::begin(
         trainer,
         adversary,
-        &pairs,
+        batches,
         plan,
         checkpointing,
         folders,
@@ -293,7 +307,7 @@ where
             progress.say(&line);
         }
     };
-    let unlearned = run.finish(look, took)?;
+    let unlearned = run.finish(look, took).map_err(stream::with_remedy)?;
 
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
     save_samples(&unlearned.model, &after, "after")?;
@@ -322,9 +336,13 @@ where
         rows_per_sample: unlearned.rows_per_sample(),
         forget_images: data.forget.len() - data.forget.mirrors(),
         forget_mirrors: data.forget.mirrors(),
-        retain_images: data.retain.len() - data.retain.mirrors(),
+        retain_images: data.trained_on()[0],
         control_images: data.control.len(),
-        files: data.accounts.clone(),
+        files: data.accounts(),
+        stream: data
+            .stream
+            .as_ref()
+            .map(|stream| stream.figures(&data, unlearned.waited, unlearned.seconds)),
         timesteps: examiner.timesteps,
         steps: unlearned.records.len(),
         seconds: started.elapsed().as_secs_f64(),
@@ -356,6 +374,26 @@ fn scheduler<S: Subject>(
         clip_sample: false,
         ..scheduler
     })
+}
+
+/// What makes points of the images of a stream, if there is one. Searches them, if requested.
+fn maker<S: Subject>(
+    subject: &S,
+    data: &mut Data,
+    options: &Options,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Option<MakePoints<ConditionOf<S>>>> {
+    let Some(stream) = data.stream.clone() else {
+        return Ok(None);
+    };
+    let maker = subject.maker(&data.found.retain, device)?;
+    if options.streaming.search {
+        let forget = data.forget.all(device);
+        let nearest = stream.search(&maker, data, &forget, progress)?;
+        data.retain.append(&nearest);
+    }
+    Ok(Some(maker))
 }
 
 /// The forgotten, the retained and the control points.

@@ -9,4 +9,5 @@ pub mod pictures;
 pub mod predicted;
 pub mod report;
 pub mod resources;
+pub mod stream;
 pub mod subject;

@@ -36,8 +36,8 @@ pub struct Options {
     #[serde(serialize_with = "as_text")]
     pub forget: PathBuf,
 
-    /// Images the model was trained on and keeps: a folder, with its subfolders. Those to forget
-    /// are removed from it.
+    /// Images the model was trained on and keeps: a folder, with its subfolders, or tar shards
+    /// ("shard-{000..009}.tar", or a folder of them). Those to forget are removed from it.
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_text")]
     pub retain: PathBuf,
@@ -48,6 +48,10 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_optional_text")]
     pub control: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub streaming: Streaming,
 
     /// The values of black and white in the model's training, LOW:HIGH.
     #[arg(long, value_name = "LOW:HIGH", default_value = "-1:1", allow_hyphen_values = true, value_parser = parse_range)]
@@ -195,6 +199,32 @@ pub struct Options {
     #[command(flatten)]
     #[serde(skip)]
     pub reporting: Reporting,
+}
+
+/// The options for retained images that do not fit in memory.
+#[derive(Args, Debug, Clone, Copy, Default, Serialize)]
+pub struct Streaming {
+    /// Decodes retained images ahead of each step instead of holding them in memory
+    /// [default: where they would take more than 2 GiB].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_off")]
+    pub stream: bool,
+
+    /// With a stream: passes over retained images that cannot be read, and counts them, instead of
+    /// stopping at the first.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_off")]
+    pub skip_broken: bool,
+
+    /// With a stream: compares all retained images with those to forget before the run, and adds
+    /// the nearest to the sample that stands for them.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_off")]
+    pub search: bool,
+}
+
+fn is_off(option: &bool) -> bool {
+    !option
 }
 
 /// The options for models with a condition.

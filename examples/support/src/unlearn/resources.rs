@@ -33,7 +33,7 @@ pub fn announcement(
     let format = model.format;
     let size = format!("{}x{}", format.height, format.width);
     let colour = if format.channels == 1 { "grey" } else { "RGB" };
-    let (forget, trained) = (data.forget.len(), data.retain.len());
+    let (forget, [trained, mirrored]) = (data.forget.len(), data.trained_on());
     let pairs = options.steps.saturating_mul(options.batch);
     let mut lines = vec![
         format!(
@@ -55,10 +55,11 @@ pub fn announcement(
     lines.push(format!(
         "retain   {}: {} of {}{} to train on",
         path_text(&options.retain),
-        trained - data.retain.mirrors(),
+        trained,
         images(data.retain_found),
-        mirrors(data.retain.mirrors())
+        mirrors(mirrored)
     ));
+    lines.extend(data.stream.iter().flat_map(|stream| stream.lines(data)));
     lines.extend(said(&files.retain));
     lines.push(format!(
         "control  {}: {} to compare with, never trained on here{}",
@@ -122,9 +123,15 @@ fn memory(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)]
         }
         Way::Method(_) | Way::SissToLevel => ("weights", 1, String::new()),
     };
+    let ahead = data
+        .stream
+        .iter()
+        .map(|stream| ("images decoded ahead", stream.bytes_ahead(options.batch)));
     let besides = besides
         .iter()
-        .map(|&(what, size)| format!("; {} for {what}", bytes(size)));
+        .copied()
+        .chain(ahead)
+        .map(|(what, size)| format!("; {} for {what}", bytes(size)));
     let besides: String = besides.collect();
     let replicas = match options.all_devices().1.len() {
         0 => String::new(),

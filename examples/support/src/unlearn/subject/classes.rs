@@ -11,7 +11,7 @@ use siss::models::{
     ClassCondition, ClassUNet2d, LeftOut, ModelFolder, UNet2d, UNet2dConfig, save_pipeline,
 };
 
-use super::{Origin, Points, Result, Subject, from_range, pixels};
+use super::{MakePoints, Origin, Points, Result, Subject, from_range, pixels};
 use crate::progress::Progress;
 use crate::unlearn::options::Options;
 
@@ -31,8 +31,7 @@ pub struct Classes {
 
 impl Classes {
     fn labels(&self, labels: &[usize]) -> ClassCondition {
-        let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
-        ClassCondition::Labels(Tensor::<1, Int>::from_data(labels.as_slice(), &self.device))
+        condition(labels, &self.device)
     }
 
     fn count(&self) -> usize {
@@ -41,15 +40,23 @@ impl Classes {
 
     /// Rejects a label that the network does not have; `what` names where it comes from.
     fn check(&self, label: usize, what: &str) -> Result<()> {
-        match label < self.count() {
-            true => Ok(()),
-            false => Err(format!(
-                "{what}: the label is {label}, but the classes of {} are 0 to {}",
-                path_text(&self.model),
-                self.count().saturating_sub(1)
-            )
-            .into()),
-        }
+        Ok(check(label, self.count(), &self.model, what)?)
+    }
+}
+
+fn condition(labels: &[usize], device: &Device) -> ClassCondition {
+    let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
+    ClassCondition::Labels(Tensor::<1, Int>::from_data(labels.as_slice(), device))
+}
+
+fn check(label: usize, count: usize, model: &Path, what: &str) -> SissResult<()> {
+    match label < count {
+        true => Ok(()),
+        false => Err(siss::Error::Data(format!(
+            "{what}: the label is {label}, but the classes of {} are 0 to {}",
+            path_text(model),
+            count.saturating_sub(1)
+        ))),
     }
 }
 
@@ -143,6 +150,24 @@ impl Subject for Classes {
                 .map(|label| format!("class {label}"))
                 .collect(),
         })
+    }
+
+    fn maker(&self, found: &ImageFiles, device: &Device) -> Result<MakePoints<ClassCondition>> {
+        let annotations = Annotations::of(found)?;
+        let (device, count, model) = (device.clone(), self.count(), self.model.clone());
+        Ok(Box::new(move |images| {
+            let label = |file: &PathBuf| {
+                let label = annotations.label(file)?;
+                check(label, count, &model, &path_text(file))?;
+                Ok(label)
+            };
+            let labels = images
+                .files()
+                .iter()
+                .map(label)
+                .collect::<SissResult<Vec<_>>>()?;
+            Ok((images.all(&device), condition(&labels, &device)))
+        }))
     }
 
     fn pictures(&self, points: &Tensor<4>) -> SissResult<Tensor<4>> {

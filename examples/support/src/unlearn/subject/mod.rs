@@ -30,6 +30,9 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// The condition of a subject's model.
 pub type ConditionOf<S> = <<S as Subject>::Model as Denoiser<4>>::Condition;
 
+/// Makes points of images, with their conditions, on any thread.
+pub type MakePoints<C> = Box<dyn Fn(&Images) -> siss::Result<(Tensor<4>, C)> + Send + Sync>;
+
 /// A kind of model, with everything that a run needs of it besides the network.
 pub trait Subject: Sized + Sync {
     type Model: Denoiser<4, Condition: Debug + Sync + 'static> + Sync;
@@ -38,6 +41,8 @@ pub trait Subject: Sized + Sync {
     const PARTS: &'static [&'static str];
     /// The options for conditions that it has a use for.
     const OPTIONS: &'static [&'static str];
+    /// Whether retained images can be streamed, by [`maker`](Self::maker).
+    const STREAMS: bool = true;
 
     /// Reads the model.
     fn read(
@@ -76,6 +81,9 @@ pub trait Subject: Sized + Sync {
         origin: &Origin<'_>,
         progress: &dyn Progress,
     ) -> Result<Points<ConditionOf<Self>>>;
+
+    /// What makes points of retained images on any thread; `found` are the files of their folder.
+    fn maker(&self, found: &ImageFiles, device: &Device) -> Result<MakePoints<ConditionOf<Self>>>;
 
     /// The pictures of points, with values from −1 to 1.
     fn pictures(&self, points: &Tensor<4>) -> siss::Result<Tensor<4>>;

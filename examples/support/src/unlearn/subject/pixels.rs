@@ -9,7 +9,7 @@ use siss::files::path_text;
 use siss::images::{Format, ImageFiles, Images};
 use siss::models::{LeftOut, ModelFolder, UNet2d, UNet2dConfig, save_pipeline};
 
-use super::{Origin, Points, Result, Subject, from_range};
+use super::{MakePoints, Origin, Points, Result, Subject, from_range};
 use crate::progress::Progress;
 use crate::unlearn::data::MOST_VALUES;
 use crate::unlearn::options::Options;
@@ -72,6 +72,11 @@ impl Subject for Pixels {
             keys: vec![0; images.len()],
             words: Vec::new(),
         })
+    }
+
+    fn maker(&self, _: &ImageFiles, device: &Device) -> Result<MakePoints<()>> {
+        let device = device.clone();
+        Ok(Box::new(move |images| Ok((images.all(&device), ()))))
     }
 
     fn pictures(&self, points: &Tensor<4>) -> SissResult<Tensor<4>> {

@@ -15,7 +15,7 @@ use siss::models::{
 };
 use siss::{Condition, Denoiser, Result as SissResult};
 
-use super::{Origin, Points, Result, Subject, pixels};
+use super::{MakePoints, Origin, Points, Result, Subject, pixels};
 use crate::files;
 use crate::progress::Progress;
 use crate::unlearn::options::{Conditions, Options};
@@ -235,6 +235,8 @@ impl Subject for Text {
         "safety_checker",
         "requires_safety_checker",
     ];
+    /// Latents are encoded, which takes the device of the model.
+    const STREAMS: bool = false;
     const OPTIONS: &'static [&'static str] = &[
         "prompts",
         "neighbour-prompt",
@@ -331,6 +333,10 @@ impl Subject for Text {
     }
 
     /// One after another, because decoding takes the most memory of all.
+    fn maker(&self, _: &ImageFiles, _: &Device) -> Result<MakePoints<TextCondition>> {
+        Err("--stream is for models of pixels; the latents of these images are held in memory, or fewer steps take fewer images".into())
+    }
+
     fn pictures(&self, points: &Tensor<4>) -> SissResult<Tensor<4>> {
         let network = self.autoencoder.network();
         let rows = 0..points.dims()[0];

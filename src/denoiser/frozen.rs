@@ -1,13 +1,17 @@
-//! The frozen teacher of an objective.
+//! The output of a frozen model.
 
 use burn::tensor::Tensor;
 
-use crate::denoiser::{Condition, Denoiser};
+use super::{Condition, Denoiser};
 use crate::error::{Result, check_shape};
 use crate::host::{select_rows, to_f32, vector};
 
-/// The output of a frozen model, `rows` rows at a time.
-pub(super) fn answer<const D: usize, M: Denoiser<D>>(
+/// The output of a frozen model, without gradients, `rows` rows at a time.
+///
+/// # Errors
+/// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if timesteps, condition or output do not
+/// have the rows and shape of `noisy`.
+pub(crate) fn frozen_output<const D: usize, M: Denoiser<D>>(
     model: &M,
     noisy: Tensor<D>,
     timesteps: &[f64],
@@ -52,7 +56,7 @@ mod tests {
         let zeros = |rows: usize| Tensor::<2>::zeros([rows, 3], &device);
         let ask = |rows: usize, timesteps: usize, conditions: usize| {
             let times = vec![1.0; timesteps];
-            answer(&model, zeros(rows), &times, &zeros(conditions), 2)
+            frozen_output(&model, zeros(rows), &times, &zeros(conditions), 2)
         };
         assert_eq!(ask(5, 5, 5).unwrap().dims(), [5, 3]);
         assert_eq!(ask(0, 0, 0).unwrap().dims(), [0, 3]);
