@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
@@ -39,6 +39,17 @@ impl fmt::Display for Parameter {
         let trained = if self.is_trained { "trained" } else { "fixed" };
         write!(formatter, "{dtype} {:?}, {trained}", self.shape)
     }
+}
+
+/// A plain model whose parameters take part in autodiff without a gradient of their own.
+pub(crate) fn as_constants<M: Module>(model: &M) -> M {
+    struct Constants;
+    impl ModuleMapper for Constants {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|tensor| tensor.autodiff().set_require_grad(false))
+        }
+    }
+    model.valid().map(&mut Constants)
 }
 
 /// Whether what is entered is a part of the names of parameters: a variant of an enum is not, so

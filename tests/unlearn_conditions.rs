@@ -361,6 +361,45 @@ fn stable_diffusion_is_unlearned_on_latents_that_are_encoded_once() {
     ClipTextEncoder::load(&folder, &Device::flex()).unwrap();
 }
 
+/// What is searched for along the way decides what the model learns; a run that was stopped and
+/// resumed is the same run.
+#[test]
+fn embeddings_are_searched_for_while_the_model_forgets() {
+    let place = text_place(20);
+    let place = place.path();
+    let more = "--adversarial 2 --overwrite";
+    run(place, "out", more).unwrap();
+    run(place, "plain", &more.replace("--adversarial 2", "")).unwrap();
+    let after = weights(place, "out/model");
+    assert_ne!(after, weights(place, "plain/model"));
+
+    run(place, "again", &format!("{more} --checkpoint-every 1")).unwrap();
+    assert_eq!(after, weights(place, "again/model"));
+    let name = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    let found: Vec<String> = fs::read_dir(place.join("again/checkpoints"))
+        .unwrap()
+        .map(|entry| name(entry.unwrap().path()))
+        .collect();
+    let newest = found.iter().filter(|it| it.starts_with("step-")).max();
+    fs::remove_dir_all(place.join("again/checkpoints").join(newest.unwrap())).unwrap();
+    let resumed = more.replace("--overwrite", "--checkpoint-every 1 --resume");
+    run(place, "again", &resumed).unwrap();
+    assert_eq!(after, weights(place, "again/model"));
+    let error = run(
+        place,
+        "again",
+        &resumed.replace("--adversarial 2", "--adversarial 3"),
+    );
+    assert!(error.unwrap_err().contains("adversary"));
+
+    let place = class_place(20);
+    let error = run(place.path(), "out", "--adversarial 2").unwrap_err();
+    assert!(
+        error.contains("--adversarial") && error.contains("of no use"),
+        "{error}"
+    );
+}
+
 /// Nothing but the user's own LoRA changes, and it is written as it came.
 #[test]
 fn a_lora_is_unlearned_alone() {
@@ -526,6 +565,62 @@ fn a_broken_file_of_the_cache_is_named() {
         error.contains(&name) && error.contains("remove the file"),
         "{error}"
     );
+}
+
+/// The same variants are made and tested every time, and the triggers are a folder for `unlearn`.
+#[test]
+fn variants_are_searched_for_and_tested() {
+    let place = text_place(20);
+    let place = place.path();
+    let folder = |name: &str| place.join(name).display().to_string();
+    write(&place.join("words.txt"), "red old\ntree house sky");
+    let search = |out: &str, more: &str| {
+        let mut arguments = vec![
+            "prompt_variants".into(),
+            format!("--model={}", folder("model")),
+            format!("--forget={}", folder("forget")),
+            format!("--out={}", folder(out)),
+            "--samples=2".into(),
+            "--search=6".into(),
+        ];
+        arguments.extend(more.split_whitespace().map(String::from));
+        let options = variants::Options::try_parse_from(arguments).unwrap();
+        variants::run(&options, &Told::default()).map_err(|error| error.to_string())
+    };
+    // The tokenizer of single letters has no words.
+    assert!(search("none", "").unwrap_err().contains("--words"));
+    let words = format!("--words={}", folder("words.txt"));
+    let table = search("one", &words).unwrap();
+    assert!(table.contains("picture 0: of 7 prompts"), "{table}");
+    assert!(table.contains("a hat (given)"), "{table}");
+    search("two", &words).unwrap();
+    let tested = |out: &str| {
+        let summary = fs::read_to_string(place.join(out).join("summary.json")).unwrap();
+        let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+        summary["triggers"].as_array().unwrap().clone()
+    };
+    let triggers = tested("one");
+    assert_eq!(triggers, tested("two"));
+    assert_eq!(triggers.len(), 7);
+    let scores: Vec<f64> = triggers
+        .iter()
+        .map(|it| it["score"].as_f64().unwrap())
+        .collect();
+    assert!(scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+
+    let listing = fs::read_to_string(place.join("one/triggers/metadata.jsonl")).unwrap();
+    let memorised = |it: &&serde_json::Value| it["memory"] != "not" && it["is_given"] == true;
+    assert!(listing.lines().count() >= triggers.iter().filter(memorised).count());
+    for line in listing.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(
+            place
+                .join("one/triggers")
+                .join(line["file_name"].as_str().unwrap())
+                .exists()
+        );
+        assert!(triggers.iter().any(|it| it["prompt"] == line["text"]));
+    }
 }
 
 /// A random network has memorised nothing, so that no variant splits; the table says so.

@@ -10,6 +10,7 @@ use siss::models::{AutoencoderKl, ClipTextEncoder, ClipTokenizer, TextCondition,
 use siss_support::emoji::load_pictures;
 use siss_support::files::{copy, create_folder, read_text};
 
+use crate::folders;
 use crate::job::{Job, Set, Shown};
 use crate::{Options, Result};
 
@@ -74,6 +75,9 @@ struct Parts {
 pub fn run(options: &Options) -> Result<()> {
     let device = Device::flex();
     let folder = options.assets.join("captions");
+    if let Some(to) = &options.pictures {
+        return write_pictures(&options.assets, &folder, to, &device);
+    }
     let parts = Parts {
         tokenizer: ClipTokenizer::load(&folder)?,
         encoder: ClipTextEncoder::load(&folder, &device)?,
@@ -90,14 +94,36 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+fn read_rows(folder: &Path) -> Result<Vec<Row>> {
+    let path = folder.join("pictures.json");
+    let rows = serde_json::from_str(&read_text(&path)?);
+    let invalid = |error: serde_json::Error| Error::InvalidFile {
+        path,
+        message: error.to_string(),
+    };
+    Ok(rows.map_err(invalid)?)
+}
+
+/// Writes the pictures of each part with their captions.
+fn write_pictures(assets: &Path, folder: &Path, to: &Path, device: &Device) -> Result<()> {
+    let rows = read_rows(folder)?;
+    for (part, name) in [
+        (Part::Forgotten, "forget"),
+        (Part::Retained, "retain"),
+        (Part::Unseen, "control"),
+    ] {
+        let own: Vec<_> = rows.iter().filter(|row| row.part == part).collect();
+        let codes: Vec<&str> = own.iter().map(|row| row.code.as_str()).collect();
+        let captions: Vec<_> = own.iter().map(|row| row.caption.as_str().into()).collect();
+        let pictures = load_pictures(assets, &codes, device)?;
+        folders::save(&to.join(name), pictures, "text", &captions)?;
+    }
+    Ok(())
+}
+
 impl Parts {
     fn job(&self, assets: &Path, folder: &Path) -> Result<Job<UNet2dCondition>> {
-        let path = folder.join("pictures.json");
-        let rows: Vec<Row> =
-            serde_json::from_str(&read_text(&path)?).map_err(|error| Error::InvalidFile {
-                path,
-                message: error.to_string(),
-            })?;
+        let rows = read_rows(folder)?;
         let of = |part| {
             rows.iter()
                 .filter(move |row| row.part == part)

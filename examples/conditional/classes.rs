@@ -7,6 +7,7 @@ use siss::files::path_text;
 use siss::models::{ClassCondition, ClassUNet2d, ModelFolder, UNet2d, save_pipeline};
 use siss_support::digits::{load_digits, load_labels, load_tshirt};
 
+use crate::folders;
 use crate::job::{Job, Set, Shown};
 use crate::{Options, Result};
 
@@ -22,6 +23,9 @@ const GUIDANCE: f64 = 3.0;
 pub fn run(options: &Options) -> Result<()> {
     let device = Device::flex();
     let folder = options.assets.join("classes");
+    if let Some(to) = &options.pictures {
+        return write_pictures(&options.assets, to, &device);
+    }
     let origin = ModelFolder::find(&folder)?;
     let job = job(&options.assets, &folder, &device)?;
     let model = job.run(origin.scheduler_file(), &Ok, options)?;
@@ -34,6 +38,30 @@ pub fn run(options: &Options) -> Result<()> {
     )?;
     println!("\nthe model is in {}", path_text(written));
     Ok(())
+}
+
+/// Writes the pictures with their labels: the T-shirt under its own, and under that for none.
+fn write_pictures(assets: &Path, to: &Path, device: &Device) -> Result<()> {
+    let digits = load_digits(assets, device)?;
+    let labels = load_labels(assets)?;
+    let (retained, rest) = labels.split_at(digits.retain.dims()[0]);
+    let values = |labels: &[u8]| labels.iter().map(|&label| label.into()).collect::<Vec<_>>();
+    let tshirt = load_tshirt(assets, device)?.repeat_dim(0, 2);
+    let forgotten = [TSHIRT_LABEL, NO_LABEL].map(Into::into);
+    folders::save(&to.join("forget"), tshirt, "label", &forgotten)?;
+    folders::save(
+        &to.join("retain"),
+        digits.retain,
+        "label",
+        &values(retained),
+    )?;
+    let controls = digits.heldout.narrow(0, 0, CONTROLS);
+    folders::save(
+        &to.join("control"),
+        controls,
+        "label",
+        &values(&rest[..CONTROLS]),
+    )
 }
 
 fn job(assets: &Path, folder: &Path, device: &Device) -> Result<Job<ClassUNet2d>> {

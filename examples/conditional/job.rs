@@ -5,10 +5,12 @@ use std::path::Path;
 use siss::answer::{PredictedAnswer, PredictedAnswerConfig};
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
+use siss::evaluate::EmbeddingSearch;
 use siss::objective::Answers;
 use siss::process::SchedulerConfig;
 use siss::sampling::DdimSampler;
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Groups};
+use siss::trainer::Adversary;
 use siss::{Condition, DdpmScheduler, Denoiser, PairSampler, SissTrainer};
 
 use crate::measure::{Gallery, Measured};
@@ -119,8 +121,13 @@ impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
             .learning_rate(rate)
             .seed(options.seed)
             .build()?;
+        let mut adversary = self.adversary(options)?;
         for step in 0..options.steps {
-            let report = trainer.step(pairs.batch(step, options.batch)?)?;
+            let mut batch = pairs.batch(step, options.batch)?;
+            if let Some(adversary) = &mut adversary {
+                batch = adversary.confront(&trainer, batch)?;
+            }
+            let report = trainer.step(batch)?;
             if (step + 1) % 25 == 0 {
                 println!("{report}");
             }
@@ -129,6 +136,21 @@ impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
             println!("note: {finding}");
         }
         Ok(trainer.into_model())
+    }
+}
+
+impl<M: Denoiser<4>> Job<M> {
+    /// The search for embeddings during the run, if requested.
+    fn adversary(&self, options: &Options) -> siss::Result<Option<Adversary<4, M::Condition>>> {
+        let Some(every) = options.adversarial else {
+            return Ok(None);
+        };
+        let search = EmbeddingSearch {
+            seed: options.seed,
+            ..EmbeddingSearch::while_training()
+        };
+        let (points, condition) = (&self.forgotten.points, &self.forgotten.condition);
+        Adversary::new(search, every, points.clone(), condition.clone()).map(Some)
     }
 }
 

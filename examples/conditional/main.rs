@@ -3,6 +3,7 @@
 
 mod captions;
 mod classes;
+mod folders;
 mod job;
 mod measure;
 
@@ -31,6 +32,10 @@ struct Options {
     /// Of the run; the samples have a seed of their own
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Forgets the picture also under embeddings that are searched for before every N-th step
+    /// (captions)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    adversarial: Option<u64>,
     /// Samples of each forgotten condition
     #[arg(long, default_value_t = 16)]
     samples: usize,
@@ -40,6 +45,10 @@ struct Options {
     /// The folder to write [default: target/CASE]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Writes the pictures into folders for `unlearn` (`forget`, `retain`, `control`), and does
+    /// nothing else
+    #[arg(long, value_name = "DIR")]
+    pictures: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use siss::burn::tensor::Tensor;
-use siss::evaluate::{AnswerDistance, DenoisedDistance, DenoisingLoss};
+use siss::evaluate::{AnswerDistance, DenoisedDistance, DenoisingLoss, EmbeddingSearch};
 use siss::report::ImageGrid;
 use siss::sampling::{DdimSampler, Guided, Sampler};
-use siss::{DdpmScheduler, Denoiser};
+use siss::{Condition, DdpmScheduler, Denoiser};
 
 use crate::Result;
 use crate::job::{Decode, Job, Set, repeated};
@@ -22,6 +22,8 @@ const CONTROL_NOISES: usize = 2;
 const SHOWN: usize = 8;
 /// Pictures of each other condition.
 const OTHERS: usize = 2;
+/// Seed of the attack, which no run has.
+const ATTACK: u64 = 1 << 32;
 
 /// How a model is measured.
 pub struct Gallery<'a, M: Denoiser<4>> {
@@ -44,6 +46,19 @@ pub struct Measured {
     /// Denoised copies under the first forgotten condition, by timestep.
     denoised: Tensor<4>,
     others: Tensor<4>,
+    /// Under the embeddings that an attack finds; nothing if conditions are labels.
+    attacked: Option<Attacked>,
+}
+
+/// A model's figures under embeddings that were searched for, beginning at the forgotten
+/// conditions.
+struct Attacked {
+    /// Samples of which the forgotten picture is the nearest of all pictures.
+    copies: Vec<usize>,
+    /// Losses by timestep and condition.
+    losses: Vec<Vec<f64>>,
+    /// Samples, condition after condition.
+    samples: Tensor<4>,
 }
 
 /// A model's figures at the picture under one condition.
@@ -65,7 +80,7 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
     pub fn measure(&self, model: &M) -> Result<Measured> {
         let (job, scheduler) = (self.job, self.scheduler);
         let (forgotten, controls) = (&job.forgotten, &job.controls);
-        let samples = self.samples(model)?;
+        let samples = self.samples(model, &forgotten.condition)?;
         let losses = |set: &Set<M::Condition>, noises| {
             let loss = DenoisingLoss {
                 noises,
@@ -122,13 +137,39 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
             samples,
             denoised: self.denoised(model)?,
             others: self.others(model)?,
+            attacked: self.attacked(model)?,
         })
     }
 
-    /// Pictures of the forgotten conditions.
-    fn samples(&self, model: &M) -> Result<Tensor<4>> {
+    /// What the model does under the embeddings that bring the picture back best.
+    fn attacked(&self, model: &M) -> Result<Option<Attacked>> {
+        let forgotten = &self.job.forgotten;
+        if forgotten.condition.embedding().is_none() {
+            return Ok(None);
+        }
+        let search = EmbeddingSearch {
+            seed: ATTACK,
+            ..EmbeddingSearch::default()
+        };
+        let (points, start) = (&forgotten.points, &forgotten.condition);
+        let found = search.run(model, self.scheduler, points, start)?.condition;
+        let loss = DenoisingLoss {
+            noises: NOISES,
+            ..DenoisingLoss::at(TIMESTEPS)
+        };
+        let samples = self.samples(model, &found)?;
+        let own = samples.clone().split(self.samples, 0).into_iter();
+        Ok(Some(Attacked {
+            copies: own.map(|own| self.copies(own)).collect::<Result<_>>()?,
+            losses: loss.measure(model, self.scheduler, points, &found)?,
+            samples,
+        }))
+    }
+
+    /// Pictures of conditions, as many of each as samples.
+    fn samples(&self, model: &M, conditions: &M::Condition) -> Result<Tensor<4>> {
         let of_condition = |row| {
-            let wanted = repeated(&self.job.forgotten.condition, row, self.samples);
+            let wanted = repeated(conditions, row, self.samples);
             self.draw(model, wanted, 0)
         };
         let samples = (0..self.job.names.len()).map(of_condition);
@@ -149,7 +190,7 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
     /// Pictures drawn with guidance, one for each row of the condition.
     fn draw(&self, model: &M, wanted: M::Condition, first_row: u64) -> Result<Tensor<4>> {
         let [_, channels, height, width] = self.job.forgotten.points.dims();
-        let rows = siss::Condition::rows(&wanted).unwrap_or(1);
+        let rows = wanted.rows().unwrap_or(1);
         let guided = Guided::new(model.clone(), self.job.guidance)?;
         let condition = (wanted, repeated(&self.job.nothing, 0, rows));
         let device = self.job.forgotten.points.device();
@@ -221,6 +262,28 @@ impl Measured {
                 measured.control_distance
             );
         }
+        Self::print_attacked(models, names);
+    }
+
+    fn print_attacked(models: &[(&str, Measured); 3], names: &[String]) {
+        if models
+            .iter()
+            .any(|(_, measured)| measured.attacked.is_none())
+        {
+            return;
+        }
+        println!("\n| from | | copies | loss under what was found, at t = 100, 250, 400 |");
+        println!("|---|---|---|---|");
+        for (place, name) in names.iter().enumerate() {
+            for (model, measured) in models {
+                let Some(attacked) = &measured.attacked else {
+                    continue;
+                };
+                let losses: Vec<f64> = attacked.losses.iter().map(|at| at[place]).collect();
+                let (copies, losses) = (attacked.copies[place], listed(&losses, 4));
+                println!("| `{name}` | {model} | {copies} | {losses} |");
+            }
+        }
     }
 
     /// Writes the pictures.
@@ -230,25 +293,33 @@ impl Measured {
         folder: &Path,
     ) -> Result<()> {
         let job = gallery.job;
-        let samples = |place: usize| {
-            let own = move |(_, measured): &(_, Measured)| {
-                measured
-                    .samples
-                    .clone()
-                    .narrow(0, place * gallery.samples, gallery.samples)
-            };
-            models.iter().map(own)
+        let grid = |all: [&Tensor<4>; 3], name: &str| -> Result<()> {
+            let count = gallery.samples;
+            let row = |place: usize| all.map(|own| own.clone().narrow(0, place * count, count));
+            let rows = (0..job.names.len()).flat_map(row).collect();
+            let captions = (job.names.iter()).flat_map(|name| {
+                models
+                    .iter()
+                    .map(move |(model, _)| format!("{name}, {model}"))
+            });
+            Ok(ImageGrid::new(Tensor::cat(rows, 0))?
+                .columns(count)
+                .row_captions(captions)
+                .save(folder.join(name))?)
         };
-        let rows = (0..job.names.len()).flat_map(samples).collect();
-        let captions = (job.names.iter()).flat_map(|name| {
-            models
-                .iter()
-                .map(move |(model, _)| format!("{name}, {model}"))
-        });
-        ImageGrid::new(Tensor::cat(rows, 0))?
-            .columns(gallery.samples)
-            .row_captions(captions)
-            .save(folder.join("samples.png"))?;
+        let [before, after, retrained] = models.each_ref().map(|(_, measured)| measured);
+        grid(
+            [before, after, retrained].map(|it| &it.samples),
+            "samples.png",
+        )?;
+        if let (Some(before), Some(after), Some(retrained)) =
+            (&before.attacked, &after.attacked, &retrained.attacked)
+        {
+            grid(
+                [before, after, retrained].map(|it| &it.samples),
+                "attacked.png",
+            )?;
+        }
 
         let [_, channels, height, width] = job.pictures.dims();
         let last = job.pictures.clone().slice_dim(0, -1..);

@@ -69,9 +69,8 @@ fn train(options: &Options) -> Result<()> {
     let amount = [options.steps as usize, options.batch];
     let (checkpointing, out) = (&options.checkpointing, options.out.as_path());
     let fingerprint = || pairs.fingerprint();
-    let mut checkpoints = checkpointing.begin(&mut trainer, fingerprint, amount, out, |line| {
-        println!("{line}");
-    })?;
+    let say = |line: &str| println!("{line}");
+    let mut checkpoints = checkpointing.begin(&mut trainer, None, fingerprint, amount, out, say)?;
     let (mut loss, mut counted) = (0.0, 0);
     while trainer.next_step() < options.steps {
         let report = trainer.step(pairs.batch(trainer.next_step(), options.batch)?)?;

@@ -108,6 +108,24 @@ pub trait Condition: Clone + Send {
     /// [`Error::DeviceRead`]; for a `Vec`, [`Error::NotJson`] for an element that JSON cannot hold.
     fn digest(&self, add: &mut dyn FnMut(&[u8])) -> Result<()>;
 
+    /// The part that an optimiser can search in, one row per entry: `[rows, numbers]`.
+    ///
+    /// `None`, the default, for a condition of labels or words, and for one of several parts that
+    /// does not say which of them is meant. [`EmbeddingSearch`](crate::evaluate::EmbeddingSearch)
+    /// and [`Adversary`](crate::trainer::Adversary) need it.
+    fn embedding(&self) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// The same condition with another embedding, of the shape of
+    /// [`embedding`](Condition::embedding).
+    ///
+    /// The default is the condition unchanged.
+    fn with_embedding(&self, embedding: Tensor<2>) -> Self {
+        let _ = embedding;
+        self.clone()
+    }
+
     /// The number of entries of the first part that has one; `None` if any number of rows fits, as
     /// for `()`.
     fn rows(&self) -> Option<usize> {
@@ -150,7 +168,7 @@ impl Condition for () {
 
 /// A tensor with values of `$value` on the host. All three kinds are read in chunks of rows.
 macro_rules! tensor_condition {
-    ($($tensor:ty: $value:ty),*) => {$(
+    ($($tensor:ty: $value:ty {$($embedding:item)*}),*) => {$(
         impl<const D: usize> Condition for $tensor {
             fn part_rows(&self) -> Vec<usize> {
                 vec![self.dims()[0]]
@@ -185,11 +203,31 @@ macro_rules! tensor_condition {
                 }
                 Ok(())
             }
+
+            $($embedding)*
         }
     )*};
 }
 
-tensor_condition!(Tensor<D>: f32, Tensor<D, Int>: i64, Tensor<D, Bool>: u8);
+tensor_condition!(
+    Tensor<D>: f32 {
+        fn embedding(&self) -> Option<Tensor<2>> {
+            Some(as_rows(self.clone()))
+        }
+
+        fn with_embedding(&self, embedding: Tensor<2>) -> Self {
+            embedding.reshape(self.dims())
+        }
+    },
+    Tensor<D, Int>: i64 {},
+    Tensor<D, Bool>: u8 {}
+);
+
+/// Everything but the rows in one dimension.
+pub(crate) fn as_rows<const D: usize>(tensor: Tensor<D>) -> Tensor<2> {
+    let shape = tensor.dims();
+    tensor.reshape([shape[0], shape[1..].iter().product()])
+}
 
 impl<T: Clone + Send + Serialize> Condition for Vec<T> {
     fn part_rows(&self) -> Vec<usize> {
@@ -415,6 +453,18 @@ mod tests {
         assert!(is_empty(&()) && is_empty(&((), ())) && is_empty(&((), None::<()>, (), ())));
         // A model with an optional condition has a condition.
         assert!(!is_empty(&absent) && !is_empty(&((), absent)));
+    }
+
+    #[test]
+    fn only_real_numbers_are_an_embedding() {
+        let states = Tensor::<3>::ones([2, 3, 4], &Device::flex());
+        let embedding = states.embedding().unwrap();
+        assert_eq!(embedding.dims(), [2, 12]);
+        let doubled = states.with_embedding(embedding * 2.0);
+        assert_eq!(digest(&doubled), digest(&(states.clone() * 2.0)));
+        assert!(classes(&[1, 2]).embedding().is_none());
+        assert!(prompts(&["a", "b"]).embedding().is_none());
+        assert!(().embedding().is_none());
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::error::Result;
 use crate::process::PredictionType;
 
 pub use condition::Condition;
+#[cfg(feature = "models")]
+pub(crate) use condition::as_rows;
 pub(crate) use frozen::frozen_output;
 pub use function::FnDenoiser;
 

@@ -1,10 +1,13 @@
-//! Measures how well a model knows data: the loss of single points, how close a model is to another
-//! at points, and whether the data are prepared as they were for the model's training.
+//! Measures how well a model knows data: the loss of single points, under which conditions it knows
+//! them, how close a model is to another at points, and whether the data are prepared as they were
+//! for the model's training.
 
 mod answer_distance;
 mod denoised_distance;
 mod denoising_loss;
+mod embedding_search;
 mod model_check;
+mod trigger_test;
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -16,9 +19,12 @@ pub use answer_distance::{AnswerComparison, AnswerDistance};
 pub use denoised_distance::{DenoisedComparison, DenoisedDistance};
 pub use denoising_loss::DenoisingLoss;
 pub(crate) use denoising_loss::{parts, residual, row_losses};
+pub(crate) use embedding_search::embedding_of;
+pub use embedding_search::{EmbeddingSearch, FoundEmbedding};
 pub use model_check::{
     KnownMirror, ModelCheck, ModelFinding, ModelReport, Preprocessing, refuse_relearning,
 };
+pub use trigger_test::{Memory, Trigger, TriggerTest};
 
 /// Noises of a point when two models are compared.
 fn compared_noises() -> usize {

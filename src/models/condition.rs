@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::denoiser::Condition;
+use crate::denoiser::{Condition, as_rows};
 use crate::error::{Error, Result, check_shape};
 use crate::host::read_f32;
 
@@ -88,6 +88,20 @@ impl Condition for ClassCondition {
             Self::Labels(labels) => labels.digest(add),
             Self::Numbers(numbers) => numbers.digest(add),
             Self::Embeddings(embeddings) => embeddings.digest(add),
+        }
+    }
+
+    fn embedding(&self) -> Option<Tensor<2>> {
+        match self {
+            Self::Labels(_) | Self::Numbers(_) => None,
+            Self::Embeddings(embeddings) => Some(embeddings.clone()),
+        }
+    }
+
+    fn with_embedding(&self, embedding: Tensor<2>) -> Self {
+        match self {
+            Self::Labels(_) | Self::Numbers(_) => self.clone(),
+            Self::Embeddings(_) => Self::Embeddings(embedding),
         }
     }
 }
@@ -216,6 +230,18 @@ impl Condition for TextCondition {
         self.hidden_states.digest(add)?;
         self.pooled.digest(add)?;
         self.time_ids.digest(add)
+    }
+
+    /// The states of the tokens.
+    fn embedding(&self) -> Option<Tensor<2>> {
+        Some(as_rows(self.hidden_states.clone()))
+    }
+
+    fn with_embedding(&self, embedding: Tensor<2>) -> Self {
+        Self {
+            hidden_states: embedding.reshape(self.hidden_states.dims()),
+            ..self.clone()
+        }
     }
 }
 

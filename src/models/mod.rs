@@ -39,7 +39,7 @@ mod unet2d_condition;
 pub use autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig, LatentDistribution};
 #[cfg(feature = "text")]
 pub use clip::ClipTokenizer;
-pub use clip::{ClipActivation, ClipTextConfig, ClipTextEncoder, EncodedText};
+pub use clip::{ClipActivation, ClipTextConfig, ClipTextEncoder, EncodedText, PromptVariation};
 pub use condition::{ClassCondition, TextCondition};
 pub use dit::{Dit, DitConfig};
 pub use export::{LeftOut, PipelineNetwork, save_pipeline};

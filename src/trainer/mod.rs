@@ -1,6 +1,7 @@
 //! The trainer. Each step draws, computes the terms, two gradients and their coefficients, and
 //! optimises.
 
+mod adversary;
 mod builder;
 pub(crate) mod config;
 pub(crate) mod ema;
@@ -43,6 +44,7 @@ use crate::parameters::{non_finite_parameter, without_gradient};
 use crate::process::Scheduler;
 use crate::steering::Steering;
 
+pub use adversary::Adversary;
 pub use builder::SissTrainerBuilder;
 pub use config::TrainerConfig;
 pub use method::Method;

@@ -27,6 +27,7 @@ pub mod small;
 pub mod survey;
 pub mod target;
 pub mod trained;
+pub mod triggers;
 pub mod tshirt;
 pub mod unlearn;
 pub mod variants;

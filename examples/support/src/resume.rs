@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use siss::checkpoint::model_fingerprint;
 use siss::files::{ResultFolder, path_text};
+use siss::trainer::Adversary;
 use siss::{Checkpoints, Denoiser, SissTrainer};
 
 use crate::files::failed;
@@ -83,10 +84,12 @@ impl Checkpointing {
     }
 
     /// Opens the checkpoints of a run, if it has any, and resumes the trainer from the newest if
-    /// requested. `fingerprint` is that of the pairs. `say` receives a notice of the outcome.
+    /// requested, and an adversary with it. `fingerprint` is that of the pairs. `say` receives a
+    /// notice of the outcome.
     pub fn begin<M: Denoiser<D>, const D: usize>(
         &self,
         trainer: &mut SissTrainer<M, D>,
+        adversary: Option<&mut Adversary<D, M::Condition>>,
         fingerprint: impl FnOnce() -> siss::Result<String>,
         [steps, batch]: [usize; 2],
         out: &Path,
@@ -105,6 +108,9 @@ impl Checkpointing {
             .setting("batch", &batch)?
             .setting("pairs", &fingerprint()?)?
             .setting("model", &model_fingerprint(trainer.model())?)?;
+        if let Some(adversary) = &adversary {
+            checkpoints = checkpoints.setting("adversary", &adversary.settings())?;
+        }
         if !checkpoints.is_locked() {
             say(
                 "note: the file system of --out does not support locks: make sure that no other process writes there",
@@ -116,6 +122,9 @@ impl Checkpointing {
         if let Some(resumed) = checkpoints.resume(trainer)? {
             for torn in &resumed.passed_over {
                 say(&format!("note: checkpoint skipped: {torn}"));
+            }
+            if let Some(adversary) = adversary {
+                adversary.restore(&resumed.state::<Vec<u32>>()?)?;
             }
             say(&format!("resumed at step {}", resumed.step));
         }

@@ -13,6 +13,7 @@ use siss::data::{PairStream, UnlearningBatch};
 use siss::files::path_text;
 use siss::models::UNet2d;
 use siss::observer::{Finding, cut_log};
+use siss::trainer::Adversary;
 use siss::{Checkpoints, Condition, Denoiser, PairSampler, SissTrainer, StepReport};
 
 use crate::files::{self, failed};
@@ -123,6 +124,7 @@ impl<'a, C: Condition + 'static> Batches<'a, C> {
 /// An unlearning run that has been set up or resumed, and has steps to take.
 pub struct Run<'a, A, M: Denoiser<4> = UNet2d> {
     trainer: SissTrainer<M, 4>,
+    adversary: Option<Adversary<4, M::Condition>>,
     batches: Batches<'a, M::Condition>,
     plan: Plan,
     progress: &'a dyn Progress,
@@ -141,6 +143,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
     /// detected here.
     pub fn begin(
         mut trainer: SissTrainer<M, 4>,
+        mut adversary: Option<Adversary<4, M::Condition>>,
         batches: impl Into<Batches<'a, M::Condition>>,
         plan: Plan,
         checkpointing: &'a Checkpointing,
@@ -151,7 +154,9 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
         let say = |line: &str| progress.say(line);
         let batches = batches.into();
         let fingerprint = || batches.fingerprint();
-        let checkpoints = checkpointing.begin(&mut trainer, fingerprint, amount, out, say)?;
+        let against = adversary.as_mut();
+        let checkpoints =
+            checkpointing.begin(&mut trainer, against, fingerprint, amount, out, say)?;
 
         check_device(&mut trainer, batches.held(), progress)?;
         let log_path = match &checkpoints {
@@ -176,6 +181,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
             log_path,
             results: results.into(),
             trainer,
+            adversary,
             batches,
             plan,
             progress,
@@ -201,7 +207,10 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
         let mut seconds = 0.0;
         while self.trainer.next_step() < steps {
             let began = Instant::now();
-            let batch = self.batches.batch(self.trainer.next_step(), batch)?;
+            let mut batch = self.batches.batch(self.trainer.next_step(), batch)?;
+            if let Some(adversary) = &mut self.adversary {
+                batch = adversary.confront(&self.trainer, batch)?;
+            }
             let report = self.trainer.step(batch)?;
             let step_seconds = began.elapsed().as_secs_f64();
             seconds += step_seconds;
@@ -240,7 +249,8 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
             // The log must not be shorter than the checkpoint says.
             let synced = self.log.sync_all();
             synced.map_err(failed("writing", &self.log_path))?;
-            checkpoints.save(&mut self.trainer, &())?;
+            let state = self.adversary.as_ref().map(Adversary::state).transpose()?;
+            checkpoints.save(&mut self.trainer, &state)?;
         }
         Ok(())
     }

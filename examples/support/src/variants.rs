@@ -7,22 +7,23 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use serde::Serialize;
-use siss::Condition;
 use siss::backend::DeviceSpec;
 use siss::burn::tensor::{Device, Tensor};
 use siss::files::path_text;
 use siss::images::{Annotations, ImageFiles, Images, Transparency};
 use siss::metrics::{Features, KMeans};
-use siss::models::{ModelFolder, UNet2dCondition};
+use siss::models::{ModelFolder, PromptVariation, UNet2dCondition};
 use siss::process::SchedulerConfig;
 use siss::report::{ImageGrid, binomial_interval};
 use siss::sampling::Guided;
+use siss::{Condition, DdpmScheduler};
 
-use crate::files::{self, as_text};
+use crate::files::{self, as_optional_text, as_text};
 use crate::options::{at_least_one, number};
 use crate::probe::{Chunks, Probe, distances, mean};
 use crate::progress::Progress;
 use crate::resume::open_results;
+use crate::triggers::{self, Entry, Found};
 use crate::unlearn::options::Conditions;
 use crate::unlearn::pictures;
 use crate::unlearn::subject::{Subject, Text};
@@ -53,6 +54,23 @@ pub struct Options {
     #[arg(long = "variant", value_name = "TEXT")]
     pub variants: Vec<String>,
 
+    /// Searches for variants: makes N of each prompt by inserting, leaving out, replacing and
+    /// swapping words, tests for each memorised picture which of them are memorised, and takes the
+    /// prompts and the best of those that are memorised in part.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search: Option<u64>,
+
+    /// A file of words for --search, separated by white space [default: those of the tokenizer].
+    #[arg(long, value_name = "FILE", requires = "search")]
+    #[serde(serialize_with = "as_optional_text")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub words: Option<PathBuf>,
+
+    /// Most variants that --search takes for each memorised picture.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub keep: usize,
+
     /// Pictures for each variant.
     #[arg(long, default_value_t = 128)]
     pub samples: usize,
@@ -61,7 +79,7 @@ pub struct Options {
     #[arg(long, value_name = "S", default_value_t = 7.5)]
     pub guidance: f64,
 
-    /// Seed of the clusters. Pictures have a seed of their own, as in `unlearn`.
+    /// Seed of the clusters and of the search. Pictures have a seed of their own, as in `unlearn`.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 
@@ -76,7 +94,13 @@ pub struct Options {
 }
 
 /// The results, which appear in the output folder together.
-const RESULTS: [&str; 4] = ["memorised", "other", "clusters.png", "summary.json"];
+const RESULTS: [&str; 5] = [
+    "memorised",
+    "other",
+    "triggers",
+    "clusters.png",
+    "summary.json",
+];
 /// A split is clear if the pictures on one side are this much closer to the memorised ones.
 const CLEAR: f64 = 0.5;
 /// Pictures of each side that are shown.
@@ -101,6 +125,9 @@ pub struct Variant {
 #[derive(Debug, Serialize)]
 struct Summary<'a> {
     config: &'a Options,
+    /// What the search tested, the best first.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    triggers: &'a [Found],
     variants: &'a [Variant],
 }
 
@@ -118,9 +145,14 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     progress.phase("loading");
     let mut generator = Generator::load(options, &origin, &device, progress)?;
 
+    let searched = generator.search(progress)?;
     let mut found = Vec::new();
     let mut sides = Sides::new(results.path());
-    for (index, prompt) in generator.prompts.clone().iter().enumerate() {
+    let prompts = match options.search {
+        Some(_) => triggers::taken(&searched, options.keep),
+        None => generator.prompts(),
+    };
+    for (index, prompt) in prompts.iter().enumerate() {
         let pictures = generator.pictures(prompt, index, progress)?;
         let (variant, is_memorised) = generator.divide(prompt, &pictures)?;
         // Without a clear split nothing says which pictures to keep.
@@ -130,14 +162,24 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
         found.push(variant);
     }
     sides.write(&results.path())?;
+    if options.search.is_some() {
+        let folder = results.path().join("triggers");
+        triggers::write(&folder, &searched, &generator.memorised, options.keep)?;
+    }
     let summary = Summary {
         config: options,
+        triggers: &searched,
         variants: &found,
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&results.path().join("summary.json"), text)?;
     results.publish()?;
-    Ok(table(options, &found))
+    let mut text = triggers::table(&searched) + &table(options, &found);
+    if options.search.is_some() {
+        let out = path_text(&options.out);
+        text += &format!("every trigger that was taken: unlearn --forget {out}/triggers …\n");
+    }
+    Ok(text)
 }
 
 /// A model, and the pictures that it memorised.
@@ -146,8 +188,12 @@ struct Generator<'a> {
     text: Text,
     unet: UNet2dCondition,
     probe: Probe,
+    scheduler: DdpmScheduler,
     shape: [usize; 3],
-    prompts: Vec<String>,
+    /// The prompts of each memorised picture.
+    prompts: Vec<Vec<String>>,
+    /// The words of the tokenizer or of the file.
+    words: Vec<String>,
     /// `[count, channels, height, width]`, from −1 to 1.
     memorised: Tensor<4>,
     device: Device,
@@ -167,18 +213,21 @@ impl<'a> Generator<'a> {
         let (text, unet) = Text::load(&conditions, origin, device, progress)?;
         let found = ImageFiles::find(&options.forget)?;
         let format = text.picture_format(&found, Transparency::default(), &options.model)?;
-        let prompts = match options.variants.is_empty() {
-            false => options.variants.clone(),
-            true => {
-                let annotations = Annotations::of(&found)?;
-                let captions = found.pictures.iter().map(|file| annotations.caption(file));
-                let mut captions = captions.collect::<siss::Result<Vec<_>>>()?;
-                captions.sort();
-                captions.dedup();
-                captions
-            }
-        };
+        let annotations = Annotations::of(&found)?;
         let (images, _) = Images::read_all(found, format, |_| {})?;
+        let of_file = |file: &PathBuf| match options.variants.is_empty() {
+            false => Ok(options.variants.clone()),
+            true => Ok(vec![annotations.caption(file)?]),
+        };
+        let prompts = images.files().iter().map(of_file);
+        let prompts = prompts.collect::<siss::Result<_>>()?;
+        let words = match &options.words {
+            Some(file) => {
+                let text = files::read_text(file)?;
+                text.split_whitespace().map(String::from).collect()
+            }
+            None => text.words(),
+        };
         let config = SchedulerConfig {
             clip_sample: false,
             ..SchedulerConfig::from_file(origin.scheduler_file())?
@@ -193,10 +242,63 @@ impl<'a> Generator<'a> {
             text,
             unet,
             probe: Probe::new(&config, chunks)?,
+            scheduler: DdpmScheduler::from_config(&config)?,
             prompts,
+            words,
             memorised: images.all(device),
             device: device.clone(),
         })
+    }
+
+    /// All prompts.
+    fn prompts(&self) -> Vec<String> {
+        let mut prompts = self.prompts.concat();
+        prompts.sort();
+        prompts.dedup();
+        prompts
+    }
+
+    /// Which variants of the prompts of each memorised picture are memorised, if requested.
+    fn search(&mut self, progress: &dyn Progress) -> Result<Vec<Found>> {
+        let Some(count) = self.options.search else {
+            return Ok(Vec::new());
+        };
+        let variation = PromptVariation {
+            count: count as usize,
+            seed: self.options.seed,
+            ..PromptVariation::new(self.words.clone())
+        };
+        let mut found = Vec::new();
+        for (picture, prompts) in self.prompts.iter().enumerate() {
+            let mut asked = prompts.clone();
+            for prompt in prompts {
+                asked.extend(variation.variants(prompt)?);
+            }
+            asked.sort();
+            asked.dedup();
+            let count = asked.len();
+            progress.phase(&format!("testing {count} prompts of picture {picture}"));
+            let controls = triggers::controls(&variation, &asked)?;
+            let latent = self.memorised.clone().narrow(0, picture, 1);
+            let latent = self.text.latent(latent)?;
+            let conditions = self.text.encoded_all(&asked, &self.device)?;
+            let controls = self.text.encoded_all(&controls, &self.device)?;
+            let test = triggers::test(self.scheduler.num_timesteps());
+            let (model, scheduler) = (&self.unet, &self.scheduler);
+            let tested = test.run(model, scheduler, &latent, &conditions, &controls)?;
+            let own = asked.into_iter().zip(tested);
+            found.extend(own.map(|(prompt, trigger)| Found {
+                picture,
+                is_given: prompts.contains(&prompt),
+                prompt,
+                trigger,
+            }));
+        }
+        found.sort_by(|a, b| {
+            let by_picture = a.picture.cmp(&b.picture);
+            by_picture.then(b.trigger.score.total_cmp(&a.trigger.score))
+        });
+        Ok(found)
     }
 
     /// The pictures under the variant with this number, from −1 to 1.
@@ -284,13 +386,6 @@ struct Sides {
     shown: [Vec<Tensor<4>>; 2],
 }
 
-/// A line of `metadata.jsonl`.
-#[derive(Serialize)]
-struct Entry<'a> {
-    file_name: String,
-    text: &'a str,
-}
-
 impl Sides {
     fn new(results: PathBuf) -> Self {
         Self {
@@ -364,7 +459,7 @@ fn table(options: &Options, variants: &[Variant]) -> String {
             path_text(&options.model)
         ),
         false => "\nnote: under no variant the pictures fall into two clear clusters: it is memorised always or never; give variants between them \
-                  (--variant), with words inserted, deleted or exchanged\n"
+                  (--variant), or search for some (--search N)\n"
             .into(),
     };
     text

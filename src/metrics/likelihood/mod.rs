@@ -2,7 +2,7 @@
 
 mod runge_kutta;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,7 @@ use crate::denoiser::{Condition, Denoiser};
 use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_positive, check_range, check_shape};
 use crate::host::{column, read_f32, select_rows, sum_elements, tensor, to_f32, vector};
+use crate::parameters::as_constants;
 use crate::process::Scales;
 
 /// The likelihood of points by the probability-flow equation of the variance-preserving process.
@@ -294,14 +295,13 @@ impl<'a, M: Module> Flow<'a, M> {
         model: &M,
         points: &dyn Points<D>,
     ) -> Result<Self> {
-        let model = model.valid();
         let device = match model.devices().first() {
             Some(device) => device.clone(),
             None => points.load(0..1)?.device(),
         };
         Ok(Self {
             settings,
-            model: model.map(&mut Untrained),
+            model: as_constants(model),
             device,
             alpha_bars: settings.alpha_bars(),
         })
@@ -441,15 +441,6 @@ impl<'a, M: Module> Flow<'a, M> {
             signal: alpha_bars.iter().map(|it| it.sqrt()).collect(),
             noise: alpha_bars.iter().map(|it| (1.0 - it).sqrt()).collect(),
         }
-    }
-}
-
-/// Lets parameters take part in autodiff without a gradient of their own.
-struct Untrained;
-
-impl ModuleMapper for Untrained {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|tensor| tensor.autodiff().set_require_grad(false))
     }
 }
 

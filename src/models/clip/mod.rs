@@ -5,10 +5,12 @@ mod config;
 mod layers;
 #[cfg(feature = "text")]
 mod tokenizer;
+mod variation;
 
 pub use config::{ClipActivation, ClipTextConfig};
 #[cfg(feature = "text")]
 pub use tokenizer::ClipTokenizer;
+pub use variation::PromptVariation;
 
 use std::path::Path;
 

@@ -86,6 +86,21 @@ impl ClipTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The tokens that end a word and can be one, in the order of their ids: those of two and more
+    /// letters from a to z. In the published vocabulary the frequent ones come first; some of them
+    /// are endings, such as `ing`.
+    pub fn words(&self) -> Vec<String> {
+        let vocabulary = self.tokenizer.get_vocab(false);
+        let word = |(token, id): (String, u32)| {
+            let word = token.strip_suffix("</w>")?;
+            let is_word = word.len() >= 2 && word.bytes().all(|byte| byte.is_ascii_lowercase());
+            is_word.then(|| (id, word.to_string()))
+        };
+        let mut words: Vec<_> = vocabulary.into_iter().filter_map(word).collect();
+        words.sort();
+        words.into_iter().map(|(_, word)| word).collect()
+    }
+
     /// The ids of prompts, for [`ClipTextEncoder::encode`](super::ClipTextEncoder::encode).
     ///
     /// # Shapes
@@ -212,6 +227,15 @@ mod tests {
             assert_eq!(ids[..4], [9, 3, 6, 10]);
             assert!(ids[4..].iter().all(|&id| id == padding), "{ids:?}");
         }
+    }
+
+    #[test]
+    fn words_end_and_have_two_letters() {
+        let tokenizer = ClipTokenizer::load(folder("{}").path()).unwrap();
+        assert_eq!(tokenizer.words(), ["cat"]);
+        let published = ClipTokenizer::load(published().path()).unwrap().words();
+        assert!(published.len() > 20_000, "{}", published.len());
+        assert_eq!(published[..2], ["the", "ing"]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 use burn::tensor::Distribution;
 
 use super::*;
+use crate::draws::Stream;
 use crate::error::Error;
+use crate::evaluate::{DenoisingLoss, EmbeddingSearch};
 use crate::models::PerStage;
 
 fn small() -> UNet2dConditionConfig {
@@ -233,4 +235,52 @@ fn a_saved_network_is_read_back() {
         unet.predict(noisy, Tensor::from_data([9.0], &device), &condition)
     });
     assert_eq!((one - other).abs().max().into_scalar::<f32>(), 0.0);
+}
+
+/// The attack by embeddings goes through the whole network, and leaves it as it is.
+#[test]
+fn an_embedding_is_searched_in_a_frozen_network() {
+    let device = Device::flex();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/sd2_tiny");
+    let network = UNet2dCondition::load(folder, &device).unwrap();
+    let before = crate::checkpoint::model_fingerprint(&network).unwrap();
+    let config = network.config();
+    let side = config.sample_size.map_or(8, |size| size.sides()[0]);
+    let shape = [1, config.in_channels, side, side];
+    let random = |row| crate::draws::normal_noise(shape, 5, 0, row, Stream::Evaluation, &device);
+    let states = [1, 7, config.cross_attention_dim];
+    let states = crate::draws::normal_noise(states, 6, 0, 0, Stream::Evaluation, &device);
+    let start = TextCondition::new(states.clone());
+    let scheduler = crate::DdpmScheduler::scaled_linear(1000).unwrap();
+    let search = EmbeddingSearch {
+        steps: 20,
+        ..EmbeddingSearch::default()
+    };
+    let point = random(0);
+    let found = search.run(&network, &scheduler, &point, &start).unwrap();
+    let mean = |steps: &[Vec<f64>]| steps.iter().map(|it| it[0]).sum::<f64>() / steps.len() as f64;
+    let (early, late) = (mean(&found.losses[..5]), mean(&found.losses[15..]));
+    assert!(late < early, "{early} {late}");
+
+    let loss = DenoisingLoss {
+        noises: 8,
+        ..DenoisingLoss::at([200.0, 600.0])
+    };
+    let loss = |condition| {
+        loss.measure(&network, &scheduler, &point, condition)
+            .unwrap()
+    };
+    let (plain, attacked) = (loss(&start).concat(), loss(&found.condition).concat());
+    assert!(
+        attacked.iter().sum::<f64>() < plain.iter().sum(),
+        "{plain:?} {attacked:?}"
+    );
+    assert_ne!(
+        found.condition.hidden_states.into_data(),
+        states.into_data()
+    );
+    assert_eq!(
+        crate::checkpoint::model_fingerprint(&network).unwrap(),
+        before
+    );
 }

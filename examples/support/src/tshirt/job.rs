@@ -418,7 +418,7 @@ fn begin<'a>(
         checkpointing, out, ..
     } = &job.options;
     let folders = [out.as_path(), &results.path()];
-    Run::begin(trainer, pairs, plan, checkpointing, folders, progress)
+    Run::begin(trainer, None, pairs, plan, checkpointing, folders, progress)
 }
 
 fn unlearn(job: &Job, run: Run<Along>) -> Result<Unlearned<Along>> {

@@ -12,15 +12,15 @@ use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
 use siss::draws::{CoinFlip, TimestepSampling};
-use siss::evaluate::refuse_relearning;
+use siss::evaluate::{EmbeddingSearch, refuse_relearning};
 use siss::files::ResultFolder;
 use siss::images::{Format, ImageFiles};
 use siss::models::ModelFolder;
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
-use siss::trainer::FusedAdamW;
-use siss::{DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer};
+use siss::trainer::{Adversary, FusedAdamW};
+use siss::{Condition, DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
@@ -273,7 +273,16 @@ where
         looks: LOOKS,
     };
     let folders = [out.as_path(), &results.path()];
-    let run = Run::begin(trainer, batches, plan, checkpointing, folders, progress)?;
+    let adversary = adversary(&options, &settings, &pairs)?;
+    let run = Run::begin(
+        trainer,
+        adversary,
+        batches,
+        plan,
+        checkpointing,
+        folders,
+        progress,
+    )?;
 
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
@@ -458,6 +467,24 @@ fn pairs<S: Subject>(
         }
         _ => Ok(pairs),
     }
+}
+
+/// The search for embeddings during the run, if requested.
+fn adversary<C: Condition>(
+    options: &Options,
+    settings: &Settings,
+    pairs: &PairSampler<4, C>,
+) -> siss::Result<Option<Adversary<4, C>>> {
+    let Some(every) = options.conditions.adversarial else {
+        return Ok(None);
+    };
+    let search = EmbeddingSearch {
+        seed: options.seed,
+        micro_batch_size: settings.micro_batch,
+        ..EmbeddingSearch::while_training()
+    };
+    let (points, condition) = (pairs.forget(), pairs.condition(Side::Forget));
+    Adversary::new(search, every, points.clone(), condition.clone()).map(Some)
 }
 
 /// Saves the first generated images as single files, if requested.

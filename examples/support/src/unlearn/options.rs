@@ -269,6 +269,12 @@ pub struct Conditions {
     #[arg(long, value_name = "P", default_value_t = 0.0, alias = "drop-prompt")]
     pub drop_condition: f64,
 
+    /// Before every N-th step, searches for embeddings under which the model still knows the
+    /// images, and forgets them under these too.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<u64>,
+
     /// Folder that keeps the latents of images, so that a later run need not encode them.
     #[arg(long, value_name = "DIR")]
     #[serde(skip)]
@@ -283,7 +289,7 @@ pub struct Conditions {
 
 impl Conditions {
     /// Each option, and whether it was given.
-    pub fn given(&self) -> [(&'static str, bool); 9] {
+    pub fn given(&self) -> [(&'static str, bool); 10] {
         [
             ("label", self.label.is_some()),
             ("null-label", self.null_label.is_some()),
@@ -292,6 +298,7 @@ impl Conditions {
             ("neighbour-prompt", self.neighbour_prompt.is_some()),
             ("guidance", self.guidance.is_some()),
             ("drop-condition", self.drop_condition != 0.0),
+            ("adversarial", self.adversarial.is_some()),
             ("cache", self.cache.is_some()),
             ("lora", self.lora.is_some()),
         ]

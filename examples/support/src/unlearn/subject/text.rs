@@ -165,6 +165,30 @@ impl Text {
         Ok(self.encoder.encode(prompt, device)?.0)
     }
 
+    /// One row for each prompt.
+    pub fn encoded_all(
+        &mut self,
+        prompts: &[String],
+        device: &Device,
+    ) -> SissResult<TextCondition> {
+        let rows = prompts.iter().map(|prompt| {
+            let encoded = self.encoded(prompt, device)?;
+            Ok(encoded.hidden_states)
+        });
+        let rows = rows.collect::<SissResult<Vec<_>>>()?;
+        Ok(TextCondition::new(Tensor::cat(rows, 0)))
+    }
+
+    /// The latent of one picture.
+    pub fn latent(&mut self, picture: Tensor<4>) -> SissResult<Tensor<4>> {
+        Ok(self.autoencoder.latent(picture)?.inner())
+    }
+
+    /// The words of the tokenizer's vocabulary.
+    pub fn words(&self) -> Vec<String> {
+        self.encoder.tokenizer.words()
+    }
+
     /// The height and width of pictures; those to forget determine it if the model does not.
     fn size(&self, found: &ImageFiles) -> (Option<[usize; 2]>, bool) {
         let reduction = self.autoencoder.reduction();
@@ -218,6 +242,7 @@ impl Subject for Text {
         "neighbour-prompt",
         "guidance",
         "drop-condition",
+        "adversarial",
         "cache",
         "lora",
     ];
