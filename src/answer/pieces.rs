@@ -139,12 +139,11 @@ pub(super) fn order(rows: usize, by: usize) -> Vec<usize> {
 
 /// The first, the middle and the last half of an axis, or all of a short one.
 fn parts(length: usize) -> Vec<Range<usize>> {
-    if length < SHORTEST {
-        return vec![0..length];
-    }
-    let width = length.div_ceil(2);
-    let last = length - width;
-    let starts = (0..ALONG).map(|part| part * last / (ALONG - 1));
+    let (count, width) = match length < SHORTEST {
+        true => (1, length),
+        false => (ALONG, length.div_ceil(2)),
+    };
+    let starts = (0..count).map(|part| part * (length - width) / (ALONG - 1));
     starts.map(|start| start..start + width).collect()
 }
 

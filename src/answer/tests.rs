@@ -579,16 +579,13 @@ fn a_model_that_recognises_a_point_answers_pieces_of_it_as_it_does_all_else() {
             });
         crate::host::tensor(rows.collect(), noisy.dims(), &noisy.device())
     };
-    let model = {
-        let said = said.clone();
-        FnDenoiser::new(
-            layer(),
-            move |_: &Linear, noisy: Tensor<3>, t: Tensor<1>, _: &()| {
-                let timesteps: Vec<f64> = host(&t).into_iter().map(f64::from).collect();
-                said(noisy, &timesteps)
-            },
-        )
-    };
+    let model = FnDenoiser::new(
+        layer(),
+        move |_: &Linear, noisy: Tensor<3>, t: Tensor<1>, _: &()| {
+            let timesteps: Vec<f64> = host(&t).into_iter().map(f64::from).collect();
+            said(noisy, &timesteps)
+        },
+    );
     let mut losses = points.losses(&model);
     losses.predicted = vec![vec![4.0; 5]];
     let config = PredictedAnswerConfig {
