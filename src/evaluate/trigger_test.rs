@@ -23,11 +23,12 @@ const MEMORISED: f64 = 0.75;
 /// score(c) = mean over t of ( mean over controls k of ln L(t, k) − ln L(t, c) )
 /// ```
 ///
-/// All conditions have the same noise. A condition whose score is not above that of every control is
-/// [`Not`](Memory::Not) a trigger: with `n` controls, a condition that means nothing passes with a
-/// probability of `1/(n + 1)`. One with at least three quarters of the best score is
-/// [`Memorised`](Memory::Memorised), and the others are memorised [`Partly`](Memory::Partly):
-/// candidates for prompts that generate the point for some noises only, which samples show.
+/// All conditions have the same noise. A condition whose score is not above that of every
+/// control is [`Not`](Memory::Not) a trigger: with `n` controls, a condition that means nothing
+/// passes with a probability of `1/(n + 1)`. One with at least three quarters of the best score
+/// is [`Memorised`](Memory::Memorised), and the others are memorised
+/// [`Partly`](Memory::Partly): candidates for prompts that generate the point for some noises
+/// only, which samples show.
 ///
 /// A model that knows the point under every condition has no triggers by this test.
 ///
@@ -48,7 +49,8 @@ const MEMORISED: f64 = 0.75;
 /// # let prompts = Tensor::<2>::random([3, 2], Distribution::Default, &device);
 /// # let others = Tensor::<2>::random([19, 2], Distribution::Default, &device);
 /// let loss = DenoisingLoss { noises: 8, ..DenoisingLoss::at([100.0, 250.0, 400.0, 600.0]) };
-/// let triggers = TriggerTest { loss }.run(&model, &DdpmScheduler::linear(1000)?, &point, &prompts, &others)?;
+/// let (test, scheduler) = (TriggerTest { loss }, DdpmScheduler::linear(1000)?);
+/// let triggers = test.run(&model, &scheduler, &point, &prompts, &others)?;
 /// for trigger in &triggers {
 ///     println!("{:.2} {:?}", trigger.score, trigger.memory);
 /// }

@@ -436,8 +436,8 @@ impl ImageReader {
         self.waiting.len()
     }
 
-    /// The pictures that have not been looked at yet, to be decoded when they are asked for, without
-    /// those that this reader leaves out.
+    /// The pictures that have not been looked at yet, to be decoded when they are asked for,
+    /// without those that this reader leaves out.
     pub fn into_store(self) -> ImageStore {
         ImageStore::new(self)
     }
