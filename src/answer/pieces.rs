@@ -19,34 +19,44 @@ const SHORTEST: usize = 4;
 /// overlap, an answer weighs as much as its place is far from the piece's border.
 #[derive(Debug, Clone)]
 pub(super) struct Pieces {
-    /// `[channels, …]`.
-    shape: Vec<usize>,
-    pieces: Vec<Vec<Range<usize>>>,
+    /// The spatial axes.
+    axes: Vec<usize>,
+    /// Of each piece, the share of its answer at each place; 0 outside the piece alone.
+    shares: Vec<Vec<f32>>,
 }
 
 impl Pieces {
     /// For points of this shape, `[channels, …]`; `None` without an axis that can be divided.
     pub(super) fn of(shape: &[usize]) -> Option<Self> {
         let axes = shape.get(1..)?;
-        axes.iter().any(|&length| length >= SHORTEST).then(|| {
-            let mut pieces = vec![Vec::new()];
-            for &length in axes {
-                let with = |piece: &Vec<Range<usize>>| {
-                    let longer = |part| [piece.clone(), vec![part]].concat();
-                    parts(length).into_iter().map(longer).collect::<Vec<_>>()
-                };
-                pieces = pieces.iter().flat_map(with).collect();
-            }
-            Self {
-                shape: shape.to_vec(),
-                pieces,
-            }
+        if axes.iter().all(|&length| length < SHORTEST) {
+            return None;
+        }
+        let mut pieces = vec![Vec::new()];
+        for &length in axes {
+            let with = |piece: &Vec<Range<usize>>| {
+                let longer = |part| [piece.clone(), vec![part]].concat();
+                parts(length).into_iter().map(longer).collect::<Vec<_>>()
+            };
+            pieces = pieces.iter().flat_map(with).collect();
+        }
+        let weights = pieces.iter().map(|piece| weights(piece, axes));
+        let weights: Vec<Vec<f32>> = weights.collect();
+        let sum = |place: usize| -> f32 { weights.iter().map(|weights| weights[place]).sum() };
+        let sums: Vec<f32> = (0..axes.iter().product()).map(sum).collect();
+        let shares = |weights: &Vec<f32>| {
+            let pairs = weights.iter().zip(&sums);
+            pairs.map(|(weight, sum)| weight / sum).collect()
+        };
+        Some(Self {
+            axes: axes.to_vec(),
+            shares: weights.iter().map(shares).collect(),
         })
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        self.pieces.len()
+        self.shares.len()
     }
 
     /// Each piece of each noisy point `m = γ a + σ ε` inside other points `b`:
@@ -62,9 +72,10 @@ impl Pieces {
     ) -> Tensor<D> {
         let device = noisy.device();
         let signal = column::<D>(signal, &device);
-        let shown = self.pieces.iter().enumerate().map(|(index, piece)| {
-            let outside = self.over_places(|place| f32::from(!contains(piece, place)), &device);
-            noisy.clone() + (others(index) - clean.clone()) * signal.clone() * outside
+        let shown = self.shares.iter().enumerate().map(|(piece, shares)| {
+            let outside = shares.iter().map(|&share| f32::from(share == 0.0));
+            let outside = self.over_places(outside.collect(), &device);
+            noisy.clone() + (others(piece) - clean.clone()) * signal.clone() * outside
         });
         Tensor::cat(shown.collect(), 0)
     }
@@ -75,53 +86,43 @@ impl Pieces {
     /// - `answers`: `[pieces · rows, …]`; the result: `[rows, …]`
     pub(super) fn joined<const D: usize>(&self, answers: Tensor<D>) -> Tensor<D> {
         let (rows, device) = (answers.dims()[0] / self.count(), answers.device());
-        let sum =
-            |place: &[usize]| -> f32 { self.pieces.iter().map(|p| self.weight(p, place)).sum() };
-        let parts = self.pieces.iter().enumerate().map(|(index, piece)| {
-            let share = |place: &[usize]| self.weight(piece, place) / sum(place);
-            let answers = answers.clone().narrow(0, index * rows, rows);
-            answers * self.over_places(share, &device)
+        let parts = self.shares.iter().enumerate().map(|(piece, shares)| {
+            let answers = answers.clone().narrow(0, piece * rows, rows);
+            answers * self.over_places(shares.clone(), &device)
         });
         parts.reduce(|sum, part| sum + part).unwrap_or(answers)
     }
 
-    /// How far a place is from the border between the piece and what surrounds it; 0 outside.
-    fn weight(&self, piece: &[Range<usize>], place: &[usize]) -> f32 {
-        if !contains(piece, place) {
+    /// A number for each place as `[1, 1, …]`.
+    fn over_places<const D: usize>(&self, values: Vec<f32>, device: &Device) -> Tensor<D> {
+        let mut shape = [1; D];
+        shape[D - self.axes.len()..].copy_from_slice(&self.axes);
+        tensor(values, shape, device)
+    }
+}
+
+/// How far each place is from the border between the piece and what surrounds it; 0 outside.
+fn weights(piece: &[Range<usize>], axes: &[usize]) -> Vec<f32> {
+    let longest = axes.iter().max().copied().unwrap_or(1);
+    let mut place = vec![0; axes.len()];
+    let weight = |index: usize| {
+        let mut left = index;
+        for (at, &length) in place.iter_mut().zip(axes).rev() {
+            *at = left % length;
+            left /= length;
+        }
+        if !piece.iter().zip(&place).all(|(part, at)| part.contains(at)) {
             return 0.0;
         }
-        let axes = piece.iter().zip(place).zip(&self.shape[1..]);
-        let distances = axes.flat_map(|((part, &at), &length)| {
+        let along = piece.iter().zip(&place).zip(axes);
+        let distances = along.flat_map(|((part, &at), &length)| {
             let before = (part.start > 0).then(|| at - part.start);
             let after = (part.end < length).then(|| part.end - 1 - at);
             before.into_iter().chain(after)
         });
-        let longest = self.shape[1..].iter().max().copied().unwrap_or(1);
         0.5 + distances.min().unwrap_or(longest) as f32
-    }
-
-    /// `[1, 1, …]`.
-    fn over_places<const D: usize>(
-        &self,
-        value: impl Fn(&[usize]) -> f32,
-        device: &Device,
-    ) -> Tensor<D> {
-        let axes = &self.shape[1..];
-        let places: usize = axes.iter().product();
-        let mut place = vec![0; axes.len()];
-        let mut values = Vec::with_capacity(places);
-        for index in 0..places {
-            let mut left = index;
-            for (at, &length) in place.iter_mut().zip(axes).rev() {
-                *at = left % length;
-                left /= length;
-            }
-            values.push(value(&place));
-        }
-        let mut shape = [1; D];
-        shape[D - axes.len()..].copy_from_slice(axes);
-        tensor(values, shape, device)
-    }
+    };
+    (0..axes.iter().product()).map(weight).collect()
 }
 
 /// Rows of other points that pieces are shown in: for each piece, another order of them.
@@ -145,8 +146,4 @@ fn parts(length: usize) -> Vec<Range<usize>> {
     };
     let starts = (0..count).map(|part| part * (length - width) / (ALONG - 1));
     starts.map(|start| start..start + width).collect()
-}
-
-fn contains(piece: &[Range<usize>], place: &[usize]) -> bool {
-    piece.iter().zip(place).all(|(part, at)| part.contains(at))
 }

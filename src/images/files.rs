@@ -228,14 +228,17 @@ impl ImageFiles {
         let samples: HashSet<PathBuf> = pictures.iter().map(|path| sample(path)).collect();
         self.pictures.extend(pictures);
         for path in others {
-            match () {
-                () if is_hidden(&path) => self.litter += 1,
-                () if samples.contains(&sample(&path)) => self.accompanying += 1,
-                () => self.unread.push(UnreadFile {
+            if is_hidden(&path) {
+                self.litter += 1;
+            } else if samples.contains(&sample(&path)) {
+                self.accompanying += 1;
+            } else {
+                let reason =
+                    "a member that is neither a picture nor goes with one of the same name";
+                self.unread.push(UnreadFile {
                     path,
-                    reason: "a member that is neither a picture nor goes with one of the same name"
-                        .into(),
-                }),
+                    reason: reason.into(),
+                });
             }
         }
     }

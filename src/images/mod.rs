@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use self::decode::decode;
 use self::shards::Members;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_shape};
 use crate::files::{invalid, path_text};
 use crate::host::tensor;
 
@@ -241,17 +241,19 @@ impl Images {
 
     /// Adds the images of another set after those of this one.
     ///
-    /// # Panics
-    /// If the sizes of the images differ.
-    pub fn append(&mut self, other: &Self) {
-        assert_eq!(
-            self.format.values(),
-            other.format.values(),
-            "sizes of images"
-        );
+    /// # Errors
+    /// [`Error::ShapeMismatch`] for images of another size or number of channels; nothing is added.
+    pub fn append(&mut self, other: &Self) -> Result<()> {
+        let shape = |images: &Self| {
+            let format = images.format;
+            [format.channels, format.height, format.width]
+        };
+        let remedy = "read both sets in the same format";
+        check_shape("an image to append", &shape(self), &shape(other), remedy)?;
         self.pixels.extend(&other.pixels);
         self.files.extend_from_slice(&other.files);
         self.mirrored.extend_from_slice(&other.mirrored);
+        Ok(())
     }
 
     /// The format of the images.

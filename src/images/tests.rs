@@ -397,3 +397,24 @@ fn black_and_white_are_the_ends_of_the_range() {
         assert!((values[0] - range[0]).abs() < 1e-6 && (values[8] - range[1]).abs() < 1e-6);
     }
 }
+
+#[test]
+fn only_images_of_the_same_size_are_appended() {
+    let place = folder(&[("a.png", &encoded(&picture(1), ImageFormat::Png))]);
+    let (mut images, _) = read(place.path()).unwrap();
+    let (before, same) = (images.len(), images.clone());
+    images.append(&same).unwrap();
+    assert_eq!(
+        (images.len(), images.name(before)),
+        (2 * before, same.name(0))
+    );
+    let wide = Format {
+        width: 2 * FORMAT.width,
+        ..FORMAT
+    };
+    let found = ImageFiles::find(place.path()).unwrap();
+    let (wide, _) = Images::read_all(found, wide, |_| {}).unwrap();
+    let error = images.append(&wide).unwrap_err();
+    assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+    assert_eq!(images.len(), 2 * before);
+}

@@ -391,7 +391,7 @@ fn maker<S: Subject>(
     if options.streaming.search {
         let forget = data.forget.all(device);
         let nearest = stream.search(&maker, data, &forget, progress)?;
-        data.retain.append(&nearest);
+        data.retain.append(&nearest)?;
     }
     Ok(Some(maker))
 }

@@ -119,13 +119,17 @@ impl RetainStream {
             .map(|(file, &mirrored)| (file.clone(), mirrored))
             .collect();
         for pair in found {
+            // The nearest come first: there is nothing more to name or to add.
+            if nearest.len() >= MOST_NEAREST && pair.relative > DataCheck::default().near {
+                break;
+            }
             let image = self.store.load(&[pair.retain])?;
             if pair.relative <= DataCheck::default().near {
                 progress.say(&copy(&pair, &image, data));
             }
             let is_new = known.insert((image.files()[0].clone(), image.mirrored()[0]));
             if is_new && nearest.len() < MOST_NEAREST {
-                nearest.append(&image);
+                nearest.append(&image)?;
             }
         }
         progress.say(&format!(
@@ -144,7 +148,9 @@ impl RetainStream {
             .map(|numbers| self.store.load(numbers))
             .collect();
         let mut all = self.store.load(&[])?;
-        parts?.iter().for_each(|part| all.append(part));
+        for part in &parts? {
+            all.append(part)?;
+        }
         Ok(all)
     }
 
