@@ -17,7 +17,7 @@ pub fn step_panels<A>(records: &[StepRecord<A>]) -> [Panel; 4] {
         let point = |report: &StepReport| Some(((report.step + 1) as f64, value(report)?));
         Series::new(label, reports.filter_map(point))
     };
-    let losses = panel("Losses of the step", "squared error an element")
+    let losses = panel("Losses of the step", "squared error per element")
         .log_y()
         .series(series("retain", &|r| {
             Some(r.retain.as_ref()?.mean_squared_error)

@@ -41,7 +41,7 @@ fn levels(job: &Job, before: &Evaluated, after: &Evaluated) -> Plot {
     };
     let mut panel = Panel::new("The T-shirt's loss")
         .x_label("timestep")
-        .y_label("squared error an element")
+        .y_label("squared error per element")
         .log_y()
         .series(series("before", &before.figures.tshirt_loss))
         .series(series("after", &after.figures.tshirt_loss))
@@ -84,7 +84,7 @@ fn curves(before: &Evaluated, records: &[StepRecord<Along>], retrained: &Retrain
             along(&|along| along.tshirt_denoise_l2),
         ))
         .reference("retrained", retrained.tshirt_denoise_l2);
-    let mut tshirt_loss = panel("The T-shirt's loss", "squared error an element").log_y();
+    let mut tshirt_loss = panel("The T-shirt's loss", "squared error per element").log_y();
     for timestep in TIMESTEPS {
         let key = timestep.to_string();
         tshirt_loss = tshirt_loss

@@ -89,7 +89,7 @@ fn curves(
     predicted: Option<&Figures>,
 ) -> Plot {
     let losses = |title: &str, side: &dyn Fn(&Along) -> &ByTimestep| {
-        let losses = panel(title, "squared error an element").log_y();
+        let losses = panel(title, "squared error per element").log_y();
         examiner.timesteps.iter().fold(losses, |panel, timestep| {
             let key = timestep.to_string();
             let later = along(records, |along| side(along)[&key]);
