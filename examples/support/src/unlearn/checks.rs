@@ -147,7 +147,7 @@ pub fn model<S: Subject>(
 ) -> Result<bool> {
     let check = ModelCheck {
         range: subject.range(),
-        micro_batch_size: settings.micro_batch,
+        micro_batch_size: settings.measured_at_a_time,
         ..ModelCheck::default()
     };
     let scheduler = DdpmScheduler::from_config(config)?;

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 use siss::answer::{Answer, Surrogate};
+use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
 use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
 use siss::draws::{CoinFlip, TimestepSampling};
 use siss::evaluate::{EmbeddingSearch, refuse_relearning};
-use siss::files::ResultFolder;
+use siss::files::{ResultFolder, path_text};
 use siss::images::{Format, ImageFiles};
 use siss::models::ModelFolder;
 use siss::observer::Finding;
@@ -25,12 +26,13 @@ use siss::{Condition, DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, Si
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
 use crate::progress::Progress;
-use crate::resume::open_results;
+use crate::resume::{checkpoint_folder, open_results};
 use crate::run::{Batches, LOG, Plan, Run};
 use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
 use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
+use crate::unlearn::memory::{self, MemoryPlan, Training, Wanted, available_memory, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
@@ -62,6 +64,8 @@ const MOST_WORDS: usize = 3;
 /// Most parts of the model's folder that are listed as left out.
 const MOST_NAMED: usize = 10;
 
+/// The plan of a run with checkpoints, among these: a resumed run takes the same micro-batch.
+const PLAN: &str = "memory.json";
 /// Number of times that losses are measured during the run.
 const LOOKS: usize = 10;
 /// Images with fewer pixels leave cores idle, so chunks of them run in parallel.
@@ -104,6 +108,9 @@ pub struct Summary {
     pub seconds: f64,
     /// Duration of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
+    /// The memory that was announced, if the system reports it and the model is on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryPlan>,
     /// Peak memory of the process, if the system reports it.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -202,13 +209,15 @@ where
         scheduler,
     };
     let sizes = [model.parameters, model.trained];
-    let settings = options.settings(sizes, model.format)?;
+    let mut settings = options.settings(sizes, model.format)?;
     let [channels, height, width] = subject.shape(model.format);
     unet.check_input([1, channels, height, width])?;
     let kept = subject.kept(model.format, data.count());
-    for line in resources::announcement(&options, &settings, &model, &data, &kept) {
+    for line in resources::announcement(&options, &settings, &model, &data) {
         progress.say(&line);
     }
+    let training = resources::of_training(&options, &model, &data, settings.samples);
+    refuse_too_large(training, &options)?;
 
     // Invalid settings are rejected here, before anything that takes time.
     let maker = maker(&subject, &mut data, &options, &device, progress)?;
@@ -226,6 +235,14 @@ where
         _ => Batches::Held(&pairs),
     };
     unet.check_condition(pairs.condition(Side::Forget))?;
+    let fit = plan(&unet, &pairs, training, (&model, &options), progress)?;
+    if let Some(fit) = &fit {
+        settings.micro_batch = fit.micro_batch;
+    }
+    let known = (fit.as_ref(), &kept[..]);
+    for line in resources::memory(&options, &settings, &model, &data, known) {
+        progress.say(&line);
+    }
     progress.phase("looking for copies");
     checks::images(&data, &pairs, &control.points, subject.range(), progress)?;
     progress.phase("checking whether the model knows the images");
@@ -283,6 +300,11 @@ where
         folders,
         progress,
     )?;
+
+    if let Some(fit) = fit.filter(|_| checkpointing.checkpoint_every.is_some()) {
+        let text = serde_json::to_string_pretty(&fit)?;
+        files::write(&checkpoint_folder(out).join(PLAN), text)?;
+    }
 
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
@@ -348,7 +370,8 @@ where
         seconds: started.elapsed().as_secs_f64(),
         unlearning_seconds: unlearned.seconds,
         findings: unlearned.findings,
-        peak_memory_bytes: resources::peak_memory(),
+        memory: fit,
+        peak_memory_bytes: peak_memory(),
         model,
         config: Config { options, settings },
     };
@@ -469,6 +492,80 @@ fn pairs<S: Subject>(
     }
 }
 
+/// Refuses a run whose weights, moments and gradients alone do not fit, before anything is run.
+fn refuse_too_large(training: Training, options: &Options) -> Result<()> {
+    let (Some(available), Some(resident)) = (available(options), memory::resident_memory()) else {
+        return Ok(());
+    };
+    let too_large = memory::TooLarge {
+        micro_batch: 1,
+        needed: resident + training.kept + training.sum,
+        available,
+    };
+    match too_large.needed > available {
+        true => Err(resources::refusal(&too_large, options).into()),
+        false => Ok(()),
+    }
+}
+
+/// The memory that is available to a run, if it is on the CPU and the system reports it.
+fn available(options: &Options) -> Option<u64> {
+    let is_on_cpu = options.all_devices().0 == DeviceSpec::Flex;
+    is_on_cpu.then(available_memory).flatten()
+}
+
+/// Rehearses micro-batches, to announce the memory of the run and to take the largest that fits; a
+/// resumed run takes that of the run before, if it fits. `None` if memory is not known.
+fn plan<M: Denoiser<4, Condition: 'static>>(
+    unet: &M,
+    pairs: &PairSampler<4, M::Condition>,
+    training: Training,
+    (model, options): (&Model, &Options),
+    progress: &dyn Progress,
+) -> Result<Option<MemoryPlan>> {
+    let Some(available) = available(options) else {
+        return Ok(None);
+    };
+    progress.phase("measuring the memory of a step");
+    // The rows of a step are those of the method; steering and answers do not change them.
+    let rehearsed = Options {
+        method: Way::Method(options.method.method().unwrap_or_default()),
+        clipper: None,
+        devices: None,
+        ..options.clone()
+    };
+    let settings = rehearsed.settings([model.parameters, model.trained], model.format)?;
+    let mut trainer = trainer(
+        unet.clone(),
+        pairs.retain().clone(),
+        (None, None::<Surrogate<4>>),
+        &model.scheduler,
+        (&rehearsed, &settings),
+    )?;
+    let batch = pairs.batch(0, options.batch)?;
+    let rehearse = |rows| {
+        let seen = memory::watched(|| trainer.rehearse(&batch, rows))?;
+        seen.ok_or_else(|| "the system does not report the memory of this program".into())
+    };
+    let wanted = wanted(options, model.format)?;
+    match memory::plan(wanted, training, available, rehearse)? {
+        Ok(plan) => Ok(Some(plan)),
+        Err(too_large) => Err(resources::refusal(&too_large, options).into()),
+    }
+}
+
+/// The micro-batch that is wanted: that of the run which is resumed, unless another is requested.
+fn wanted(options: &Options, format: Format) -> Result<Wanted> {
+    let mut wanted = options.wanted(format);
+    let before = checkpoint_folder(&options.out).join(PLAN);
+    if options.checkpointing.resume && !wanted.is_firm && before.exists() {
+        let plan: MemoryPlan = serde_json::from_str(&files::read_text(&before)?)
+            .map_err(|error| format!("{}: {error}", path_text(&before)))?;
+        wanted.most = plan.micro_batch;
+    }
+    Ok(wanted)
+}
+
 /// The search for embeddings during the run, if requested.
 fn adversary<C: Condition>(
     options: &Options,
@@ -560,6 +657,7 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
         learning_rate: options.learning_rate.unwrap_or(1.0),
         samples: 1,
         micro_batch: 1,
+        measured_at_a_time: 1,
     };
     let point = Tensor::<2>::ones([1, 1], device);
     let answer = match options.target {
@@ -602,6 +700,7 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
     let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
         .retained_points(retained)
         .micro_batch_size(settings.micro_batch)
+        .gradient_checkpointing(options.recompute)
         .replicas(replicas.collect::<siss::Result<Vec<_>>>()?)
         .seed(options.seed);
     let rate = settings.learning_rate;
@@ -630,8 +729,8 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
 fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
     let is_small = format.height * format.width <= SMALL_PIXELS;
     Chunks {
-        rows: settings.micro_batch,
-        in_parallel: is_small && options.all_devices().0 == siss::backend::DeviceSpec::Flex,
+        rows: settings.measured_at_a_time,
+        in_parallel: is_small && options.all_devices().0 == DeviceSpec::Flex,
     }
 }
 
