@@ -482,7 +482,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         thaw(self.model, &self.frozen).valid()
     }
 
-    /// The moving average of the weights, plain and in f32, if the builder asked for one.
+    /// The moving average of the weights, plain and in f32, if the builder asked for one. It is on
+    /// the device of [`ema_device`](SissTrainerBuilder::ema_device), if that was set.
     pub fn ema_model(&self) -> Option<M> {
         let average = self.ema.as_ref()?.model().clone();
         Some(thaw(average, &self.frozen))

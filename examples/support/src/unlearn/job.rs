@@ -21,7 +21,9 @@ use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
 use siss::trainer::{Adversary, FusedAdamW};
-use siss::{Condition, DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer};
+use siss::{
+    Condition, DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer, UnlearningBatch,
+};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
@@ -497,11 +499,8 @@ fn refuse_too_large(training: Training, options: &Options) -> Result<()> {
     let (Some(available), Some(resident)) = (available(options), memory::resident_memory()) else {
         return Ok(());
     };
-    let too_large = memory::TooLarge {
-        micro_batch: 1,
-        needed: resident + training.kept + training.sum,
-        available,
-    };
+    let needed = resident + training.kept + training.gradient;
+    let too_large = memory::TooLarge::one(needed, available);
     match too_large.needed > available {
         true => Err(resources::refusal(&too_large, options).into()),
         false => Ok(()),
@@ -543,15 +542,46 @@ fn plan<M: Denoiser<4, Condition: 'static>>(
         (&rehearsed, &settings),
     )?;
     let batch = pairs.batch(0, options.batch)?;
-    let rehearse = |rows| {
-        let seen = memory::watched(|| trainer.rehearse(&batch, rows))?;
+    let mut rehearse = |batch: &UnlearningBatch<4, M::Condition>, rows| -> Result<_> {
+        let seen = memory::watched(|| trainer.rehearse(batch, rows))?;
         seen.ok_or_else(|| "the system does not report the memory of this program".into())
     };
+    let least = match quarter(unet, &batch)? {
+        Some(quarter) => training.least(&rehearse(&quarter, 1)?),
+        None => 0,
+    };
+    if least > available {
+        let too_large = memory::TooLarge::one(least, available);
+        return Err(resources::refusal(&too_large, options).into());
+    }
+    let rehearse = |rows| rehearse(&batch, rows);
     let wanted = wanted(options, model.format)?;
     match memory::plan(wanted, training, available, rehearse)? {
         Ok(plan) => Ok(Some(plan)),
         Err(too_large) => Err(resources::refusal(&too_large, options).into()),
     }
+}
+
+/// A quarter of a batch's images, if the model takes them: a pass over one shows that a whole one
+/// cannot fit, before the memory is used up.
+fn quarter<M: Denoiser<4>>(
+    unet: &M,
+    batch: &UnlearningBatch<4, M::Condition>,
+) -> Result<Option<UnlearningBatch<4, M::Condition>>> {
+    let [_, channels, height, width] = batch.retain().dims();
+    let shape = [1, channels, height / 2, width / 2];
+    if shape.contains(&0) || unet.check_input(shape).is_err() {
+        return Ok(None);
+    }
+    let part = |points: &Tensor<4>| points.clone().slice(shape.map(|side| 0..side));
+    let first = |side| batch.condition(side).take_rows(&[0]);
+    let quarter = UnlearningBatch::with_conditions(
+        part(batch.retain()),
+        part(batch.forget()),
+        first(Side::Retain),
+        first(Side::Forget),
+    )?;
+    Ok(Some(quarter))
 }
 
 /// The micro-batch that is wanted: that of the run which is resumed, unless another is requested.

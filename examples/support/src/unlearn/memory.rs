@@ -32,10 +32,20 @@ pub struct Rehearsed {
 pub struct Training {
     /// Moments, the other side's gradient, and a model before the run.
     pub kept: u64,
-    /// The sum of gradients while a side is run in several micro-batches.
-    pub sum: u64,
+    /// The gradient of a pass. Another holds their sum while a side is run in several micro-batches.
+    pub gradient: u64,
     /// Further devices on the host, each of which holds as much again as a pass, and these bytes.
     pub replicas: [u64; 2],
+}
+
+impl Training {
+    /// What steps take at least, from a pass over a quarter of the pixels of one image: activations
+    /// grow with the pixels, attention faster.
+    pub fn least(&self, quarter: &Rehearsed) -> u64 {
+        let [before, peak] = quarter.resident;
+        let activations = (peak - before).saturating_sub(self.gradient);
+        before + self.gradient + 4 * activations + self.kept
+    }
 }
 
 /// How many images are run at a time.
@@ -69,6 +79,17 @@ pub struct TooLarge {
     pub micro_batch: usize,
     pub needed: u64,
     pub available: u64,
+}
+
+impl TooLarge {
+    /// A run that does not fit with one image at a time.
+    pub fn one(needed: u64, available: u64) -> Self {
+        Self {
+            micro_batch: 1,
+            needed,
+            available,
+        }
+    }
 }
 
 /// Plans a run. `rehearse` runs at most that many rows; `available`: bytes for the whole process.
@@ -136,7 +157,7 @@ impl Peaks {
     /// The peak of steps whose passes of `rows` rows reach `pass` bytes.
     fn at(&self, rows: usize, pass: u64) -> u64 {
         let sum = if rows < self.rehearsal.of_side {
-            self.training.sum
+            self.training.gradient
         } else {
             0
         };
@@ -228,7 +249,7 @@ mod tests {
 
     const TRAINING: Training = Training {
         kept: 300,
-        sum: 100,
+        gradient: 100,
         replicas: [0, 0],
     };
 
@@ -283,6 +304,25 @@ mod tests {
         assert_eq!((passes, plan, needed), (vec![1], None, 1550));
         let (_, plan, needed) = planned(8, true, 1860);
         assert_eq!((plan, needed), (None, 1900));
+    }
+
+    #[test]
+    fn a_quarter_of_the_pixels_takes_a_quarter_of_the_activations() {
+        let rehearsal = Rehearsal {
+            rows: 1,
+            of_side: 1,
+            of_step: 2,
+        };
+        let quarter = |resident| Rehearsed {
+            rehearsal,
+            resident,
+            seconds: 1.0,
+        };
+        assert_eq!(
+            TRAINING.least(&quarter([1000, 1100 + 50])),
+            1000 + 100 + 200 + 300
+        );
+        assert_eq!(TRAINING.least(&quarter([1000, 1000])), 1000 + 100 + 300);
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub fn of_training(options: &Options, model: &Model, data: &Data, samples: usize
     let on_host = on_host.filter(|&&spec| spec == DeviceSpec::Flex).count();
     Training {
         kept: (NUMBERS_OF_TRAINING - 1) as u64 * gradient + teacher + later,
-        sum: gradient,
+        gradient,
         replicas: [on_host as u64, of_a_replica(model)],
     }
 }
