@@ -1,5 +1,5 @@
-//! Unlearning from models with a condition: classes, and texts over latents; the example's own code
-//! on tiny networks with random weights.
+//! Unlearning from models with a condition: classes and texts, over pixels and latents; the
+//! example's own code on tiny networks with random weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,9 +11,9 @@ use safetensors::{Dtype, SafeTensors};
 use siss::StepReport;
 use siss::burn::tensor::{DType, Device, TensorData};
 use siss::models::{
-    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextEncoder, ConditionDownBlockType,
-    ConditionUpBlockType, DownBlockType, Lora, LoraPart, PerStage, Size, UNet2d, UNet2dCondition,
-    UNet2dConditionConfig, UNet2dConfig, UpBlockType,
+    AdditionEmbedType, AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextEncoder,
+    ConditionDownBlockType, ConditionUpBlockType, Dit, DitConfig, DownBlockType, Lora, LoraPart,
+    PerStage, Size, UNet2d, UNet2dCondition, UNet2dConditionConfig, UNet2dConfig, UpBlockType,
 };
 use siss_support::progress::Progress;
 use siss_support::unlearn::{job, options};
@@ -78,16 +78,77 @@ fn class_model(folder: &Path) {
     write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
 }
 
+/// A transformer with three classes, and one for none: of latents of 4 × 4 with a learned variance,
+/// or of pixels.
+fn transformer_model(folder: &Path, is_latent: bool) {
+    let channels = if is_latent { 4 } else { 3 };
+    let config = DitConfig {
+        num_attention_heads: 2,
+        attention_head_dim: 4,
+        num_layers: 2,
+        in_channels: channels,
+        out_channels: is_latent.then_some(2 * channels),
+        sample_size: if is_latent { 4 } else { 8 },
+        num_embeds_ada_norm: 3,
+        ..DitConfig::default()
+    };
+    let network = config.init(&Device::flex()).unwrap();
+    network.save(folder.join("transformer")).unwrap();
+    write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
+    if is_latent {
+        autoencoder(&folder.join("vae"));
+        let index = r#"{"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DDIMScheduler"], "id2label": {"0": "a hat"}}"#;
+        write(&folder.join("model_index.json"), index);
+    }
+}
+
 /// Folders of a model with classes: `model`, `forget/1`, and `retain/0`, `retain/1`, `retain/2`.
-fn class_place(count: usize) -> TempDir {
+fn place_of(model: impl Fn(&Path), count: usize) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let at = |name: String| place.path().join(name);
-    class_model(&at("model".into()));
+    model(&at("model".into()));
     picture(&at("forget/1/own.png".into()), 100);
     for number in 0..count {
         picture(&at(format!("retain/{}/{number}.png", number % 3)), number);
     }
     place
+}
+
+fn class_place(count: usize) -> TempDir {
+    place_of(class_model, count)
+}
+
+/// An autoencoder that makes latents of 4 × 4 of pictures of 8 × 8.
+fn autoencoder(folder: &Path) {
+    let config = AutoencoderKlConfig {
+        block_out_channels: vec![8, 8],
+        down_block_types: vec!["DownEncoderBlock2D".into(); 2],
+        up_block_types: vec!["UpDecoderBlock2D".into(); 2],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        ..AutoencoderKlConfig::default()
+    };
+    let network = config.init(&Device::flex()).unwrap();
+    network.save(folder).unwrap();
+}
+
+/// A text encoder of 54 tokens with 8 features, with or without projection.
+fn text_encoder(folder: &Path, has_projection: bool) {
+    let mut config = ClipTextConfig {
+        vocab_size: 54,
+        hidden_size: 8,
+        intermediate_size: 16,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        projection_dim: 6,
+        ..ClipTextConfig::default()
+    };
+    if has_projection {
+        config.architectures = vec!["CLIPTextModelWithProjection".into()];
+    }
+    let network = config.init(&Device::flex()).unwrap();
+    network.save(folder).unwrap();
 }
 
 /// A tokenizer of single letters.
@@ -102,10 +163,8 @@ fn tokenizer(folder: &Path) {
     write(&folder.join("merges.txt"), "#version: 0.2\n");
 }
 
-/// A pipeline of Stable Diffusion's parts: latents of 4 × 4 for pictures of 8 × 8.
-fn text_model(folder: &Path) {
-    let device = Device::flex();
-    let unet = UNet2dConditionConfig {
+fn text_unet() -> UNet2dConditionConfig {
+    UNet2dConditionConfig {
         sample_size: Some(Size::Square(4)),
         block_out_channels: vec![8, 8],
         down_block_types: vec![
@@ -121,35 +180,39 @@ fn text_model(folder: &Path) {
         attention_head_dim: PerStage::Same(2),
         cross_attention_dim: 8,
         ..UNet2dConditionConfig::default()
-    };
-    unet.init(&device)
-        .unwrap()
-        .save(folder.join("unet"))
-        .unwrap();
-    let autoencoder = AutoencoderKlConfig {
-        block_out_channels: vec![8, 8],
-        down_block_types: vec!["DownEncoderBlock2D".into(); 2],
-        up_block_types: vec!["UpDecoderBlock2D".into(); 2],
-        layers_per_block: 1,
-        norm_num_groups: 4,
-        ..AutoencoderKlConfig::default()
-    };
-    let autoencoder = autoencoder.init(&device).unwrap();
-    autoencoder.save(folder.join("vae")).unwrap();
-    let encoder = ClipTextConfig {
-        vocab_size: 54,
-        hidden_size: 8,
-        intermediate_size: 16,
-        num_hidden_layers: 1,
-        num_attention_heads: 2,
-        ..ClipTextConfig::default()
-    };
-    let encoder = encoder.init(&device).unwrap();
-    encoder.save(folder.join("text_encoder")).unwrap();
+    }
+}
+
+/// A pipeline of Stable Diffusion's parts: latents of 4 × 4 for pictures of 8 × 8.
+fn text_model(folder: &Path) {
+    let unet = text_unet().init(&Device::flex()).unwrap();
+    unet.save(folder.join("unet")).unwrap();
+    autoencoder(&folder.join("vae"));
+    text_encoder(&folder.join("text_encoder"), false);
     tokenizer(&folder.join("tokenizer"));
     write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
     write(&folder.join("model_index.json"), &index(""));
 }
+
+/// The same of Stable Diffusion XL's parts.
+fn xl_model(folder: &Path) {
+    text_model(folder);
+    let unet = UNet2dConditionConfig {
+        cross_attention_dim: 16,
+        addition_embed_type: Some(AdditionEmbedType::TextTime),
+        addition_time_embed_dim: Some(4),
+        projection_class_embeddings_input_dim: Some(6 * 4 + 6),
+        ..text_unet()
+    };
+    let unet = unet.init(&Device::flex()).unwrap();
+    unet.save(folder.join("unet")).unwrap();
+    text_encoder(&folder.join("text_encoder_2"), true);
+    tokenizer(&folder.join("tokenizer_2"));
+    write(&folder.join("model_index.json"), &index(XL_PARTS));
+}
+
+const XL_PARTS: &str = r#", "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"], "image_encoder": [null, null]"#;
 
 fn index(more: &str) -> String {
     format!(
@@ -160,10 +223,10 @@ fn index(more: &str) -> String {
 }
 
 /// Folders of a model with captions: in a listing for `retain`, beside the picture in `forget`.
-fn text_place(count: usize) -> TempDir {
+fn captioned(model: impl Fn(&Path), count: usize) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let at = |name: String| place.path().join(name);
-    text_model(&at("model".into()));
+    model(&at("model".into()));
     picture(&at("forget/own.png".into()), 100);
     write(&at("forget/own.txt".into()), "a hat\n");
     let mut listing = String::new();
@@ -174,6 +237,10 @@ fn text_place(count: usize) -> TempDir {
     }
     write(&at("retain/metadata.jsonl".into()), &listing);
     place
+}
+
+fn text_place(count: usize) -> TempDir {
+    captioned(text_model, count)
 }
 
 fn told(
@@ -286,6 +353,98 @@ fn a_model_with_classes_is_unlearned_under_the_class_of_the_picture() {
     }
 }
 
+/// Only the network changes: everything else in its folder is as in the original.
+fn assert_rest_is_copied(place: &Path, weights: &str) {
+    let (was, is) = (files(&place.join("model")), files(&place.join("out/model")));
+    for (name, bytes) in &was {
+        let same = is.get(name) == Some(bytes);
+        assert_eq!(same, name != Path::new(weights), "{}", name.display());
+    }
+}
+
+/// A transformer of latents is unlearned like a network of pixels: guidance and the class for none
+/// are its pipeline's, and the variance that it also predicts is not trained.
+#[test]
+fn a_transformer_with_classes_is_unlearned() {
+    const WEIGHTS: &str = "transformer/diffusion_pytorch_model.safetensors";
+    let place = place_of(|folder| transformer_model(folder, true), 20);
+    let place = place.path();
+    let progress = Told::default();
+    let summary = told(place, "out", "--cache PLACE/cache", &progress).unwrap();
+    let text = progress.text();
+    assert!(text.contains("under class 3"), "{text}");
+    assert!(
+        text.contains("`class 1`") && text.contains("guidance 4"),
+        "{text}"
+    );
+    assert_eq!(
+        summary.latents,
+        Some([0, 1 + summary.control_images + summary.retain_images])
+    );
+    assert_rest_is_copied(place, WEIGHTS);
+    let [before, after] = ["model", "out/model"].map(|name| place.join(name).join(WEIGHTS));
+    let [before, after] = [before, after].map(|path| fs::read(path).unwrap());
+    let [before, after] = [&before, &after].map(|it| SafeTensors::deserialize(it).unwrap());
+    let output =
+        |tensors: &SafeTensors<'_>| tensors.tensor("proj_out_2.weight").unwrap().data().to_vec();
+    let (before, after) = (output(&before), output(&after));
+    // Of each pixel of a patch, the first four of the eight outputs are the prediction.
+    let row = before.len() / (4 * 8);
+    for (index, (was, is)) in before.chunks(row).zip(after.chunks(row)).enumerate() {
+        assert_eq!(was != is, index % 8 < 4, "output {index}");
+    }
+    Dit::load(place.join("out/model"), &Device::flex()).unwrap();
+}
+
+/// Without an autoencoder the points are pixels, which can be streamed.
+#[test]
+fn a_transformer_of_pixels_is_unlearned_and_streamed() {
+    let place = place_of(|folder| transformer_model(folder, false), 20);
+    let place = place.path();
+    let more = "--method siss --target none";
+    let summary = run(place, "out", &format!("{more} --stream")).unwrap();
+    assert!(summary.stream.is_some() && summary.latents.is_none());
+    Dit::load(place.join("out/model"), &Device::flex()).unwrap();
+    // The written folder is a model again.
+    fs::rename(place.join("model"), place.join("earlier")).unwrap();
+    fs::rename(place.join("out/model"), place.join("model")).unwrap();
+    run(place, "again", more).unwrap();
+}
+
+/// Zeros stand for no prompt, as in the pipeline, unless its index says that the empty prompt does.
+#[test]
+fn stable_diffusion_xl_is_unlearned_with_two_encoders() {
+    let place = captioned(xl_model, 20);
+    let place = place.path();
+    let more = "--method siss --target none --drop-condition 0.5";
+    let summary = run(place, "out", more).unwrap();
+    assert_eq!(summary.images[0].condition.as_deref(), Some("a hat"));
+    assert_rest_is_copied(place, WEIGHTS);
+    UNet2dCondition::load(place.join("out/model"), &Device::flex()).unwrap();
+
+    let encoded = format!(r#"{XL_PARTS}, "force_zeros_for_empty_prompt": false"#);
+    write(&place.join("model/model_index.json"), &index(&encoded));
+    run(place, "encoded", more).unwrap();
+    assert_ne!(weights(place, "out/model"), weights(place, "encoded/model"));
+}
+
+/// Factors of both text encoders are used, those of the network are trained.
+#[test]
+fn a_lora_of_stable_diffusion_xl_is_unlearned_alone() {
+    let place = captioned(xl_model, 20);
+    let place = place.path();
+    let unet = UNet2dCondition::load(place.join("model"), &Device::flex()).unwrap();
+    let lora = Lora::new(&unet, LoraPart::Unet, &["to_q", "to_v"], 2, 1).unwrap();
+    lora.save(place.join("mine.safetensors")).unwrap();
+    let before = fs::read(place.join("mine.safetensors")).unwrap();
+    let more = "--lora PLACE/mine.safetensors --learning-rate 1e-2";
+    let summary = run(place, "out", more).unwrap();
+    assert!(summary.model.trained < summary.model.parameters);
+    let written = files(&place.join("out/model"));
+    assert_eq!(written.len(), 1);
+    assert_ne!(written[Path::new("mine.safetensors")], before);
+}
+
 /// The class decides: under another one the model is changed in another way. A model that was saved
 /// is unlearned again.
 #[test]
@@ -343,11 +502,7 @@ fn stable_diffusion_is_unlearned_on_latents_that_are_encoded_once() {
     assert_eq!(after, weights(place, "again/model"));
     assert_eq!(after, weights(place, "plain/model"));
 
-    let (was, is) = (files(&place.join("model")), files(&place.join("out/model")));
-    for (name, bytes) in &was {
-        let same = is.get(name) == Some(bytes);
-        assert_eq!(same, name != Path::new(WEIGHTS), "{}", name.display());
-    }
+    assert_rest_is_copied(place, WEIGHTS);
     let tensors = SafeTensors::deserialize(&after).unwrap();
     assert!(
         tensors
@@ -494,7 +649,7 @@ fn bad_conditions_are_refused_by_name() {
             || class_place(20),
             |_| {},
             "--cache PLACE/cache",
-            &["--cache", "of no use", "--label"],
+            &["--cache", "of no use", "pixels"],
         ),
         (
             "an option for classes",

@@ -146,7 +146,7 @@ pub fn model<S: Subject>(
     progress: &dyn Progress,
 ) -> Result<bool> {
     let check = ModelCheck {
-        range: subject.range(),
+        range: subject.space().range(),
         micro_batch_size: settings.micro_batch,
         ..ModelCheck::default()
     };
@@ -181,7 +181,7 @@ pub fn model<S: Subject>(
         None => {}
     }
     // Latents of mirrored pictures are not mirrored latents.
-    if options.augment == Augment::None && subject.range().is_some() {
+    if options.augment == Augment::None && subject.space().range().is_some() {
         let forget = (pairs.forget(), pairs.condition(Side::Forget));
         let control = (&control.points, &control.condition);
         let known = check.known_mirrors(model, &scheduler, forget, control)?;

@@ -14,8 +14,8 @@ use siss::burn::tensor::{Device, Tensor};
 use siss::draws::{CoinFlip, TimestepSampling};
 use siss::evaluate::{EmbeddingSearch, refuse_relearning};
 use siss::files::ResultFolder;
-use siss::images::{Format, ImageFiles};
-use siss::models::ModelFolder;
+use siss::images::Format;
+use siss::models::{ClassUNet2d, Dit, ModelFolder, UNet2dCondition};
 use siss::observer::Finding;
 use siss::process::SchedulerConfig;
 use siss::steering::Levels;
@@ -38,7 +38,8 @@ use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
 use crate::unlearn::stream;
 use crate::unlearn::subject::{
-    self, Classes, ConditionOf, Kind, MakePoints, Origin, Pixels, Points, Subject, Text, from_range,
+    self, Classes, ConditionOf, Kind, MakePoints, NO_STREAM, Origin, Points, Subject, Text,
+    Unconditional, from_range,
 };
 use crate::way::Way;
 
@@ -163,9 +164,10 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let origin = ModelFolder::find(&options.model).map_err(|error| format!("--model: {error}"))?;
     checks::folders(&options, &origin)?;
     match Kind::of(&origin)? {
-        Kind::Pixels => run_on::<Pixels>(options, &origin, started, progress),
-        Kind::Classes => run_on::<Classes>(options, &origin, started, progress),
-        Kind::Text => run_on::<Text>(options, &origin, started, progress),
+        Kind::Unconditional => run_on::<Unconditional>(options, &origin, started, progress),
+        Kind::Classes => run_on::<Classes<ClassUNet2d>>(options, &origin, started, progress),
+        Kind::Dit => run_on::<Classes<Dit>>(options, &origin, started, progress),
+        Kind::Text => run_on::<Text<UNet2dCondition>>(options, &origin, started, progress),
     }
 }
 
@@ -190,8 +192,8 @@ where
     }
     let (mut subject, unet) = S::read(&options, origin, &device, progress)?;
     let scheduler = scheduler(origin, &subject, progress)?;
-    if options.streaming.stream && !S::STREAMS {
-        drop(subject.maker(&ImageFiles::default(), &device)?);
+    if options.streaming.stream && !subject.space().is_pixels() {
+        return Err(NO_STREAM.into());
     }
     let mut data = Data::load(&options, &subject, progress)?;
     let parameters = unet.num_params();
@@ -203,9 +205,9 @@ where
     };
     let sizes = [model.parameters, model.trained];
     let settings = options.settings(sizes, model.format)?;
-    let [channels, height, width] = subject.shape(model.format);
+    let [channels, height, width] = subject.space().shape(subject.input(), model.format);
     unet.check_input([1, channels, height, width])?;
-    let kept = subject.kept(model.format, data.count());
+    let kept = subject::kept(&subject, model.format, data.count());
     for line in resources::announcement(&options, &settings, &model, &data, &kept) {
         progress.say(&line);
     }
@@ -227,7 +229,13 @@ where
     };
     unet.check_condition(pairs.condition(Side::Forget))?;
     progress.phase("looking for copies");
-    checks::images(&data, &pairs, &control.points, subject.range(), progress)?;
+    checks::images(
+        &data,
+        &pairs,
+        &control.points,
+        subject.space().range(),
+        progress,
+    )?;
     progress.phase("checking whether the model knows the images");
     let asked = (&options, &settings);
     let scheduler = &model.scheduler;
@@ -329,7 +337,7 @@ where
             controls: examiner.near_controls(),
         },
         images: forgotten_images(&data, &words, [&before, &after], figures.as_ref()),
-        latents: subject.cached(),
+        latents: subject.space().cached(),
         predicted: figures,
         before: before.figures,
         after: after.figures,
@@ -366,7 +374,7 @@ fn scheduler<S: Subject>(
     progress: &dyn Progress,
 ) -> Result<SchedulerConfig> {
     let scheduler = SchedulerConfig::from_file(origin.scheduler_file())?;
-    if !scheduler.clip_sample || subject.range().is_some() {
+    if !scheduler.clip_sample || subject.space().range().is_some() {
         return Ok(scheduler);
     }
     progress.say("note: the scheduler's file asks for samples to be clamped (`clip_sample`), which is wrong for latents and is not done here");
@@ -409,7 +417,7 @@ fn points<S: Subject>(
             is_forgotten,
             device,
         };
-        subject.points(images, &origin, progress)
+        subject::points(subject, images, &origin, progress)
     };
     Ok([
         points(&data.forget, &data.found.forget, true)?,
