@@ -11,11 +11,14 @@ use safetensors::{Dtype, SafeTensors};
 use siss::StepReport;
 use siss::burn::tensor::{DType, Device, TensorData};
 use siss::models::{
-    AdditionEmbedType, AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextEncoder,
-    ConditionDownBlockType, ConditionUpBlockType, Dit, DitConfig, DownBlockType, Lora, LoraPart,
-    PerStage, Size, UNet2d, UNet2dCondition, UNet2dConditionConfig, UNet2dConfig, UpBlockType,
+    AutoencoderKl, ClipTextEncoder, Dit, Lora, LoraPart, Sd3Transformer, SingleFile, UNet2d,
+    UNet2dCondition,
 };
 use siss_support::progress::Progress;
+use siss_support::tiny::{
+    FLOW_INDEX, SCHEDULER, XL_PARTS, class_model, flow_model, index, text_model, transformer_model,
+    write, xl_model,
+};
 use siss_support::unlearn::{job, options};
 use siss_support::variants;
 use tempfile::TempDir;
@@ -38,14 +41,6 @@ impl Told {
     }
 }
 
-const SCHEDULER: &str = r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "clip_sample": false, "set_alpha_to_one": false, "steps_offset": 1, "prediction_type": "epsilon"}"#;
-
-fn write(path: &Path, text: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
-}
-
 /// A picture of 8 × 8 pixels, another for each number.
 fn picture(path: &Path, number: usize) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -58,49 +53,6 @@ fn picture(path: &Path, number: usize) {
         ])
     };
     RgbImage::from_fn(8, 8, colour).save(path).unwrap();
-}
-
-/// A network with three classes and one for none.
-fn class_model(folder: &Path) {
-    let config = UNet2dConfig {
-        sample_size: Some([8, 8]),
-        num_class_embeds: Some(4),
-        block_out_channels: vec![8, 8],
-        down_block_types: vec![DownBlockType::Resnet; 2],
-        up_block_types: vec![UpBlockType::Resnet; 2],
-        layers_per_block: 1,
-        norm_num_groups: 4,
-        attention_head_dim: None,
-        ..UNet2dConfig::default()
-    };
-    let unet = config.init(&Device::flex()).unwrap();
-    unet.save(folder.join("unet")).unwrap();
-    write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
-}
-
-/// A transformer with three classes, and one for none: of latents of 4 × 4 with a learned variance,
-/// or of pixels.
-fn transformer_model(folder: &Path, is_latent: bool) {
-    let channels = if is_latent { 4 } else { 3 };
-    let config = DitConfig {
-        num_attention_heads: 2,
-        attention_head_dim: 4,
-        num_layers: 2,
-        in_channels: channels,
-        out_channels: is_latent.then_some(2 * channels),
-        sample_size: if is_latent { 4 } else { 8 },
-        num_embeds_ada_norm: 3,
-        ..DitConfig::default()
-    };
-    let network = config.init(&Device::flex()).unwrap();
-    network.save(folder.join("transformer")).unwrap();
-    write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
-    if is_latent {
-        autoencoder(&folder.join("vae"));
-        let index = r#"{"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"],
-            "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DDIMScheduler"], "id2label": {"0": "a hat"}}"#;
-        write(&folder.join("model_index.json"), index);
-    }
 }
 
 /// Folders of a model with classes: `model`, `forget/1`, and `retain/0`, `retain/1`, `retain/2`.
@@ -117,109 +69,6 @@ fn place_of(model: impl Fn(&Path), count: usize) -> TempDir {
 
 fn class_place(count: usize) -> TempDir {
     place_of(class_model, count)
-}
-
-/// An autoencoder that makes latents of 4 × 4 of pictures of 8 × 8.
-fn autoencoder(folder: &Path) {
-    let config = AutoencoderKlConfig {
-        block_out_channels: vec![8, 8],
-        down_block_types: vec!["DownEncoderBlock2D".into(); 2],
-        up_block_types: vec!["UpDecoderBlock2D".into(); 2],
-        layers_per_block: 1,
-        norm_num_groups: 4,
-        ..AutoencoderKlConfig::default()
-    };
-    let network = config.init(&Device::flex()).unwrap();
-    network.save(folder).unwrap();
-}
-
-/// A text encoder of 54 tokens with 8 features, with or without projection.
-fn text_encoder(folder: &Path, has_projection: bool) {
-    let mut config = ClipTextConfig {
-        vocab_size: 54,
-        hidden_size: 8,
-        intermediate_size: 16,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        projection_dim: 6,
-        ..ClipTextConfig::default()
-    };
-    if has_projection {
-        config.architectures = vec!["CLIPTextModelWithProjection".into()];
-    }
-    let network = config.init(&Device::flex()).unwrap();
-    network.save(folder).unwrap();
-}
-
-/// A tokenizer of single letters.
-fn tokenizer(folder: &Path) {
-    let letters = ('a'..='z').flat_map(|letter| [letter.to_string(), format!("{letter}</w>")]);
-    let tokens = letters.chain(["<|startoftext|>".into(), "<|endoftext|>".into()]);
-    let vocabulary: BTreeMap<String, usize> = tokens.zip(0..).collect();
-    write(
-        &folder.join("vocab.json"),
-        &serde_json::to_string(&vocabulary).unwrap(),
-    );
-    write(&folder.join("merges.txt"), "#version: 0.2\n");
-}
-
-fn text_unet() -> UNet2dConditionConfig {
-    UNet2dConditionConfig {
-        sample_size: Some(Size::Square(4)),
-        block_out_channels: vec![8, 8],
-        down_block_types: vec![
-            ConditionDownBlockType::Attention,
-            ConditionDownBlockType::Resnet,
-        ],
-        up_block_types: vec![
-            ConditionUpBlockType::Resnet,
-            ConditionUpBlockType::Attention,
-        ],
-        layers_per_block: 1,
-        norm_num_groups: 4,
-        attention_head_dim: PerStage::Same(2),
-        cross_attention_dim: 8,
-        ..UNet2dConditionConfig::default()
-    }
-}
-
-/// A pipeline of Stable Diffusion's parts: latents of 4 × 4 for pictures of 8 × 8.
-fn text_model(folder: &Path) {
-    let unet = text_unet().init(&Device::flex()).unwrap();
-    unet.save(folder.join("unet")).unwrap();
-    autoencoder(&folder.join("vae"));
-    text_encoder(&folder.join("text_encoder"), false);
-    tokenizer(&folder.join("tokenizer"));
-    write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
-    write(&folder.join("model_index.json"), &index(""));
-}
-
-/// The same of Stable Diffusion XL's parts.
-fn xl_model(folder: &Path) {
-    text_model(folder);
-    let unet = UNet2dConditionConfig {
-        cross_attention_dim: 16,
-        addition_embed_type: Some(AdditionEmbedType::TextTime),
-        addition_time_embed_dim: Some(4),
-        projection_class_embeddings_input_dim: Some(6 * 4 + 6),
-        ..text_unet()
-    };
-    let unet = unet.init(&Device::flex()).unwrap();
-    unet.save(folder.join("unet")).unwrap();
-    text_encoder(&folder.join("text_encoder_2"), true);
-    tokenizer(&folder.join("tokenizer_2"));
-    write(&folder.join("model_index.json"), &index(XL_PARTS));
-}
-
-const XL_PARTS: &str = r#", "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"], "image_encoder": [null, null]"#;
-
-fn index(more: &str) -> String {
-    format!(
-        r#"{{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [null, null], "requires_safety_checker": false{more}}}"#
-    )
 }
 
 /// Folders of a model with captions: in a listing for `retain`, beside the picture in `forget`.
@@ -443,6 +292,179 @@ fn a_lora_of_stable_diffusion_xl_is_unlearned_alone() {
     let written = files(&place.join("out/model"));
     assert_eq!(written.len(), 1);
     assert_ne!(written[Path::new("mine.safetensors")], before);
+}
+
+/// A single file and a folder without weights are unlearned as the whole folder is, and the result
+/// is a single file again.
+#[test]
+fn a_single_file_of_stable_diffusion_is_unlearned() {
+    let device = Device::flex();
+    let place = text_place(20);
+    let place = place.path();
+    let folder = place.join("model");
+    let parts = (
+        UNet2dCondition::load(&folder, &device).unwrap(),
+        AutoencoderKl::load(&folder, &device).unwrap(),
+        ClipTextEncoder::load(&folder, &device).unwrap(),
+    );
+    let more = "--method siss --target none";
+    run(place, "whole", more).unwrap();
+
+    fs::rename(&folder, place.join("config")).unwrap();
+    SingleFile::create(&folder, &parts.0, &parts.1, &parts.2).unwrap();
+    let error = run(place, "out", more).unwrap_err();
+    for part in [
+        "single file",
+        "--config DIR",
+        "no tokenizer",
+        "diffusers layout",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    for weights in [
+        WEIGHTS,
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ] {
+        fs::remove_file(place.join("config").join(weights)).unwrap();
+    }
+    let progress = Told::default();
+    let more = format!("{more} --config PLACE/config");
+    told(place, "out", &more, &progress).unwrap();
+    assert!(!progress.text().contains("assumed"), "{}", progress.text());
+    let written: Vec<_> = files(&place.join("out/model")).into_keys().collect();
+    assert_eq!(written, [Path::new("model")]);
+    let file = SingleFile::open(place.join("out/model/model")).unwrap();
+    let unet = file.unet_with(parts.0.config(), &device).unwrap();
+    unet.save(place.join("again")).unwrap();
+    let of_folder = UNet2dCondition::load(place.join("whole/model"), &device).unwrap();
+    of_folder.save(place.join("expected")).unwrap();
+    let [again, expected] = ["again", "expected"].map(|name| files(&place.join(name)));
+    assert!(
+        again == expected,
+        "the file and the folder were unlearned differently"
+    );
+
+    fs::remove_file(place.join("config/tokenizer/vocab.json")).unwrap();
+    let error = run(place, "none", &more).unwrap_err();
+    assert!(error.contains("config/tokenizer/vocab.json"), "{error}");
+}
+
+/// Along the path of flow matching, with answers that are predicted and with those under no prompt.
+#[test]
+fn stable_diffusion_3_is_unlearned_along_the_path_of_flow_matching() {
+    for (count, says) in [
+        (43, "35 retained images explain"),
+        (20, "under the empty prompt"),
+    ] {
+        let place = captioned(flow_model, count);
+        let place = place.path();
+        let progress = Told::default();
+        let summary = told(place, "out", "", &progress).unwrap();
+        let text = progress.text();
+        for part in [says, "predicts", "guidance 7"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(summary.predicted.is_some(), count == 43);
+        for losses in [&summary.before.forget_loss, &summary.after.control_loss] {
+            assert!(losses.values().all(|loss| loss.is_finite() && *loss > 0.0));
+        }
+        assert_rest_is_copied(place, "transformer/diffusion_pytorch_model.safetensors");
+        Sd3Transformer::load(place.join("out/model"), &Device::flex()).unwrap();
+    }
+}
+
+/// A third encoder is copied and not used; the scheduler of another process is refused.
+#[test]
+fn parts_of_stable_diffusion_3_that_are_not_used_are_told() {
+    let place = captioned(flow_model, 20);
+    let place = place.path();
+    let third = FLOW_INDEX.replace(
+        r#""text_encoder_3": [null, null]"#,
+        r#""text_encoder_3": ["transformers", "T5EncoderModel"]"#,
+    );
+    write(&place.join("model/model_index.json"), &third);
+    write(&place.join("model/text_encoder_3/config.json"), "{}");
+    let progress = Told::default();
+    let more = "--method siss --target none --guidance 1";
+    told(place, "out", more, &progress).unwrap();
+    assert!(
+        progress
+            .text()
+            .contains("`text_encoder_3`, T5) is not used"),
+        "{}",
+        progress.text()
+    );
+    assert!(place.join("out/model/text_encoder_3/config.json").exists());
+
+    write(
+        &place.join("model/scheduler/scheduler_config.json"),
+        SCHEDULER,
+    );
+    let error = run(place, "other", more).unwrap_err();
+    for part in ["scheduler_config.json", "FlowVelocity", "Epsilon"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+/// The class of the network decides, and of the pipeline; the error says what is unlearned.
+#[test]
+fn other_models_are_refused_by_the_name_of_their_class() {
+    let flux = r#"{"_class_name": "FluxTransformer2DModel", "num_layers": 19}"#;
+    let pixart = r#"{"_class_name": "PixArtTransformer2DModel"}"#;
+    let older = r#"{"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}"#;
+    let video = r#"{"_class_name": "UNet3DConditionModel"}"#;
+    let inpainting = r#"{"_class_name": "UNet2DConditionModel", "in_channels": 9}"#;
+    let score = r#"{"_class_name": "UNet2DModel", "down_block_types": ["SkipDownBlock2D"]}"#;
+    let cases = [
+        (
+            "FluxPipeline",
+            "transformer",
+            flux,
+            "FluxTransformer2DModel",
+        ),
+        (
+            "PixArtAlphaPipeline",
+            "transformer",
+            pixart,
+            "PixArtTransformer2DModel",
+        ),
+        (
+            "PixArtAlphaPipeline",
+            "transformer",
+            older,
+            "Transformer2DModel",
+        ),
+        (
+            "TextToVideoSDPipeline",
+            "unet",
+            video,
+            "UNet3DConditionModel",
+        ),
+        (
+            "StableDiffusionInpaintPipeline",
+            "unet",
+            inpainting,
+            "inpainting",
+        ),
+        ("ScoreSdeVePipeline", "unet", score, "SkipDownBlock2D"),
+    ];
+    let place = text_place(1);
+    let place = place.path();
+    for (pipeline, part, config, names) in cases {
+        fs::remove_dir_all(place.join("model")).unwrap();
+        write(&place.join("model").join(part).join("config.json"), config);
+        write(
+            &place.join("model/scheduler/scheduler_config.json"),
+            SCHEDULER,
+        );
+        let index = format!(r#"{{"_class_name": "{pipeline}"}}"#);
+        write(&place.join("model/model_index.json"), &index);
+        let error = run(place, "out", "").unwrap_err();
+        for part in [pipeline, names, "Stable Diffusion 1, 2, XL and 3"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }
 
 /// The class decides: under another one the model is changed in another way. A model that was saved

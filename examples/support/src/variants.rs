@@ -26,6 +26,7 @@ use crate::resume::open_results;
 use crate::triggers::{self, Entry, Found};
 use crate::unlearn::options::Conditions;
 use crate::unlearn::pictures;
+use crate::unlearn::source::Source;
 use crate::unlearn::subject::{Latents, Space, Subject, Text};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -210,8 +211,9 @@ impl<'a> Generator<'a> {
             guidance: Some(options.guidance),
             ..Conditions::default()
         };
-        let latents = Latents::read(origin, None, device, progress)?;
-        let parts = (origin, Space::Latents(latents));
+        let source = Source::from(origin.clone());
+        let latents = Latents::read(&source, None, device, progress)?;
+        let parts = (&source, Space::Latents(latents));
         let (text, unet) = Text::<UNet2dCondition>::load(&conditions, parts, device, progress)?;
         let found = ImageFiles::find(&options.forget)?;
         let transparency = Transparency::default();

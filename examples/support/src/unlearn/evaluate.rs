@@ -197,7 +197,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
 
     /// The figures of a prediction at the timesteps, and of the images, that are measured.
     pub fn of(&self, predicted: &Predicted<ConditionOf<S>>) -> Result<Option<Figures>> {
-        predicted.figures(self.timesteps, MOST_MEASURED)
+        predicted.figures(self.probe.process(), self.timesteps, MOST_MEASURED)
     }
 
     /// Passes the first `count` generated images to `save`, a few at a time with the number of the

@@ -10,8 +10,7 @@ use siss::burn::tensor::{Device, Int, Tensor};
 use siss::files::path_text;
 use siss::images::{Annotations, ImageFiles, Images};
 use siss::models::{
-    ClassCondition, ClassUNet2d, Dit, LeftOut, LoadNote, ModelFolder, PipelineNetwork, UNet2d,
-    save_pipeline,
+    ClassCondition, ClassUNet2d, Dit, LeftOut, LoadNote, PipelineNetwork, UNet2d, save_pipeline,
 };
 
 use super::{
@@ -20,6 +19,7 @@ use super::{
 };
 use crate::progress::Progress;
 use crate::unlearn::options::Options;
+use crate::unlearn::source::Source;
 
 /// A network that is conditioned on a class.
 pub trait ClassNetwork: PipelineNetwork<Condition: Debug + Sync + 'static> + Sync {
@@ -180,11 +180,11 @@ impl<N: ClassNetwork> Subject for Classes<N> {
 
     fn read(
         options: &Options,
-        origin: &ModelFolder,
+        source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, N)> {
-        let network = N::read(origin.network(), device)?;
+        let network = N::read(source.network(), device)?;
         say_all(network.notes(), progress);
         let conditions = &options.conditions;
         let null = conditions.null_label.or(network.null());
@@ -194,7 +194,7 @@ impl<N: ClassNetwork> Subject for Classes<N> {
         }
         let classes = Self {
             input: network.input(),
-            space: Space::read(options, origin, device, progress)?,
+            space: Space::read(options, source, device, progress)?,
             labels: Labels {
                 count: network.labels(),
                 model: options.model.clone(),
@@ -287,10 +287,10 @@ impl<N: ClassNetwork> Subject for Classes<N> {
     fn save(
         &self,
         model: &N,
-        origin: &ModelFolder,
+        source: &Source,
         folder: &Path,
         note: &str,
     ) -> SissResult<Vec<LeftOut>> {
-        save_pipeline(model, origin, folder, note)
+        save_pipeline(model, source.folder(), folder, note)
     }
 }

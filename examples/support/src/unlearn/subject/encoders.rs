@@ -1,7 +1,6 @@
 //! The text encoders of a pipeline: what a network is told of a prompt.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use siss::Result as SissResult;
 use siss::burn::module::Module;
@@ -14,12 +13,16 @@ use siss::models::{
 
 use super::Result;
 use crate::files;
+use crate::unlearn::source::Source;
 
 /// The tokenizer and the encoder of each place in a pipeline.
 const PLACES: [[&str; 2]; 2] = [
     ["tokenizer", "text_encoder"],
     ["tokenizer_2", "text_encoder_2"],
 ];
+/// The third encoder of Stable Diffusion 3, and the number of its tokens.
+const T5: &str = "text_encoder_3";
+const T5_TOKENS: usize = 256;
 const LORA_PARTS: [LoraPart; 2] = [LoraPart::TextEncoder, LoraPart::TextEncoder2];
 
 /// How encoded prompts are put together.
@@ -31,13 +34,17 @@ pub enum Layout {
     /// second one's projection, and the sizes of a picture that is as high and wide as this and was
     /// neither resized nor cropped.
     Two([usize; 2]),
+    /// Stable Diffusion 3: the states before the last layer of two encoders, side by side and
+    /// padded with zeros to this many features, and both projections. Zeros stand for the tokens of
+    /// the third encoder, as in its pipeline without that encoder.
+    Three(usize),
 }
 
 impl Layout {
     fn encoders(self) -> usize {
         match self {
             Self::One => 1,
-            Self::Two(_) => 2,
+            Self::Two(_) | Self::Three(_) => 2,
         }
     }
 }
@@ -59,9 +66,9 @@ struct Tower {
 }
 
 impl Tower {
-    fn read(root: &Path, place: usize, lora: Option<&Lora>, device: &Device) -> Result<Self> {
-        let [tokenizer, encoder] = PLACES[place].map(|name| root.join(name));
-        let network = ClipTextEncoder::load(encoder, device)?;
+    fn read(source: &Source, place: usize, lora: Option<&Lora>, device: &Device) -> Result<Self> {
+        let [tokenizer, encoder] = PLACES[place];
+        let network = source.text_encoder(place, encoder, device)?;
         let part = LORA_PARTS[place];
         // A LoRA may change the text encoders too. That part is used, not trained.
         let network = match lora {
@@ -69,7 +76,7 @@ impl Tower {
             _ => network,
         };
         Ok(Self {
-            tokenizer: ClipTokenizer::load(tokenizer)?,
+            tokenizer: ClipTokenizer::load(source.folder().pipeline().join(tokenizer))?,
             network,
         })
     }
@@ -83,19 +90,19 @@ impl Tower {
 impl Encoders {
     /// Reads those of a pipeline.
     pub fn read(
-        origin: &ModelFolder,
+        source: &Source,
         layout: Layout,
         lora: Option<&Lora>,
         device: &Device,
     ) -> Result<Self> {
+        let origin = source.folder();
         check_count(origin, layout)?;
-        let root = origin.pipeline();
-        let towers = (0..layout.encoders()).map(|place| Tower::read(root, place, lora, device));
+        let towers = (0..layout.encoders()).map(|place| Tower::read(source, place, lora, device));
         let towers = towers.collect::<Result<Vec<_>>>()?;
         let empty = combine(layout, &towers, "", device)?;
         let none = match layout {
             Layout::Two(_) if is_none_zero(origin)? => zeros(&empty),
-            Layout::One | Layout::Two(_) => empty,
+            Layout::One | Layout::Two(_) | Layout::Three(_) => empty,
         };
         Ok(Self {
             layout,
@@ -109,6 +116,15 @@ impl Encoders {
     pub fn notes(&self) -> Vec<LoadNote> {
         let notes = self.towers.iter().map(|tower| tower.network.notes());
         notes.flatten().cloned().collect()
+    }
+
+    /// A note on an encoder of the pipeline that is not used, if there is one.
+    pub fn unused(&self, origin: &ModelFolder) -> Result<Option<String>> {
+        let index = origin.index()?;
+        let is_there = index.is_some_and(|index| index.parts.contains_key(T5));
+        Ok(is_there.then(|| {
+            format!("note: the third text encoder (`{T5}`, T5) is not used: zeros stand for its tokens, as in the pipeline without it")
+        }))
     }
 
     /// The number of parameters.
@@ -174,17 +190,35 @@ fn combine(
         Layout::Two([height, width]) => {
             let (height, width) = (height as f32, width as f32);
             let sizes = Tensor::from_data([[height, width, 0.0, 0.0, height, width]], device);
-            let second = encoded.last().and_then(|it| it.projected.clone());
-            let states = encoded.into_iter();
-            let states = states.map(|it| it.penultimate_hidden_state.inner());
-            let condition =
-                TextCondition::new(Tensor::cat(states.collect(), 2)).with_time_ids(sizes);
-            match second {
-                Some(pooled) => condition.with_pooled(pooled.inner()),
-                None => condition,
-            }
+            with_pooled(penultimate(&encoded), &encoded[1..]).with_time_ids(sizes)
+        }
+        Layout::Three(features) => {
+            let states = penultimate(&encoded);
+            let [rows, tokens, found] = states.dims();
+            let padding = Tensor::zeros([rows, tokens, features.saturating_sub(found)], device);
+            let states = Tensor::cat(vec![states, padding], 2);
+            let of_third = Tensor::zeros([rows, T5_TOKENS, states.dims()[2]], device);
+            with_pooled(Tensor::cat(vec![states, of_third], 1), &encoded)
         }
     })
+}
+
+/// The states before the last layer of each encoder, side by side.
+fn penultimate(encoded: &[EncodedText]) -> Tensor<3> {
+    let states = encoded.iter();
+    let states = states.map(|it| it.penultimate_hidden_state.clone().inner());
+    Tensor::cat(states.collect(), 2)
+}
+
+/// A condition with the projections of these encoders, side by side, as far as they have them.
+fn with_pooled(states: Tensor<3>, encoded: &[EncodedText]) -> TextCondition {
+    let pooled = encoded.iter().filter_map(|it| it.projected.clone());
+    let pooled: Vec<_> = pooled.map(Tensor::inner).collect();
+    let condition = TextCondition::new(states);
+    match pooled.is_empty() {
+        true => condition,
+        false => condition.with_pooled(Tensor::cat(pooled, 1)),
+    }
 }
 
 /// The same without a prompt: zeros, and the same sizes.

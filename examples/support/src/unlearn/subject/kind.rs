@@ -1,5 +1,7 @@
 //! Which kind a model is, by the classes that its files name, and which kinds are unlearned.
 
+use std::error::Error;
+
 use serde_json::{Map, Value};
 use siss::files::path_text;
 use siss::models::ModelFolder;
@@ -7,9 +9,10 @@ use siss::models::ModelFolder;
 use super::{Result, Subject};
 use crate::files;
 use crate::unlearn::options::Options;
+use crate::unlearn::source::Source;
 
 /// What is unlearned, in words.
-const SUPPORTED: &str = "diffusers' UNet2DModel (with or without classes), DiT, and Stable Diffusion 1, 2 and XL are unlearned here";
+const SUPPORTED: &str = "diffusers' UNet2DModel (with or without classes), DiT, and Stable Diffusion 1, 2, XL and 3 are unlearned here";
 
 /// The kind of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +25,25 @@ pub enum Kind {
     Dit,
     /// A `UNet2DConditionModel`: Stable Diffusion 1, 2 and XL.
     Text,
+    /// An `SD3Transformer2DModel`.
+    Sd3,
 }
 
 impl Kind {
-    /// The kind of the model in a folder, by the configuration of its network.
-    pub fn of(origin: &ModelFolder) -> Result<Self> {
+    /// The kind of a model, by the configuration of its network.
+    pub fn of(source: &Source) -> Result<Self> {
+        let kind = Self::of_folder(source.folder())?;
+        match source.file() {
+            Some(file) if kind != Self::Text => Err(format!(
+                "{}: single files are read of Stable Diffusion 1, 2 and XL, but the network of --config is of another kind; give the folder of its pipeline as --model",
+                path_text(file)
+            )
+            .into()),
+            _ => Ok(kind),
+        }
+    }
+
+    fn of_folder(origin: &ModelFolder) -> Result<Self> {
         let path = origin.network().join("config.json");
         let text = files::read_text(&path)?;
         // What is wrong with a configuration, the network says when it is read.
@@ -42,6 +59,7 @@ impl Kind {
                 },
             ),
             Some("UNet2DConditionModel") => Ok(Self::Text),
+            Some("SD3Transformer2DModel") => Ok(Self::Sd3),
             Some("DiTTransformer2DModel") => Ok(Self::Dit),
             // The name of several transformers before diffusers 0.30.
             Some("Transformer2DModel") if is_modulated() => Ok(Self::Dit),
@@ -59,6 +77,18 @@ impl Kind {
 fn of_pipeline(origin: &ModelFolder) -> siss::Result<String> {
     let class = origin.index()?.and_then(|index| index.class_name);
     Ok(class.map_or_else(String::new, |class| format!(" of a {class}")))
+}
+
+/// Adds what the model is and what is unlearned to an error about a setting of its network that is
+/// not supported.
+pub fn explained(error: Box<dyn Error>, origin: &ModelFolder) -> Box<dyn Error> {
+    match error.downcast_ref::<siss::Error>() {
+        Some(siss::Error::UnsupportedConfig { .. }) => {
+            let pipeline = of_pipeline(origin).unwrap_or_default();
+            format!("{error}; the network is one{pipeline}; {SUPPORTED}").into()
+        }
+        _ => error,
+    }
 }
 
 /// Rejects options that the kind of model has no use for, and pipelines with other parts.

@@ -15,16 +15,17 @@ use std::path::Path;
 use siss::answer::OtherCondition;
 use siss::burn::tensor::{Device, Int, Tensor};
 use siss::images::{Format, ImageFiles, Images};
-use siss::models::{LeftOut, LoadNote, ModelFolder};
+use siss::models::{LeftOut, LoadNote};
 use siss::{Condition, Denoiser};
 
 use crate::progress::Progress;
 use crate::unlearn::options::Options;
+use crate::unlearn::source::Source;
 
 pub use classes::Classes;
-pub use kind::{Kind, check};
+pub use kind::{Kind, check, explained};
 pub use space::{Input, Latents, NO_STREAM, Space, from_range};
-pub use text::Text;
+pub use text::{Text, TextNetwork};
 pub use unconditional::Unconditional;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -47,7 +48,7 @@ pub trait Subject: Sized + Sync {
     /// Reads the model.
     fn read(
         options: &Options,
-        origin: &ModelFolder,
+        source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, Self::Model)>;
@@ -100,7 +101,7 @@ pub trait Subject: Sized + Sync {
     fn save(
         &self,
         model: &Self::Model,
-        origin: &ModelFolder,
+        source: &Source,
         folder: &Path,
         note: &str,
     ) -> siss::Result<Vec<LeftOut>>;

@@ -13,6 +13,7 @@ use super::Result;
 use crate::progress::Progress;
 use crate::unlearn::data::MOST_VALUES;
 use crate::unlearn::options::Options;
+use crate::unlearn::source::Source;
 
 /// Numbers of a picture's colours.
 const COLOURS: usize = 3;
@@ -48,12 +49,12 @@ pub enum Latents {
 impl Latents {
     /// Reads a pipeline's autoencoder.
     pub fn read(
-        origin: &ModelFolder,
+        source: &Source,
         cache: Option<&Path>,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let network = AutoencoderKl::load(origin.pipeline(), device)?;
+        let network = source.autoencoder(device)?;
         for note in network.notes() {
             progress.say(&note.to_string());
         }
@@ -123,17 +124,17 @@ impl Space {
     /// Latents if the pipeline has an autoencoder, and pixels otherwise.
     pub fn read(
         options: &Options,
-        origin: &ModelFolder,
+        source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let cache = options.conditions.cache.as_deref();
-        match (has_autoencoder(origin)?, cache) {
+        match (has_autoencoder(source.folder())?, cache) {
             (true, _) if options.range != [-1.0, 1.0] => {
                 Err("--range: autoencoders take pictures from -1 to 1; leave it out".into())
             }
             (true, cache) => Ok(Self::Latents(Latents::read(
-                origin, cache, device, progress,
+                source, cache, device, progress,
             )?)),
             (false, None) => Ok(Self::Pixels(options.range)),
             (false, Some(_)) => Err(format!(

@@ -9,7 +9,7 @@ use siss::burn::tensor::{Device, Tensor};
 use siss::files::path_text;
 use siss::images::{Annotations, Images};
 use siss::models::{
-    LeftOut, LoadNote, Lora, LoraPart, ModelFolder, PipelineNetwork, TextCondition,
+    LeftOut, LoadNote, Lora, LoraPart, PipelineNetwork, Sd3Transformer, TextCondition,
     UNet2dCondition, save_pipeline,
 };
 use siss::{Condition, Result as SissResult};
@@ -19,6 +19,7 @@ use super::{Input, Origin, Result, Space, Subject, Told, say_all};
 use crate::files;
 use crate::progress::Progress;
 use crate::unlearn::options::{Conditions, Options};
+use crate::unlearn::source::Source;
 
 /// The files of a LoRA in a folder of peft.
 const ADAPTER: &str = "adapter_model.safetensors";
@@ -32,8 +33,11 @@ pub trait TextNetwork: PipelineNetwork<Condition = TextCondition> + Sync {
     /// The scale of guidance that its pipeline has by default.
     const GUIDANCE: f64;
 
-    /// Reads a network's folder.
-    fn read(folder: &Path, device: &Device) -> SissResult<Self>;
+    /// Reads the network.
+    fn read(source: &Source, device: &Device) -> SissResult<Self>;
+
+    /// Writes it as it came, with everything else of the original.
+    fn save(&self, source: &Source, folder: &Path, note: &str) -> SissResult<Vec<LeftOut>>;
 
     /// The decisions made while the network was read.
     fn notes(&self) -> &[LoadNote];
@@ -69,8 +73,12 @@ impl TextNetwork for UNet2dCondition {
     ];
     const GUIDANCE: f64 = 7.5;
 
-    fn read(folder: &Path, device: &Device) -> SissResult<Self> {
-        Self::load(folder, device)
+    fn read(source: &Source, device: &Device) -> SissResult<Self> {
+        source.unet(device)
+    }
+
+    fn save(&self, source: &Source, folder: &Path, note: &str) -> SissResult<Vec<LeftOut>> {
+        source.save_unet(self, folder, note)
     }
 
     fn notes(&self) -> &[LoadNote] {
@@ -99,6 +107,53 @@ impl TextNetwork for UNet2dCondition {
     }
 }
 
+impl TextNetwork for Sd3Transformer {
+    const PARTS: &'static [&'static str] = &[
+        "transformer",
+        "scheduler",
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+    ];
+    const OPTIONS: &'static [&'static str] = &[
+        "prompts",
+        "neighbour-prompt",
+        "guidance",
+        "drop-condition",
+        "adversarial",
+    ];
+    const GUIDANCE: f64 = 7.0;
+
+    fn read(source: &Source, device: &Device) -> SissResult<Self> {
+        Self::load(source.network(), device)
+    }
+
+    fn save(&self, source: &Source, folder: &Path, note: &str) -> SissResult<Vec<LeftOut>> {
+        save_pipeline(self, source.folder(), folder, note)
+    }
+
+    fn notes(&self) -> &[LoadNote] {
+        self.notes()
+    }
+
+    fn input(&self) -> Input {
+        let config = self.config();
+        Input {
+            channels: config.in_channels,
+            predicted: config.out_channels,
+            size: Some([config.sample_size; 2]),
+        }
+    }
+
+    fn layout(&self, _: Option<[usize; 2]>, _: &Path) -> Result<Layout> {
+        Ok(Layout::Three(self.config().joint_attention_dim))
+    }
+}
+
 /// What a network with prompts is told of images, and the autoencoder of its latents.
 pub struct Text<N> {
     input: Input,
@@ -116,11 +171,11 @@ impl<N: TextNetwork> Text<N> {
     /// Reads a pipeline, with the points of its pictures.
     pub fn load(
         conditions: &Conditions,
-        (origin, space): (&ModelFolder, Space),
+        (source, space): (&Source, Space),
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, N)> {
-        let network = N::read(origin.network(), device)?;
+        let network = N::read(source, device)?;
         say_all(network.notes(), progress);
         let lora = match &conditions.lora {
             Some(path) => Some((Lora::load(path)?, path.clone())),
@@ -128,9 +183,12 @@ impl<N: TextNetwork> Text<N> {
         };
         let factors = lora.as_ref().map(|(lora, _)| lora);
         let input = network.input();
-        let layout = network.layout(space.picture_size(input), origin.network())?;
-        let mut encoders = Encoders::read(origin, layout, factors, device)?;
+        let layout = network.layout(space.picture_size(input), source.folder().network())?;
+        let mut encoders = Encoders::read(source, layout, factors, device)?;
         say_all(&encoders.notes(), progress);
+        if let Some(note) = encoders.unused(source.folder())? {
+            progress.say(&note);
+        }
         network.check_condition(encoders.none())?;
         let network = match factors {
             Some(lora) => lora.attach(network, LoraPart::Unet)?,
@@ -214,12 +272,12 @@ impl<N: TextNetwork> Subject for Text<N> {
 
     fn read(
         options: &Options,
-        origin: &ModelFolder,
+        source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, N)> {
-        let space = Space::read(options, origin, device, progress)?;
-        Self::load(&options.conditions, (origin, space), device, progress)
+        let space = Space::read(options, source, device, progress)?;
+        Self::load(&options.conditions, (source, space), device, progress)
     }
 
     fn space(&self) -> &Space {
@@ -278,12 +336,12 @@ impl<N: TextNetwork> Subject for Text<N> {
     fn save(
         &self,
         model: &N,
-        origin: &ModelFolder,
+        source: &Source,
         folder: &Path,
         note: &str,
     ) -> SissResult<Vec<LeftOut>> {
         let Some((lora, path)) = &self.lora else {
-            return save_pipeline(model, origin, folder, note);
+            return model.save(source, folder, note);
         };
         files::create_folder(folder)?;
         let trained = lora.trained(model, LoraPart::Unet)?;

@@ -6,11 +6,12 @@ use siss::Result as SissResult;
 use siss::answer::OtherCondition;
 use siss::burn::tensor::Device;
 use siss::images::{ImageFiles, Images};
-use siss::models::{LeftOut, ModelFolder, UNet2d, UNet2dConfig, save_pipeline};
+use siss::models::{LeftOut, UNet2d, UNet2dConfig, save_pipeline};
 
 use super::{Input, MakePoints, Origin, Result, Space, Subject, Told, say_all};
 use crate::progress::Progress;
 use crate::unlearn::options::Options;
+use crate::unlearn::source::Source;
 
 /// A [`UNet2d`] without classes.
 pub struct Unconditional {
@@ -46,15 +47,15 @@ impl Subject for Unconditional {
 
     fn read(
         options: &Options,
-        origin: &ModelFolder,
+        source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, UNet2d)> {
-        let unet = UNet2d::load(origin.network(), device)?;
+        let unet = UNet2d::load(source.network(), device)?;
         say_all(unet.notes(), progress);
         let unconditional = Self {
             input: input(unet.config()),
-            space: Space::read(options, origin, device, progress)?,
+            space: Space::read(options, source, device, progress)?,
         };
         Ok((unconditional, unet))
     }
@@ -91,10 +92,10 @@ impl Subject for Unconditional {
     fn save(
         &self,
         model: &UNet2d,
-        origin: &ModelFolder,
+        source: &Source,
         folder: &Path,
         note: &str,
     ) -> SissResult<Vec<LeftOut>> {
-        save_pipeline(model, origin, folder, note)
+        save_pipeline(model, source.folder(), folder, note)
     }
 }
