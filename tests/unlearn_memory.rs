@@ -1,5 +1,7 @@
 //! The memory that `unlearn` announces before a run, against that which it takes.
 
+#![cfg(target_os = "linux")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -98,7 +100,6 @@ fn bytes(summary: &serde_json::Value, key: &str) -> f64 {
 
 /// With all rows of a side at once; and with few, and cheap operations computed again.
 #[test]
-#[cfg(target_os = "linux")]
 fn the_peak_of_a_run_is_the_announced_one() {
     if is_run_apart() {
         return;
@@ -130,7 +131,6 @@ fn the_peak_of_a_run_is_the_announced_one() {
 /// A run of which the checkpoint was written with one image at a time is resumed so, and a run
 /// without one takes all.
 #[test]
-#[cfg(target_os = "linux")]
 fn a_resumed_run_takes_the_micro_batch_of_the_run_before() {
     let place = workplace();
     let place = place.path();

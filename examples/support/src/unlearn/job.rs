@@ -15,18 +15,17 @@ use siss::burn::tensor::{Device, Tensor};
 use siss::draws::{CoinFlip, TimestepSampling};
 use siss::evaluate::{EmbeddingSearch, refuse_relearning};
 use siss::files::{ResultFolder, path_text};
-use siss::images::{Format, ImageFiles};
-use siss::models::ModelFolder;
+use siss::images::Format;
+use siss::models::{ClassUNet2d, Dit, ModelFolder, Sd3Transformer, UNet2dCondition};
 use siss::observer::Finding;
-use siss::process::SchedulerConfig;
+use siss::process::{PredictionType, SchedulerConfig};
 use siss::steering::Levels;
 use siss::trainer::{Adversary, FusedAdamW};
-use siss::{
-    Condition, DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer, UnlearningBatch,
-};
+use siss::{Condition, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer, UnlearningBatch};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
+use crate::process::Process;
 use crate::progress::Progress;
 use crate::resume::{checkpoint_folder, open_results};
 use crate::run::{Batches, LOG, Plan, Run};
@@ -40,9 +39,11 @@ use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
 use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
+use crate::unlearn::source::Source;
 use crate::unlearn::stream;
 use crate::unlearn::subject::{
-    self, Classes, ConditionOf, Kind, MakePoints, Origin, Pixels, Points, Subject, Text, from_range,
+    self, Classes, ConditionOf, Kind, MakePoints, NO_STREAM, Origin, Points, Subject, Text,
+    Unconditional, from_range,
 };
 use crate::way::Way;
 
@@ -161,7 +162,7 @@ pub struct Model {
     #[serde(flatten)]
     pub format: Format,
     #[serde(flatten)]
-    pub scheduler: SchedulerConfig,
+    pub process: Process,
 }
 
 /// Runs the job and writes everything into `options.out`, where all results appear at the end.
@@ -169,24 +170,27 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     options.check()?;
     check_method(&options, &options.all_devices().0.device()?)?;
-    let origin = ModelFolder::find(&options.model).map_err(|error| format!("--model: {error}"))?;
-    checks::folders(&options, &origin)?;
-    match Kind::of(&origin)? {
-        Kind::Pixels => run_on::<Pixels>(options, &origin, started, progress),
-        Kind::Classes => run_on::<Classes>(options, &origin, started, progress),
-        Kind::Text => run_on::<Text>(options, &origin, started, progress),
+    let source = Source::find(&options)?;
+    checks::folders(&options, source.folder())?;
+    match Kind::of(&source)? {
+        Kind::Unconditional => run_on::<Unconditional>(options, &source, started, progress),
+        Kind::Classes => run_on::<Classes<ClassUNet2d>>(options, &source, started, progress),
+        Kind::Dit => run_on::<Classes<Dit>>(options, &source, started, progress),
+        Kind::Text => run_on::<Text<UNet2dCondition>>(options, &source, started, progress),
+        Kind::Sd3 => run_on::<Text<Sd3Transformer>>(options, &source, started, progress),
     }
 }
 
 fn run_on<S: Subject>(
     options: Options,
-    origin: &ModelFolder,
+    source: &Source,
     started: Instant,
     progress: &dyn Progress,
 ) -> Result<Summary>
 where
     ConditionOf<S>: 'static,
 {
+    let origin = source.folder();
     subject::check::<S>(&options, origin)?;
     let device = options.all_devices().0.device()?;
     let (out, checkpointing) = (&options.out, &options.checkpointing);
@@ -197,10 +201,11 @@ where
     for note in origin.notes() {
         progress.say(&note.to_string());
     }
-    let (mut subject, unet) = S::read(&options, origin, &device, progress)?;
-    let scheduler = scheduler(origin, &subject, progress)?;
-    if options.streaming.stream && !S::STREAMS {
-        drop(subject.maker(&ImageFiles::default(), &device)?);
+    let (mut subject, unet) = S::read(&options, source, &device, progress)
+        .map_err(|error| subject::explained(error, origin))?;
+    let process = process(origin, &subject, &unet, progress)?;
+    if options.streaming.stream && !subject.space().is_pixels() {
+        return Err(NO_STREAM.into());
     }
     let mut data = Data::load(&options, &subject, progress)?;
     let parameters = unet.num_params();
@@ -208,13 +213,13 @@ where
         parameters,
         trained: subject.trained(parameters),
         format: data.format(),
-        scheduler,
+        process,
     };
     let sizes = [model.parameters, model.trained];
     let mut settings = options.settings(sizes, model.format)?;
-    let [channels, height, width] = subject.shape(model.format);
+    let [channels, height, width] = subject.space().shape(subject.input(), model.format);
     unet.check_input([1, channels, height, width])?;
-    let kept = subject.kept(model.format, data.count());
+    let kept = subject::kept(&subject, model.format, data.count());
     for line in resources::announcement(&options, &settings, &model, &data) {
         progress.say(&line);
     }
@@ -246,16 +251,22 @@ where
         progress.say(&line);
     }
     progress.phase("looking for copies");
-    checks::images(&data, &pairs, &control.points, subject.range(), progress)?;
+    checks::images(
+        &data,
+        &pairs,
+        &control.points,
+        subject.space().range(),
+        progress,
+    )?;
     progress.phase("checking whether the model knows the images");
     let asked = (&options, &settings);
-    let scheduler = &model.scheduler;
+    let process = &model.process;
     let whose = (&subject, &unet);
-    let is_trained = checks::model(whose, scheduler, &data, &pairs, &control, asked, progress)?;
+    let is_trained = checks::model(whose, process, &data, &pairs, &control, asked, progress)?;
     let predicted = match options.target {
         Target::Retrained => {
             let (way, points) = (options.method, [&retain, &control, &forget]);
-            Some(Predicted::new(way, whose, scheduler, points, progress)?)
+            Some(Predicted::new(way, whose, process, points, progress)?)
         }
         Target::None => None,
     };
@@ -265,11 +276,11 @@ where
         [&data.forget, &data.control].map(|images| from_range(&images.all(&device), range));
     let examiner = Examiner::new(
         &subject,
-        Probe::new(scheduler, chunks(&options, &settings, model.format))?,
+        Probe::of(process, chunks(&options, &settings, model.format))?,
         [forget, control],
         pictures,
         settings.samples,
-        scheduler.num_timesteps,
+        process.num_timesteps(),
     )?;
     let figures = predicted.as_ref().map(|predicted| examiner.of(predicted));
     let figures = figures.transpose()?.flatten();
@@ -282,7 +293,7 @@ where
         unet.clone(),
         retained,
         (levels, answer),
-        scheduler,
+        process,
         (&options, &settings),
     )?;
 
@@ -338,7 +349,7 @@ where
     progress.phase("writing");
     save_model(
         (&subject, &unlearned.model),
-        origin,
+        source,
         &options,
         &settings,
         &results,
@@ -353,7 +364,7 @@ where
             controls: examiner.near_controls(),
         },
         images: forgotten_images(&data, &words, [&before, &after], figures.as_ref()),
-        latents: subject.cached(),
+        latents: subject.space().cached(),
         predicted: figures,
         before: before.figures,
         after: after.figures,
@@ -379,26 +390,45 @@ where
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&folder.join("summary.json"), text)?;
-    report::write(&summary, origin, &folder)?;
+    report::write(&summary, source, &folder)?;
     results.publish()?;
     Ok(summary)
 }
 
-/// The scheduler of the model. Latents have no range, so its sampler must not clamp them.
-fn scheduler<S: Subject>(
+/// The process of the model. Latents have no range, so its sampler must not clamp them.
+fn process<S: Subject>(
     origin: &ModelFolder,
     subject: &S,
+    model: &S::Model,
     progress: &dyn Progress,
-) -> Result<SchedulerConfig> {
-    let scheduler = SchedulerConfig::from_file(origin.scheduler_file())?;
-    if !scheduler.clip_sample || subject.range().is_some() {
-        return Ok(scheduler);
+) -> Result<Process> {
+    let process = Process::from_file(origin.scheduler_file())?;
+    check_prediction(&process, model.prediction_type(), origin)?;
+    if subject.space().is_pixels() {
+        return Ok(process);
     }
-    progress.say("note: the scheduler's file asks for samples to be clamped (`clip_sample`), which is wrong for latents and is not done here");
-    Ok(SchedulerConfig {
-        clip_sample: false,
-        ..scheduler
-    })
+    let (process, is_changed) = process.without_clamp();
+    if is_changed {
+        progress.say("note: the scheduler's file asks for samples to be clamped (`clip_sample`), which is wrong for latents and is not done here");
+    }
+    Ok(process)
+}
+
+/// Rejects a model whose network cannot say what its process asks for.
+fn check_prediction(
+    process: &Process,
+    predicted: PredictionType,
+    origin: &ModelFolder,
+) -> Result<()> {
+    match process.prediction_type() == predicted {
+        true => Ok(()),
+        false => Err(format!(
+            "{}: the network predicts {predicted:?}, but the models of this scheduler {:?}; give the scheduler that the model was trained with",
+            path_text(origin.scheduler_file()),
+            process.prediction_type()
+        )
+        .into()),
+    }
 }
 
 /// What makes points of the images of a stream, if there is one. Searches them, if requested.
@@ -434,7 +464,7 @@ fn points<S: Subject>(
             is_forgotten,
             device,
         };
-        subject.points(images, &origin, progress)
+        subject::points(subject, images, &origin, progress)
     };
     Ok([
         points(&data.forget, &data.found.forget, true)?,
@@ -538,7 +568,7 @@ fn plan<M: Denoiser<4, Condition: 'static>>(
         unet.clone(),
         pairs.retain().clone(),
         (None, None::<Surrogate<4>>),
-        &model.scheduler,
+        &model.process,
         (&rehearsed, &settings),
     )?;
     let batch = pairs.batch(0, options.batch)?;
@@ -631,10 +661,10 @@ fn save_samples<S: Subject>(
     Ok(examiner.each_sample(model, &evaluated.generated, count, done, save)?)
 }
 
-/// Saves the unlearned model, with the files that lie next to the network of the original model.
+/// Saves the unlearned model as it came: a folder with everything else of the original, or a file.
 fn save_model<S: Subject>(
     (subject, model): (&S, &S::Model),
-    origin: &ModelFolder,
+    source: &Source,
     options: &Options,
     settings: &Settings,
     results: &ResultFolder,
@@ -659,7 +689,7 @@ fn save_model<S: Subject>(
         options.seed
     );
     let folder = results.path().join("model");
-    let left_out = subject.save(model, origin, &folder, &note)?;
+    let left_out = subject.save(model, source, &folder, &note)?;
     for left_out in left_out.iter().take(MOST_NAMED) {
         progress.say(&format!(
             "note: not in the unlearned model's folder: {left_out}"
@@ -695,7 +725,8 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
         Target::None => None,
     };
     let (predicted, asked) = ((levels, answer), (options, &settings));
-    match trainer(model, point, predicted, &SchedulerConfig::default(), asked) {
+    let process = Process::Steps(SchedulerConfig::default());
+    match trainer(model, point, predicted, &process, asked) {
         Ok(_) => Ok(()),
         Err(error) => {
             let target = match options.target {
@@ -723,11 +754,11 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
         Option<Levels>,
         Option<impl Answer<D, M::Condition> + 'static>,
     ),
-    scheduler: &SchedulerConfig,
+    process: &Process,
     (options, settings): (&Options, &Settings),
 ) -> Result<SissTrainer<M, D>> {
     let replicas = options.all_devices().1.iter().map(|spec| spec.device());
-    let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
+    let mut builder = SissTrainer::builder(model, process.scheduler()?)
         .retained_points(retained)
         .micro_batch_size(settings.micro_batch)
         .gradient_checkpointing(options.recompute)

@@ -10,5 +10,6 @@ pub mod pictures;
 pub mod predicted;
 pub mod report;
 pub mod resources;
+pub mod source;
 pub mod stream;
 pub mod subject;

@@ -18,19 +18,26 @@ use crate::way::{Way, parse_way};
 
 /// Makes a diffusion model forget images and keep generating everything else.
 ///
-/// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it, with or without
-/// classes) or of latents (Stable Diffusion 1 and 2), the images to forget, and images of what it
-/// must keep generating. Classes come from the names of folders or from a metadata.jsonl, captions
+/// Takes a diffusers model (UNet2DModel, with or without classes; DiT; Stable Diffusion 1, 2, XL and
+/// 3), the images to forget, and images of what it must keep generating. Classes come from the names of folders or from a metadata.jsonl, captions
 /// from a metadata.jsonl or from NAME.txt beside an image. Measures, unlearns, measures again;
 /// writes pictures, curves, numbers and the unlearned model.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
-    /// The model: the folder of a pipeline (`unet`, `scheduler`), of its network, of a training
-    /// checkpoint or of a download, or a name on the hub that has been downloaded.
+    /// The model: the folder of a pipeline (`unet` or `transformer`, `scheduler`), of its network, of
+    /// a training checkpoint or of a download, a name on the hub that has been downloaded, or a
+    /// single file of Stable Diffusion 1, 2 or XL (.safetensors).
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_text")]
     pub model: PathBuf,
+
+    /// What a single file of Stable Diffusion as --model lacks: a folder of the same version in the
+    /// diffusers layout, whose network and autoencoder need no weights.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub config: Option<PathBuf>,
 
     /// Images to forget: a folder, with its subfolders, or one image. All must be readable.
     #[arg(long, value_name = "DIR")]

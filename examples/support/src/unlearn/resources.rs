@@ -36,8 +36,8 @@ pub fn announcement(
             "model    {}: {:.1} million parameters, images of {size} in {colour}, {} timesteps, predicts {}",
             path_text(&options.model),
             model.parameters as f64 / 1e6,
-            model.scheduler.num_timesteps,
-            name(&model.scheduler.prediction_type),
+            model.process.num_timesteps(),
+            name(&model.process.prediction_type()),
         ),
         format!(
             "forget   {}: {}{}",
