@@ -165,7 +165,7 @@ pub fn memory(
     let steps = plan.seconds_per_step * options.steps as f64;
     vec![
         format!(
-            "memory   about {} at most, of {} that are available: {parts}; the rest for the program and activations of {rows} at a time{why} ({how})",
+            "memory   about {} in the steps, of {} that are available: {parts}; the rest for the program and activations of {rows} at a time{why} ({how})",
             bytes(plan.announced_memory_bytes),
             bytes(plan.available_memory_bytes),
         ),
