@@ -149,7 +149,7 @@ pub fn model<S: Subject>(
 ) -> Result<bool> {
     let check = ModelCheck {
         range: subject.space().range(),
-        micro_batch_size: settings.micro_batch,
+        micro_batch_size: settings.measured_at_a_time,
         ..ModelCheck::default()
     };
     let scheduler = process.scheduler()?;

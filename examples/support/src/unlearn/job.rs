@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use siss::answer::{Answer, Surrogate};
+use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
 use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
@@ -20,18 +21,19 @@ use siss::observer::Finding;
 use siss::process::{PredictionType, SchedulerConfig};
 use siss::steering::Levels;
 use siss::trainer::{Adversary, FusedAdamW};
-use siss::{Condition, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer};
+use siss::{Condition, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer, UnlearningBatch};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
 use crate::process::Process;
 use crate::progress::Progress;
-use crate::resume::open_results;
+use crate::resume::{checkpoint_folder, open_results};
 use crate::run::{Batches, LOG, Plan, Run};
 use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
 use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
+use crate::unlearn::memory::{self, MemoryPlan, Training, Wanted, available_memory, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
@@ -65,6 +67,8 @@ const MOST_WORDS: usize = 3;
 /// Most parts of the model's folder that are listed as left out.
 const MOST_NAMED: usize = 10;
 
+/// The plan of a run with checkpoints, among these: a resumed run takes the same micro-batch.
+const PLAN: &str = "memory.json";
 /// Number of times that losses are measured during the run.
 const LOOKS: usize = 10;
 /// Images with fewer pixels leave cores idle, so chunks of them run in parallel.
@@ -107,6 +111,9 @@ pub struct Summary {
     pub seconds: f64,
     /// Duration of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
+    /// The memory that was announced, if the system reports it and the model is on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryPlan>,
     /// Peak memory of the process, if the system reports it.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -209,13 +216,15 @@ where
         process,
     };
     let sizes = [model.parameters, model.trained];
-    let settings = options.settings(sizes, model.format)?;
+    let mut settings = options.settings(sizes, model.format)?;
     let [channels, height, width] = subject.space().shape(subject.input(), model.format);
     unet.check_input([1, channels, height, width])?;
     let kept = subject::kept(&subject, model.format, data.count());
-    for line in resources::announcement(&options, &settings, &model, &data, &kept) {
+    for line in resources::announcement(&options, &settings, &model, &data) {
         progress.say(&line);
     }
+    let training = resources::of_training(&options, &model, &data, settings.samples);
+    refuse_too_large(training, &options)?;
 
     // Invalid settings are rejected here, before anything that takes time.
     let maker = maker(&subject, &mut data, &options, &device, progress)?;
@@ -233,6 +242,14 @@ where
         _ => Batches::Held(&pairs),
     };
     unet.check_condition(pairs.condition(Side::Forget))?;
+    let fit = plan(&unet, &pairs, training, (&model, &options), progress)?;
+    if let Some(fit) = &fit {
+        settings.micro_batch = fit.micro_batch;
+    }
+    let known = (fit.as_ref(), &kept[..]);
+    for line in resources::memory(&options, &settings, &model, &data, known) {
+        progress.say(&line);
+    }
     progress.phase("looking for copies");
     checks::images(
         &data,
@@ -296,6 +313,11 @@ where
         folders,
         progress,
     )?;
+
+    if let Some(fit) = fit.filter(|_| checkpointing.checkpoint_every.is_some()) {
+        let text = serde_json::to_string_pretty(&fit)?;
+        files::write(&checkpoint_folder(out).join(PLAN), text)?;
+    }
 
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
@@ -361,7 +383,8 @@ where
         seconds: started.elapsed().as_secs_f64(),
         unlearning_seconds: unlearned.seconds,
         findings: unlearned.findings,
-        peak_memory_bytes: resources::peak_memory(),
+        memory: fit,
+        peak_memory_bytes: peak_memory(),
         model,
         config: Config { options, settings },
     };
@@ -501,6 +524,108 @@ fn pairs<S: Subject>(
     }
 }
 
+/// Refuses a run whose weights, moments and gradients alone do not fit, before anything is run.
+fn refuse_too_large(training: Training, options: &Options) -> Result<()> {
+    let (Some(available), Some(resident)) = (available(options), memory::resident_memory()) else {
+        return Ok(());
+    };
+    let needed = resident + training.kept + training.gradient;
+    let too_large = memory::TooLarge::one(needed, available);
+    match too_large.needed > available {
+        true => Err(resources::refusal(&too_large, options).into()),
+        false => Ok(()),
+    }
+}
+
+/// The memory that is available to a run, if it is on the CPU and the system reports it.
+fn available(options: &Options) -> Option<u64> {
+    let is_on_cpu = options.all_devices().0 == DeviceSpec::Flex;
+    is_on_cpu.then(available_memory).flatten()
+}
+
+/// Rehearses micro-batches, to announce the memory of the run and to take the largest that fits; a
+/// resumed run takes that of the run before, if it fits. `None` if memory is not known.
+fn plan<M: Denoiser<4, Condition: 'static>>(
+    unet: &M,
+    pairs: &PairSampler<4, M::Condition>,
+    training: Training,
+    (model, options): (&Model, &Options),
+    progress: &dyn Progress,
+) -> Result<Option<MemoryPlan>> {
+    let Some(available) = available(options) else {
+        return Ok(None);
+    };
+    progress.phase("measuring the memory of a step");
+    // The rows of a step are those of the method; steering and answers do not change them.
+    let rehearsed = Options {
+        method: Way::Method(options.method.method().unwrap_or_default()),
+        clipper: None,
+        devices: None,
+        ..options.clone()
+    };
+    let settings = rehearsed.settings([model.parameters, model.trained], model.format)?;
+    let mut trainer = trainer(
+        unet.clone(),
+        pairs.retain().clone(),
+        (None, None::<Surrogate<4>>),
+        &model.process,
+        (&rehearsed, &settings),
+    )?;
+    let batch = pairs.batch(0, options.batch)?;
+    let mut rehearse = |batch: &UnlearningBatch<4, M::Condition>, rows| -> Result<_> {
+        let seen = memory::watched(|| trainer.rehearse(batch, rows))?;
+        seen.ok_or_else(|| "the system does not report the memory of this program".into())
+    };
+    let least = match quarter(unet, &batch)? {
+        Some(quarter) => training.least(&rehearse(&quarter, 1)?),
+        None => 0,
+    };
+    if least > available {
+        let too_large = memory::TooLarge::one(least, available);
+        return Err(resources::refusal(&too_large, options).into());
+    }
+    let rehearse = |rows| rehearse(&batch, rows);
+    let wanted = wanted(options, model.format)?;
+    match memory::plan(wanted, training, available, rehearse)? {
+        Ok(plan) => Ok(Some(plan)),
+        Err(too_large) => Err(resources::refusal(&too_large, options).into()),
+    }
+}
+
+/// A quarter of a batch's images, if the model takes them: a pass over one shows that a whole one
+/// cannot fit, before the memory is used up.
+fn quarter<M: Denoiser<4>>(
+    unet: &M,
+    batch: &UnlearningBatch<4, M::Condition>,
+) -> Result<Option<UnlearningBatch<4, M::Condition>>> {
+    let [_, channels, height, width] = batch.retain().dims();
+    let shape = [1, channels, height / 2, width / 2];
+    if shape.contains(&0) || unet.check_input(shape).is_err() {
+        return Ok(None);
+    }
+    let part = |points: &Tensor<4>| points.clone().slice(shape.map(|side| 0..side));
+    let first = |side| batch.condition(side).take_rows(&[0]);
+    let quarter = UnlearningBatch::with_conditions(
+        part(batch.retain()),
+        part(batch.forget()),
+        first(Side::Retain),
+        first(Side::Forget),
+    )?;
+    Ok(Some(quarter))
+}
+
+/// The micro-batch that is wanted: that of the run which is resumed, unless another is requested.
+fn wanted(options: &Options, format: Format) -> Result<Wanted> {
+    let mut wanted = options.wanted(format);
+    let before = checkpoint_folder(&options.out).join(PLAN);
+    if options.checkpointing.resume && !wanted.is_firm && before.exists() {
+        let plan: MemoryPlan = serde_json::from_str(&files::read_text(&before)?)
+            .map_err(|error| format!("{}: {error}", path_text(&before)))?;
+        wanted.most = plan.micro_batch;
+    }
+    Ok(wanted)
+}
+
 /// The search for embeddings during the run, if requested.
 fn adversary<C: Condition>(
     options: &Options,
@@ -592,6 +717,7 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
         learning_rate: options.learning_rate.unwrap_or(1.0),
         samples: 1,
         micro_batch: 1,
+        measured_at_a_time: 1,
     };
     let point = Tensor::<2>::ones([1, 1], device);
     let answer = match options.target {
@@ -635,6 +761,7 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
     let mut builder = SissTrainer::builder(model, process.scheduler()?)
         .retained_points(retained)
         .micro_batch_size(settings.micro_batch)
+        .gradient_checkpointing(options.recompute)
         .replicas(replicas.collect::<siss::Result<Vec<_>>>()?)
         .seed(options.seed);
     let rate = settings.learning_rate;
@@ -663,8 +790,8 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
 fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
     let is_small = format.height * format.width <= SMALL_PIXELS;
     Chunks {
-        rows: settings.micro_batch,
-        in_parallel: is_small && options.all_devices().0 == siss::backend::DeviceSpec::Flex,
+        rows: settings.measured_at_a_time,
+        in_parallel: is_small && options.all_devices().0 == DeviceSpec::Flex,
     }
 }
 

@@ -4,6 +4,7 @@ pub mod checks;
 pub mod data;
 pub mod evaluate;
 pub mod job;
+pub mod memory;
 pub mod options;
 pub mod pictures;
 pub mod predicted;
