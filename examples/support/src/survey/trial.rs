@@ -356,7 +356,10 @@ mod tests {
         assert_ne!(second.answer_start, second.answer_before);
         assert_ne!(first.answer, first.answer_before);
         assert_ne!(first.answer, first.answer_end);
-        assert_ne!((second.answer, second.loss), (replayed.answer, replayed.loss));
+        assert_ne!(
+            (second.answer, second.loss),
+            (replayed.answer, replayed.loss)
+        );
         for line in [first, second] {
             assert_ne!(line.retained_250, 0.0);
             assert_ne!(line.heldout_250, line.retained_250);
