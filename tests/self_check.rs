@@ -1,6 +1,7 @@
-//! The gradients of a convolutional network on the device under test agree with those of the CPU.
+//! The gradients of a convolutional network on the device under test agree with those of the CPU, and
+//! so does an average of the weights that is kept there.
 
-use burn::module::list_param_ids;
+use burn::module::{Module, list_param_ids};
 use burn::tensor::Device;
 use siss::draws::{Stream, normal_noise};
 use siss::models::UNet2dConfig;
@@ -49,5 +50,36 @@ fn a_networks_gradients_are_those_of_the_cpu() {
             let compared = norms.forget > 0.0;
             assert!(compared, "{what}: there was nothing to compare: {norms:?}");
         }
+    }
+}
+
+/// The same bits where the device is the CPU.
+#[test]
+fn an_average_on_the_host_is_that_of_the_device() {
+    let device = small::device();
+    let start = small::Mlp::new(1, &device);
+    let averaged = |host: Option<Device>| {
+        let mut builder = SissTrainer::builder(start.clone(), DdpmScheduler::linear(1000).unwrap())
+            .learning_rate(1e-2)
+            .ema(0.9);
+        if let Some(host) = host {
+            builder = builder.ema_device(host);
+        }
+        let mut trainer = builder.build().unwrap();
+        for seed in 0..6 {
+            let batch = small::batch(8, 0.5, seed, &device);
+            trainer.step(batch).unwrap();
+        }
+        trainer.ema_model().unwrap()
+    };
+    let (here, on_host) = (averaged(None), averaged(Some(Device::flex())));
+    assert_eq!(on_host.devices(), [Device::flex()]);
+    let [here, on_host] = [here, on_host].map(|model| small::parameters(&model));
+    let moved = small::norm(&small::difference(&here, &small::parameters(&start)));
+    let off = small::norm(&small::difference(&here, &on_host));
+    assert!(moved > 0.0);
+    match device == Device::flex() {
+        true => assert_eq!(here, on_host),
+        false => assert!(off < 1e-6 * moved, "{off:e} of {moved:e}"),
     }
 }

@@ -50,6 +50,30 @@ fn micro_batches_change_nothing() {
     }
 }
 
+/// A rehearsal runs rows of the next step, and leaves it bit for bit what it was; ReTrack has a state
+/// that its terms change.
+#[test]
+fn a_rehearsal_runs_the_first_rows_and_changes_nothing() {
+    let batch = batch(64, 0.5, 3, &device());
+    for method in [Method::Siss, Method::SissNoIs, Method::ReTrack] {
+        let build = || with_method(builder(1), method, batch.retain()).build();
+        let (mut plain, mut rehearsed) = (build().unwrap(), build().unwrap());
+        let seen = [1, 7, 1000].map(|rows| rehearsed.rehearse(&batch, rows).unwrap());
+        let expected = plain.step(batch.clone()).unwrap();
+        assert_eq!(rehearsed.step(batch.clone()).unwrap(), expected);
+        let rows = [&expected.retain, &expected.forget].map(|term| term.as_ref().unwrap().rows);
+        let (of_side, of_step) = (rows[0].max(rows[1]), rows[0] + rows[1]);
+        for (seen, rows) in seen.into_iter().zip([1, 7, of_side]) {
+            assert_eq!(
+                (seen.rows, seen.of_side, seen.of_step),
+                (rows, of_side, of_step)
+            );
+        }
+    }
+    let other = batch.clone().to_device(&burn::tensor::Device::flex());
+    assert!(builder(1).build().unwrap().rehearse(&other, 1).is_ok());
+}
+
 /// The reported norms and losses agree with those of the weighted loss, computed by autodiff in one
 /// graph.
 #[test]

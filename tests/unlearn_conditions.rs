@@ -1,5 +1,5 @@
-//! Unlearning from models with a condition: classes, and texts over latents; the example's own code
-//! on tiny networks with random weights.
+//! Unlearning from models with a condition: classes and texts, over pixels and latents; the
+//! example's own code on tiny networks with random weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,11 +11,14 @@ use safetensors::{Dtype, SafeTensors};
 use siss::StepReport;
 use siss::burn::tensor::{DType, Device, TensorData};
 use siss::models::{
-    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextEncoder, ConditionDownBlockType,
-    ConditionUpBlockType, DownBlockType, Lora, LoraPart, PerStage, Size, UNet2d, UNet2dCondition,
-    UNet2dConditionConfig, UNet2dConfig, UpBlockType,
+    AutoencoderKl, ClipTextEncoder, Dit, Lora, LoraPart, Sd3Transformer, SingleFile, UNet2d,
+    UNet2dCondition,
 };
 use siss_support::progress::Progress;
+use siss_support::tiny::{
+    FLOW_INDEX, SCHEDULER, XL_PARTS, class_model, flow_model, index, text_model, transformer_model,
+    write, xl_model,
+};
 use siss_support::unlearn::{job, options};
 use siss_support::variants;
 use tempfile::TempDir;
@@ -38,14 +41,6 @@ impl Told {
     }
 }
 
-const SCHEDULER: &str = r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "clip_sample": false, "set_alpha_to_one": false, "steps_offset": 1, "prediction_type": "epsilon"}"#;
-
-fn write(path: &Path, text: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
-}
-
 /// A picture of 8 × 8 pixels, another for each number.
 fn picture(path: &Path, number: usize) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -60,29 +55,11 @@ fn picture(path: &Path, number: usize) {
     RgbImage::from_fn(8, 8, colour).save(path).unwrap();
 }
 
-/// A network with three classes and one for none.
-fn class_model(folder: &Path) {
-    let config = UNet2dConfig {
-        sample_size: Some([8, 8]),
-        num_class_embeds: Some(4),
-        block_out_channels: vec![8, 8],
-        down_block_types: vec![DownBlockType::Resnet; 2],
-        up_block_types: vec![UpBlockType::Resnet; 2],
-        layers_per_block: 1,
-        norm_num_groups: 4,
-        attention_head_dim: None,
-        ..UNet2dConfig::default()
-    };
-    let unet = config.init(&Device::flex()).unwrap();
-    unet.save(folder.join("unet")).unwrap();
-    write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
-}
-
 /// Folders of a model with classes: `model`, `forget/1`, and `retain/0`, `retain/1`, `retain/2`.
-fn class_place(count: usize) -> TempDir {
+fn place_of(model: impl Fn(&Path), count: usize) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let at = |name: String| place.path().join(name);
-    class_model(&at("model".into()));
+    model(&at("model".into()));
     picture(&at("forget/1/own.png".into()), 100);
     for number in 0..count {
         picture(&at(format!("retain/{}/{number}.png", number % 3)), number);
@@ -90,80 +67,15 @@ fn class_place(count: usize) -> TempDir {
     place
 }
 
-/// A tokenizer of single letters.
-fn tokenizer(folder: &Path) {
-    let letters = ('a'..='z').flat_map(|letter| [letter.to_string(), format!("{letter}</w>")]);
-    let tokens = letters.chain(["<|startoftext|>".into(), "<|endoftext|>".into()]);
-    let vocabulary: BTreeMap<String, usize> = tokens.zip(0..).collect();
-    write(
-        &folder.join("vocab.json"),
-        &serde_json::to_string(&vocabulary).unwrap(),
-    );
-    write(&folder.join("merges.txt"), "#version: 0.2\n");
-}
-
-/// A pipeline of Stable Diffusion's parts: latents of 4 × 4 for pictures of 8 × 8.
-fn text_model(folder: &Path) {
-    let device = Device::flex();
-    let unet = UNet2dConditionConfig {
-        sample_size: Some(Size::Square(4)),
-        block_out_channels: vec![8, 8],
-        down_block_types: vec![
-            ConditionDownBlockType::Attention,
-            ConditionDownBlockType::Resnet,
-        ],
-        up_block_types: vec![
-            ConditionUpBlockType::Resnet,
-            ConditionUpBlockType::Attention,
-        ],
-        layers_per_block: 1,
-        norm_num_groups: 4,
-        attention_head_dim: PerStage::Same(2),
-        cross_attention_dim: 8,
-        ..UNet2dConditionConfig::default()
-    };
-    unet.init(&device)
-        .unwrap()
-        .save(folder.join("unet"))
-        .unwrap();
-    let autoencoder = AutoencoderKlConfig {
-        block_out_channels: vec![8, 8],
-        down_block_types: vec!["DownEncoderBlock2D".into(); 2],
-        up_block_types: vec!["UpDecoderBlock2D".into(); 2],
-        layers_per_block: 1,
-        norm_num_groups: 4,
-        ..AutoencoderKlConfig::default()
-    };
-    let autoencoder = autoencoder.init(&device).unwrap();
-    autoencoder.save(folder.join("vae")).unwrap();
-    let encoder = ClipTextConfig {
-        vocab_size: 54,
-        hidden_size: 8,
-        intermediate_size: 16,
-        num_hidden_layers: 1,
-        num_attention_heads: 2,
-        ..ClipTextConfig::default()
-    };
-    let encoder = encoder.init(&device).unwrap();
-    encoder.save(folder.join("text_encoder")).unwrap();
-    tokenizer(&folder.join("tokenizer"));
-    write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
-    write(&folder.join("model_index.json"), &index(""));
-}
-
-fn index(more: &str) -> String {
-    format!(
-        r#"{{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [null, null], "requires_safety_checker": false{more}}}"#
-    )
+fn class_place(count: usize) -> TempDir {
+    place_of(class_model, count)
 }
 
 /// Folders of a model with captions: in a listing for `retain`, beside the picture in `forget`.
-fn text_place(count: usize) -> TempDir {
+fn captioned(model: impl Fn(&Path), count: usize) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let at = |name: String| place.path().join(name);
-    text_model(&at("model".into()));
+    model(&at("model".into()));
     picture(&at("forget/own.png".into()), 100);
     write(&at("forget/own.txt".into()), "a hat\n");
     let mut listing = String::new();
@@ -174,6 +86,10 @@ fn text_place(count: usize) -> TempDir {
     }
     write(&at("retain/metadata.jsonl".into()), &listing);
     place
+}
+
+fn text_place(count: usize) -> TempDir {
+    captioned(text_model, count)
 }
 
 fn told(
@@ -286,6 +202,271 @@ fn a_model_with_classes_is_unlearned_under_the_class_of_the_picture() {
     }
 }
 
+/// Only the network changes: everything else in its folder is as in the original.
+fn assert_rest_is_copied(place: &Path, weights: &str) {
+    let (was, is) = (files(&place.join("model")), files(&place.join("out/model")));
+    for (name, bytes) in &was {
+        let same = is.get(name) == Some(bytes);
+        assert_eq!(same, name != Path::new(weights), "{}", name.display());
+    }
+}
+
+/// A transformer of latents is unlearned like a network of pixels: guidance and the class for none
+/// are its pipeline's, and the variance that it also predicts is not trained.
+#[test]
+fn a_transformer_with_classes_is_unlearned() {
+    const WEIGHTS: &str = "transformer/diffusion_pytorch_model.safetensors";
+    let place = place_of(|folder| transformer_model(folder, true), 20);
+    let place = place.path();
+    let progress = Told::default();
+    let summary = told(place, "out", "--cache PLACE/cache", &progress).unwrap();
+    let text = progress.text();
+    assert!(text.contains("under class 3"), "{text}");
+    assert!(
+        text.contains("`class 1`") && text.contains("guidance 4"),
+        "{text}"
+    );
+    assert_eq!(
+        summary.latents,
+        Some([0, 1 + summary.control_images + summary.retain_images])
+    );
+    assert_rest_is_copied(place, WEIGHTS);
+    let [before, after] = ["model", "out/model"].map(|name| place.join(name).join(WEIGHTS));
+    let [before, after] = [before, after].map(|path| fs::read(path).unwrap());
+    let [before, after] = [&before, &after].map(|it| SafeTensors::deserialize(it).unwrap());
+    let output =
+        |tensors: &SafeTensors<'_>| tensors.tensor("proj_out_2.weight").unwrap().data().to_vec();
+    let (before, after) = (output(&before), output(&after));
+    // Of each pixel of a patch, the first four of the eight outputs are the prediction.
+    let row = before.len() / (4 * 8);
+    for (index, (was, is)) in before.chunks(row).zip(after.chunks(row)).enumerate() {
+        assert_eq!(was != is, index % 8 < 4, "output {index}");
+    }
+    Dit::load(place.join("out/model"), &Device::flex()).unwrap();
+}
+
+/// Without an autoencoder the points are pixels, which can be streamed.
+#[test]
+fn a_transformer_of_pixels_is_unlearned_and_streamed() {
+    let place = place_of(|folder| transformer_model(folder, false), 20);
+    let place = place.path();
+    let more = "--method siss --target none";
+    let summary = run(place, "out", &format!("{more} --stream")).unwrap();
+    assert!(summary.stream.is_some() && summary.latents.is_none());
+    Dit::load(place.join("out/model"), &Device::flex()).unwrap();
+    // The written folder is a model again.
+    fs::rename(place.join("model"), place.join("earlier")).unwrap();
+    fs::rename(place.join("out/model"), place.join("model")).unwrap();
+    run(place, "again", more).unwrap();
+}
+
+/// Zeros stand for no prompt, as in the pipeline, unless its index says that the empty prompt does.
+#[test]
+fn stable_diffusion_xl_is_unlearned_with_two_encoders() {
+    let place = captioned(xl_model, 20);
+    let place = place.path();
+    let more = "--method siss --target none --drop-condition 0.5";
+    let summary = run(place, "out", more).unwrap();
+    assert_eq!(summary.images[0].condition.as_deref(), Some("a hat"));
+    assert_rest_is_copied(place, WEIGHTS);
+    UNet2dCondition::load(place.join("out/model"), &Device::flex()).unwrap();
+
+    let encoded = format!(r#"{XL_PARTS}, "force_zeros_for_empty_prompt": false"#);
+    write(&place.join("model/model_index.json"), &index(&encoded));
+    run(place, "encoded", more).unwrap();
+    assert_ne!(weights(place, "out/model"), weights(place, "encoded/model"));
+}
+
+/// Factors of both text encoders are used, those of the network are trained.
+#[test]
+fn a_lora_of_stable_diffusion_xl_is_unlearned_alone() {
+    let place = captioned(xl_model, 20);
+    let place = place.path();
+    let unet = UNet2dCondition::load(place.join("model"), &Device::flex()).unwrap();
+    let lora = Lora::new(&unet, LoraPart::Unet, &["to_q", "to_v"], 2, 1).unwrap();
+    lora.save(place.join("mine.safetensors")).unwrap();
+    let before = fs::read(place.join("mine.safetensors")).unwrap();
+    let more = "--lora PLACE/mine.safetensors --learning-rate 1e-2";
+    let summary = run(place, "out", more).unwrap();
+    assert!(summary.model.trained < summary.model.parameters);
+    let written = files(&place.join("out/model"));
+    assert_eq!(written.len(), 1);
+    assert_ne!(written[Path::new("mine.safetensors")], before);
+}
+
+/// A single file and a folder without weights are unlearned as the whole folder is, and the result
+/// is a single file again.
+#[test]
+fn a_single_file_of_stable_diffusion_is_unlearned() {
+    let device = Device::flex();
+    let place = text_place(20);
+    let place = place.path();
+    let folder = place.join("model");
+    let parts = (
+        UNet2dCondition::load(&folder, &device).unwrap(),
+        AutoencoderKl::load(&folder, &device).unwrap(),
+        ClipTextEncoder::load(&folder, &device).unwrap(),
+    );
+    let more = "--method siss --target none";
+    run(place, "whole", more).unwrap();
+
+    fs::rename(&folder, place.join("config")).unwrap();
+    SingleFile::create(&folder, &parts.0, &parts.1, &parts.2).unwrap();
+    let error = run(place, "out", more).unwrap_err();
+    for part in [
+        "single file",
+        "--config DIR",
+        "no tokenizer",
+        "diffusers layout",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    for weights in [
+        WEIGHTS,
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ] {
+        fs::remove_file(place.join("config").join(weights)).unwrap();
+    }
+    let progress = Told::default();
+    let more = format!("{more} --config PLACE/config");
+    told(place, "out", &more, &progress).unwrap();
+    assert!(!progress.text().contains("assumed"), "{}", progress.text());
+    let written: Vec<_> = files(&place.join("out/model")).into_keys().collect();
+    assert_eq!(written, [Path::new("model")]);
+    let file = SingleFile::open(place.join("out/model/model")).unwrap();
+    let unet = file.unet_with(parts.0.config(), &device).unwrap();
+    unet.save(place.join("again")).unwrap();
+    let of_folder = UNet2dCondition::load(place.join("whole/model"), &device).unwrap();
+    of_folder.save(place.join("expected")).unwrap();
+    let [again, expected] = ["again", "expected"].map(|name| files(&place.join(name)));
+    assert!(
+        again == expected,
+        "the file and the folder were unlearned differently"
+    );
+
+    fs::remove_file(place.join("config/tokenizer/vocab.json")).unwrap();
+    let error = run(place, "none", &more).unwrap_err();
+    assert!(error.contains("config/tokenizer/vocab.json"), "{error}");
+}
+
+/// Along the path of flow matching, with answers that are predicted and with those under no prompt.
+#[test]
+fn stable_diffusion_3_is_unlearned_along_the_path_of_flow_matching() {
+    for (count, says) in [
+        (43, "35 retained images explain"),
+        (20, "under the empty prompt"),
+    ] {
+        let place = captioned(flow_model, count);
+        let place = place.path();
+        let progress = Told::default();
+        let summary = told(place, "out", "", &progress).unwrap();
+        let text = progress.text();
+        for part in [says, "predicts", "guidance 7"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(summary.predicted.is_some(), count == 43);
+        for losses in [&summary.before.forget_loss, &summary.after.control_loss] {
+            assert!(losses.values().all(|loss| loss.is_finite() && *loss > 0.0));
+        }
+        assert_rest_is_copied(place, "transformer/diffusion_pytorch_model.safetensors");
+        Sd3Transformer::load(place.join("out/model"), &Device::flex()).unwrap();
+    }
+}
+
+/// A third encoder is copied and not used; the scheduler of another process is refused.
+#[test]
+fn parts_of_stable_diffusion_3_that_are_not_used_are_told() {
+    let place = captioned(flow_model, 20);
+    let place = place.path();
+    let third = FLOW_INDEX.replace(
+        r#""text_encoder_3": [null, null]"#,
+        r#""text_encoder_3": ["transformers", "T5EncoderModel"]"#,
+    );
+    write(&place.join("model/model_index.json"), &third);
+    write(&place.join("model/text_encoder_3/config.json"), "{}");
+    let progress = Told::default();
+    let more = "--method siss --target none --guidance 1";
+    told(place, "out", more, &progress).unwrap();
+    assert!(
+        progress
+            .text()
+            .contains("`text_encoder_3`, T5) is not used"),
+        "{}",
+        progress.text()
+    );
+    assert!(place.join("out/model/text_encoder_3/config.json").exists());
+
+    write(
+        &place.join("model/scheduler/scheduler_config.json"),
+        SCHEDULER,
+    );
+    let error = run(place, "other", more).unwrap_err();
+    for part in ["scheduler_config.json", "FlowVelocity", "Epsilon"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+/// The class of the network decides, and of the pipeline; the error says what is unlearned.
+#[test]
+fn other_models_are_refused_by_the_name_of_their_class() {
+    let flux = r#"{"_class_name": "FluxTransformer2DModel", "num_layers": 19}"#;
+    let pixart = r#"{"_class_name": "PixArtTransformer2DModel"}"#;
+    let older = r#"{"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}"#;
+    let video = r#"{"_class_name": "UNet3DConditionModel"}"#;
+    let inpainting = r#"{"_class_name": "UNet2DConditionModel", "in_channels": 9}"#;
+    let score = r#"{"_class_name": "UNet2DModel", "down_block_types": ["SkipDownBlock2D"]}"#;
+    let cases = [
+        (
+            "FluxPipeline",
+            "transformer",
+            flux,
+            "FluxTransformer2DModel",
+        ),
+        (
+            "PixArtAlphaPipeline",
+            "transformer",
+            pixart,
+            "PixArtTransformer2DModel",
+        ),
+        (
+            "PixArtAlphaPipeline",
+            "transformer",
+            older,
+            "Transformer2DModel",
+        ),
+        (
+            "TextToVideoSDPipeline",
+            "unet",
+            video,
+            "UNet3DConditionModel",
+        ),
+        (
+            "StableDiffusionInpaintPipeline",
+            "unet",
+            inpainting,
+            "inpainting",
+        ),
+        ("ScoreSdeVePipeline", "unet", score, "SkipDownBlock2D"),
+    ];
+    let place = text_place(1);
+    let place = place.path();
+    for (pipeline, part, config, names) in cases {
+        fs::remove_dir_all(place.join("model")).unwrap();
+        write(&place.join("model").join(part).join("config.json"), config);
+        write(
+            &place.join("model/scheduler/scheduler_config.json"),
+            SCHEDULER,
+        );
+        let index = format!(r#"{{"_class_name": "{pipeline}"}}"#);
+        write(&place.join("model/model_index.json"), &index);
+        let error = run(place, "out", "").unwrap_err();
+        for part in [pipeline, names, "Stable Diffusion 1, 2, XL and 3"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
+
 /// The class decides: under another one the model is changed in another way. A model that was saved
 /// is unlearned again.
 #[test]
@@ -343,11 +524,7 @@ fn stable_diffusion_is_unlearned_on_latents_that_are_encoded_once() {
     assert_eq!(after, weights(place, "again/model"));
     assert_eq!(after, weights(place, "plain/model"));
 
-    let (was, is) = (files(&place.join("model")), files(&place.join("out/model")));
-    for (name, bytes) in &was {
-        let same = is.get(name) == Some(bytes);
-        assert_eq!(same, name != Path::new(WEIGHTS), "{}", name.display());
-    }
+    assert_rest_is_copied(place, WEIGHTS);
     let tensors = SafeTensors::deserialize(&after).unwrap();
     assert!(
         tensors
@@ -494,7 +671,7 @@ fn bad_conditions_are_refused_by_name() {
             || class_place(20),
             |_| {},
             "--cache PLACE/cache",
-            &["--cache", "of no use", "--label"],
+            &["--cache", "of no use", "pixels"],
         ),
         (
             "an option for classes",

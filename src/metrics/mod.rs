@@ -4,7 +4,7 @@
 //! |---|---|
 //! | Can a member be told from a non-member? | [`MembershipSignal`], [`ControlTest`], [`LikelihoodRatio`], [`Roc`] |
 //! | How likely is a point under the model? | [`Likelihood`] |
-//! | Are the samples still good? | [`frechet_distance`], [`kernel_distance`], [`inception_score`], [`precision_recall`] |
+//! | Are the samples still good? | [`frechet_distance`], [`kernel_distance`], [`SlicedDistance`], [`inception_score`], [`precision_recall`] |
 //! | Is the model as a retrained one would be? | [`ratio_to_floor`], [`RelativeTest`], [`bidirectional_loss`] |
 //! | Are samples copies? | [`share_within`], [`relative_distances`], [`tiled_distances`], [`CopySimilarity`] |
 //! | Does the point come back? | [`Relearning`], [`pair_attack`] |
@@ -30,6 +30,7 @@ mod relative_test;
 mod relearning;
 mod resize;
 mod roc;
+mod sliced_distance;
 
 pub use crate::statistics::{binomial_interval, percentile_rank, quantile};
 pub use closeness::{BidirectionalLoss, bidirectional_loss, ratio_to_floor};
@@ -51,3 +52,4 @@ pub use relative_test::{RelativeCloseness, RelativeTest};
 pub use relearning::{Relearning, RelearningCurve};
 pub use resize::Resize;
 pub use roc::{OperatingPoint, Roc};
+pub use sliced_distance::SlicedDistance;

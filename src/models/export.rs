@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::folder::WEIGHTS;
 use super::index::PipelineIndex;
-use super::location::{CONFIG, ModelFolder, stated_prediction_type};
-use super::{ClassUNet2d, UNet2d, UNet2dCondition, folder, settings};
+use super::location::{CONFIG, ModelFolder, NETWORK, stated_prediction_type};
+use super::{ClassUNet2d, Dit, Sd3Transformer, UNet2d, UNet2dCondition, folder, settings};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_prediction_type};
 use crate::files::json::python_object;
@@ -20,7 +20,6 @@ use crate::files::{entries, invalid, open, path_text, read_configuration, replac
 
 const INDEX: &str = "model_index.json";
 const CARD: &str = "readme.md";
-const NETWORK: &str = "unet";
 const SCHEDULER: &str = "scheduler";
 const SCHEDULER_CONFIG: &str = "scheduler_config.json";
 /// The longest file that is copied if the pipeline's index does not name it; code, configurations
@@ -57,8 +56,13 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// A network that [`save_pipeline`] writes: one that takes the place of a pipeline's `unet`.
+/// A network that [`save_pipeline`] writes: one that takes the place of a pipeline's `unet` or
+/// `transformer`.
 pub trait PipelineNetwork: Denoiser<4> {
+    /// Whether it works alone: the pipeline of such a network needs only a scheduler besides, and
+    /// its index is written if it is missing.
+    const IS_ALONE: bool = false;
+
     /// Writes `config.json` and the weights into a folder. Each tensor has the type that it has in
     /// the folder of the original network, or f32 if no weights can be read there.
     ///
@@ -68,18 +72,36 @@ pub trait PipelineNetwork: Denoiser<4> {
 }
 
 impl PipelineNetwork for UNet2d {
+    const IS_ALONE: bool = true;
+
     fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
         folder::save_like(self, &self.config().to_json(), [original, folder])
     }
 }
 
 impl PipelineNetwork for ClassUNet2d {
+    const IS_ALONE: bool = true;
+
     fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
         self.unet().save_like(original, folder)
     }
 }
 
 impl PipelineNetwork for UNet2dCondition {
+    fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
+        let config = settings::to_text(self.config());
+        folder::save_like(self, &config, [original, folder])
+    }
+}
+
+impl PipelineNetwork for Dit {
+    fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
+        let config = settings::to_text(self.config());
+        folder::save_like(self, &config, [original, folder])
+    }
+}
+
+impl PipelineNetwork for Sd3Transformer {
     fn save_like(&self, original: &Path, folder: &Path) -> Result<()> {
         let config = settings::to_text(self.config());
         folder::save_like(self, &config, [original, folder])
@@ -95,7 +117,8 @@ impl PipelineNetwork for UNet2dCondition {
 /// - The weights keep the types of the original's: what was fp16 stays fp16. They are one file.
 /// - The scheduler's file is copied unchanged, so it must say that the model predicts what the
 ///   network predicts ([`Denoiser::prediction_type`]).
-/// - A missing index is written, with the scheduler's own class.
+/// - A missing index is written for a `UNet2DModel`, with the scheduler's own class. Networks of
+///   other pipelines need more parts, which only an index names.
 /// - Other weights of the network, other folders and large files are not copied; they are returned
 ///   with the reason. Everything that the index names is copied unchanged, even a second network.
 /// - The model card, or a new one, gets a section *Unlearning* with this crate's version and
@@ -106,8 +129,8 @@ impl PipelineNetwork for UNet2dCondition {
 /// # Errors
 /// [`Error::Io`] with the path; [`Error::InvalidFile`] for an invalid index;
 /// [`Error::PredictionTypeDiffers`] before anything is written.
-pub fn save_pipeline(
-    network: &impl PipelineNetwork,
+pub fn save_pipeline<N: PipelineNetwork>(
+    network: &N,
     origin: &ModelFolder,
     folder: impl AsRef<Path>,
     note: &str,
@@ -126,13 +149,14 @@ pub fn save_pipeline(
     let mut export = Export {
         root,
         network: origin.network(),
+        part: origin.part(),
         is_flat: is_same(origin.network(), root),
         parents: Vec::new(),
         left_out: Vec::new(),
     };
     let [network_folder, scheduler_folder] = match export.is_flat {
         true => [folder.to_path_buf(), folder.to_path_buf()],
-        false => [folder.join(NETWORK), folder.join(SCHEDULER)],
+        false => [folder.join(origin.part()), folder.join(SCHEDULER)],
     };
     let index = origin.index()?;
     export.root(index.as_ref(), folder)?;
@@ -144,7 +168,7 @@ pub fn save_pipeline(
     create(&scheduler_folder)?;
     let scheduler = origin.scheduler_file();
     copy_file(scheduler, &scheduler_folder.join(SCHEDULER_CONFIG))?;
-    if index.is_none() {
+    if index.is_none() && N::IS_ALONE {
         let text = format!("{:#}\n", new_index(scheduler)?);
         write(&folder.join(INDEX), text.as_bytes())?;
     }
@@ -182,6 +206,8 @@ struct Export<'a> {
     /// The pipeline's folder, with the index if there is one, and the network's folder.
     root: &'a Path,
     network: &'a Path,
+    /// The network's name in the pipeline.
+    part: &'static str,
     /// Whether the network is at the pipeline's root.
     is_flat: bool,
     /// The folders on the path to the one that is copied, with links resolved.
@@ -202,7 +228,7 @@ impl Export<'_> {
     fn root(&mut self, index: Option<&PipelineIndex>, to: &Path) -> Result<()> {
         let (root, network) = (self.root, self.network);
         let is_flat = self.is_flat;
-        let mut parts = parts(index);
+        let mut parts = parts(index, self.part);
         create(to)?;
         for path in entries(root)? {
             let name = path.file_name().unwrap_or_default();
@@ -217,7 +243,9 @@ impl Export<'_> {
                 Some(Kind::Folder) if !lower.starts_with('.') && has_code(&path)? => {
                     self.folder(&path, &target, is_code)?;
                 }
-                Some(Kind::Folder) if lower.starts_with(NETWORK) => {
+                Some(Kind::Folder)
+                    if [NETWORK, self.part].iter().any(|it| lower.starts_with(it)) =>
+                {
                     self.leave_out(&path, "weights from before the unlearning");
                 }
                 Some(Kind::Folder) => self.leave_out(&path, "not a part of the pipeline"),
@@ -351,11 +379,11 @@ enum Kind {
 }
 
 /// The names of the folders of a pipeline, except the network's.
-fn parts(index: Option<&PipelineIndex>) -> BTreeSet<&str> {
+fn parts<'a>(index: Option<&'a PipelineIndex>, network: &str) -> BTreeSet<&'a str> {
     let named = index.into_iter().flat_map(|index| index.parts.keys());
     let mut parts: BTreeSet<_> = named.map(String::as_str).collect();
     parts.insert(SCHEDULER);
-    parts.remove(NETWORK);
+    parts.remove(network);
     parts
 }
 

@@ -47,6 +47,7 @@ pub struct SissTrainerBuilder<M: Denoiser<D>, const D: usize> {
     trainable: Option<ParamGroup>,
     replicas: Vec<Device>,
     reduce: Box<dyn Reduce>,
+    ema_device: Option<Device>,
     config: TrainerConfig,
 }
 
@@ -78,6 +79,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
             trainable: None,
             replicas: Vec::new(),
             reduce: Box::new(SumOnFirst),
+            ema_device: None,
             config: TrainerConfig::default(),
         }
     }
@@ -256,6 +258,16 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         self
     }
 
+    /// Keeps the [moving average](Self::ema) on another device, in most cases the host's
+    /// (`Device::flex()`).
+    ///
+    /// It saves 4 bytes per parameter on the model's device, and every step copies the parameters.
+    /// [`SissTrainer::ema_model`] is on that device. A run may be resumed with another.
+    pub fn ema_device(mut self, device: Device) -> Self {
+        self.ema_device = Some(device);
+        self
+    }
+
     /// Recomputes cheap operations in the backward pass instead of storing their results: less
     /// memory for more time.
     ///
@@ -349,12 +361,12 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
         if self.config.gradient_checkpointing {
             model = checkpoint_gradients(model);
         }
-        let ema = self.config.ema_decay;
+        let (ema, average_on) = (self.config.ema_decay, self.ema_device);
         let (devices, reduce) = (self.replicas, self.reduce);
         let replicas = (!devices.is_empty()).then_some(Replicas { devices, reduce });
         Ok(SissTrainer {
             settings,
-            ema: ema.map(|decay| MovingAverage::new(&model, decay)),
+            ema: ema.map(|decay| MovingAverage::new(&model, decay, average_on)),
             model,
             teacher,
             frozen,

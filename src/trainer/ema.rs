@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use crate::error::{Result, check_range};
 use crate::host::to_f32;
@@ -20,10 +20,10 @@ pub(crate) struct MovingAverage<M> {
 
 impl<M: Module> MovingAverage<M> {
     /// Starts at a model, which is copied without autodiff and in f32: small steps would vanish in
-    /// fewer digits.
-    pub(crate) fn new(model: &M, decay: f64) -> Self {
+    /// fewer digits. The copy is on `device`, if one is given.
+    pub(crate) fn new(model: &M, decay: f64, device: Option<Device>) -> Self {
         Self {
-            model: model.valid().map(&mut Widen),
+            model: model.valid().map(&mut Start { device }),
             decay,
             updates: 0,
         }
@@ -75,15 +75,21 @@ struct Values(GradientsParams);
 
 impl ModuleVisitor for Values {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.register(param.id, to_f32(param.val().inner()));
+        self.0.register(param.id, param.val().inner());
     }
 }
 
-struct Widen;
+/// Copies a model in f32, to another device if one is given.
+struct Start {
+    device: Option<Device>,
+}
 
-impl ModuleMapper for Widen {
+impl ModuleMapper for Start {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(to_f32)
+        param.map(|value| match &self.device {
+            Some(device) => to_f32(value.to_device(device)),
+            None => to_f32(value),
+        })
     }
 }
 
@@ -99,7 +105,10 @@ impl ModuleMapper for Towards {
         };
         // As a difference, so that a weight that does not change is matched exactly.
         let step = 1.0 - self.decay;
-        param.map(|average| average.clone() + (value - average) * step)
+        param.map(|average| {
+            let value = to_f32(value.to_device(&average.device()));
+            average.clone() + (value - average) * step
+        })
     }
 }
 
@@ -107,7 +116,6 @@ impl ModuleMapper for Towards {
 mod tests {
     use super::*;
     use burn::nn::{Linear, LinearConfig};
-    use burn::tensor::Device;
 
     fn value(model: &Linear) -> f32 {
         model.weight.val().inner().into_scalar()
@@ -124,13 +132,15 @@ mod tests {
         let start = linear(1.0);
         let mut moved = start.clone();
         moved.weight = moved.weight.map(|old| old + 2.0);
-        let mut average = MovingAverage::new(&start, 0.25);
-        let mut expected = 1.0;
-        for step in 1..=5 {
-            average.update(&moved);
-            let decay = f64::min(0.25, f64::from(1 + step) / f64::from(10 + step));
-            expected = decay * expected + (1.0 - decay) * 3.0;
-            assert!((f64::from(value(average.model())) - expected).abs() < 1e-6);
+        for place in [None, Some(device.clone())] {
+            let mut average = MovingAverage::new(&start, 0.25, place);
+            let mut expected = 1.0;
+            for step in 1..=5 {
+                average.update(&moved);
+                let decay = f64::min(0.25, f64::from(1 + step) / f64::from(10 + step));
+                expected = decay * expected + (1.0 - decay) * 3.0;
+                assert!((f64::from(value(average.model())) - expected).abs() < 1e-6);
+            }
         }
         assert_eq!((value(&start), value(&moved)), (1.0, 3.0));
     }

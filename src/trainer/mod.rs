@@ -11,6 +11,7 @@ mod learning_rate;
 mod method;
 pub(crate) mod optimizer;
 mod preflight;
+mod rehearsal;
 mod replicas;
 mod self_check;
 pub(crate) mod settings;
@@ -49,6 +50,7 @@ pub use builder::SissTrainerBuilder;
 pub use config::TrainerConfig;
 pub use method::Method;
 pub use optimizer::FusedAdamW;
+pub use rehearsal::Rehearsal;
 #[cfg(feature = "cuda")]
 pub use replicas::AllReduce;
 pub use replicas::{Reduce, SumOnFirst};
@@ -372,19 +374,30 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         term: &Option<LossTerm<D>>,
         batch: &UnlearningBatch<D, M::Condition>,
     ) -> Result<SideGradient> {
+        let rows = self.config.micro_batch_size.unwrap_or(batch.batch_size());
+        self.side_at_a_time(model, side, term, batch, rows)
+    }
+
+    /// The same with a given number of rows at a time.
+    fn side_at_a_time(
+        &self,
+        model: &M,
+        side: Side,
+        term: &Option<LossTerm<D>>,
+        batch: &UnlearningBatch<D, M::Condition>,
+        rows: usize,
+    ) -> Result<SideGradient> {
         let Some(term) = term else {
             return Ok(SideGradient::default());
         };
-        let batch_size = batch.batch_size();
-        let micro_batch = self.config.micro_batch_size.unwrap_or(batch_size);
         let steering = self.steering.as_ref().filter(|_| side == Side::Forget);
         let inputs = SideInputs {
             term,
             condition: batch.condition(side),
-            batch_size,
+            batch_size: batch.batch_size(),
             steering: steering.map(|steering| (steering, batch.forget_ids())),
         };
-        side_gradient(model, &inputs, micro_batch)
+        side_gradient(model, &inputs, rows)
     }
 
     /// The trained parameters that get no gradient in the run's first step.
@@ -469,7 +482,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
         thaw(self.model, &self.frozen).valid()
     }
 
-    /// The moving average of the weights, plain and in f32, if the builder asked for one.
+    /// The moving average of the weights, plain and in f32, if the builder asked for one. It is on
+    /// the device of [`ema_device`](SissTrainerBuilder::ema_device), if that was set.
     pub fn ema_model(&self) -> Option<M> {
         let average = self.ema.as_ref()?.model().clone();
         Some(thaw(average, &self.frozen))

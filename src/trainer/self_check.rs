@@ -84,13 +84,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
                 requirement: "above 0",
             });
         }
-        self.check_batch(batch)?;
-        let draws = self.draw(batch)?;
-        let state = self.loss.state();
-        let terms = self.terms(batch, &draws);
-        self.loss.restore(&state)?;
-        let mut terms = terms?;
-        terms.thin(self.config.thin_below, draws.thinning_uniform);
+        let terms = self.next_terms(batch)?;
         let here = self.sides_of(&self.model, &terms, batch)?;
         let there = batch.clone().to_device(reference);
         let model = self.model.clone().fork(reference);

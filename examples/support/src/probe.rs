@@ -10,13 +10,14 @@ use siss::evaluate::{
 };
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
-use siss::sampling::{DdimSampler, Sampler};
-use siss::{Condition, DdpmScheduler, Denoiser, Result};
+use siss::{Condition, Denoiser, Result, Scheduler};
+
+use crate::process::{Process, Reverse};
 
 /// Seed of samples, noises and copies: the same for every model and every run.
 pub const EVALUATION_SEED: u64 = 20_250_301;
 /// Steps of the sampler.
-const DDIM_STEPS: usize = 25;
+const STEPS: usize = 25;
 
 /// One number per timestep.
 pub type ByTimestep = BTreeMap<String, f64>;
@@ -52,21 +53,31 @@ impl Chunks {
 /// plain ones (`model.valid()`).
 #[derive(Debug)]
 pub struct Probe {
-    scheduler: DdpmScheduler,
-    sampler: DdimSampler,
+    process: Process,
+    scheduler: Box<dyn Scheduler>,
+    sampler: Reverse,
     chunks: Chunks,
 }
 
 impl Probe {
     /// A probe for a model that was trained with this scheduler.
     pub fn new(config: &SchedulerConfig, chunks: Chunks) -> Result<Self> {
-        let scheduler = DdpmScheduler::from_config(config)?;
-        let steps = DDIM_STEPS.min(scheduler.num_timesteps());
+        Self::of(&Process::Steps(config.clone()), chunks)
+    }
+
+    /// A probe for a model of this process.
+    pub fn of(process: &Process, chunks: Chunks) -> Result<Self> {
         Ok(Self {
-            sampler: DdimSampler::from_scheduler(config, steps)?,
-            scheduler,
+            process: process.clone(),
+            scheduler: process.scheduler()?,
+            sampler: process.reverse(STEPS)?,
             chunks,
         })
+    }
+
+    /// The process of its models.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Draws samples from number `begin` on, `[count, channels, height, width]`, each under its row
@@ -86,10 +97,8 @@ impl Probe {
             progress(done.load(Relaxed));
             let shape = [count, channels, height, width];
             let condition = take(condition, first, count);
-            let first = begin + first as u64;
-            let images =
-                self.sampler
-                    .sample(model, &condition, shape, EVALUATION_SEED, first, device);
+            let key = [EVALUATION_SEED, begin + first as u64];
+            let images = self.sampler.sample(model, &condition, shape, key, device);
             done.fetch_add(count, Relaxed);
             images
         })?;
@@ -110,10 +119,10 @@ impl Probe {
                 seed: EVALUATION_SEED,
                 first_point: first as u64,
                 micro_batch_size: self.chunks.rows,
-                ..DenoisingLoss::at([timestep as f64])
+                ..DenoisingLoss::at([self.process.time(timestep)])
             };
             let condition = take(condition, first, count);
-            loss.measure(model, &self.scheduler, &images, &condition)
+            loss.measure(model, self.scheduler.as_ref(), &images, &condition)
         })?;
         Ok(losses.concat().concat())
     }
@@ -130,9 +139,9 @@ impl Probe {
             noises,
             seed: EVALUATION_SEED,
             micro_batch_size: self.chunks.rows,
-            ..DenoisingLoss::at(as_times(timesteps))
+            ..DenoisingLoss::at(self.times(timesteps))
         };
-        loss.measure(model, &self.scheduler, images, &())
+        loss.measure(model, self.scheduler.as_ref(), images, &())
     }
 
     /// The answers of a model at images against those of a reference, by timestep and image.
@@ -146,9 +155,9 @@ impl Probe {
         let compare = AnswerDistance {
             noises,
             micro_batch_size: self.chunks.rows,
-            ..AnswerDistance::at(as_times(timesteps))
+            ..AnswerDistance::at(self.times(timesteps))
         };
-        compare.measure(model, reference, &self.scheduler, images, &())
+        compare.measure(model, reference, self.scheduler.as_ref(), images, &())
     }
 
     /// Copies of images denoised by a model against those by a reference, by the timestep from
@@ -166,7 +175,12 @@ impl Probe {
             micro_batch_size: self.chunks.rows,
             ..DenoisedDistance::at(timesteps)
         };
-        compare.measure(model, reference, &self.sampler, images, &())
+        compare.measure(model, reference, self.sampler.ddim()?, images, &())
+    }
+
+    fn times(&self, timesteps: &[usize]) -> Vec<f64> {
+        let times = timesteps.iter();
+        times.map(|&timestep| self.process.time(timestep)).collect()
     }
 
     /// Each image, noised to a timestep and denoised from there.
@@ -182,9 +196,8 @@ impl Probe {
                 model,
                 &take(condition, first, count),
                 clean,
-                timestep,
-                EVALUATION_SEED,
-                first as u64,
+                self.process.time(timestep),
+                [EVALUATION_SEED, first as u64],
             )
         })?;
         Ok(Tensor::cat(denoised, 0))
@@ -193,10 +206,6 @@ impl Probe {
 
 fn take<C: Condition>(condition: &C, first: usize, count: usize) -> C {
     condition.take_rows(&(first..first + count).collect::<Vec<_>>())
-}
-
-fn as_times(timesteps: &[usize]) -> Vec<f64> {
-    timesteps.iter().map(|&timestep| timestep as f64).collect()
 }
 
 /// Euclidean distance of each image from its counterpart, pixels in `[0, 1]`; a single counterpart

@@ -9,7 +9,7 @@ use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData};
-use siss::{DdpmScheduler, Denoiser, Result};
+use siss::{DdpmScheduler, Denoiser, Result, Scheduler};
 
 use crate::progress::{Progress, duration};
 
@@ -43,13 +43,14 @@ pub fn predict_losses(
 ) -> Result<Counterfactual> {
     let controls = few(controls);
     let data = CounterfactualData::new(retained, &controls, forgotten);
-    losses_of(model, config, data, forgotten, progress)
+    let scheduler = DdpmScheduler::from_config(config)?;
+    losses_of(model, &scheduler, data, forgotten, progress)
 }
 
 /// The same for a model of any condition; `forgotten`: the forgotten points of `data`.
 pub fn losses_of<M: Denoiser<4>>(
     model: &M,
-    config: &SchedulerConfig,
+    scheduler: &dyn Scheduler,
     data: CounterfactualData<'_, 4, M::Condition>,
     forgotten: &Tensor<4>,
     progress: &dyn Progress,
@@ -60,9 +61,8 @@ pub fn losses_of<M: Denoiser<4>>(
         micro_batch_size: at_a_time(forgotten),
         ..CounterfactualConfig::default()
     };
-    let scheduler = DdpmScheduler::from_config(config)?;
     let tell = shares("predicting losses", progress);
-    Counterfactual::fit_with_progress(model, &scheduler, data, settings, tell)
+    Counterfactual::fit_with_progress(model, scheduler, data, settings, tell)
 }
 
 /// Predicts the answers that a model retrained without the forgotten images would give at them;
@@ -76,25 +76,25 @@ pub fn predict_answers(
 ) -> Result<PredictedAnswer<4>> {
     let controls = few(controls);
     let data = CounterfactualData::new(retained, &controls, forgotten);
-    answers_of(model, config, (data, losses), forgotten, progress)
+    let scheduler = DdpmScheduler::from_config(config)?;
+    answers_of(model, &scheduler, (data, losses), forgotten, progress)
 }
 
 /// The same for a model of any condition; `forgotten`: the forgotten points of the data.
 pub fn answers_of<M: Denoiser<4>>(
     model: &M,
-    config: &SchedulerConfig,
+    scheduler: &dyn Scheduler,
     (data, losses): (CounterfactualData<'_, 4, M::Condition>, &Counterfactual),
     forgotten: &Tensor<4>,
     progress: &dyn Progress,
 ) -> Result<PredictedAnswer<4>> {
-    let scheduler = DdpmScheduler::from_config(config)?;
     let settings = PredictedAnswerConfig {
         retained: REFERENCES,
         micro_batch_size: at_a_time(forgotten),
         ..PredictedAnswerConfig::default()
     };
     let tell = shares("predicting answers", progress);
-    PredictedAnswer::fit_with_progress(model, &scheduler, &data, losses, &settings, tell)
+    PredictedAnswer::fit_with_progress(model, scheduler, &data, losses, &settings, tell)
 }
 
 fn few(controls: &Tensor<4>) -> Tensor<4> {

@@ -26,7 +26,8 @@ use crate::resume::open_results;
 use crate::triggers::{self, Entry, Found};
 use crate::unlearn::options::Conditions;
 use crate::unlearn::pictures;
-use crate::unlearn::subject::{Subject, Text};
+use crate::unlearn::source::Source;
+use crate::unlearn::subject::{Latents, Space, Subject, Text};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -185,7 +186,7 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
 /// A model, and the pictures that it memorised.
 struct Generator<'a> {
     options: &'a Options,
-    text: Text,
+    text: Text<UNet2dCondition>,
     unet: UNet2dCondition,
     probe: Probe,
     scheduler: DdpmScheduler,
@@ -210,9 +211,14 @@ impl<'a> Generator<'a> {
             guidance: Some(options.guidance),
             ..Conditions::default()
         };
-        let (text, unet) = Text::load(&conditions, origin, device, progress)?;
+        let source = Source::from(origin.clone());
+        let latents = Latents::read(&source, None, device, progress)?;
+        let parts = (&source, Space::Latents(Box::new(latents)));
+        let (text, unet) = Text::<UNet2dCondition>::load(&conditions, parts, device, progress)?;
         let found = ImageFiles::find(&options.forget)?;
-        let format = text.picture_format(&found, Transparency::default(), &options.model)?;
+        let transparency = Transparency::default();
+        let (space, input) = (text.space(), text.input());
+        let format = space.format(input, &found, transparency, &options.model)?;
         let annotations = Annotations::of(&found)?;
         let (images, _) = Images::read_all(found, format, |_| {})?;
         let of_file = |file: &PathBuf| match options.variants.is_empty() {
@@ -238,7 +244,7 @@ impl<'a> Generator<'a> {
         };
         Ok(Self {
             options,
-            shape: text.shape(format),
+            shape: space.shape(input, format),
             text,
             unet,
             probe: Probe::new(&config, chunks)?,
@@ -280,7 +286,7 @@ impl<'a> Generator<'a> {
             progress.phase(&format!("testing {count} prompts of picture {picture}"));
             let controls = triggers::controls(&variation, &asked)?;
             let latent = self.memorised.clone().narrow(0, picture, 1);
-            let latent = self.text.latent(latent)?;
+            let latent = self.text.space_mut().encode(latent)?;
             let conditions = self.text.encoded_all(&asked, &self.device)?;
             let controls = self.text.encoded_all(&controls, &self.device)?;
             let test = triggers::test(self.scheduler.num_timesteps());
@@ -311,7 +317,7 @@ impl<'a> Generator<'a> {
         let count = self.options.samples;
         let rows = vec![0; count];
         let wanted = self.text.encoded(prompt, &self.device)?.take_rows(&rows);
-        let none = self.text.encoded("", &self.device)?.take_rows(&rows);
+        let none = self.text.without_prompt().take_rows(&rows);
         let model = Guided::new(self.unet.clone(), self.options.guidance)?;
         let [channels, height, width] = self.shape;
         let latents = self.probe.sample(
@@ -322,7 +328,7 @@ impl<'a> Generator<'a> {
             &self.device,
             |done| progress.phase(&format!("`{prompt}`: {done} of {count}")),
         )?;
-        Ok(self.text.pictures(&latents)?)
+        Ok(self.text.space().pictures(&latents)?)
     }
 
     /// Divides pictures into two clusters of pixels, and says for each whether it is in the one

@@ -45,7 +45,9 @@ impl ClipTokenizer {
     /// vocabulary or a list of merges of one.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let root = folder.as_ref();
-        let folder = match root.join(VOCABULARY).exists() {
+        let name = root.file_name().unwrap_or_default().to_string_lossy();
+        let is_own = root.join(VOCABULARY).exists() || name.starts_with(FOLDER);
+        let folder = match is_own {
             true => root.to_path_buf(),
             false => root.join(FOLDER),
         };

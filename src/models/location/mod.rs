@@ -16,7 +16,9 @@ pub(super) const CONFIG: &str = "config.json";
 const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler_config.json";
 /// The network in a pipeline's folder, or in a checkpoint of diffusers' training scripts.
-const NETWORK: &str = "unet";
+pub(super) const NETWORK: &str = "unet";
+/// The network in the folder of a pipeline whose network is a transformer.
+pub(super) const TRANSFORMER: &str = "transformer";
 /// The moving average of its weights in such a checkpoint.
 const AVERAGE: &str = "unet_ema";
 /// The beginning of the name of such a checkpoint.
@@ -31,9 +33,9 @@ const MOST_NAMED: usize = 8;
 ///
 /// | given | network | scheduler |
 /// |---|---|---|
-/// | a pipeline's folder | `unet`, else `unet_ema` | `scheduler` |
+/// | a pipeline's folder | `unet`, else `unet_ema`, else `transformer` | `scheduler` |
 /// | a network's folder with a scheduler in it | the folder | in it |
-/// | `…/unet` or `…/unet_ema` of a pipeline | the folder | one level up |
+/// | `…/unet`, `…/unet_ema` or `…/transformer` of a pipeline | the folder | one level up |
 /// | `checkpoint-500` of a training script | `unet`, else `unet_ema` | one level up |
 /// | a download in the hub's cache (`models--…`) | in snapshot `main`, or the only one | there |
 /// | a name on the hub, `google/ddpm-cat-256` | the same, if it has been downloaded | there |
@@ -87,9 +89,11 @@ impl ModelFolder {
             notes.push(LoadNote::SchedulerElsewhere { file });
         }
         let index = first_file(&bases, |base| vec![base.join(INDEX)]).ok();
-        let is_part = folder
-            .file_name()
-            .is_some_and(|name| name == NETWORK || name == AVERAGE);
+        let is_part = folder.file_name().is_some_and(|name| {
+            [NETWORK, AVERAGE, TRANSFORMER]
+                .iter()
+                .any(|part| name == *part)
+        });
         let pipeline = match bases.get(1) {
             Some(parent) if root == folder && is_part && !scheduler.starts_with(&root) => parent,
             _ => &root,
@@ -105,15 +109,25 @@ impl ModelFolder {
 
     /// The folder of network and scheduler.
     ///
-    /// It is the parent of the network's folder if that is a `unet` of a pipeline, and the
-    /// network's own folder if that also holds the scheduler.
+    /// It is the parent of the network's folder if that is a part of a pipeline, and the network's
+    /// own folder if that also holds the scheduler.
     pub fn pipeline(&self) -> &Path {
         &self.pipeline
     }
 
-    /// The network's folder, for [`UNet2d::load`](super::UNet2d::load).
+    /// The network's folder, for [`UNet2d::load`](super::UNet2d::load) and its siblings.
     pub fn network(&self) -> &Path {
         &self.network
+    }
+
+    /// The name of the network's part in a pipeline: `transformer` if its folder is called so, and
+    /// `unet` otherwise.
+    pub(super) fn part(&self) -> &'static str {
+        let is_transformer = self
+            .network
+            .file_name()
+            .is_some_and(|name| name == TRANSFORMER);
+        if is_transformer { TRANSFORMER } else { NETWORK }
     }
 
     /// The scheduler's file, for
@@ -214,9 +228,10 @@ fn find_network(path: &Path, cache: Option<&Path>) -> Result<Network> {
         let folder = root.clone();
         notes.push(LoadNote::Snapshot { folder });
     }
-    let (network, average) = (root.join(NETWORK), root.join(AVERAGE));
+    let [network, average, transformer] =
+        [NETWORK, AVERAGE, TRANSFORMER].map(|name| root.join(name));
     let is_network = |folder: &&PathBuf| folder.join(CONFIG).exists();
-    let places = [&root, &network, &average];
+    let places = [&root, &network, &average, &transformer];
     let Some(folder) = places.into_iter().find(is_network).cloned() else {
         return Err(no_network(&root));
     };
@@ -385,7 +400,7 @@ fn no_network(root: &Path) -> Error {
         (_, checkpoints) => format!("give one of its checkpoints: {}", listed(checkpoints)),
     };
     let message = format!(
-        "no network is in it: there is no {CONFIG}, {NETWORK}/{CONFIG} or {AVERAGE}/{CONFIG}; {remedy}"
+        "no network is in it: there is no {CONFIG}, {NETWORK}/{CONFIG}, {AVERAGE}/{CONFIG} or {TRANSFORMER}/{CONFIG}; {remedy}"
     );
     invalid(root, message)
 }

@@ -145,14 +145,10 @@ impl SingleFile {
     /// The text encoder of version 1, or the first one of XL.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] for a file whose encoder has the layout of OpenCLIP, as in version 2;
-    /// [`Error::WeightMismatch`] as for [`UNet2d::load`](super::UNet2d::load).
+    /// [`Error::InvalidFile`] for a file without such an encoder
+    /// ([`has_text_encoder`](SingleFile::has_text_encoder)); [`Error::WeightMismatch`] as for
+    /// [`UNet2d::load`](super::UNet2d::load).
     pub fn text_encoder(&self, device: &Device) -> Result<ClipTextEncoder> {
-        let has = |prefix: &&&str| self.tensors.keys().any(|name| name.starts_with(**prefix));
-        let Some(prefix) = TEXT_ENCODERS.iter().find(has) else {
-            let message = "its text encoder is not in the layout of transformers; give the folder of the encoder in the diffusers layout";
-            return Err(invalid(&self.path, message));
-        };
         let config = ClipTextConfig {
             hidden_size: 768,
             intermediate_size: 3072,
@@ -161,6 +157,33 @@ impl SingleFile {
             hidden_act: ClipActivation::QuickGelu,
             eos_token_id: 2,
             ..ClipTextConfig::default()
+        };
+        self.text_encoder_with(&config, device)
+    }
+
+    /// Whether [`text_encoder`](SingleFile::text_encoder) can be read. In version 2, and the second
+    /// one of XL, it has the layout of OpenCLIP, which is not read.
+    pub fn has_text_encoder(&self) -> bool {
+        self.text_encoder_prefix().is_some()
+    }
+
+    fn text_encoder_prefix(&self) -> Option<&'static str> {
+        let has = |prefix: &&str| self.tensors.keys().any(|name| name.starts_with(*prefix));
+        TEXT_ENCODERS.into_iter().find(has)
+    }
+
+    /// The text encoder of a file with another configuration than the published ones.
+    ///
+    /// # Errors
+    /// Those of [`text_encoder`](SingleFile::text_encoder).
+    pub fn text_encoder_with(
+        &self,
+        config: &ClipTextConfig,
+        device: &Device,
+    ) -> Result<ClipTextEncoder> {
+        let Some(prefix) = self.text_encoder_prefix() else {
+            let message = "its text encoder is not in the layout of transformers; give the folder of the encoder in the diffusers layout";
+            return Err(invalid(&self.path, message));
         };
         let encoder = config.init(device)?;
         let tensors = self.renamed(&encoder, prefix, |name| Some(name.into()))?;
@@ -199,6 +222,34 @@ impl SingleFile {
         let tensors = new.into_values().chain(kept).collect();
         replace(path.as_ref(), |file| {
             folder::write(tensors, file)?;
+            file.flush()
+        })
+    }
+
+    /// Writes a checkpoint of version 1 from its parts, in f32.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(
+        path: impl AsRef<Path>,
+        unet: &UNet2dCondition,
+        autoencoder: &AutoencoderKl,
+        text_encoder: &ClipTextEncoder,
+    ) -> Result<()> {
+        let names = unet_names(unet.config());
+        let stages = autoencoder.config().block_out_channels.len();
+        let of_unet = named(unet, UNET, |name| names.of(name));
+        let of_autoencoder = named(autoencoder, AUTOENCODER, |name| {
+            names::autoencoder(name, stages)
+        });
+        let of_encoder = named(text_encoder, TEXT_ENCODERS[0], |name| Some(name.into()));
+        let tensors = [
+            of_unet,
+            of_autoencoder.into_iter().map(as_convolution).collect(),
+            of_encoder,
+        ];
+        replace(path.as_ref(), |file| {
+            folder::write(tensors.concat(), file)?;
             file.flush()
         })
     }
@@ -279,6 +330,28 @@ impl SingleFile {
         }
         Ok(renamed)
     }
+}
+
+/// The tensors of a network under the names of a single file.
+fn named<M: Module>(
+    network: &M,
+    prefix: &str,
+    name_in_file: impl Fn(&str) -> Option<String>,
+) -> Vec<burn_pack::Tensor> {
+    let tensors = folder::collect(network).into_iter();
+    let tensors = tensors.filter_map(|mut tensor| {
+        tensor.name = format!("{prefix}{}", name_in_file(&tensor.name)?);
+        Some(tensor)
+    });
+    tensors.collect()
+}
+
+/// An autoencoder's tensor: attention is stored as 1 × 1 convolutions.
+fn as_convolution(mut tensor: burn_pack::Tensor) -> burn_pack::Tensor {
+    if let [outputs, inputs] = tensor.shape[..] {
+        tensor.shape = Shape::new([outputs, inputs, 1, 1]);
+    }
+    tensor
 }
 
 fn unet_names(config: &UNet2dConditionConfig) -> UnetNames {

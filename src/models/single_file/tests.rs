@@ -184,6 +184,53 @@ fn a_file_comes_back_with_another_unet_and_without_the_average() {
     assert!(distance(output(&back, &noisy), output(&changed, &noisy)) < 1e-2);
 }
 
+/// What is written from parts is read back, bit by bit.
+#[test]
+fn a_file_is_written_from_its_parts() {
+    let device = Device::flex();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let unet = small().init(&device).unwrap();
+    let of_autoencoder = AutoencoderKlConfig {
+        block_out_channels: vec![8, 8],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        down_block_types: vec!["DownEncoderBlock2D".into(); 2],
+        up_block_types: vec!["UpDecoderBlock2D".into(); 2],
+        ..AutoencoderKlConfig::default()
+    };
+    let of_encoder = ClipTextConfig {
+        vocab_size: 10,
+        hidden_size: 8,
+        intermediate_size: 16,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        ..ClipTextConfig::default()
+    };
+    let autoencoder = of_autoencoder.init(&device).unwrap();
+    let encoder = of_encoder.init(&device).unwrap();
+    SingleFile::create(&path, &unet, &autoencoder, &encoder).unwrap();
+
+    let read = SingleFile::open(&path).unwrap();
+    let name = "first_stage_model.encoder.mid.attn_1.q.weight";
+    assert_eq!(read.tensors[name].shape[..], [8, 8, 1, 1]);
+    let noisy = Tensor::random([1, 4, 8, 8], Distribution::Normal(0.0, 1.0), &device);
+    let of_file = read.unet_with(&small(), &device).unwrap();
+    assert_eq!(
+        distance(output(&of_file, &noisy), output(&unet, &noisy)),
+        0.0
+    );
+    let images = Tensor::ones([1, 3, 8, 8], &device);
+    let of_file = read.autoencoder_with(&of_autoencoder, &device).unwrap();
+    let [one, other] = [&of_file, &autoencoder].map(|vae| vae.latent(images.clone()).unwrap());
+    assert_eq!(distance(one, other), 0.0);
+    let of_file = read.text_encoder_with(&of_encoder, &device).unwrap();
+    let tokens = Tensor::from_data([[1, 2, 3]], &device);
+    let [one, other] =
+        [&of_file, &encoder].map(|it| it.encode(tokens.clone()).unwrap().last_hidden_state);
+    assert_eq!((one - other).abs().max().into_scalar::<f32>(), 0.0);
+}
+
 /// Only a header: values are not read before names and shapes fit.
 fn header(tensors: &[(&str, &[usize])]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();

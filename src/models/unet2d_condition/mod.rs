@@ -104,8 +104,10 @@ impl UNet2dCondition {
     }
 
     /// Sets what the network predicts: for one made by [`UNet2dConditionConfig::init`], or read
-    /// without its scheduler's file.
-    pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
+    /// without its scheduler's file. A note that it was assumed is dropped.
+    pub fn with_prediction_type(mut self, prediction_type: PredictionType) -> Self {
+        let is_kept = |note: &LoadNote| !matches!(note, LoadNote::NoiseAssumed { .. });
+        self.notes.retain(is_kept);
         Self {
             prediction_type,
             ..self

@@ -10,10 +10,10 @@ use siss::evaluate::{ModelCheck, ModelFinding};
 use siss::files::path_text;
 use siss::images::{Images, is_shard_pattern};
 use siss::models::ModelFolder;
-use siss::process::SchedulerConfig;
-use siss::{Condition, DdpmScheduler, PairSampler, Side};
+use siss::{Condition, PairSampler, Side};
 
 use crate::files::failed;
+use crate::process::Process;
 use crate::progress::Progress;
 use crate::resume::checkpoint_folder;
 use crate::unlearn::data::Data;
@@ -30,10 +30,12 @@ pub fn folders(options: &Options, model: &ModelFolder) -> Result<()> {
         retain,
         control,
         out,
+        model: file,
         ..
     } = options;
     let mut images = vec![("forget", forget), ("retain", retain)];
     images.extend(control.as_ref().map(|control| ("control", control)));
+    images.extend(file.is_file().then_some(("model", file)));
     for (option, path) in &images {
         if is_shard_pattern(path) {
             continue;
@@ -138,7 +140,7 @@ pub fn images<C: Condition>(
 /// Also reports whether the model knows the mirror images of the images to forget.
 pub fn model<S: Subject>(
     (subject, model): (&S, &S::Model),
-    config: &SchedulerConfig,
+    process: &Process,
     data: &Data,
     pairs: &PairSampler<4, ConditionOf<S>>,
     control: &Points<ConditionOf<S>>,
@@ -146,14 +148,15 @@ pub fn model<S: Subject>(
     progress: &dyn Progress,
 ) -> Result<bool> {
     let check = ModelCheck {
-        range: subject.range(),
-        micro_batch_size: settings.micro_batch,
+        range: subject.space().range(),
+        micro_batch_size: settings.measured_at_a_time,
         ..ModelCheck::default()
     };
-    let scheduler = DdpmScheduler::from_config(config)?;
+    let scheduler = process.scheduler()?;
+    let scheduler = scheduler.as_ref();
     let report = check.run(
         model,
-        &scheduler,
+        scheduler,
         pairs.retain(),
         pairs.condition(Side::Retain),
     )?;
@@ -181,10 +184,10 @@ pub fn model<S: Subject>(
         None => {}
     }
     // Latents of mirrored pictures are not mirrored latents.
-    if options.augment == Augment::None && subject.range().is_some() {
+    if options.augment == Augment::None && subject.space().range().is_some() {
         let forget = (pairs.forget(), pairs.condition(Side::Forget));
         let control = (&control.points, &control.condition);
-        let known = check.known_mirrors(model, &scheduler, forget, control)?;
+        let known = check.known_mirrors(model, scheduler, forget, control)?;
         if let Some(first) = known.first() {
             progress.say(&format!(
                 "note: the model knows the mirror image of {} of the images to forget as well as the image ({}: loss {:.4}, mirrored \

@@ -82,7 +82,12 @@ impl Data {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let to_forget = ImageFiles::find(&options.forget)?;
-        let format = subject.format(&to_forget, options)?;
+        let format = subject.space().format(
+            subject.input(),
+            &to_forget,
+            options.transparency,
+            &options.model,
+        )?;
         let (mut retained, mut controls) = others(options, &to_forget)?;
         let retain_found = retained.pictures.len();
         let (first, control_count) = match &mut controls {
@@ -125,7 +130,8 @@ impl Data {
         };
         let used = used.div_ceil(copies).max(options.batch);
         let held = MOST_HELD / format.values() / copies;
-        let is_streamed = options.streaming.stream || S::STREAMS && used.min(retain_found) > held;
+        let is_streamed = options.streaming.stream
+            || subject.space().is_pixels() && used.min(retain_found) > held;
         let used = match is_streamed {
             true => sample_size(options, held, copies),
             false => used,

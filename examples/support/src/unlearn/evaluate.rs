@@ -197,7 +197,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
 
     /// The figures of a prediction at the timesteps, and of the images, that are measured.
     pub fn of(&self, predicted: &Predicted<ConditionOf<S>>) -> Result<Option<Figures>> {
-        predicted.figures(self.timesteps, MOST_MEASURED)
+        predicted.figures(self.probe.process(), self.timesteps, MOST_MEASURED)
     }
 
     /// Passes the first `count` generated images to `save`, a few at a time with the number of the
@@ -296,7 +296,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
                 .probe
                 .sample(model, &condition, first, shape, &device, progress),
         };
-        self.subject.pictures(&points?)
+        self.subject.space().pictures(&points?)
     }
 
     /// Pictures of points that are noised to the middle timestep and denoised.
@@ -310,7 +310,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
                 .probe
                 .denoise(model, (&points.points, condition), timestep),
         };
-        self.subject.pictures(&denoised?)
+        self.subject.space().pictures(&denoised?)
     }
 
     /// The model with guidance, if the subject has it, and its pair of conditions.

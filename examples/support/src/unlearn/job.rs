@@ -7,38 +7,43 @@ use std::time::Instant;
 
 use serde::Serialize;
 use siss::answer::{Answer, Surrogate};
+use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
 use siss::burn::nn::LinearConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
 use siss::draws::{CoinFlip, TimestepSampling};
 use siss::evaluate::{EmbeddingSearch, refuse_relearning};
-use siss::files::ResultFolder;
-use siss::images::{Format, ImageFiles};
-use siss::models::ModelFolder;
+use siss::files::{ResultFolder, path_text};
+use siss::images::Format;
+use siss::models::{ClassUNet2d, Dit, ModelFolder, Sd3Transformer, UNet2dCondition};
 use siss::observer::Finding;
-use siss::process::SchedulerConfig;
+use siss::process::{PredictionType, SchedulerConfig};
 use siss::steering::Levels;
 use siss::trainer::{Adversary, FusedAdamW};
-use siss::{Condition, DdpmScheduler, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer};
+use siss::{Condition, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer, UnlearningBatch};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
+use crate::process::Process;
 use crate::progress::Progress;
-use crate::resume::open_results;
+use crate::resume::{checkpoint_folder, open_results};
 use crate::run::{Batches, LOG, Plan, Run};
 use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
 use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
+use crate::unlearn::memory::{self, MemoryPlan, Training, Wanted, available_memory, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
 use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
+use crate::unlearn::source::Source;
 use crate::unlearn::stream;
 use crate::unlearn::subject::{
-    self, Classes, ConditionOf, Kind, MakePoints, Origin, Pixels, Points, Subject, Text, from_range,
+    self, Classes, ConditionOf, Kind, MakePoints, NO_STREAM, Origin, Points, Subject, Text,
+    Unconditional, from_range,
 };
 use crate::way::Way;
 
@@ -62,6 +67,8 @@ const MOST_WORDS: usize = 3;
 /// Most parts of the model's folder that are listed as left out.
 const MOST_NAMED: usize = 10;
 
+/// The plan of a run with checkpoints, among these: a resumed run takes the same micro-batch.
+const PLAN: &str = "memory.json";
 /// Number of times that losses are measured during the run.
 const LOOKS: usize = 10;
 /// Images with fewer pixels leave cores idle, so chunks of them run in parallel.
@@ -104,6 +111,9 @@ pub struct Summary {
     pub seconds: f64,
     /// Duration of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
+    /// The memory that was announced, if the system reports it and the model is on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryPlan>,
     /// Peak memory of the process, if the system reports it.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -152,7 +162,7 @@ pub struct Model {
     #[serde(flatten)]
     pub format: Format,
     #[serde(flatten)]
-    pub scheduler: SchedulerConfig,
+    pub process: Process,
 }
 
 /// Runs the job and writes everything into `options.out`, where all results appear at the end.
@@ -160,24 +170,27 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     options.check()?;
     check_method(&options, &options.all_devices().0.device()?)?;
-    let origin = ModelFolder::find(&options.model).map_err(|error| format!("--model: {error}"))?;
-    checks::folders(&options, &origin)?;
-    match Kind::of(&origin)? {
-        Kind::Pixels => run_on::<Pixels>(options, &origin, started, progress),
-        Kind::Classes => run_on::<Classes>(options, &origin, started, progress),
-        Kind::Text => run_on::<Text>(options, &origin, started, progress),
+    let source = Source::find(&options)?;
+    checks::folders(&options, source.folder())?;
+    match Kind::of(&source)? {
+        Kind::Unconditional => run_on::<Unconditional>(options, &source, started, progress),
+        Kind::Classes => run_on::<Classes<ClassUNet2d>>(options, &source, started, progress),
+        Kind::Dit => run_on::<Classes<Dit>>(options, &source, started, progress),
+        Kind::Text => run_on::<Text<UNet2dCondition>>(options, &source, started, progress),
+        Kind::Sd3 => run_on::<Text<Sd3Transformer>>(options, &source, started, progress),
     }
 }
 
 fn run_on<S: Subject>(
     options: Options,
-    origin: &ModelFolder,
+    source: &Source,
     started: Instant,
     progress: &dyn Progress,
 ) -> Result<Summary>
 where
     ConditionOf<S>: 'static,
 {
+    let origin = source.folder();
     subject::check::<S>(&options, origin)?;
     let device = options.all_devices().0.device()?;
     let (out, checkpointing) = (&options.out, &options.checkpointing);
@@ -188,10 +201,11 @@ where
     for note in origin.notes() {
         progress.say(&note.to_string());
     }
-    let (mut subject, unet) = S::read(&options, origin, &device, progress)?;
-    let scheduler = scheduler(origin, &subject, progress)?;
-    if options.streaming.stream && !S::STREAMS {
-        drop(subject.maker(&ImageFiles::default(), &device)?);
+    let (mut subject, unet) = S::read(&options, source, &device, progress)
+        .map_err(|error| subject::explained(error, origin))?;
+    let process = process(origin, &subject, &unet, progress)?;
+    if options.streaming.stream && !subject.space().is_pixels() {
+        return Err(NO_STREAM.into());
     }
     let mut data = Data::load(&options, &subject, progress)?;
     let parameters = unet.num_params();
@@ -199,16 +213,18 @@ where
         parameters,
         trained: subject.trained(parameters),
         format: data.format(),
-        scheduler,
+        process,
     };
     let sizes = [model.parameters, model.trained];
-    let settings = options.settings(sizes, model.format)?;
-    let [channels, height, width] = subject.shape(model.format);
+    let mut settings = options.settings(sizes, model.format)?;
+    let [channels, height, width] = subject.space().shape(subject.input(), model.format);
     unet.check_input([1, channels, height, width])?;
-    let kept = subject.kept(model.format, data.count());
-    for line in resources::announcement(&options, &settings, &model, &data, &kept) {
+    let kept = subject::kept(&subject, model.format, data.count());
+    for line in resources::announcement(&options, &settings, &model, &data) {
         progress.say(&line);
     }
+    let training = resources::of_training(&options, &model, &data, settings.samples);
+    refuse_too_large(training, &options)?;
 
     // Invalid settings are rejected here, before anything that takes time.
     let maker = maker(&subject, &mut data, &options, &device, progress)?;
@@ -226,17 +242,31 @@ where
         _ => Batches::Held(&pairs),
     };
     unet.check_condition(pairs.condition(Side::Forget))?;
+    let fit = plan(&unet, &pairs, training, (&model, &options), progress)?;
+    if let Some(fit) = &fit {
+        settings.micro_batch = fit.micro_batch;
+    }
+    let known = (fit.as_ref(), &kept[..]);
+    for line in resources::memory(&options, &settings, &model, &data, known) {
+        progress.say(&line);
+    }
     progress.phase("looking for copies");
-    checks::images(&data, &pairs, &control.points, subject.range(), progress)?;
+    checks::images(
+        &data,
+        &pairs,
+        &control.points,
+        subject.space().range(),
+        progress,
+    )?;
     progress.phase("checking whether the model knows the images");
     let asked = (&options, &settings);
-    let scheduler = &model.scheduler;
+    let process = &model.process;
     let whose = (&subject, &unet);
-    let is_trained = checks::model(whose, scheduler, &data, &pairs, &control, asked, progress)?;
+    let is_trained = checks::model(whose, process, &data, &pairs, &control, asked, progress)?;
     let predicted = match options.target {
         Target::Retrained => {
             let (way, points) = (options.method, [&retain, &control, &forget]);
-            Some(Predicted::new(way, whose, scheduler, points, progress)?)
+            Some(Predicted::new(way, whose, process, points, progress)?)
         }
         Target::None => None,
     };
@@ -246,11 +276,11 @@ where
         [&data.forget, &data.control].map(|images| from_range(&images.all(&device), range));
     let examiner = Examiner::new(
         &subject,
-        Probe::new(scheduler, chunks(&options, &settings, model.format))?,
+        Probe::of(process, chunks(&options, &settings, model.format))?,
         [forget, control],
         pictures,
         settings.samples,
-        scheduler.num_timesteps,
+        process.num_timesteps(),
     )?;
     let figures = predicted.as_ref().map(|predicted| examiner.of(predicted));
     let figures = figures.transpose()?.flatten();
@@ -263,7 +293,7 @@ where
         unet.clone(),
         retained,
         (levels, answer),
-        scheduler,
+        process,
         (&options, &settings),
     )?;
 
@@ -283,6 +313,11 @@ where
         folders,
         progress,
     )?;
+
+    if let Some(fit) = fit.filter(|_| checkpointing.checkpoint_every.is_some()) {
+        let text = serde_json::to_string_pretty(&fit)?;
+        files::write(&checkpoint_folder(out).join(PLAN), text)?;
+    }
 
     let measuring = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
@@ -314,7 +349,7 @@ where
     progress.phase("writing");
     save_model(
         (&subject, &unlearned.model),
-        origin,
+        source,
         &options,
         &settings,
         &results,
@@ -329,7 +364,7 @@ where
             controls: examiner.near_controls(),
         },
         images: forgotten_images(&data, &words, [&before, &after], figures.as_ref()),
-        latents: subject.cached(),
+        latents: subject.space().cached(),
         predicted: figures,
         before: before.figures,
         after: after.figures,
@@ -348,32 +383,52 @@ where
         seconds: started.elapsed().as_secs_f64(),
         unlearning_seconds: unlearned.seconds,
         findings: unlearned.findings,
-        peak_memory_bytes: resources::peak_memory(),
+        memory: fit,
+        peak_memory_bytes: peak_memory(),
         model,
         config: Config { options, settings },
     };
     let text = serde_json::to_string_pretty(&summary)?;
     files::write(&folder.join("summary.json"), text)?;
-    report::write(&summary, origin, &folder)?;
+    report::write(&summary, source, &folder)?;
     results.publish()?;
     Ok(summary)
 }
 
-/// The scheduler of the model. Latents have no range, so its sampler must not clamp them.
-fn scheduler<S: Subject>(
+/// The process of the model. Latents have no range, so its sampler must not clamp them.
+fn process<S: Subject>(
     origin: &ModelFolder,
     subject: &S,
+    model: &S::Model,
     progress: &dyn Progress,
-) -> Result<SchedulerConfig> {
-    let scheduler = SchedulerConfig::from_file(origin.scheduler_file())?;
-    if !scheduler.clip_sample || subject.range().is_some() {
-        return Ok(scheduler);
+) -> Result<Process> {
+    let process = Process::from_file(origin.scheduler_file())?;
+    check_prediction(&process, model.prediction_type(), origin)?;
+    if subject.space().is_pixels() {
+        return Ok(process);
     }
-    progress.say("note: the scheduler's file asks for samples to be clamped (`clip_sample`), which is wrong for latents and is not done here");
-    Ok(SchedulerConfig {
-        clip_sample: false,
-        ..scheduler
-    })
+    let (process, is_changed) = process.without_clamp();
+    if is_changed {
+        progress.say("note: the scheduler's file asks for samples to be clamped (`clip_sample`), which is wrong for latents and is not done here");
+    }
+    Ok(process)
+}
+
+/// Rejects a model whose network cannot say what its process asks for.
+fn check_prediction(
+    process: &Process,
+    predicted: PredictionType,
+    origin: &ModelFolder,
+) -> Result<()> {
+    match process.prediction_type() == predicted {
+        true => Ok(()),
+        false => Err(format!(
+            "{}: the network predicts {predicted:?}, but the models of this scheduler {:?}; give the scheduler that the model was trained with",
+            path_text(origin.scheduler_file()),
+            process.prediction_type()
+        )
+        .into()),
+    }
 }
 
 /// What makes points of the images of a stream, if there is one. Searches them, if requested.
@@ -409,7 +464,7 @@ fn points<S: Subject>(
             is_forgotten,
             device,
         };
-        subject.points(images, &origin, progress)
+        subject::points(subject, images, &origin, progress)
     };
     Ok([
         points(&data.forget, &data.found.forget, true)?,
@@ -469,6 +524,108 @@ fn pairs<S: Subject>(
     }
 }
 
+/// Refuses a run whose weights, moments and gradients alone do not fit, before anything is run.
+fn refuse_too_large(training: Training, options: &Options) -> Result<()> {
+    let (Some(available), Some(resident)) = (available(options), memory::resident_memory()) else {
+        return Ok(());
+    };
+    let needed = resident + training.kept + training.gradient;
+    let too_large = memory::TooLarge::one(needed, available);
+    match too_large.needed > available {
+        true => Err(resources::refusal(&too_large, options).into()),
+        false => Ok(()),
+    }
+}
+
+/// The memory that is available to a run, if it is on the CPU and the system reports it.
+fn available(options: &Options) -> Option<u64> {
+    let is_on_cpu = options.all_devices().0 == DeviceSpec::Flex;
+    is_on_cpu.then(available_memory).flatten()
+}
+
+/// Rehearses micro-batches, to announce the memory of the run and to take the largest that fits; a
+/// resumed run takes that of the run before, if it fits. `None` if memory is not known.
+fn plan<M: Denoiser<4, Condition: 'static>>(
+    unet: &M,
+    pairs: &PairSampler<4, M::Condition>,
+    training: Training,
+    (model, options): (&Model, &Options),
+    progress: &dyn Progress,
+) -> Result<Option<MemoryPlan>> {
+    let Some(available) = available(options) else {
+        return Ok(None);
+    };
+    progress.phase("measuring the memory of a step");
+    // The rows of a step are those of the method; steering and answers do not change them.
+    let rehearsed = Options {
+        method: Way::Method(options.method.method().unwrap_or_default()),
+        clipper: None,
+        devices: None,
+        ..options.clone()
+    };
+    let settings = rehearsed.settings([model.parameters, model.trained], model.format)?;
+    let mut trainer = trainer(
+        unet.clone(),
+        pairs.retain().clone(),
+        (None, None::<Surrogate<4>>),
+        &model.process,
+        (&rehearsed, &settings),
+    )?;
+    let batch = pairs.batch(0, options.batch)?;
+    let mut rehearse = |batch: &UnlearningBatch<4, M::Condition>, rows| -> Result<_> {
+        let seen = memory::watched(|| trainer.rehearse(batch, rows))?;
+        seen.ok_or_else(|| "the system does not report the memory of this program".into())
+    };
+    let least = match quarter(unet, &batch)? {
+        Some(quarter) => training.least(&rehearse(&quarter, 1)?),
+        None => 0,
+    };
+    if least > available {
+        let too_large = memory::TooLarge::one(least, available);
+        return Err(resources::refusal(&too_large, options).into());
+    }
+    let rehearse = |rows| rehearse(&batch, rows);
+    let wanted = wanted(options, model.format)?;
+    match memory::plan(wanted, training, available, rehearse)? {
+        Ok(plan) => Ok(Some(plan)),
+        Err(too_large) => Err(resources::refusal(&too_large, options).into()),
+    }
+}
+
+/// A quarter of a batch's images, if the model takes them: a pass over one shows that a whole one
+/// cannot fit, before the memory is used up.
+fn quarter<M: Denoiser<4>>(
+    unet: &M,
+    batch: &UnlearningBatch<4, M::Condition>,
+) -> Result<Option<UnlearningBatch<4, M::Condition>>> {
+    let [_, channels, height, width] = batch.retain().dims();
+    let shape = [1, channels, height / 2, width / 2];
+    if shape.contains(&0) || unet.check_input(shape).is_err() {
+        return Ok(None);
+    }
+    let part = |points: &Tensor<4>| points.clone().slice(shape.map(|side| 0..side));
+    let first = |side| batch.condition(side).take_rows(&[0]);
+    let quarter = UnlearningBatch::with_conditions(
+        part(batch.retain()),
+        part(batch.forget()),
+        first(Side::Retain),
+        first(Side::Forget),
+    )?;
+    Ok(Some(quarter))
+}
+
+/// The micro-batch that is wanted: that of the run which is resumed, unless another is requested.
+fn wanted(options: &Options, format: Format) -> Result<Wanted> {
+    let mut wanted = options.wanted(format);
+    let before = checkpoint_folder(&options.out).join(PLAN);
+    if options.checkpointing.resume && !wanted.is_firm && before.exists() {
+        let plan: MemoryPlan = serde_json::from_str(&files::read_text(&before)?)
+            .map_err(|error| format!("{}: {error}", path_text(&before)))?;
+        wanted.most = plan.micro_batch;
+    }
+    Ok(wanted)
+}
+
 /// The search for embeddings during the run, if requested.
 fn adversary<C: Condition>(
     options: &Options,
@@ -504,10 +661,10 @@ fn save_samples<S: Subject>(
     Ok(examiner.each_sample(model, &evaluated.generated, count, done, save)?)
 }
 
-/// Saves the unlearned model, with the files that lie next to the network of the original model.
+/// Saves the unlearned model as it came: a folder with everything else of the original, or a file.
 fn save_model<S: Subject>(
     (subject, model): (&S, &S::Model),
-    origin: &ModelFolder,
+    source: &Source,
     options: &Options,
     settings: &Settings,
     results: &ResultFolder,
@@ -532,7 +689,7 @@ fn save_model<S: Subject>(
         options.seed
     );
     let folder = results.path().join("model");
-    let left_out = subject.save(model, origin, &folder, &note)?;
+    let left_out = subject.save(model, source, &folder, &note)?;
     for left_out in left_out.iter().take(MOST_NAMED) {
         progress.say(&format!(
             "note: not in the unlearned model's folder: {left_out}"
@@ -560,6 +717,7 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
         learning_rate: options.learning_rate.unwrap_or(1.0),
         samples: 1,
         micro_batch: 1,
+        measured_at_a_time: 1,
     };
     let point = Tensor::<2>::ones([1, 1], device);
     let answer = match options.target {
@@ -567,7 +725,8 @@ fn check_method(options: &Options, device: &Device) -> Result<()> {
         Target::None => None,
     };
     let (predicted, asked) = ((levels, answer), (options, &settings));
-    match trainer(model, point, predicted, &SchedulerConfig::default(), asked) {
+    let process = Process::Steps(SchedulerConfig::default());
+    match trainer(model, point, predicted, &process, asked) {
         Ok(_) => Ok(()),
         Err(error) => {
             let target = match options.target {
@@ -595,13 +754,14 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
         Option<Levels>,
         Option<impl Answer<D, M::Condition> + 'static>,
     ),
-    scheduler: &SchedulerConfig,
+    process: &Process,
     (options, settings): (&Options, &Settings),
 ) -> Result<SissTrainer<M, D>> {
     let replicas = options.all_devices().1.iter().map(|spec| spec.device());
-    let mut builder = SissTrainer::builder(model, DdpmScheduler::from_config(scheduler)?)
+    let mut builder = SissTrainer::builder(model, process.scheduler()?)
         .retained_points(retained)
         .micro_batch_size(settings.micro_batch)
+        .gradient_checkpointing(options.recompute)
         .replicas(replicas.collect::<siss::Result<Vec<_>>>()?)
         .seed(options.seed);
     let rate = settings.learning_rate;
@@ -630,8 +790,8 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
 fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
     let is_small = format.height * format.width <= SMALL_PIXELS;
     Chunks {
-        rows: settings.micro_batch,
-        in_parallel: is_small && options.all_devices().0 == siss::backend::DeviceSpec::Flex,
+        rows: settings.measured_at_a_time,
+        in_parallel: is_small && options.all_devices().0 == DeviceSpec::Flex,
     }
 }
 

@@ -13,23 +13,31 @@ use crate::files::{as_optional_text, as_text};
 use crate::options::{at_least_one, clipper, learning_rate, number};
 use crate::resume::Checkpointing;
 use crate::target::Target;
+use crate::unlearn::memory::Wanted;
 use crate::way::{Way, parse_way};
 
 /// Makes a diffusion model forget images and keep generating everything else.
 ///
-/// Takes a diffusers model of pictures (UNet2DModel, as DDPMPipeline has it, with or without
-/// classes) or of latents (Stable Diffusion 1 and 2), the images to forget, and images of what it
-/// must keep generating. Classes come from the names of folders or from a metadata.jsonl, captions
+/// Takes a diffusers model (UNet2DModel, with or without classes; DiT; Stable Diffusion 1, 2, XL and
+/// 3), the images to forget, and images of what it must keep generating. Classes come from the names of folders or from a metadata.jsonl, captions
 /// from a metadata.jsonl or from NAME.txt beside an image. Measures, unlearns, measures again;
 /// writes pictures, curves, numbers and the unlearned model.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
-    /// The model: the folder of a pipeline (`unet`, `scheduler`), of its network, of a training
-    /// checkpoint or of a download, or a name on the hub that has been downloaded.
+    /// The model: the folder of a pipeline (`unet` or `transformer`, `scheduler`), of its network, of
+    /// a training checkpoint or of a download, a name on the hub that has been downloaded, or a
+    /// single file of Stable Diffusion 1, 2 or XL (.safetensors).
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_text")]
     pub model: PathBuf,
+
+    /// What a single file of Stable Diffusion as --model lacks: a folder of the same version in the
+    /// diffusers layout, whose network and autoencoder need no weights.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub config: Option<PathBuf>,
 
     /// Images to forget: a folder, with its subfolders, or one image. All must be readable.
     #[arg(long, value_name = "DIR")]
@@ -177,11 +185,18 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<DeviceSpec>>,
 
-    /// Images run at a time: less memory, the same result [default: by the size of the images; 4
-    /// with --protocol celeba-hq, 1 with stable-diffusion].
+    /// Images run at a time in a step: less memory, the same result [default: on the CPU as many as
+    /// fit into the available memory, elsewhere by the size of the images; at most 4 with --protocol
+    /// celeba-hq, 1 with stable-diffusion].
     #[arg(long)]
     #[serde(skip)]
     pub micro_batch: Option<usize>,
+
+    /// Computes cheap operations again in the backward pass instead of storing their results: less
+    /// memory for more time, the same result.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_off")]
+    pub recompute: bool,
 
     /// CPU threads [default: all].
     #[arg(long)]
@@ -363,7 +378,7 @@ const LARGE_LEARNING_RATE: f64 = 5e-6;
 const SMALL_LEARNING_RATE: f64 = 1e-4;
 const LARGE_SAMPLES: usize = 8;
 const SMALL_SAMPLES: usize = 128;
-/// Pixels run at a time unless `--micro-batch` is given, and most images.
+/// Pixels run at a time where nothing is known of the memory, and most images.
 const PIXELS_AT_A_TIME: usize = 1 << 16;
 const MOST_AT_A_TIME: usize = 32;
 /// Faces that the paper runs at a time.
@@ -379,8 +394,11 @@ const MOST_SAMPLED_VALUES: usize = 1 << 29;
 pub struct Settings {
     pub learning_rate: f64,
     pub samples: usize,
-    /// Images run at a time.
+    /// Images run at a time in a step.
     pub micro_batch: usize,
+    /// Images run at a time in measurements.
+    #[serde(skip)]
+    pub measured_at_a_time: usize,
 }
 
 impl Options {
@@ -416,6 +434,20 @@ impl Options {
         several.map_or((self.device, &[]), |(first, others)| (*first, others))
     }
 
+    /// How many images of a step are run at a time, if the memory allows.
+    pub fn wanted(&self, format: Format) -> Wanted {
+        let most = match self.protocol {
+            Protocol::Quick => self.batch,
+            Protocol::CelebaHq => FACES_AT_A_TIME,
+            Protocol::StableDiffusion => 1,
+        };
+        Wanted {
+            most: self.micro_batch.unwrap_or(most).min(self.batch),
+            is_firm: self.micro_batch.is_some(),
+            few: few(format),
+        }
+    }
+
     /// The settings for a model with these numbers of parameters, and of those that are trained,
     /// and for images of this format.
     pub fn settings(
@@ -431,8 +463,7 @@ impl Options {
             true => SMALL_SAMPLES,
             false => LARGE_SAMPLES,
         };
-        let pixels = format.height * format.width;
-        let micro_batch = (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME);
+        let micro_batch = few(format);
         let (learning_rate, micro_batch, samples) = match self.protocol {
             Protocol::Quick => (learning_rate, micro_batch, samples),
             Protocol::CelebaHq => (LARGE_LEARNING_RATE, FACES_AT_A_TIME, samples),
@@ -442,6 +473,7 @@ impl Options {
             learning_rate: self.learning_rate.unwrap_or(learning_rate),
             samples: self.samples.unwrap_or(samples),
             micro_batch: self.micro_batch.unwrap_or(micro_batch),
+            measured_at_a_time: self.micro_batch.unwrap_or(micro_batch),
         };
         let most = MOST_SAMPLED_VALUES / format.values();
         if settings.samples > most {
@@ -452,6 +484,12 @@ impl Options {
         }
         Ok(settings)
     }
+}
+
+/// Images run at a time by their size.
+fn few(format: Format) -> usize {
+    let pixels = format.height * format.width;
+    (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME)
 }
 
 #[cfg(test)]
@@ -485,6 +523,8 @@ mod tests {
         assert_eq!(paper.clipper, Some(ClipperSpec::Rescale(500.0)));
         assert_eq!(settings(&paper).learning_rate, 5e-6);
         assert_eq!(settings(&paper).micro_batch, 4);
+        let wanted = paper.wanted(format);
+        assert_eq!((wanted.most, wanted.is_firm, wanted.few), (4, false, 1));
 
         let text = parsed("--protocol stable-diffusion");
         assert_eq!(text.method, Way::Method(Method::Siss));
@@ -503,6 +543,8 @@ mod tests {
         assert_eq!(changed.method, Way::Method(Method::SissNoIs));
         assert_eq!((changed.steps, changed.batch), (60, 8));
         assert_eq!(settings(&changed).micro_batch, 2);
+        let wanted = changed.wanted(format);
+        assert_eq!((wanted.most, wanted.is_firm), (2, true));
 
         let quick = parsed("");
         assert_eq!(

@@ -6,12 +6,12 @@ use std::fmt::Debug;
 use serde::Serialize;
 use siss::answer::{Answer, Asked, Combination, OtherCondition, PredictedAnswer};
 use siss::burn::tensor::Tensor;
-use siss::process::SchedulerConfig;
 use siss::report::quantile;
 use siss::steering::{CounterfactualData, Groups, Levels};
 use siss::{Condition, Denoiser, Result};
 
 use crate::probe::{ByTimestep, mean};
+use crate::process::Process;
 use crate::progress::Progress;
 use crate::target::{MOST_CONTROLS, answers_of, losses_of};
 use crate::unlearn::data::LEAST_REFERENCES;
@@ -105,7 +105,7 @@ impl<C: Condition + Debug> Predicted<C> {
     pub fn new<S: Subject<Model: Denoiser<4, Condition = C>>>(
         way: Way,
         (subject, model): (&S, &S::Model),
-        config: &SchedulerConfig,
+        process: &Process,
         points: [&Points<C>; 3],
         progress: &dyn Progress,
     ) -> Result<Self> {
@@ -134,11 +134,13 @@ impl<C: Condition + Debug> Predicted<C> {
                 forgotten: of_forgotten,
             }),
         };
-        let losses = losses_of(model, config, data, &forgotten.points, progress)?;
+        let scheduler = process.scheduler()?;
+        let scheduler = scheduler.as_ref();
+        let losses = losses_of(model, scheduler, data, &forgotten.points, progress)?;
         let answer = match way {
             Way::Counterfactual => {
                 let from = (data, &losses);
-                let answer = answers_of(model, config, from, &forgotten.points, progress)?;
+                let answer = answers_of(model, scheduler, from, &forgotten.points, progress)?;
                 explained(answer.combination()).say(progress)?;
                 Some(Taught::Predicted(Box::new(answer)))
             }
@@ -151,13 +153,18 @@ impl<C: Condition + Debug> Predicted<C> {
     }
 
     /// The figures, of the first `measured` forgotten images, if losses were predicted.
-    pub fn figures(&self, timesteps: [usize; 3], measured: usize) -> Result<Option<Figures>> {
+    pub fn figures(
+        &self,
+        process: &Process,
+        timesteps: [usize; 3],
+        measured: usize,
+    ) -> Result<Option<Figures>> {
         let Some(levels) = &self.levels else {
             return Ok(None);
         };
         let ids = 0..levels.values().len().min(measured) as u64;
         let losses = |timestep: usize| {
-            let loss = |id| levels.level(id, timestep as f64);
+            let loss = |id| levels.level(id, process.time(timestep));
             ids.clone().map(loss).collect::<Result<Vec<_>>>()
         };
         let mean_loss = |timestep: usize| Ok((timestep.to_string(), mean(&losses(timestep)?)));

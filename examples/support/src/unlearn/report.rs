@@ -4,7 +4,6 @@ use std::error::Error;
 use std::path::Path;
 
 use siss::files::path_text;
-use siss::models::ModelFolder;
 use siss::report::audit::{Manifest, Subject, WorstCase};
 
 use crate::audit::material::subjects;
@@ -12,9 +11,10 @@ use crate::audit::summary::{self, Evidence};
 use crate::probe::ByTimestep;
 use crate::unlearn::evaluate::Evaluation;
 use crate::unlearn::job::{Config, Summary};
+use crate::unlearn::source::Source;
 
 /// Writes `report.html` and `report.json` into the folder of the results.
-pub fn write(summary: &Summary, origin: &ModelFolder, folder: &Path) -> Result<(), Box<dyn Error>> {
+pub fn write(summary: &Summary, source: &Source, folder: &Path) -> Result<(), Box<dyn Error>> {
     let Config { options, .. } = &summary.config;
     if !options.reporting.report {
         return Ok(());
@@ -27,9 +27,9 @@ pub fn write(summary: &Summary, origin: &ModelFolder, folder: &Path) -> Result<(
     let written = summary::written_network(folder);
     let lora = options.conditions.lora.as_deref();
     let evidence = Evidence {
-        name: path_text(origin.pipeline()),
+        name: path_text(source.file().unwrap_or(source.folder().pipeline())),
         parameters: summary.model.parameters,
-        networks: [lora.unwrap_or(origin.network()), &written],
+        networks: [lora.unwrap_or(source.network()), &written],
         items,
         retained: &options.retain,
         retained_count: summary.retain_images,

@@ -1,7 +1,5 @@
 //! The resources that a run needs, announced before it starts.
 
-use std::fs;
-
 use siss::backend::DeviceSpec;
 use siss::files::path_text;
 use siss::images::{Account, Images};
@@ -10,6 +8,7 @@ use crate::progress::duration;
 use crate::target::{REFERENCES, Target};
 use crate::unlearn::data::Data;
 use crate::unlearn::job::Model;
+use crate::unlearn::memory::{MemoryPlan, TooLarge, Training, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::way::Way;
 
@@ -20,15 +19,12 @@ const NUMBERS_OF_TRAINING: usize = 4;
 const NUMBERS_OF_A_REPLICA: usize = 3;
 const BYTES_A_NUMBER: usize = 4;
 
-/// The facts known before the first measurement, one line per item.
-///
-/// `kept`: what is kept besides the model and the points, with its bytes.
+/// The facts known before anything is run, one line per item.
 pub fn announcement(
     options: &Options,
     settings: &Settings,
     model: &Model,
     data: &Data,
-    kept: &[(&str, u64)],
 ) -> Vec<String> {
     let format = model.format;
     let size = format!("{}x{}", format.height, format.width);
@@ -40,8 +36,8 @@ pub fn announcement(
             "model    {}: {:.1} million parameters, images of {size} in {colour}, {} timesteps, predicts {}",
             path_text(&options.model),
             model.parameters as f64 / 1e6,
-            model.scheduler.num_timesteps,
-            name(&model.scheduler.prediction_type),
+            model.process.num_timesteps(),
+            name(&model.process.prediction_type()),
         ),
         format!(
             "forget   {}: {}{}",
@@ -88,7 +84,7 @@ pub fn announcement(
         _ => "",
     };
     lines.push(format!(
-        "run      {}{}, {} steps of {}, {} at a time, learning rate {:e}{}{origin}, seed {}",
+        "run      {}{}, {} steps of {}, learning rate {:e}{}{origin}, seed {}",
         options.method,
         match (options.method, options.target) {
             (Way::Counterfactual, _) => ", to the answers of a retrained model",
@@ -97,31 +93,100 @@ pub fn announcement(
         },
         options.steps,
         options.batch,
-        settings.micro_batch.min(options.batch),
         settings.learning_rate,
         options.rate_change(),
         options.seed,
     ));
-    lines.push(memory(options, model, data, kept));
     lines
 }
 
-/// What is kept during the run. Answers take the model before it, and retained images on the host.
-fn memory(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)]) -> String {
-    let images = |count: usize| (count * model.format.values() * BYTES_A_NUMBER) as u64;
-    let weights = |copies: usize, of_training: usize| {
-        let numbers = model.parameters * copies + model.trained * of_training;
-        (numbers * BYTES_A_NUMBER) as u64
+/// Memory of the steps beyond that of a single pass. `samples`: generated images, before or after.
+pub fn of_training(options: &Options, model: &Model, data: &Data, samples: usize) -> Training {
+    let gradient = numbers(model.trained);
+    let teacher = match options.method {
+        Way::Counterfactual => gradient,
+        Way::Method(_) | Way::SissToLevel => 0,
     };
+    let shown = data.forget.len() + data.control.len() + 2 * samples;
+    let later = numbers(shown * model.format.values()) + references(options, model, data);
+    let on_host = options.all_devices().1.iter();
+    let on_host = on_host.filter(|&&spec| spec == DeviceSpec::Flex).count();
+    Training {
+        kept: (NUMBERS_OF_TRAINING - 1) as u64 * gradient + teacher + later,
+        gradient,
+        replicas: [on_host as u64, of_a_replica(model)],
+    }
+}
+
+/// The retained images that answers are made up of.
+fn references(options: &Options, model: &Model, data: &Data) -> u64 {
+    match options.method {
+        Way::Counterfactual => numbers(data.retain.len().min(REFERENCES) * model.format.values()),
+        Way::Method(_) | Way::SissToLevel => 0,
+    }
+}
+
+fn of_a_replica(model: &Model) -> u64 {
+    numbers(model.parameters) + NUMBERS_OF_A_REPLICA as u64 * numbers(model.trained)
+}
+
+/// The bytes of numbers.
+fn numbers(count: usize) -> u64 {
+    (count * BYTES_A_NUMBER) as u64
+}
+
+/// The memory of the run and the images run at a time, in a line, and the time of the steps in
+/// another, if a pass was measured.
+///
+/// `besides`: what is kept besides the model and the points, with its bytes.
+pub fn memory(
+    options: &Options,
+    settings: &Settings,
+    model: &Model,
+    data: &Data,
+    (plan, besides): (Option<&MemoryPlan>, &[(&str, u64)]),
+) -> Vec<String> {
+    let parts = parts(options, model, data, besides);
+    let rows = settings.micro_batch.min(options.batch);
+    let Some(plan) = plan else {
+        return vec![format!(
+            "memory   {parts}; activations of {rows} at a time (by their size) come on top, because the memory of the device is not known"
+        )];
+    };
+    let why = match options.micro_batch {
+        Some(_) => "",
+        None if rows < options.wanted(model.format).most => ", the most that fit",
+        None => "",
+    };
+    let how = match plan.measured {
+        1 => "one was run to measure it".into(),
+        measured => format!("1 and {measured} were run to measure it"),
+    };
+    let steps = plan.seconds_per_step * options.steps as f64;
+    vec![
+        format!(
+            "memory   about {} at most, of {} that are available: {parts}; the rest for the program and activations of {rows} at a time{why} ({how})",
+            bytes(plan.announced_memory_bytes),
+            bytes(plan.available_memory_bytes),
+        ),
+        format!(
+            "time     at least about {} for the steps, judging from this; measurements come on top",
+            duration(steps)
+        ),
+    ]
+}
+
+/// The parts of the memory that follow from the sizes of model and images.
+fn parts(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)]) -> String {
     let kept = [&data.forget, &data.retain, &data.control];
-    let kept = images(kept.into_iter().map(Images::len).sum());
-    let (what, copies, explaining) = match options.method {
-        Way::Counterfactual => {
-            let used = images(data.retain.len().min(REFERENCES));
-            let explaining = format!("; {} for those that answers are made up of", bytes(used));
-            ("weights before and now", 2, explaining)
-        }
-        Way::Method(_) | Way::SissToLevel => ("weights", 1, String::new()),
+    let kept = numbers(kept.into_iter().map(Images::len).sum::<usize>() * model.format.values());
+    let explaining = match references(options, model, data) {
+        0 => String::new(),
+        size => format!("; {} for those that answers are made up of", bytes(size)),
+    };
+    let (what, copies) = match options.method {
+        Way::Counterfactual => ("weights before and now", 1),
+        Way::Method(_) | Way::SissToLevel => ("weights", 0),
     };
     let ahead = data
         .stream
@@ -137,13 +202,42 @@ fn memory(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)]
         0 => String::new(),
         count => format!(
             ", on each of {count} further devices {} for weights and gradients",
-            bytes(weights(1, NUMBERS_OF_A_REPLICA))
+            bytes(of_a_replica(model))
         ),
     };
     format!(
-        "memory   {} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}{besides}; activations come on top",
-        bytes(weights(copies, NUMBERS_OF_TRAINING)),
+        "{} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}{besides}",
+        bytes(numbers(
+            model.parameters + model.trained * (copies + NUMBERS_OF_TRAINING)
+        )),
         bytes(kept),
+    )
+}
+
+/// The error for a run that does not fit, with the ways to make it smaller.
+pub fn refusal(too_large: &TooLarge, options: &Options) -> String {
+    let &TooLarge {
+        micro_batch,
+        needed,
+        available,
+    } = too_large;
+    let mut remedies = Vec::new();
+    if micro_batch > 1 {
+        remedies.push("a smaller --micro-batch");
+    }
+    if !options.recompute {
+        remedies.push("--recompute, which stores fewer activations");
+    }
+    if options.conditions.lora.is_none() {
+        remedies.push("--lora, which trains few parameters, for a model that takes it");
+    }
+    remedies.push("smaller images, or more memory");
+    format!(
+        "the run would take about {} with {} at a time, but {} are available; take {}",
+        bytes(needed),
+        images(micro_batch),
+        bytes(available),
+        remedies.join("; or ")
     )
 }
 
@@ -201,16 +295,6 @@ impl Forecast {
     }
 }
 
-/// Peak memory of the process, if the system reports it (Linux).
-pub fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(1024 * kibibytes)
-}
-
 /// A size in decimal units, as text.
 pub fn bytes(bytes: u64) -> String {
     match bytes as f64 {
@@ -237,4 +321,38 @@ fn name(value: &impl serde::Serialize) -> String {
         .unwrap_or_default()
         .trim_matches('"')
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn a_refusal_names_the_remedies_that_are_left() {
+        let refused = |more: &str, micro_batch| {
+            let words = format!("unlearn --model m --forget f --retain r --out o {more}");
+            let options = Options::try_parse_from(words.split_whitespace()).unwrap();
+            let too_large = TooLarge {
+                micro_batch,
+                needed: 30_000_000_000,
+                available: 16_000_000_000,
+            };
+            refusal(&too_large, &options)
+        };
+        let text = refused("--micro-batch 4", 4);
+        for part in [
+            "30.0 GB with 4 images",
+            "16.0 GB",
+            "smaller --micro-batch",
+            "--recompute",
+            "--lora",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let text = refused("--recompute --lora l.safetensors", 1);
+        for part in ["--micro-batch", "--recompute", "--lora"] {
+            assert!(!text.contains(part), "{part}: {text}");
+        }
+    }
 }

@@ -1,7 +1,10 @@
 //! Euler's method along the straight path of flow matching.
 
+mod config;
+
+pub use config::EulerFlowConfig;
+
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::check_request;
 use crate::denoiser::Denoiser;
@@ -9,37 +12,6 @@ use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_positive, check_range};
 use crate::host::{column, vector};
 use crate::process::PredictionType;
-
-/// Settings of [`EulerFlowSampler`].
-///
-/// | field | default | purpose | range |
-/// |---|---|---|---|
-/// | `num_inference_steps` | 28 | steps from noise to a sample | 1 to `num_train_timesteps` |
-/// | `shift` | 1 | more steps near the noise: `σ ← sσ / (1 + (s − 1)σ)` | > 0 |
-/// | `num_train_timesteps` | 1000 | how finely the path was divided in training | ≥ 2 |
-///
-/// These are settings of diffusers' `FlowMatchEulerDiscreteScheduler`. Stable Diffusion 3 has a
-/// shift of 3.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct EulerFlowConfig {
-    /// Steps from noise to a sample.
-    pub num_inference_steps: usize,
-    /// More steps near the noise if above 1.
-    pub shift: f64,
-    /// How finely the path was divided in training.
-    pub num_train_timesteps: usize,
-}
-
-impl Default for EulerFlowConfig {
-    fn default() -> Self {
-        Self {
-            num_inference_steps: 28,
-            shift: 1.0,
-            num_train_timesteps: 1000,
-        }
-    }
-}
 
 /// Draws samples of a flow-matching model by Euler's method: `x ← x + (σ' − σ) v`.
 ///
