@@ -1,5 +1,5 @@
-//! The gradients of a convolutional network on the device under test agree with those of the CPU, and
-//! so does an average of the weights that is kept there.
+//! The gradients of a convolutional network on the device under test agree with those of the CPU,
+//! and so does an average of the weights that is kept there.
 
 use burn::module::{Module, list_param_ids};
 use burn::tensor::Device;

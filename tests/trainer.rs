@@ -50,8 +50,8 @@ fn micro_batches_change_nothing() {
     }
 }
 
-/// A rehearsal runs rows of the next step, and leaves it bit for bit what it was; ReTrack has a state
-/// that its terms change.
+/// A rehearsal runs rows of the next step, and leaves it bit for bit what it was; ReTrack has a
+/// state that its terms change.
 #[test]
 fn a_rehearsal_runs_the_first_rows_and_changes_nothing() {
     let batch = batch(64, 0.5, 3, &device());

@@ -12,12 +12,23 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DiTPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from safetensors.torch import load_file
 
 STEPS, GUIDANCE, NO_LABEL = 10, 3.0, 10
 LABELS = (0, 3, 5, 9)
 CAPTIONS = ("grinning face", "woman firefighter, dark skin tone", "blue heart", "Astronaut, medium skin tone!")
+TINY_LABELS, TINY_NO_LABEL = (0, 1, 2, 1), 3
+TINY_CAPTIONS = ("a hat", "red dog", "blue cat", "old tree")
 TOLERANCE = 1e-3
 
 
@@ -47,10 +58,43 @@ def classes(folder, ours):
 
 
 def captions(folder, ours):
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    return from_prompts(StableDiffusionPipeline, CAPTIONS, folder, ours)
+
+
+def transformer(folder, ours):
+    pipeline = DiTPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    labels, none = torch.tensor(TINY_LABELS), torch.full([len(TINY_LABELS)], TINY_NO_LABEL)
+
+    # The pipeline itself takes the class 1000 for none.
+    def predict(noisy, timestep):
+        timesteps = timestep.expand(len(labels))
+        wanted, free = (
+            pipeline.transformer(noisy, timestep=timesteps, class_labels=label).sample.chunk(2, dim=1)[0]
+            for label in (labels, none)
+        )
+        return free + GUIDANCE * (wanted - free)
+
+    latents = draw(pipeline.scheduler, ours["noise"], predict)
+    pictures = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    return pictures.clamp(-1, 1), ours["pictures"]
+
+
+def xl(folder, ours):
+    return from_prompts(StableDiffusionXLPipeline, TINY_CAPTIONS, folder, ours)
+
+
+def flow(folder, ours):
+    # An optional encoder that a folder lacks has to be passed as none.
+    return from_prompts(
+        StableDiffusion3Pipeline, TINY_CAPTIONS, folder, ours, text_encoder_3=None, tokenizer_3=None
+    )
+
+
+def from_prompts(kind, prompts, folder, ours, **parts):
+    pipeline = kind.from_pretrained(folder, torch_dtype=torch.float32, **parts)
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(
-        list(CAPTIONS), latents=ours["noise"], guidance_scale=GUIDANCE, num_inference_steps=STEPS, output_type="pt"
+        list(prompts), latents=ours["noise"], guidance_scale=GUIDANCE, num_inference_steps=STEPS, output_type="pt"
     ).images
     return pictures * 2 - 1, ours["pictures"]
 
@@ -80,7 +124,7 @@ def relative_error(found, expected):
 def main():
     root = Path(sys.argv[1])
     compared = {}
-    for layout in (unconditional, classes, captions):
+    for layout in (unconditional, classes, captions, transformer, xl, flow):
         folder = root / layout.__name__
         compared[layout.__name__] = relative_error(*layout(folder, load_file(folder / "ours.safetensors")))
     for spelling in ("peft", "kohya"):

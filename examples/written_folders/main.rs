@@ -9,14 +9,20 @@ use safetensors::tensor::{Dtype, TensorView};
 use siss::burn::tensor::{Device, Int, Tensor};
 use siss::draws::{Stream, normal_noise};
 use siss::models::{
-    AutoencoderKl, ClassCondition, ClipTextEncoder, ClipTokenizer, Lora, LoraPart, ModelFolder,
-    TextCondition, UNet2d, UNet2dCondition, save_pipeline,
+    AutoencoderKl, ClassCondition, ClipTextEncoder, ClipTokenizer, Dit, Lora, LoraPart,
+    ModelFolder, Sd3Transformer, TextCondition, UNet2d, UNet2dCondition, save_pipeline,
 };
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Guided, Sampler};
-use siss::{DdpmScheduler, Denoiser, SissTrainer, UnlearningBatch};
+use siss::{Condition, DdpmScheduler, Denoiser, SissTrainer, StepReport, UnlearningBatch};
 use siss_support::digits::ASSETS;
 use siss_support::files::{copy, create_folder};
+use siss_support::process::Process;
+use siss_support::progress::Progress;
+use siss_support::tiny::{flow_model, transformer_model, xl_model};
+use siss_support::unlearn::options::Conditions;
+use siss_support::unlearn::source::Source;
+use siss_support::unlearn::subject::{Latents, Space, Subject, Text, TextNetwork};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -37,7 +43,18 @@ const COPIED: [&str; 5] = [
     "tokenizer/merges.txt",
     "tokenizer/tokenizer_config.json",
 ];
+/// The latents of tiny models, and captions of the letters that they know.
+const TINY: [usize; 4] = [ROWS, 4, 4, 4];
+const TINY_CAPTIONS: [&str; ROWS] = ["a hat", "red dog", "blue cat", "old tree"];
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/spellings");
+
+/// Tells nothing.
+struct Silent;
+
+impl Progress for Silent {
+    fn phase(&self, _: &str) {}
+    fn step(&self, _: &StepReport, _: usize) {}
+}
 
 fn main() -> Result<()> {
     let out = PathBuf::from(
@@ -48,6 +65,12 @@ fn main() -> Result<()> {
     unconditional(&out.join("unconditional"))?;
     classes(&out.join("classes"))?;
     captions(&out.join("captions"))?;
+    let original = |name: &str| out.join("original").join(name);
+    transformer(&original("transformer"), &out.join("transformer"))?;
+    xl_model(&original("xl"));
+    text::<UNet2dCondition>(&original("xl"), &out.join("xl"))?;
+    flow_model(&original("flow"));
+    text::<Sd3Transformer>(&original("flow"), &out.join("flow"))?;
     lora(&out.join("lora"))
 }
 
@@ -122,6 +145,43 @@ fn captions(folder: &Path) -> Result<()> {
         &["noise", "latents", "pictures"],
         &[noise, latents, pictures],
     )
+}
+
+/// A tiny class-conditional transformer of latents, whose last class is that for none.
+fn transformer(original: &Path, folder: &Path) -> Result<()> {
+    let device = Device::flex();
+    transformer_model(original, true);
+    let origin = ModelFolder::find(original)?;
+    let model = Dit::load(origin.network(), &device)?;
+    save_pipeline(&model, &origin, folder, "nothing")?;
+    let none = Tensor::from_data([model.null_class() as i32; ROWS], &device);
+    let condition = (Tensor::from_data([0, 1, 2, 1], &device), none);
+    let guided = Guided::new(model, GUIDANCE)?;
+    let [noise, latents] = draw(&guided, &condition, TINY, origin.scheduler_file())?;
+    let pictures = AutoencoderKl::load(original, &device)?.image(latents)?;
+    write(
+        folder,
+        &["noise", "pictures"],
+        &[noise, pictures.clamp(-1.0, 1.0)],
+    )
+}
+
+/// A tiny text-conditional pipeline, told of prompts and sampled as in `unlearn`.
+fn text<N: TextNetwork>(original: &Path, folder: &Path) -> Result<()> {
+    let device = Device::flex();
+    let source = Source::from(ModelFolder::find(original)?);
+    let latents = Latents::read(&source, None, &device, &Silent)?;
+    let parts = (&source, Space::Latents(Box::new(latents)));
+    let (mut text, model) = Text::<N>::load(&Conditions::default(), parts, &device, &Silent)?;
+    Subject::save(&text, &model, &source, folder, "nothing")?;
+    let wanted = text.encoded_all(&TINY_CAPTIONS.map(String::from), &device)?;
+    let none = text.without_prompt().take_rows(&[0; ROWS]);
+    let sampler = Process::from_file(source.folder().scheduler_file())?.reverse(STEPS)?;
+    let noise = normal_noise(TINY, 0, 0, 0, Stream::Sampling, &device);
+    let guided = Guided::new(model, GUIDANCE)?;
+    let latents = sampler.sample(&guided, &(wanted, none), TINY, [0, 0], &device)?;
+    let pictures = text.space().pictures(&latents)?;
+    write(folder, &["noise", "pictures"], &[noise, pictures])
 }
 
 /// Factors in both spellings, after a step of training.

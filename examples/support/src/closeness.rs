@@ -67,6 +67,31 @@ pub struct Denoised {
     pub to_point: f64,
 }
 
+/// The two distances of [`Closeness`] that are measured soonest.
+#[derive(Debug, Clone, Copy)]
+pub struct Distances {
+    /// [`Closeness::answer_distance`].
+    pub answer: f64,
+    /// [`Closeness::loss_distance`].
+    pub loss: f64,
+}
+
+/// Measures how far the answers and the losses of a model are from those of a reference at points.
+///
+/// # Errors
+/// Those of the measures in [`siss::evaluate`].
+pub fn distances(
+    probe: &Probe,
+    [model, reference]: [&UNet2d; 2],
+    points: &Tensor<4>,
+) -> Result<Distances> {
+    let compared = Compared::new(probe, [model, reference], points);
+    Ok(Distances {
+        answer: answer_distance(&compared.answers(points, &COUNTED)?),
+        loss: compared.loss_distance(points)?,
+    })
+}
+
 /// Measures how close a model is to a reference at points.
 ///
 /// # Shapes
@@ -80,11 +105,7 @@ pub fn closeness(
     reference: &UNet2d,
     points: &Tensor<4>,
 ) -> Result<Closeness> {
-    let compared = Compared {
-        probe,
-        models: [model, reference],
-        noises: (ROWS / points.dims()[0].max(1)).max(FEWEST_NOISES),
-    };
+    let compared = Compared::new(probe, [model, reference], points);
     let answers = compared.answers(points, &ANSWERED)?;
     let neighbours = neighbours(points).map(|(name, images)| {
         let answers = compared.answers(&images, &[NEIGHBOURS_AT])?;
@@ -92,7 +113,7 @@ pub fn closeness(
     });
     let neighbours: BTreeMap<_, _> = neighbours.into_iter().collect::<Result<_>>()?;
     Ok(Closeness {
-        answer_distance: mean(&COUNTED.map(|timestep| answers[&timestep.to_string()].distance)),
+        answer_distance: answer_distance(&answers),
         answers,
         denoised: compared.denoised(points)?,
         neighbourhood: mean(&neighbours.values().copied().collect::<Vec<_>>()),
@@ -109,7 +130,15 @@ struct Compared<'a> {
     noises: usize,
 }
 
-impl Compared<'_> {
+impl<'a> Compared<'a> {
+    fn new(probe: &'a Probe, models: [&'a UNet2d; 2], points: &Tensor<4>) -> Self {
+        Self {
+            probe,
+            models,
+            noises: (ROWS / points.dims()[0].max(1)).max(FEWEST_NOISES),
+        }
+    }
+
     fn answers(
         &self,
         points: &Tensor<4>,
@@ -157,6 +186,10 @@ impl Compared<'_> {
     }
 }
 
+fn answer_distance(answers: &BTreeMap<String, Answers>) -> f64 {
+    mean(&COUNTED.map(|timestep| answers[&timestep.to_string()].distance))
+}
+
 /// Images that resemble the points, with what was done to the points.
 pub fn neighbours(points: &Tensor<4>) -> [(&'static str, Tensor<4>); 5] {
     [
@@ -180,28 +213,11 @@ fn shifted(images: &Tensor<4>, pixels: usize) -> Tensor<4> {
 #[cfg(test)]
 mod tests {
     use siss::burn::tensor::{Device, TensorData};
-    use siss::models::{DownBlockType, UNet2dConfig, UpBlockType};
     use siss::process::SchedulerConfig;
 
     use super::*;
     use crate::probe::Chunks;
-    use crate::small::host;
-
-    /// A network with random weights.
-    fn model() -> UNet2d {
-        let config = UNet2dConfig {
-            in_channels: 3,
-            out_channels: 3,
-            block_out_channels: vec![4, 8],
-            down_block_types: vec![DownBlockType::Resnet; 2],
-            up_block_types: vec![UpBlockType::Resnet; 2],
-            layers_per_block: 1,
-            norm_num_groups: 2,
-            attention_head_dim: None,
-            ..UNet2dConfig::default()
-        };
-        config.init(&Device::flex()).unwrap()
-    }
+    use crate::small::{host, unet};
 
     fn image(values: [f32; 8]) -> Tensor<4> {
         Tensor::from_data(
@@ -218,7 +234,7 @@ mod tests {
         };
         let probe = Probe::new(&SchedulerConfig::default(), chunks).unwrap();
         let points = Tensor::ones([2, 3, 8, 8], &Device::flex()) * 0.5;
-        let (model, other) = (model(), model());
+        let (model, other) = (unet(), unet());
 
         let same = closeness(&probe, &model, &model, &points).unwrap();
         for answers in same.answers.values() {
@@ -233,6 +249,9 @@ mod tests {
         }
 
         let apart = closeness(&probe, &other, &model, &points).unwrap();
+        let alone = distances(&probe, [&other, &model], &points).unwrap();
+        let of_both = (apart.answer_distance, apart.loss_distance);
+        assert_eq!((alone.answer, alone.loss), of_both);
         let to_reference = apart.denoised["250"].to_reference;
         for figure in [
             apart.answer_distance,

@@ -1,6 +1,8 @@
 //! A request to forget some of the points that a model memorised, and copies of them among
 //! generated images.
 
+use std::ops::Range;
+
 use siss::burn::tensor::Tensor;
 
 use crate::cases::{Case, CaseData};
@@ -8,27 +10,37 @@ use crate::probe::distances;
 use crate::tshirt::evaluate::TSHIRT_DISTANCE;
 
 impl CaseData {
-    /// Forgets the first so many memorised points. The others are kept, and each is in the retained
-    /// set as often as it was in the training data.
+    /// A request to forget some points. Points are numbered: first those that were memorised, then
+    /// the retained ones in their order. All before the request's are forgotten already. The
+    /// memorised ones behind it are kept, and each is in the retained set as often as it was in
+    /// the training data.
     ///
     /// # Errors
-    /// A message if the model memorised fewer points, or none is to be forgotten.
-    pub fn forgetting(&self, points: usize, copies: usize) -> Result<CaseData, String> {
-        let memorised = self.forget.dims()[0];
-        if !(1..=memorised).contains(&points) {
+    /// A message if there are no such points, or half of the retained points would not be left.
+    pub fn forgetting(&self, points: Range<usize>, copies: usize) -> Result<CaseData, String> {
+        let (memorised, retained) = (self.forget.dims()[0], self.retain.dims()[0]);
+        let most = memorised + retained / 2;
+        if points.is_empty() || points.end > most {
+            let points = points.end;
             return Err(format!(
-                "--points: {points} of the memorised points; it must be from 1 to {memorised}"
+                "--points: {points} points to forget; it must be from 1 to {most}"
             ));
         }
-        let mut retain = vec![self.retain.clone()];
-        if points < memorised {
-            let others = self.forget.clone().narrow(0, points, memorised - points);
+        let taken = points.end.saturating_sub(memorised);
+        let mut retain = vec![self.retain.clone().narrow(0, taken, retained - taken)];
+        if points.end < memorised {
+            let others = self.forget.clone();
+            let others = others.narrow(0, points.end, memorised - points.end);
             retain.push(others.repeat_dim(0, copies));
+        }
+        let mut forget = vec![self.forget.clone()];
+        if taken > 0 {
+            forget.push(self.retain.clone().narrow(0, 0, taken));
         }
         Ok(CaseData {
             retain: Tensor::cat(retain, 0),
             heldout: self.heldout.clone(),
-            forget: self.forget.clone().narrow(0, 0, points),
+            forget: Tensor::cat(forget, 0).narrow(0, points.start, points.len()),
         })
     }
 }
@@ -97,19 +109,29 @@ mod tests {
 
     #[test]
     fn what_is_not_to_be_forgotten_is_kept_with_its_copies() {
-        let all = data().forgetting(3, 2).unwrap();
+        let all = data().forgetting(0..3, 2).unwrap();
         assert_eq!(values(all.retain), [-1.0, 0.0]);
         assert_eq!(values(all.forget), [0.5, 1.0, 0.75]);
 
-        let first = data().forgetting(1, 2).unwrap();
+        let first = data().forgetting(0..1, 2).unwrap();
         assert_eq!(values(first.retain), [-1.0, 0.0, 1.0, 0.75, 1.0, 0.75]);
         assert_eq!(values(first.forget), [0.5]);
         assert_eq!(values(first.heldout), [0.1]);
 
-        for points in [0, 4] {
-            let error = data().forgetting(points, 2).unwrap_err();
+        // The first is forgotten already.
+        let second = data().forgetting(1..2, 2).unwrap();
+        assert_eq!(values(second.retain), [-1.0, 0.0, 0.75, 0.75]);
+        assert_eq!(values(second.forget), [1.0]);
+
+        // More points than were memorised.
+        let more = data().forgetting(2..4, 2).unwrap();
+        assert_eq!(values(more.retain), [0.0]);
+        assert_eq!(values(more.forget), [0.75, -1.0]);
+
+        for points in [0, 5] {
+            let error = data().forgetting(0..points, 2).unwrap_err();
             assert!(
-                error.contains("--points") && error.contains("1 to 3"),
+                error.contains("--points") && error.contains("1 to 4"),
                 "{error}"
             );
         }
@@ -120,11 +142,11 @@ mod tests {
     #[test]
     fn a_copy_is_nearer_than_half_the_nearest_retained_point_and_counts_once() {
         let images = points(&[0.24, 0.26, 0.74, 0.9, -0.5]);
-        let request = data().forgetting(2, 0).unwrap();
+        let request = data().forgetting(0..2, 0).unwrap();
         assert_eq!(Copies::of(Case::Digits, &request).among(&images), 3);
         // A kept point at 0.75 halves the distances.
         let request = data();
-        let request = request.forgetting(2, 1).unwrap();
+        let request = request.forgetting(0..2, 1).unwrap();
         assert_eq!(Copies::of(Case::Digits, &request).among(&images), 1);
         assert_eq!(Copies::of(Case::Tshirt, &request).among(&images), 5);
     }

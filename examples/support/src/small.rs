@@ -7,6 +7,7 @@ use siss::burn::nn::{Linear, LinearConfig};
 use siss::burn::optim::GradientsParams;
 use siss::burn::tensor::{Device, Tensor, TensorData};
 use siss::draws::{Stream, normal_noise};
+use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
 use siss::steering::Levels;
 use siss::trainer::SissTrainerBuilder;
 use siss::{Denoiser, PredictionType, Steering, UnlearningBatch};
@@ -20,6 +21,22 @@ pub fn device() -> Device {
         .unwrap()
         .device()
         .unwrap()
+}
+
+/// A network of diffusers for small colour pictures, with random weights.
+pub fn unet() -> UNet2d {
+    let config = UNet2dConfig {
+        in_channels: 3,
+        out_channels: 3,
+        block_out_channels: vec![4, 8],
+        down_block_types: vec![DownBlockType::Resnet; 2],
+        up_block_types: vec![UpBlockType::Resnet; 2],
+        layers_per_block: 1,
+        norm_num_groups: 2,
+        attention_head_dim: None,
+        ..UNet2dConfig::default()
+    };
+    config.init(&Device::flex()).unwrap()
 }
 
 /// A model with two layers over three elements and the timestep. Its parameters are determined by a

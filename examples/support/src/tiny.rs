@@ -58,7 +58,7 @@ pub fn transformer_model(folder: &Path, is_latent: bool) {
     network.save(folder.join("transformer")).unwrap();
     write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
     if is_latent {
-        autoencoder(&folder.join("vae"));
+        autoencoder(&folder.join("vae"), None);
         let index = r#"{"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"],
             "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DDIMScheduler"], "id2label": {"0": "a hat"}}"#;
         write(&folder.join("model_index.json"), index);
@@ -66,13 +66,14 @@ pub fn transformer_model(folder: &Path, is_latent: bool) {
 }
 
 /// An autoencoder that makes latents of 4 × 4 of pictures of 8 × 8.
-fn autoencoder(folder: &Path) {
+fn autoencoder(folder: &Path, shift_factor: Option<f64>) {
     let config = AutoencoderKlConfig {
         block_out_channels: vec![8, 8],
         down_block_types: vec!["DownEncoderBlock2D".into(); 2],
         up_block_types: vec!["UpDecoderBlock2D".into(); 2],
         layers_per_block: 1,
         norm_num_groups: 4,
+        shift_factor,
         ..AutoencoderKlConfig::default()
     };
     let network = config.init(&Device::flex()).unwrap();
@@ -139,7 +140,7 @@ fn text_unet() -> UNet2dConditionConfig {
 pub fn text_model(folder: &Path) {
     let unet = text_unet().init(&Device::flex()).unwrap();
     unet.save(folder.join("unet")).unwrap();
-    autoencoder(&folder.join("vae"));
+    autoencoder(&folder.join("vae"), None);
     text_encoder(&folder.join("text_encoder"), false);
     tokenizer(&folder.join("tokenizer"));
     write(&folder.join("scheduler/scheduler_config.json"), SCHEDULER);
@@ -180,7 +181,7 @@ pub fn flow_model(folder: &Path) {
     };
     let network = config.init(&Device::flex()).unwrap();
     network.save(folder.join("transformer")).unwrap();
-    autoencoder(&folder.join("vae"));
+    autoencoder(&folder.join("vae"), Some(0.0609));
     for (encoder, of_tokens) in [
         ("text_encoder", "tokenizer"),
         ("text_encoder_2", "tokenizer_2"),

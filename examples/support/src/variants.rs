@@ -213,7 +213,7 @@ impl<'a> Generator<'a> {
         };
         let source = Source::from(origin.clone());
         let latents = Latents::read(&source, None, device, progress)?;
-        let parts = (&source, Space::Latents(latents));
+        let parts = (&source, Space::Latents(Box::new(latents)));
         let (text, unet) = Text::<UNet2dCondition>::load(&conditions, parts, device, progress)?;
         let found = ImageFiles::find(&options.forget)?;
         let transparency = Transparency::default();

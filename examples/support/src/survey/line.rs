@@ -10,6 +10,7 @@ use crate::cases::Case;
 use crate::lines::rounded;
 
 use super::contender::Contender;
+use super::order::Order;
 
 /// The model that is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,11 +20,17 @@ pub enum Subject {
     /// A second retrained one: the floor of every distance.
     Retrained,
     /// The one that memorised, after unlearning.
-    Unlearned {
-        contender: Contender,
-        steps: usize,
-        seed: u64,
-    },
+    Unlearned(Unlearning),
+}
+
+/// How a model is unlearned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Unlearning {
+    pub contender: Contender,
+    pub order: Order,
+    /// For each request.
+    pub steps: usize,
+    pub seed: u64,
 }
 
 /// All that a run depends on.
@@ -47,7 +54,7 @@ impl Setting {
         match self.subject {
             Subject::Before => BEFORE.into(),
             Subject::Retrained => RETRAINED.into(),
-            Subject::Unlearned { contender, .. } => contender.to_string(),
+            Subject::Unlearned(run) => format!("{}{}", run.contender, run.order.suffix()),
         }
     }
 }
@@ -57,7 +64,7 @@ impl fmt::Display for Setting {
         let (case, points) = (self.case.name(), self.points);
         write!(formatter, "{case}, points {points}, {}", self.method())?;
         match self.subject {
-            Subject::Unlearned { steps, seed, .. } => {
+            Subject::Unlearned(Unlearning { steps, seed, .. }) => {
                 write!(formatter, ", steps {steps}, seed {seed}")
             }
             _ => Ok(()),
@@ -73,9 +80,11 @@ pub struct Line {
     pub case: String,
     /// Forgotten points.
     pub points: usize,
+    /// Of a run with several requests, their order too.
     pub method: String,
     /// Empty for the method's own.
     pub clipper: String,
+    /// For each request.
     pub steps: usize,
     pub seed: u64,
     pub batch: usize,
@@ -132,8 +141,22 @@ pub struct Measured {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Took {
     pub seconds: f64,
+    /// Seconds of the predictions that a method needs before its first step.
+    pub predicting: f64,
     pub rows_per_sample: f64,
     pub findings: usize,
+}
+
+impl Took {
+    /// With one of several requests added: rows per sample are a mean over them.
+    pub fn and(self, request: Took, of: usize) -> Took {
+        Took {
+            seconds: self.seconds + request.seconds,
+            predicting: self.predicting + request.predicting,
+            rows_per_sample: self.rows_per_sample + request.rows_per_sample / of as f64,
+            findings: self.findings + request.findings,
+        }
+    }
 }
 
 impl Line {
@@ -141,7 +164,7 @@ impl Line {
     pub fn of(setting: &Setting, device: DeviceSpec, measured: &Measured) -> Self {
         let (steps, seed, batch) = match setting.subject {
             Subject::Before | Subject::Retrained => (0, 0, 0),
-            Subject::Unlearned { steps, seed, .. } => (steps, seed, setting.batch),
+            Subject::Unlearned(run) => (run.steps, run.seed, setting.batch),
         };
         let clipper = setting.clipper.filter(|_| steps > 0);
         let Measured { took, .. } = measured;
@@ -195,8 +218,8 @@ impl Line {
         is_same_model
             && match setting.subject {
                 Subject::Before | Subject::Retrained => true,
-                Subject::Unlearned { steps, seed, .. } => {
-                    (self.steps, self.seed, self.batch) == (steps, seed, setting.batch)
+                Subject::Unlearned(run) => {
+                    (self.steps, self.seed, self.batch) == (run.steps, run.seed, setting.batch)
                         && self.clipper == name_of(setting.clipper)
                 }
             }
@@ -228,6 +251,6 @@ impl Line {
 }
 
 /// The text of a clipper; none for the method's own.
-fn name_of(clipper: Option<ClipperSpec>) -> String {
+pub fn name_of(clipper: Option<ClipperSpec>) -> String {
     clipper.map_or(String::new(), |clipper| clipper.to_string())
 }

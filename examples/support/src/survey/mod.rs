@@ -4,7 +4,10 @@
 mod contender;
 mod line;
 mod options;
+mod order;
 mod plot;
+mod request;
+mod requests;
 mod table;
 mod trial;
 
@@ -14,6 +17,7 @@ use crate::progress::Progress;
 use crate::{files, lines};
 
 use line::{Line, Setting};
+use requests::RequestLine;
 use trial::Trial;
 
 pub use options::Options;
@@ -22,15 +26,18 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// One line for each finished run.
 pub const RUNS: &str = "runs.csv";
+/// One line for each request of these runs.
+pub const REQUESTS: &str = "requests.csv";
 pub const TABLE: &str = "table.md";
 pub const PLOT: &str = "plot.svg";
 
-/// Runs what the file of runs lacks, writes table and plot of all its runs, and returns the table.
+/// Runs what the file of runs lacks, writes table and plot of all its runs, and returns the tables.
 pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     options.check()?;
     let mut runs = lines::read(&options.out.join(RUNS))?;
     let failed = run_missing(options, &mut runs, progress)?;
-    let table = table::table(&runs);
+    let requests: Vec<RequestLine> = lines::read(&options.out.join(REQUESTS))?;
+    let table = format!("{}\n{}", table::table(&runs), requests::table(&requests));
     files::write(&options.out.join(TABLE), &table)?;
     plot::plot(&runs).save(options.out.join(PLOT))?;
     match failed {
@@ -44,13 +51,13 @@ fn run_missing(options: &Options, runs: &mut Vec<Line>, progress: &dyn Progress)
     let data = options
         .case
         .load(&options.assets, &options.device.device()?)?;
-    let requests = options.points(data.forget.dims()[0]).into_iter();
-    // A number of points that is refused is refused before hours of runs with others.
-    let requests = requests
-        .map(|points| Ok((points, data.forgetting(points, options.case.copies())?)))
-        .collect::<Result<Vec<_>>>()?;
+    let numbers = options.points(data.forget.dims()[0]);
+    for &points in &numbers {
+        // A number of points that is refused is refused before hours of runs with others.
+        data.forgetting(0..points, options.case.copies())?;
+    }
     let (mut trial, mut failed) = (None, 0);
-    for (points, request) in requests {
+    for points in numbers {
         let missing = missing(options, points, runs);
         if missing.is_empty() {
             continue;
@@ -59,11 +66,14 @@ fn run_missing(options: &Options, runs: &mut Vec<Line>, progress: &dyn Progress)
             Some(trial) => trial,
             None => &*trial.insert(Trial::load(options, &data, progress)?),
         };
-        let mut request = trial.request(request);
+        let mut forgetting = trial.forgetting(points)?;
         for setting in missing {
             progress.phase(&setting.to_string());
-            match request.run(&setting, progress) {
-                Ok(run) => {
+            match forgetting.run(&setting, progress) {
+                Ok((run, requests)) => {
+                    for request in requests {
+                        lines::append(&options.out.join(REQUESTS), &request)?;
+                    }
                     lines::append(&options.out.join(RUNS), &run)?;
                     progress.say(&run.summary());
                     runs.push(run);
@@ -133,6 +143,12 @@ mod tests {
             (
                 "--methods siss --steps 5 --seeds 0 --clipper fraction:0.5:1",
                 1,
+            ),
+            ("--methods siss --steps 5 --seeds 0 --order together", 0),
+            ("--methods siss --steps 5 --seeds 0 --order in-turn", 1),
+            (
+                "--methods siss --steps 5 --seeds 0 --order together,in-turn,replay",
+                2,
             ),
             ("--methods siss --steps 5 --seeds 0 --samples 8", 3),
             ("--methods siss --steps 5 --seeds 0 --case digits", 3),

@@ -13,7 +13,8 @@ use crate::options::{at_least_one, clipper};
 use crate::quick::BATCH;
 
 use super::contender::Contender;
-use super::line::{Setting, Subject};
+use super::line::{Setting, Subject, Unlearning};
+use super::order::Order;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -36,7 +37,7 @@ pub struct Options {
     )]
     pub methods: Vec<Contender>,
 
-    /// Numbers of optimiser steps, separated by commas.
+    /// Numbers of optimiser steps for each request, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "100")]
     pub steps: Vec<usize>,
 
@@ -44,10 +45,15 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', default_value = "0,1,2")]
     pub seeds: Vec<u64>,
 
-    /// How many of the memorised points are forgotten, the first ones; numbers separated by commas
-    /// [default: all].
+    /// How many points are forgotten, the first ones: those that were memorised, then retained
+    /// ones; numbers separated by commas [default: all that were memorised].
     #[arg(long, value_delimiter = ',')]
     pub points: Vec<usize>,
+
+    /// In which order, separated by commas: all in one request, or one request per point, each to
+    /// the model that the one before it left.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "together")]
+    pub order: Vec<Order>,
 
     /// How the two gradients are weighed, by every method of this command: `fraction:0.5:1` and
     /// others, as `mnist_tshirt` takes them [default: the method's own].
@@ -90,7 +96,7 @@ impl Options {
         Ok(clipper(self.clipper)?)
     }
 
-    /// How many of the memorised points are forgotten.
+    /// How many points are forgotten.
     pub fn points(&self, memorised: usize) -> Vec<usize> {
         match self.points.is_empty() {
             true => vec![memorised],
@@ -112,12 +118,15 @@ impl Options {
         let mut settings = vec![setting(Subject::Before), setting(Subject::Retrained)];
         for &steps in &self.steps {
             for &seed in &self.seeds {
-                let unlearned = self.methods.iter().map(|&contender| Subject::Unlearned {
-                    contender,
-                    steps,
-                    seed,
-                });
-                settings.extend(unlearned.map(setting));
+                for &order in &self.order {
+                    let unlearnings = self.methods.iter().map(|&contender| Unlearning {
+                        contender,
+                        order,
+                        steps,
+                        seed,
+                    });
+                    settings.extend(unlearnings.map(|run| setting(Subject::Unlearned(run))));
+                }
             }
         }
         settings

@@ -1,30 +1,49 @@
-//! Measures models of a case, and unlearns.
+//! Measures models of a case, and has them forget points in one request or several.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Range;
 
-use siss::answer::PredictedAnswer;
+use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
-use siss::steering::Counterfactual;
-use siss::{PairSampler, SissTrainer};
 
 use crate::cases::CaseData;
-use crate::closeness::{ANSWERED, DENOISED, closeness};
+use crate::closeness::{ANSWERED, DENOISED, Distances, closeness, distances};
 use crate::probe::{Probe, mean};
 use crate::progress::Progress;
-use crate::quick::Quick;
 use crate::request::Copies;
-use crate::run::tell;
-use crate::target::{predict_answers, predict_losses};
 use crate::trained::Trained;
 use crate::tshirt::evaluate::chunks;
-use crate::way::Way;
 
 use super::Result;
-use super::line::{Line, Measured, Setting, Subject, Took};
+use super::line::{Line, Measured, Setting, Subject, Took, Unlearning};
 use super::options::Options;
+use super::request::Request;
+use super::requests::{Moments, RequestLine};
 
-/// Timesteps at which the loss of unseen points is measured.
-const HELDOUT: [usize; 3] = [100, 250, 400];
+/// Timesteps at which the loss of other points is measured.
+const OTHERS: [usize; 3] = [100, 250, 400];
+
+/// Losses of points that are not forgotten, at [`OTHERS`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OtherLosses {
+    pub retained: [f64; 3],
+    /// Of points that no model has seen.
+    pub heldout: [f64; 3],
+}
+
+impl OtherLosses {
+    /// In per cent above those before.
+    fn above(self, before: OtherLosses) -> OtherLosses {
+        let rise = |now: [f64; 3], before: [f64; 3]| {
+            std::array::from_fn(|at| 100.0 * (now[at] / before[at] - 1.0))
+        };
+        OtherLosses {
+            retained: rise(self.retained, before.retained),
+            heldout: rise(self.heldout, before.heldout),
+        }
+    }
+}
 
 /// The models of a case, and how they are measured.
 pub struct Trial<'a> {
@@ -32,139 +51,196 @@ pub struct Trial<'a> {
     data: &'a CaseData,
     trained: Trained,
     probe: Probe,
-    /// Losses of unseen points before unlearning, at [`HELDOUT`].
-    before: [f64; 3],
+    /// Before unlearning.
+    before: OtherLosses,
 }
 
 impl<'a> Trial<'a> {
     pub fn load(options: &'a Options, data: &'a CaseData, progress: &dyn Progress) -> Result<Self> {
         progress.phase("loading");
         let device = options.device.device()?;
-        let trained = Trained::load(options.case, &options.assets, &device)?;
+        Self::new(
+            options,
+            data,
+            Trained::load(options.case, &options.assets, &device)?,
+        )
+    }
+
+    fn new(options: &'a Options, data: &'a CaseData, trained: Trained) -> Result<Self> {
         let mut trial = Self {
             probe: Probe::new(&trained.config, chunks(options.device))?,
             options,
             data,
             trained,
-            before: [1.0; 3],
+            before: OtherLosses::default(),
         };
-        trial.before = trial.heldout(&trial.trained.model)?;
+        trial.before = trial.other_losses(&trial.trained.model)?;
         Ok(trial)
     }
 
-    /// To forget points of the case.
-    pub fn request(&self, data: CaseData) -> Request<'_> {
-        Request {
+    /// To forget the first points of the case.
+    pub fn forgetting(&self, points: usize) -> Result<Forgetting<'_>> {
+        let data = self.request_data(0..points)?;
+        let known = points.min(self.data.forget.dims()[0]);
+        Ok(Forgetting {
             trial: self,
+            points,
+            unseen: self.data.forget.clone().narrow(0, 0, known),
             copies: Copies::of(self.options.case, &data),
-            data,
-            losses: None,
-            answer: None,
-        }
+            first: BTreeMap::new(),
+        })
     }
 
-    /// The losses of unseen points.
-    fn heldout(&self, model: &UNet2d) -> Result<[f64; 3]> {
-        let heldout = &self.data.heldout;
-        let count = heldout.dims()[0].min(self.options.heldout);
-        let heldout = heldout.clone().narrow(0, 0, count);
-        let mut losses = [0.0; 3];
-        for (loss, timestep) in losses.iter_mut().zip(HELDOUT) {
-            *loss = mean(&self.probe.losses(model, (&heldout, &()), timestep)?);
-        }
-        Ok(losses)
+    fn request_data(&self, points: Range<usize>) -> Result<CaseData> {
+        Ok(self.data.forgetting(points, self.options.case.copies())?)
     }
-}
 
-/// Points to forget, and what is predicted of them once a method needs it.
-pub struct Request<'a> {
-    trial: &'a Trial<'a>,
-    data: CaseData,
-    copies: Copies,
-    losses: Option<Counterfactual>,
-    answer: Option<PredictedAnswer<4>>,
-}
+    fn request(&self, model: UNet2d, points: Range<usize>) -> Result<Request<'_>> {
+        let data = self.request_data(points)?;
+        Ok(Request::new(&self.trained.config, model, data))
+    }
 
-impl Request<'_> {
-    /// Unlearns if the setting says so, and measures.
-    pub fn run(&mut self, setting: &Setting, progress: &dyn Progress) -> Result<Line> {
-        let trained = &self.trial.trained;
-        match setting.subject {
-            Subject::Before => self.measured(setting, &trained.model, Took::default(), progress),
-            Subject::Retrained => self.measured(setting, &trained.again, Took::default(), progress),
-            Subject::Unlearned {
-                contender,
-                steps,
-                seed,
-            } => {
-                let levels = match contender.is_steered {
-                    true => Some(self.losses(progress)?.levels),
-                    false => None,
-                };
-                let answer = match contender.way {
-                    Way::Counterfactual => Some(self.answer(progress)?),
-                    _ => None,
-                };
-                let run = Quick {
-                    config: &trained.config,
-                    retained: &self.data.retain,
-                    steps,
-                    clipper: setting.clipper,
-                    seed,
-                };
-                let model = trained.model.clone();
-                let trainer = run.trainer(model, contender.way, levels, answer)?;
-                let (model, took) = self.unlearn(trainer, steps, seed, setting.batch, progress)?;
-                self.measured(setting, &model, took, progress)
+    fn other_losses(&self, model: &UNet2d) -> Result<OtherLosses> {
+        let losses = |points: &Tensor<4>| -> Result<[f64; 3]> {
+            // The last ones: the first retained points can be forgotten.
+            let all = points.dims()[0];
+            let count = all.min(self.options.heldout);
+            let points = points.clone().narrow(0, all - count, count);
+            let mut losses = [0.0; 3];
+            for (loss, timestep) in losses.iter_mut().zip(OTHERS) {
+                *loss = mean(&self.probe.losses(model, (&points, &()), timestep)?);
             }
-        }
+            Ok(losses)
+        };
+        Ok(OtherLosses {
+            retained: losses(&self.data.retain)?,
+            heldout: losses(&self.data.heldout)?,
+        })
     }
+}
 
-    /// The losses that a retrained model is predicted to have.
-    fn losses(&mut self, progress: &dyn Progress) -> Result<Counterfactual> {
-        if let Some(losses) = &self.losses {
-            return Ok(losses.clone());
-        }
-        let Trained { model, config, .. } = &self.trial.trained;
-        let data = [&self.data.retain, &self.data.heldout, &self.data.forget];
-        let losses = predict_losses(model, config, data, progress)?;
-        Ok(self.losses.insert(losses).clone())
-    }
+/// Points to forget.
+pub struct Forgetting<'a> {
+    trial: &'a Trial<'a>,
+    points: usize,
+    /// Those of them that the retrained models never saw.
+    unseen: Tensor<4>,
+    copies: Copies,
+    /// Requests to the model that memorised, by their number of points: what is predicted of them
+    /// serves several runs.
+    first: BTreeMap<usize, Request<'a>>,
+}
 
-    /// The answers that a retrained model is predicted to give.
-    fn answer(&mut self, progress: &dyn Progress) -> Result<PredictedAnswer<4>> {
-        if let Some(answer) = &self.answer {
-            return Ok(answer.clone());
-        }
-        let losses = self.losses(progress)?;
-        let Trained { model, config, .. } = &self.trial.trained;
-        let data = [&self.data.retain, &self.data.heldout, &self.data.forget];
-        let answer = predict_answers(model, config, data, &losses, progress)?;
-        Ok(self.answer.insert(answer).clone())
-    }
+/// A model after the last request, what all of them took, and a line for each.
+struct Unlearned {
+    model: UNet2d,
+    took: Took,
+    lines: Vec<RequestLine>,
+}
 
-    fn unlearn(
-        &self,
-        mut trainer: SissTrainer<UNet2d, 4>,
-        steps: usize,
-        seed: u64,
-        batch: usize,
+impl<'a> Forgetting<'a> {
+    /// Unlearns if the setting says so, and measures: the line of the run, and one for each of its
+    /// requests.
+    pub fn run(
+        &mut self,
+        setting: &Setting,
         progress: &dyn Progress,
-    ) -> Result<(UNet2d, Took)> {
-        let (retain, forget) = (self.data.retain.clone(), self.data.forget.clone());
-        let pairs = PairSampler::new(retain, forget, seed)?;
-        let mut took = Took::default();
-        for step in 0..steps {
-            let batch = pairs.batch(step as u64, batch)?;
-            let began = Instant::now();
-            let report = trainer.step(batch)?;
-            took.seconds += began.elapsed().as_secs_f64();
-            took.rows_per_sample += report.rows_per_sample() / steps as f64;
-            progress.step(&report, steps);
-            tell(&mut trainer, progress);
+    ) -> Result<(Line, Vec<RequestLine>)> {
+        let trained = &self.trial.trained;
+        let plain = |model: &UNet2d| Unlearned {
+            model: model.clone(),
+            took: Took::default(),
+            lines: Vec::new(),
+        };
+        let unlearned = match setting.subject {
+            Subject::Before => plain(&trained.model),
+            Subject::Retrained => plain(&trained.again),
+            Subject::Unlearned(run) => self.unlearn(setting, run, progress)?,
+        };
+        let line = self.measured(setting, &unlearned.model, unlearned.took, progress)?;
+        Ok((line, unlearned.lines))
+    }
+
+    /// Unlearns for one request after another.
+    fn unlearn(
+        &mut self,
+        setting: &Setting,
+        run: Unlearning,
+        progress: &dyn Progress,
+    ) -> Result<Unlearned> {
+        let trial = self.trial;
+        let requests = run.order.requests(self.points);
+        let mut model = trial.trained.model.clone();
+        let (mut total, mut lines) = (Took::default(), Vec::new());
+        for (index, new) in requests.iter().enumerate() {
+            if requests.len() > 1 {
+                let of = requests.len();
+                progress.say(&format!("{setting}: request {} of {of}", index + 1));
+            }
+            let before = self.distances(&trial.trained.model, new)?;
+            let start = self.distances(&model, new)?;
+            let points = run.order.forgotten(new);
+            let mut later;
+            let request = match index {
+                0 => self.first(points)?,
+                _ => {
+                    later = trial.request(model, points)?;
+                    &mut later
+                }
+            };
+            let seed = run.seed + index as u64;
+            let forgotten = request.forgotten();
+            let took;
+            (model, took) = request.unlearn(setting, Unlearning { seed, ..run }, progress)?;
+            let moments = Moments {
+                before,
+                start,
+                after: self.distances(&model, new)?,
+            };
+            let others = trial.other_losses(&model)?.above(trial.before);
+            lines.push(RequestLine::of(
+                (setting, run),
+                (index + 1, forgotten),
+                &moments,
+                (took, others),
+                trial.options.device,
+            ));
+            total = total.and(took, requests.len());
         }
-        took.findings = trainer.findings().len();
-        Ok((trainer.into_model(), took))
+        for (line, new) in lines.iter_mut().zip(&requests) {
+            line.ends_at(self.distances(&model, new)?);
+        }
+        Ok(Unlearned {
+            model,
+            took: total,
+            lines,
+        })
+    }
+
+    /// The request that a run begins with.
+    fn first(&mut self, points: Range<usize>) -> Result<&mut Request<'a>> {
+        Ok(match self.first.entry(points.end) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(missing) => {
+                let model = self.trial.trained.model.clone();
+                missing.insert(self.trial.request(model, points)?)
+            }
+        })
+    }
+
+    /// How far a model is from the retrained one at those of the points that this one never saw.
+    fn distances(&self, model: &UNet2d, points: &Range<usize>) -> Result<Option<Distances>> {
+        let end = points.end.min(self.unseen.dims()[0]);
+        if points.start >= end {
+            return Ok(None);
+        }
+        let points = (self.unseen.clone()).narrow(0, points.start, end - points.start);
+        let Trial { probe, trained, .. } = self.trial;
+        Ok(Some(distances(
+            probe,
+            [model, &trained.retrained],
+            &points,
+        )?))
     }
 
     /// The line of a run that ended at this model.
@@ -176,15 +252,9 @@ impl Request<'_> {
         progress: &dyn Progress,
     ) -> Result<Line> {
         progress.phase(&format!("measuring {setting}"));
-        let Trial {
-            options,
-            probe,
-            trained,
-            before,
-            ..
-        } = self.trial;
-        let close = closeness(probe, model, &trained.retrained, &self.data.forget)?;
-        let mut measured = Measured {
+        let trial = self.trial;
+        let close = closeness(&trial.probe, model, &trial.trained.retrained, &self.unseen)?;
+        let measured = Measured {
             answer: close.answer_distance,
             answers: ANSWERED.map(|timestep| close.answers[&timestep.to_string()].distance),
             cosines: ANSWERED.map(|timestep| close.answers[&timestep.to_string()].cosine),
@@ -193,13 +263,9 @@ impl Request<'_> {
             loss: close.loss_distance,
             copies: self.copies_drawn(model, progress)?,
             took,
-            heldout: [0.0; HELDOUT.len()],
+            heldout: trial.other_losses(model)?.above(trial.before).heldout,
         };
-        let heldout = self.trial.heldout(model)?;
-        for (change, (now, before)) in measured.heldout.iter_mut().zip(heldout.iter().zip(before)) {
-            *change = 100.0 * (now / before - 1.0);
-        }
-        Ok(Line::of(setting, options.device, &measured))
+        Ok(Line::of(setting, trial.options.device, &measured))
     }
 
     /// How many of the images that a model generates are copies of forgotten points.
@@ -208,12 +274,113 @@ impl Request<'_> {
         if samples == 0 {
             return Ok(0);
         }
-        let points = &self.data.forget;
-        let mut shape = points.dims();
+        let mut shape = self.unseen.dims();
         shape[0] = samples;
-        let images = (self.trial.probe).sample(model, &(), 0, shape, &points.device(), |done| {
+        let device = self.unseen.device();
+        let images = (self.trial.probe).sample(model, &(), 0, shape, &device, |done| {
             progress.phase(&format!("generating images: {done} of {samples}"));
         })?;
         Ok(self.copies.among(&images))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use siss::draws::{Stream, normal_noise};
+    use siss::process::SchedulerConfig;
+
+    use super::*;
+    use crate::small::{device, unet};
+
+    struct Quiet;
+
+    impl Progress for Quiet {
+        fn phase(&self, _: &str) {}
+        fn step(&self, _: &siss::StepReport, _: usize) {}
+    }
+
+    fn trained() -> Trained {
+        Trained {
+            config: SchedulerConfig::default(),
+            model: unet(),
+            retrained: unet(),
+            again: unet(),
+        }
+    }
+
+    fn options(words: &str) -> Options {
+        let words = format!("closeness --case faces --seeds 0 --batch 2 --samples 0 {words}");
+        Options::try_parse_from(words.split_whitespace()).unwrap()
+    }
+
+    fn points(count: usize, seed: u64) -> Tensor<4> {
+        let shape = [count, 3, 8, 8];
+        normal_noise(shape, seed, 0, 0, Stream::Evaluation, &device())
+    }
+
+    /// Two points in turn, without and with replay: what is known of a point when its own request
+    /// ends, and when all have ended.
+    #[test]
+    fn requests_follow_each_other() {
+        let options = options("--order in-turn,replay --methods siss --steps 20");
+        let data = CaseData {
+            retain: points(9, 0),
+            heldout: points(3, 1),
+            forget: points(2, 2),
+        };
+        let trial = Trial::new(&options, &data, trained()).unwrap();
+        let mut forgetting = trial.forgetting(2).unwrap();
+        let settings = options.settings(2);
+        let [_, _, in_turn, replay] = settings.try_into().unwrap();
+        let mut run = |setting: &Setting| {
+            let (line, requests) = forgetting.run(setting, &Quiet).unwrap();
+            assert!(line.is_of(setting));
+            <[RequestLine; 2]>::try_from(requests).unwrap()
+        };
+        let ([first, second], [repeated, replayed]) = (run(&in_turn), run(&replay));
+        assert_eq!(
+            [&first, &second, &repeated, &replayed].map(|line| (line.request, line.forgotten)),
+            [(1, 1), (2, 1), (1, 1), (2, 2)]
+        );
+        // Both runs begin with the same request.
+        assert_eq!((repeated.answer, repeated.loss), (first.answer, first.loss));
+
+        // The first request begins with the model that memorised, the last one ends with the last
+        // model, and each changes the model.
+        assert_eq!(first.answer_start, first.answer_before);
+        assert_eq!(
+            (second.answer, second.loss),
+            (second.answer_end, second.loss_end)
+        );
+        assert_ne!(second.answer_start, second.answer_before);
+        assert_ne!(first.answer, first.answer_before);
+        assert_ne!(first.answer, first.answer_end);
+        assert_ne!(
+            (second.answer, second.loss),
+            (replayed.answer, replayed.loss)
+        );
+        for line in [first, second] {
+            assert_ne!(line.retained_250, 0.0);
+            assert_ne!(line.heldout_250, line.retained_250);
+        }
+    }
+
+    #[test]
+    fn of_points_that_the_retrained_model_saw_no_distance_is_measured() {
+        let options = options("--order in-turn --methods naive-deletion --steps 1");
+        let data = CaseData {
+            retain: points(9, 0),
+            heldout: points(3, 1),
+            forget: points(1, 2),
+        };
+        let trial = Trial::new(&options, &data, trained()).unwrap();
+        let setting = options.settings(2)[2];
+        let (line, requests) = trial.forgetting(2).unwrap().run(&setting, &Quiet).unwrap();
+        let [first, second] = requests.try_into().unwrap();
+        assert_eq!(first.answer_end, Some(line.answer));
+        assert_eq!((second.answer, second.loss_end), (None, None));
+        let table = super::super::requests::table(&[first, second]);
+        assert!(table.contains("| –, –, –, – |"), "{table}");
     }
 }

@@ -32,7 +32,8 @@ pub struct Rehearsed {
 pub struct Training {
     /// Moments, the other side's gradient, and a model before the run.
     pub kept: u64,
-    /// The gradient of a pass. Another holds their sum while a side is run in several micro-batches.
+    /// The gradient of a pass. Another holds their sum while a side is run in several
+    /// micro-batches.
     pub gradient: u64,
     /// Further devices on the host, each of which holds as much again as a pass, and these bytes.
     pub replicas: [u64; 2],

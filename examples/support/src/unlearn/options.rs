@@ -18,15 +18,16 @@ use crate::way::{Way, parse_way};
 
 /// Makes a diffusion model forget images and keep generating everything else.
 ///
-/// Takes a diffusers model (UNet2DModel, with or without classes; DiT; Stable Diffusion 1, 2, XL and
-/// 3), the images to forget, and images of what it must keep generating. Classes come from the names of folders or from a metadata.jsonl, captions
-/// from a metadata.jsonl or from NAME.txt beside an image. Measures, unlearns, measures again;
-/// writes pictures, curves, numbers and the unlearned model.
+/// Takes a diffusers model (UNet2DModel, with or without classes; DiT; Stable Diffusion 1, 2, XL
+/// and 3), the images to forget, and images of what it must keep generating. Classes come from the
+/// names of folders or from a metadata.jsonl, captions from a metadata.jsonl or from NAME.txt
+/// beside an image. Measures, unlearns, measures again; writes pictures, curves, numbers and the
+/// unlearned model.
 #[derive(Parser, Debug, Clone, Serialize)]
 #[command(name = "siss", version, allow_negative_numbers = true)]
 pub struct Options {
-    /// The model: the folder of a pipeline (`unet` or `transformer`, `scheduler`), of its network, of
-    /// a training checkpoint or of a download, a name on the hub that has been downloaded, or a
+    /// The model: the folder of a pipeline (`unet` or `transformer`, `scheduler`), of its network,
+    /// of a training checkpoint or of a download, a name on the hub that has been downloaded, or a
     /// single file of Stable Diffusion 1, 2 or XL (.safetensors).
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "as_text")]
@@ -186,8 +187,8 @@ pub struct Options {
     pub devices: Option<Vec<DeviceSpec>>,
 
     /// Images run at a time in a step: less memory, the same result [default: on the CPU as many as
-    /// fit into the available memory, elsewhere by the size of the images; at most 4 with --protocol
-    /// celeba-hq, 1 with stable-diffusion].
+    /// fit into the available memory, elsewhere by the size of the images; at most 4 with
+    /// --protocol celeba-hq, 1 with stable-diffusion].
     #[arg(long)]
     #[serde(skip)]
     pub micro_batch: Option<usize>,

@@ -36,7 +36,7 @@ pub struct Input {
 pub enum Space {
     /// Pictures, with the values of black and white.
     Pixels([f64; 2]),
-    Latents(Latents),
+    Latents(Box<Latents>),
 }
 
 /// An autoencoder, with or without a folder of latents.
@@ -93,6 +93,14 @@ impl Latents {
         Ok(Tensor::cat(pictures.collect::<SissResult<Vec<_>>>()?, 0))
     }
 
+    /// The number of pictures whose latents were read from the cache, and that were encoded.
+    fn cached(&self) -> [usize; 2] {
+        match self {
+            Self::Plain(_, encoded) => [0, *encoded],
+            Self::Cached(cache) => [cache.read(), cache.encoded()],
+        }
+    }
+
     /// How many times smaller latents are than pictures.
     fn reduction(&self) -> usize {
         let stages = self.network().config().block_out_channels.len();
@@ -133,9 +141,10 @@ impl Space {
             (true, _) if options.range != [-1.0, 1.0] => {
                 Err("--range: autoencoders take pictures from -1 to 1; leave it out".into())
             }
-            (true, cache) => Ok(Self::Latents(Latents::read(
-                source, cache, device, progress,
-            )?)),
+            (true, cache) => {
+                let latents = Latents::read(source, cache, device, progress)?;
+                Ok(Self::Latents(Box::new(latents)))
+            }
             (false, None) => Ok(Self::Pixels(options.range)),
             (false, Some(_)) => Err(format!(
                 "--cache is of no use for the model of {}: it keeps latents, and the points of this model are pixels",
@@ -263,8 +272,7 @@ impl Space {
     pub fn cached(&self) -> Option<[usize; 2]> {
         match self {
             Self::Pixels(_) => None,
-            Self::Latents(Latents::Plain(_, encoded)) => Some([0, *encoded]),
-            Self::Latents(Latents::Cached(cache)) => Some([cache.read(), cache.encoded()]),
+            Self::Latents(latents) => Some(latents.cached()),
         }
     }
 }
