@@ -46,6 +46,7 @@ pub fn write(summary: &Summary, origin: &ModelFolder, folder: &Path) -> Result<(
         denoised_retrained: None,
         answers: None,
         quality: at(|it| &it.control_loss),
+        judged: None,
         worst,
         charts: Vec::new(),
     };
