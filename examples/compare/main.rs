@@ -113,6 +113,12 @@ struct Run {
     /// Device of the run.
     #[serde(default)]
     device: DeviceSpec,
+    /// Of the generated images that are no T-shirts: the inception score with its interval, and how
+    /// even the classes are.
+    inception_score: Option<f64>,
+    inception_low: Option<f64>,
+    inception_high: Option<f64>,
+    evenness: Option<f64>,
 }
 
 impl Run {
@@ -305,6 +311,7 @@ fn line_of(
         TIMESTEPS.map(|timestep| figures.tshirt_loss[&timestep.to_string()]);
     let [digits_loss_100, digits_loss_250, digits_loss_400] =
         TIMESTEPS.map(|timestep| figures.heldout_loss[&timestep.to_string()]);
+    let judged = figures.digits.as_ref();
     Run {
         method: method.into(),
         steps: 0,
@@ -325,5 +332,9 @@ fn line_of(
         with: String::new(),
         afterwards: 0,
         device: job.options.device,
+        inception_score: judged.map(|it| it.inception_score.value),
+        inception_low: judged.map(|it| it.inception_score.low),
+        inception_high: judged.map(|it| it.inception_score.high),
+        evenness: judged.map(|it| it.evenness),
     }
 }

@@ -29,10 +29,16 @@ fn key(run: &Run) -> Key<'_> {
 }
 
 fn table(runs: &[Run], belongs: impl Fn(&Run) -> bool) -> String {
-    let mut table = String::from(
-        "| method | steps | T-shirts | of | loss at t = 100 | 250 | 400 | distance | digits' loss | rows per sample |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+    // Runs from before there was a classifier have no score.
+    let is_judged = runs.iter().any(|run| run.inception_score.is_some());
+    let mut heading = String::from(
+        "| method | steps | T-shirts | of | loss at t = 100 | 250 | 400 | distance | digits' loss | rows per sample |",
     );
+    if is_judged {
+        heading += " inception score | evenness |";
+    }
+    let columns = heading.matches(" |").count();
+    let mut table = format!("{heading}\n|{}\n", "---|".repeat(columns));
     let Some(before) = runs.iter().find(|run| run.method == BEFORE) else {
         return table;
     };
@@ -48,6 +54,10 @@ fn table(runs: &[Run], belongs: impl Fn(&Run) -> bool) -> String {
     for of_group in keys {
         let group: Vec<&Run> = runs.iter().filter(|run| key(run) == of_group).collect();
         table += &row(&group, before);
+        if is_judged {
+            table += &judged(&group);
+        }
+        table += "\n";
     }
     table
 }
@@ -96,7 +106,7 @@ fn row(group: &[&Run], before: &Run) -> String {
         _ => format!("{:.2}", mean(|run| run.rows_per_sample)),
     };
     format!(
-        "| {} | {steps} | {} | {} | {} | {} | {} | {} | {} % | {rows} |\n",
+        "| {} | {steps} | {} | {} | {} | {} | {} | {} | {} % | {rows} |",
         title(group[0]),
         tshirts.join(", "),
         group[0].samples,
@@ -105,6 +115,31 @@ fn row(group: &[&Run], before: &Run) -> String {
         spread(|run| run.tshirt_loss_400),
         spread(|run| run.distance_to_retrained),
         changes.join(", "),
+    )
+}
+
+/// Inception score, with the widest of its intervals, and evenness: means over the runs that have
+/// them.
+fn judged(group: &[&Run]) -> String {
+    let values = |value: fn(&Run) -> Option<f64>| -> Vec<f64> {
+        group.iter().filter_map(|run| value(run)).collect()
+    };
+    let [scores, lows, highs, evenness] = [
+        values(|run| run.inception_score),
+        values(|run| run.inception_low),
+        values(|run| run.inception_high),
+        values(|run| run.evenness),
+    ];
+    if scores.is_empty() {
+        return " – | – |".into();
+    }
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let low = lows.into_iter().fold(f64::INFINITY, f64::min);
+    let high = highs.into_iter().fold(f64::NEG_INFINITY, f64::max);
+    format!(
+        " {:.2} ({low:.2}–{high:.2}) | {:.3} |",
+        mean(&scores),
+        mean(&evenness)
     )
 }
 

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use siss_support::classifier::Judgement;
 use siss_support::closeness::{Closeness, DENOISED};
 use siss_support::progress::Bar;
 use siss_support::tshirt::evaluate::{Evaluation, TIMESTEPS};
@@ -98,6 +99,24 @@ fn print_table(summary: &Summary) {
         format!("{:.2}", after.tshirt_denoise_l2),
         format!("{:.2}", summary.retrained.tshirt_denoise_l2),
     );
+    if let (Some(before), Some(after)) = (&before.digits, &after.digits) {
+        let score = |of: &Judgement| {
+            let score = &of.inception_score;
+            format!("{:.2} [{:.2}, {:.2}]", score.value, score.low, score.high)
+        };
+        row(
+            "inception score of the digits",
+            score(before),
+            score(after),
+            String::new(),
+        );
+        row(
+            "  evenness of their classes",
+            format!("{:.3}", before.evenness),
+            format!("{:.3}", after.evenness),
+            String::new(),
+        );
+    }
     print_closeness(&summary.closeness);
     println!(
         "\n{} steps, {:.2} rows per sample, {:.0} s of {:.0} s",

@@ -73,13 +73,21 @@ impl Copies {
 
     /// How many images are a copy of a forgotten point.
     pub fn among(&self, images: &Tensor<4>) -> usize {
+        self.are(images)
+            .into_iter()
+            .filter(|&is_copy| is_copy)
+            .count()
+    }
+
+    /// Which images are a copy of a forgotten point.
+    pub fn are(&self, images: &Tensor<4>) -> Vec<bool> {
         let mut is_copy = vec![false; images.dims()[0]];
         for (point, within) in &self.points {
             for (is_copy, distance) in is_copy.iter_mut().zip(distances(images, point)) {
                 *is_copy |= distance < *within;
             }
         }
-        is_copy.into_iter().filter(|&is_copy| is_copy).count()
+        is_copy
     }
 }
 

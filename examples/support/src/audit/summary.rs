@@ -16,6 +16,7 @@ use siss::report::audit::{
 
 use crate::audit::facts::{frame, left_open, never_tested, old_model, threats};
 use crate::audit::options::RecordOptions;
+use crate::classifier::Judgement;
 use crate::probe::ByTimestep;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -76,6 +77,8 @@ pub struct Evidence<'a> {
     pub answers: Option<[f64; 3]>,
     /// Timestep, and the mean loss of the controls.
     pub quality: Vec<(usize, [f64; 2])>,
+    /// What a classifier of digits finds in the samples.
+    pub judged: Option<[Judgement; 2]>,
     pub worst: Option<WorstCase>,
     pub charts: Vec<Chart>,
 }
@@ -281,5 +284,21 @@ fn quality(evidence: &Evidence<'_>) -> Vec<Figure> {
         };
         Figure::new(name, Unit::named(""), mean(after)).before(mean(before))
     };
-    evidence.quality.iter().map(figure).collect()
+    let losses = evidence.quality.iter().map(figure);
+    losses
+        .chain(evidence.judged.iter().flat_map(judged))
+        .collect()
+}
+
+fn judged([before, after]: &[Judgement; 2]) -> [Figure; 2] {
+    let score = |of: &Judgement| Measured::from(&of.inception_score);
+    let name = "inception score of the generated digits";
+    let scores = Figure::new(name, Unit::named(""), score(after)).before(score(before));
+    let evenness = |of: &Judgement| {
+        let samples = of.counts.iter().sum();
+        Measured::noted(of.evenness, [samples], "a description of these samples")
+    };
+    let name = "evenness of the ten classes among them";
+    let evenness = Figure::new(name, Unit::named(""), evenness(after)).before(evenness(before));
+    [scores, evenness]
 }

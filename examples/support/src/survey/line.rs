@@ -7,6 +7,7 @@ use siss::backend::DeviceSpec;
 use siss::clipper::ClipperSpec;
 
 use crate::cases::Case;
+use crate::classifier::Judgement;
 use crate::lines::rounded;
 
 use super::contender::Contender;
@@ -118,6 +119,12 @@ pub struct Line {
     /// Findings of the diagnosis.
     pub findings: usize,
     pub device: String,
+    /// Of the generated digits that are no copies: the inception score with its interval, and how
+    /// even the classes are. None of the faces and of fewer than a hundred.
+    pub inception_score: Option<f64>,
+    pub inception_low: Option<f64>,
+    pub inception_high: Option<f64>,
+    pub evenness: Option<f64>,
 }
 
 /// How a model compares with the retrained one, and what its unlearning took.
@@ -134,6 +141,7 @@ pub struct Measured {
     /// In per cent above the loss before the run.
     pub heldout: [f64; 3],
     pub copies: usize,
+    pub judged: Option<Judgement>,
     pub took: Took,
 }
 
@@ -168,6 +176,7 @@ impl Line {
         };
         let clipper = setting.clipper.filter(|_| steps > 0);
         let Measured { took, .. } = measured;
+        let judged = measured.judged.as_ref();
         let [answer_50, answer_100, answer_250, answer_400, answer_600] =
             measured.answers.map(rounded);
         let [cosine_50, cosine_100, cosine_250, cosine_400, cosine_600] =
@@ -206,6 +215,10 @@ impl Line {
             rows_per_sample: rounded(took.rows_per_sample),
             findings: took.findings,
             device: device.to_string(),
+            inception_score: judged.map(|it| rounded(it.inception_score.value)),
+            inception_low: judged.map(|it| rounded(it.inception_score.low)),
+            inception_high: judged.map(|it| rounded(it.inception_score.high)),
+            evenness: judged.map(|it| rounded(it.evenness)),
         }
     }
 

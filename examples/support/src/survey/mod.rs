@@ -35,6 +35,10 @@ pub const PLOT: &str = "plot.svg";
 pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     options.check()?;
     let mut runs = lines::read(&options.out.join(RUNS))?;
+    if !runs.is_empty() {
+        // Lines of an earlier version get the columns of this one.
+        lines::write(&options.out.join(RUNS), &runs)?;
+    }
     let failed = run_missing(options, &mut runs, progress)?;
     let requests: Vec<RequestLine> = lines::read(&options.out.join(REQUESTS))?;
     let table = format!("{}\n{}", table::table(&runs), requests::table(&requests));

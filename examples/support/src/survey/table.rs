@@ -36,9 +36,9 @@ pub fn table(runs: &[Line]) -> String {
     let mut table = String::from(
         "| case | points | method | steps | seeds | answer distance | at t = 100, 250, 400 | cosine | \
          denoised from 250, 400 | neighbourhood | loss distance | held-out loss, % | copies | of | \
-         rows per sample | seconds |\n",
+         inception score | evenness | rows per sample | seconds |\n",
     );
-    table += &format!("|{}\n", "---|".repeat(16));
+    table += &format!("|{}\n", "---|".repeat(18));
     for of_group in keys {
         let group: Vec<&Line> = runs.iter().filter(|run| key(run) == of_group).collect();
         table += &row(&group);
@@ -63,6 +63,14 @@ fn row(group: &[&Line]) -> String {
         match values.len() {
             1 => format!("{least:.3}"),
             _ => format!("{:.3} ({least:.3}–{most:.3})", mean(&values)),
+        }
+    };
+    // Of the runs that have it.
+    let known = |value: fn(&Line) -> Option<f64>, decimals: usize| {
+        let values: Vec<f64> = group.iter().filter_map(|run| value(run)).collect();
+        match values.is_empty() {
+            true => "–".into(),
+            false => format!("{:.decimals$}", mean(&values)),
         }
     };
     let changes = [
@@ -106,6 +114,8 @@ fn row(group: &[&Line]) -> String {
         changes.join(", "),
         copies.join(", "),
         first.samples.to_string(),
+        known(|run| run.inception_score, 2),
+        known(|run| run.evenness, 3),
         means(&[|run| run.rows_per_sample], 2),
         means(&[|run| run.seconds], 0),
     ];

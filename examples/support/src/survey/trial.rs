@@ -7,7 +7,8 @@ use std::ops::Range;
 use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 
-use crate::cases::CaseData;
+use crate::cases::{Case, CaseData};
+use crate::classifier::{DigitClassifier, Judgement};
 use crate::closeness::{ANSWERED, DENOISED, Distances, closeness, distances};
 use crate::probe::{Probe, mean};
 use crate::progress::Progress;
@@ -51,6 +52,8 @@ pub struct Trial<'a> {
     data: &'a CaseData,
     trained: Trained,
     probe: Probe,
+    /// If the case is one of digits.
+    classifier: Option<DigitClassifier>,
     /// Before unlearning.
     before: OtherLosses,
 }
@@ -59,11 +62,12 @@ impl<'a> Trial<'a> {
     pub fn load(options: &'a Options, data: &'a CaseData, progress: &dyn Progress) -> Result<Self> {
         progress.phase("loading");
         let device = options.device.device()?;
-        Self::new(
-            options,
-            data,
-            Trained::load(options.case, &options.assets, &device)?,
-        )
+        let trained = Trained::load(options.case, &options.assets, &device)?;
+        let mut trial = Self::new(options, data, trained)?;
+        if options.case != Case::Faces {
+            trial.classifier = Some(DigitClassifier::load(&options.assets, &device)?);
+        }
+        Ok(trial)
     }
 
     fn new(options: &'a Options, data: &'a CaseData, trained: Trained) -> Result<Self> {
@@ -72,6 +76,7 @@ impl<'a> Trial<'a> {
             options,
             data,
             trained,
+            classifier: None,
             before: OtherLosses::default(),
         };
         trial.before = trial.other_losses(&trial.trained.model)?;
@@ -254,6 +259,7 @@ impl<'a> Forgetting<'a> {
         progress.phase(&format!("measuring {setting}"));
         let trial = self.trial;
         let close = closeness(&trial.probe, model, &trial.trained.retrained, &self.unseen)?;
+        let (copies, judged) = self.drawn(model, progress)?;
         let measured = Measured {
             answer: close.answer_distance,
             answers: ANSWERED.map(|timestep| close.answers[&timestep.to_string()].distance),
@@ -261,18 +267,20 @@ impl<'a> Forgetting<'a> {
             denoised: DENOISED.map(|timestep| close.denoised[&timestep.to_string()].to_reference),
             neighbourhood: close.neighbourhood,
             loss: close.loss_distance,
-            copies: self.copies_drawn(model, progress)?,
+            copies,
+            judged,
             took,
             heldout: trial.other_losses(model)?.above(trial.before).heldout,
         };
         Ok(Line::of(setting, trial.options.device, &measured))
     }
 
-    /// How many of the images that a model generates are copies of forgotten points.
-    fn copies_drawn(&self, model: &UNet2d, progress: &dyn Progress) -> Result<usize> {
+    /// How many of the images that a model generates are copies of forgotten points, and what the
+    /// others are as digits.
+    fn drawn(&self, model: &UNet2d, progress: &dyn Progress) -> Result<(usize, Option<Judgement>)> {
         let samples = self.trial.options.samples;
         if samples == 0 {
-            return Ok(0);
+            return Ok((0, None));
         }
         let mut shape = self.unseen.dims();
         shape[0] = samples;
@@ -280,7 +288,13 @@ impl<'a> Forgetting<'a> {
         let images = (self.trial.probe).sample(model, &(), 0, shape, &device, |done| {
             progress.phase(&format!("generating images: {done} of {samples}"));
         })?;
-        Ok(self.copies.among(&images))
+        let are_copies = self.copies.are(&images);
+        let judged = match &self.trial.classifier {
+            Some(classifier) => classifier.judge(&images, &are_copies)?,
+            None => None,
+        };
+        let copies = are_copies.into_iter().filter(|&is_copy| is_copy).count();
+        Ok((copies, judged))
     }
 }
 

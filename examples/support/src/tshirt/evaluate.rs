@@ -7,6 +7,7 @@ use siss::burn::tensor::Tensor;
 use siss::models::UNet2d;
 use siss::report::{binomial_interval, percentile_rank, quantile};
 
+use crate::classifier::{DigitClassifier, Judgement};
 use crate::closeness::{CURVE, Closeness, DENOISED, closeness};
 use crate::probe::{ByTimestep, Chunks, Probe, distances, mean};
 use crate::progress::Progress;
@@ -44,6 +45,8 @@ pub struct Evaluation {
     pub heldout_loss_p99: ByTimestep,
     pub tshirt_loss_percentile: ByTimestep,
     pub tshirt_denoise_l2: f64,
+    /// The generated images that are no T-shirts, as digits; nothing of fewer than a hundred.
+    pub digits: Option<Judgement>,
 }
 
 /// Denoised copies of the T-shirt from each timestep of [`DENOISED`], `[COPIES, 1, 28, 28]`.
@@ -63,6 +66,7 @@ pub struct Examiner {
     pub tshirt: Tensor<4>,
     pub heldout: Tensor<4>,
     pub samples: usize,
+    pub classifier: DigitClassifier,
 }
 
 impl Examiner {
@@ -79,10 +83,9 @@ impl Examiner {
             progress.phase(&format!("sampling {name}: {done} of {}", self.samples));
         })?;
         let distances = distances(&generated, &self.tshirt);
-        let count = distances
-            .iter()
-            .filter(|&&distance| distance < TSHIRT_DISTANCE)
-            .count();
+        let is_tshirt = distances.iter().map(|&distance| distance < TSHIRT_DISTANCE);
+        let is_tshirt: Vec<bool> = is_tshirt.collect();
+        let count = is_tshirt.iter().filter(|&&is_tshirt| is_tshirt).count();
         let (low, high) = binomial_interval(count as u64, self.samples as u64, 0.95)?;
         let denoised = self.copies(model)?;
 
@@ -96,6 +99,7 @@ impl Examiner {
             heldout_loss_p99: ByTimestep::new(),
             tshirt_loss_percentile: ByTimestep::new(),
             tshirt_denoise_l2: self.distance(&denoised[0]),
+            digits: self.classifier.judge(&generated, &is_tshirt)?,
         };
         for timestep in TIMESTEPS {
             progress.phase(&format!("digits' loss {name}, t = {timestep}"));

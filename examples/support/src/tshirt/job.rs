@@ -23,6 +23,7 @@ use siss::{DdpmScheduler, PairSampler, SissTrainer};
 use crate::audit::material::subjects;
 use crate::audit::summary::{self, Evidence};
 use crate::cases::Case;
+use crate::classifier::DigitClassifier;
 use crate::closeness::{CURVE, Closeness};
 use crate::digits;
 use crate::files;
@@ -176,6 +177,7 @@ impl Job {
             tshirt: tshirt.clone(),
             heldout: digits.heldout.clone().narrow(0, 0, heldout),
             samples: options.samples,
+            classifier: DigitClassifier::load(&options.assets, &device)?,
         };
         let [retrained, another] = Case::Tshirt.retrained(&options.assets);
         let retrained = UNet2d::load(retrained, &device)?;
@@ -368,6 +370,11 @@ fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -
         denoised_retrained: Some(summary.retrained.tshirt_denoise_l2),
         answers: Some(closeness.map(|it| it.answer_distance)),
         quality: at(|it| &it.heldout_loss),
+        judged: before
+            .digits
+            .clone()
+            .zip(after.digits.clone())
+            .map(<[_; 2]>::from),
         worst: None,
         charts: Vec::new(),
     };

@@ -46,6 +46,7 @@ pub fn write(summary: &Summary, source: &Source, folder: &Path) -> Result<(), Bo
         denoised_retrained: None,
         answers: None,
         quality: at(|it| &it.control_loss),
+        judged: None,
         worst,
         charts: Vec::new(),
     };
