@@ -206,12 +206,13 @@ fn what_is_not_found_is_told_with_all_places_and_the_way_out() {
         "{error}"
     );
 
-    let other = place(&["transformer/config.json", "vae/config.json"]);
+    let other = place(&["text_encoder/config.json", "vae/config.json"]);
     let error = find(other.path()).unwrap_err().to_string();
     for part in [
         "unet/config.json",
         "unet_ema/config.json",
-        "it holds transformer, vae",
+        "transformer/config.json",
+        "it holds text_encoder, vae",
     ] {
         assert!(error.contains(part), "{error}");
     }
