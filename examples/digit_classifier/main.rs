@@ -34,7 +34,7 @@ const TOLD_EVERY: u64 = 100;
 #[command(version)]
 struct Options {
     /// Optimiser steps.
-    #[arg(long, default_value_t = 3_000)]
+    #[arg(long, default_value_t = 6_000)]
     steps: u64,
 
     /// Digits in a step.

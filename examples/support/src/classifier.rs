@@ -200,7 +200,7 @@ mod tests {
             .enumerate()
             .filter(is_right)
             .count();
-        assert!(right >= 980, "{right} of 1,000");
+        assert!(right >= 985, "{right} of 1,000");
 
         let judge = |digits: &Tensor<4>| {
             let none_left_out = vec![false; digits.dims()[0]];
@@ -208,7 +208,7 @@ mod tests {
         };
         let judged = judge(&digits).unwrap();
         let score = &judged.inception_score;
-        assert!((9.5..=10.0).contains(&score.value), "{score}");
+        assert!((8.8..=10.0).contains(&score.value), "{score}");
         assert!(
             score.low < score.value && score.value < score.high,
             "{score}"

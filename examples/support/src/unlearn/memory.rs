@@ -295,7 +295,7 @@ mod tests {
         let (passes, plan, peak) = planned(16, false, 1860);
         assert_eq!((passes, peak), (vec![1, 3], 1850));
         assert_eq!(plan.unwrap().micro_batch, 7);
-        let (_, plan, peak) = planned(2, true, 1600);
+        let (_, plan, peak) = planned(2, true, 1700);
         assert_eq!((plan.unwrap().micro_batch, peak), (2, 1600));
     }
 
