@@ -173,7 +173,8 @@ fn transport(one: &Sorted, other: &Sorted) -> Plan {
     }
 }
 
-/// The potential `φ(x) = ∫ 2 (x − T(x)) dx` at each point, by the trapezoid rule, with mean 0.
+/// The potential `φ(x) = ∫ 2 (x − T(x)) dx` at each point, from the lowest on, by the trapezoid
+/// rule.
 fn potentials(set: &Sorted, matched: &[f64]) -> Vec<f64> {
     let mut potentials = vec![0.0; set.points.len()];
     let mut sum = 0.0;
@@ -182,10 +183,6 @@ fn potentials(set: &Sorted, matched: &[f64]) -> Vec<f64> {
         sum += (set.numbers[at] - set.numbers[at - 1]) * (before + here);
         potentials[set.points[at]] = sum;
     }
-    let mean = potentials.iter().sum::<f64>() / potentials.len() as f64;
-    potentials
-        .iter_mut()
-        .for_each(|potential| *potential -= mean);
     potentials
 }
 

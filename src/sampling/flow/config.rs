@@ -84,10 +84,7 @@ impl EulerFlowConfig {
     /// # Errors
     /// Those of [`from_file`](EulerFlowConfig::from_file), except I/O errors.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
-        let object = python_object(text).map_err(|error| {
-            let message = format!("not a diffusers scheduler configuration: {error}");
-            invalid(file.as_ref(), message)
-        })?;
+        let object = object(text, file)?;
         let mut refusals = Refusals::of(file);
         let config = read(&object, &mut refusals);
         refusals.into_result()?;
@@ -102,14 +99,18 @@ impl EulerFlowConfig {
     /// file is not JSON of a scheduler, or longer than 1 MiB.
     pub fn is_of_file(path: impl AsRef<Path>) -> Result<bool> {
         let path = path.as_ref();
-        let object = python_object(&read_configuration(path)?).map_err(|error| {
-            let message = format!("not a diffusers scheduler configuration: {error}");
-            invalid(path, message)
-        })?;
+        let object = object(&read_configuration(path)?, &path_text(path))?;
         Ok(object
             .get("_class_name")
             .is_some_and(|class| class == CLASS))
     }
+}
+
+fn object(text: &str, file: &str) -> Result<Map<String, Value>> {
+    python_object(text).map_err(|error| {
+        let message = format!("not a diffusers scheduler configuration: {error}");
+        invalid(file.as_ref(), message)
+    })
 }
 
 /// The settings; what is refused is added to `refusals`.

@@ -263,6 +263,14 @@ impl Line {
     }
 }
 
+/// A method with a clipper, which is empty for the method's own.
+pub fn title(method: &str, clipper: &str) -> String {
+    match clipper {
+        "" => method.into(),
+        _ => format!("{method}, {clipper}"),
+    }
+}
+
 /// The text of a clipper; none for the method's own.
 pub fn name_of(clipper: Option<ClipperSpec>) -> String {
     clipper.map_or(String::new(), |clipper| clipper.to_string())

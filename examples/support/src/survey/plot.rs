@@ -4,7 +4,7 @@ use siss::report::{Panel, Plot, Series};
 
 use crate::probe::mean;
 
-use super::line::{BEFORE, Line, RETRAINED};
+use super::line::{BEFORE, Line, RETRAINED, title};
 
 /// For each case and number of forgotten points, the answer distance and the held-out loss against
 /// the number of steps: means over the seeds.
@@ -52,10 +52,7 @@ fn panels(title: &str, runs: &[&Line]) -> [Panel; 2] {
 fn curves<'a>(runs: &[&'a Line]) -> Vec<(String, Vec<&'a Line>)> {
     let mut curves: Vec<(String, Vec<&Line>)> = Vec::new();
     for &run in runs.iter().filter(|run| run.is_unlearned()) {
-        let label = match run.clipper.as_str() {
-            "" => run.method.clone(),
-            clipper => format!("{}, {clipper}", run.method),
-        };
+        let label = title(&run.method, &run.clipper);
         match curves.iter_mut().find(|(known, _)| *known == label) {
             Some((_, runs)) => runs.push(run),
             None => curves.push((label, vec![run])),

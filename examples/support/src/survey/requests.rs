@@ -7,7 +7,7 @@ use crate::closeness::Distances;
 use crate::lines::rounded;
 use crate::probe::mean;
 
-use super::line::{Setting, Took, Unlearning, name_of};
+use super::line::{Setting, Took, Unlearning, name_of, title};
 use super::trial::OtherLosses;
 
 /// A request of a finished run. Distances are those to the retrained model at the points that are
@@ -74,8 +74,8 @@ fn loss(distances: Option<Distances>) -> Option<f64> {
 }
 
 impl RequestLine {
-    /// The line of a request, `number` from 1 on, with so many points in its forget set. The run
-    /// has not ended yet.
+    /// The line of a request, `number` from 1 on, with so many points in its forget set, as if it
+    /// were the last.
     pub fn of(
         (setting, run): (&Setting, Unlearning),
         (number, forgotten): (usize, usize),
@@ -98,11 +98,11 @@ impl RequestLine {
             answer_before: answer(moments.before),
             answer_start: answer(moments.start),
             answer: answer(moments.after),
-            answer_end: None,
+            answer_end: answer(moments.after),
             loss_before: loss(moments.before),
             loss_start: loss(moments.start),
             loss: loss(moments.after),
-            loss_end: None,
+            loss_end: loss(moments.after),
             retained_100,
             retained_250,
             retained_400,
@@ -115,7 +115,7 @@ impl RequestLine {
         }
     }
 
-    /// Adds the distances in the model after the last request.
+    /// Sets the distances in the model after the last request.
     pub fn ends_at(&mut self, distances: Option<Distances>) {
         (self.answer_end, self.loss_end) = (answer(distances), loss(distances));
     }
@@ -171,14 +171,10 @@ fn row(group: &[&RequestLine]) -> String {
     };
     let rises = |of: [Value<f64>; 3]| of.map(|value| format!("{:+.1}", average(value))).join(", ");
     let first = group[0];
-    let title = match first.clipper.as_str() {
-        "" => first.method.clone(),
-        clipper => format!("{}, {clipper}", first.method),
-    };
     let cells = [
         first.case.clone(),
         first.points.to_string(),
-        title,
+        title(&first.method, &first.clipper),
         first.steps.to_string(),
         first.request.to_string(),
         first.forgotten.to_string(),

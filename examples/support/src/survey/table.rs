@@ -2,7 +2,7 @@
 
 use crate::probe::mean;
 
-use super::line::Line;
+use super::line::{Line, title};
 
 /// What runs have in common that differ only in their seed.
 type Key<'a> = (&'a str, usize, &'a str, &'a str, usize, usize, usize);
@@ -81,14 +81,10 @@ fn row(group: &[&Line]) -> String {
     let changes = changes.map(|value: Value| format!("{:+.1}", mean(&values(value))));
     let copies: Vec<String> = group.iter().map(|run| run.copies.to_string()).collect();
     let first = group[0];
-    let title = match first.clipper.as_str() {
-        "" => first.method.clone(),
-        clipper => format!("{}, {clipper}", first.method),
-    };
     let cells = [
         first.case.clone(),
         first.points.to_string(),
-        title,
+        title(&first.method, &first.clipper),
         first.steps.to_string(),
         group.len().to_string(),
         spread(|run| run.answer),

@@ -25,7 +25,7 @@ use super::requests::{Moments, RequestLine};
 /// Timesteps at which the loss of other points is measured.
 const OTHERS: [usize; 3] = [100, 250, 400];
 
-/// Losses of points that are not forgotten, at [`OTHERS`].
+/// Losses of points that are not forgotten, at [`OTHERS`], or their rises in per cent.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OtherLosses {
     pub retained: [f64; 3],
@@ -33,17 +33,9 @@ pub struct OtherLosses {
     pub heldout: [f64; 3],
 }
 
-impl OtherLosses {
-    /// In per cent above those before.
-    fn above(self, before: OtherLosses) -> OtherLosses {
-        let rise = |now: [f64; 3], before: [f64; 3]| {
-            std::array::from_fn(|at| 100.0 * (now[at] / before[at] - 1.0))
-        };
-        OtherLosses {
-            retained: rise(self.retained, before.retained),
-            heldout: rise(self.heldout, before.heldout),
-        }
-    }
+/// In per cent above those before.
+fn rise(now: [f64; 3], before: [f64; 3]) -> [f64; 3] {
+    std::array::from_fn(|at| 100.0 * (now[at] / before[at] - 1.0))
 }
 
 /// The models of a case, and how they are measured.
@@ -79,7 +71,10 @@ impl<'a> Trial<'a> {
             classifier: None,
             before: OtherLosses::default(),
         };
-        trial.before = trial.other_losses(&trial.trained.model)?;
+        trial.before = OtherLosses {
+            retained: trial.losses(&trial.trained.model, &data.retain)?,
+            heldout: trial.losses(&trial.trained.model, &data.heldout)?,
+        };
         Ok(trial)
     }
 
@@ -105,21 +100,30 @@ impl<'a> Trial<'a> {
         Ok(Request::new(&self.trained.config, model, data))
     }
 
-    fn other_losses(&self, model: &UNet2d) -> Result<OtherLosses> {
-        let losses = |points: &Tensor<4>| -> Result<[f64; 3]> {
-            // The last ones: the first retained points can be forgotten.
-            let all = points.dims()[0];
-            let count = all.min(self.options.heldout);
-            let points = points.clone().narrow(0, all - count, count);
-            let mut losses = [0.0; 3];
-            for (loss, timestep) in losses.iter_mut().zip(OTHERS) {
-                *loss = mean(&self.probe.losses(model, (&points, &()), timestep)?);
-            }
-            Ok(losses)
-        };
+    /// The loss of the last of some points: the first retained ones can be forgotten.
+    fn losses(&self, model: &UNet2d, points: &Tensor<4>) -> Result<[f64; 3]> {
+        let all = points.dims()[0];
+        let count = all.min(self.options.heldout);
+        let points = points.clone().narrow(0, all - count, count);
+        let mut losses = [0.0; 3];
+        for (loss, timestep) in losses.iter_mut().zip(OTHERS) {
+            *loss = mean(&self.probe.losses(model, (&points, &()), timestep)?);
+        }
+        Ok(losses)
+    }
+
+    /// The rise of the loss of points that no model has seen.
+    fn heldout_rise(&self, model: &UNet2d) -> Result<[f64; 3]> {
+        let heldout = self.losses(model, &self.data.heldout)?;
+        Ok(rise(heldout, self.before.heldout))
+    }
+
+    /// The rises of both losses.
+    fn rises(&self, model: &UNet2d) -> Result<OtherLosses> {
+        let retained = self.losses(model, &self.data.retain)?;
         Ok(OtherLosses {
-            retained: losses(&self.data.retain)?,
-            heldout: losses(&self.data.heldout)?,
+            retained: rise(retained, self.before.retained),
+            heldout: self.heldout_rise(model)?,
         })
     }
 }
@@ -183,7 +187,10 @@ impl<'a> Forgetting<'a> {
                 progress.say(&format!("{setting}: request {} of {of}", index + 1));
             }
             let before = self.distances(&trial.trained.model, new)?;
-            let start = self.distances(&model, new)?;
+            let start = match index {
+                0 => before,
+                _ => self.distances(&model, new)?,
+            };
             let points = run.order.forgotten(new);
             let mut later;
             let request = match index {
@@ -202,7 +209,7 @@ impl<'a> Forgetting<'a> {
                 start,
                 after: self.distances(&model, new)?,
             };
-            let others = trial.other_losses(&model)?.above(trial.before);
+            let others = trial.rises(&model)?;
             lines.push(RequestLine::of(
                 (setting, run),
                 (index + 1, forgotten),
@@ -212,7 +219,9 @@ impl<'a> Forgetting<'a> {
             ));
             total = total.and(took, requests.len());
         }
-        for (line, new) in lines.iter_mut().zip(&requests) {
+        // The last one is at its end already.
+        let earlier = requests.len().saturating_sub(1);
+        for (line, new) in lines.iter_mut().zip(&requests).take(earlier) {
             line.ends_at(self.distances(&model, new)?);
         }
         Ok(Unlearned {
@@ -270,7 +279,7 @@ impl<'a> Forgetting<'a> {
             copies,
             judged,
             took,
-            heldout: trial.other_losses(model)?.above(trial.before).heldout,
+            heldout: trial.heldout_rise(model)?,
         };
         Ok(Line::of(setting, trial.options.device, &measured))
     }
