@@ -621,7 +621,7 @@ fn wanted(options: &Options, format: Format) -> Result<Wanted> {
     if options.checkpointing.resume && !wanted.is_firm && before.exists() {
         let plan: MemoryPlan = serde_json::from_str(&files::read_text(&before)?)
             .map_err(|error| format!("{}: {error}", path_text(&before)))?;
-        wanted.most = plan.micro_batch;
+        wanted.most = plan.micro_batch.max(1);
     }
     Ok(wanted)
 }
