@@ -329,13 +329,14 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn what_a_pass_holds_is_seen() {
+        const HELD: u64 = 256 << 20;
+        // The system counts pages per processor and adds them up late, and other tests of this
+        // process come and go.
+        const UNCERTAIN: u64 = 64 << 20;
         let seen = watched(|| {
-            let held = vec![1_u8; 64 << 20];
+            let held = vec![1_u8; HELD as usize];
             thread::sleep(Duration::from_millis(50));
-            assert_eq!(
-                held.iter().map(|&byte| u64::from(byte)).sum::<u64>(),
-                64 << 20
-            );
+            assert_eq!(held.iter().map(|&byte| u64::from(byte)).sum::<u64>(), HELD);
             Ok(Rehearsal {
                 rows: 1,
                 of_side: 1,
@@ -343,12 +344,10 @@ mod tests {
             })
         });
         let [before, peak] = seen.unwrap().unwrap().resident;
-        assert!(
-            (60 << 20..80 << 20).contains(&(peak - before)),
-            "{before} {peak}"
-        );
+        let held = HELD - UNCERTAIN..HELD + UNCERTAIN;
+        assert!(held.contains(&(peak - before)), "{before} {peak}");
         let available = available_memory().unwrap();
         assert!(available > resident_memory().unwrap());
-        assert!(peak_memory().unwrap() >= peak);
+        assert!(peak_memory().unwrap() + UNCERTAIN >= peak);
     }
 }
