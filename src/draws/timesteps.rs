@@ -4,16 +4,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use rand::RngExt;
+use rand_distr::StandardNormal;
 
 use super::{Stream, keyed_rng};
-use crate::error::{Error, Result, check_range};
+use crate::error::{Error, Result, check_positive, check_range};
 use crate::process::TimeRange;
 use crate::text::serde_as_text;
 
 /// How the timesteps of a batch are drawn.
 ///
 /// As text, on command lines and in configuration files: `uniform`, `low-discrepancy`,
-/// `window:250..750`, `fixed:999`.
+/// `window:250..750`, `logit-normal:0,1,3`, `fixed:999`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum TimestepSampling {
@@ -34,6 +35,19 @@ pub enum TimestepSampling {
         low: f64,
         /// The end of the window, which is not drawn.
         high: f64,
+    },
+    /// Independent of each other, the middle of the range most often: at the share `u` of the
+    /// range with `u = s v / (1 + (s − 1) v)`, where the logit of `v` is normal.
+    ///
+    /// Stable Diffusion 3 was trained with the mean 0, the scale 1 and the shift 3 of its
+    /// scheduler's file (Esser et al. 2024, *Scaling Rectified Flow Transformers*, Eq. 19 and 23).
+    LogitNormal {
+        /// Mean of the logit.
+        mean: f64,
+        /// Standard deviation of the logit, above 0.
+        scale: f64,
+        /// `s`, above 0: more than 1 moves times to the noisy end, 1 leaves them.
+        shift: f64,
     },
     /// The same timestep for every row.
     Fixed(f64),
@@ -67,6 +81,11 @@ impl TimestepSampling {
                 TimestepSampling::Window { low, high } => {
                     range.at_within(low, high, low_discrepancy(row))
                 }
+                TimestepSampling::LogitNormal { mean, scale, shift } => {
+                    let normal: f64 =
+                        keyed_rng(seed, step, row as u64, stream).sample(StandardNormal);
+                    range.at(shifted(logistic(mean + scale * normal), shift))
+                }
                 TimestepSampling::Fixed(timestep) => timestep,
             })
             .collect()
@@ -74,14 +93,12 @@ impl TimestepSampling {
 
     /// The first and the last timestep of a range that can be drawn.
     pub(crate) fn ends(self, range: TimeRange) -> [f64; 2] {
-        // The largest number below 1.
-        let last = 1.0 - f64::EPSILON / 2.0;
         match self {
-            TimestepSampling::Uniform | TimestepSampling::LowDiscrepancy => {
-                [range.at(0.0), range.at(last)]
-            }
+            TimestepSampling::Uniform
+            | TimestepSampling::LowDiscrepancy
+            | TimestepSampling::LogitNormal { .. } => [range.at(0.0), range.at(LAST)],
             TimestepSampling::Window { low, high } => {
-                [0.0, last].map(|u| range.at_within(low, high, u))
+                [0.0, LAST].map(|u| range.at_within(low, high, u))
             }
             TimestepSampling::Fixed(timestep) => [timestep; 2],
         }
@@ -91,7 +108,7 @@ impl TimestepSampling {
     ///
     /// # Errors
     /// [`Error::TimestepOutOfRange`] names a timestep that is outside; [`Error::OutOfRange`] for a
-    /// window without timesteps.
+    /// window without timesteps, and for a number of a distribution outside its range.
     pub fn check(self, range: TimeRange) -> Result<()> {
         let in_range = |timestep| match range.contains(timestep) {
             true => Ok(()),
@@ -100,6 +117,13 @@ impl TimestepSampling {
         match self {
             TimestepSampling::Uniform | TimestepSampling::LowDiscrepancy => Ok(()),
             TimestepSampling::Fixed(timestep) => in_range(timestep),
+            TimestepSampling::LogitNormal { mean, scale, shift } => {
+                let is_finite = mean.is_finite();
+                check_range("the mean of the logit", mean, is_finite, "a finite number")?;
+                check_positive("the scale of the logit", scale)?;
+                check_positive("the shift of times", shift)?;
+                Ok(())
+            }
             TimestepSampling::Window { low, high } => {
                 let requirement = "above the window's low end, so that a timestep lies between";
                 check_range("the window's high end", high, low < high, requirement)?;
@@ -112,12 +136,28 @@ impl TimestepSampling {
     }
 }
 
+/// The largest number below 1.
+const LAST: f64 = 1.0 - f64::EPSILON / 2.0;
+
+/// In `[0, 1)`.
+fn logistic(logit: f64) -> f64 {
+    (1.0 / (1.0 + (-logit).exp())).min(LAST)
+}
+
+/// In `[0, 1)` as the share is.
+fn shifted(share: f64, shift: f64) -> f64 {
+    (shift * share / (1.0 + (shift - 1.0) * share)).min(LAST)
+}
+
 impl fmt::Display for TimestepSampling {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TimestepSampling::Uniform => formatter.write_str("uniform"),
             TimestepSampling::LowDiscrepancy => formatter.write_str("low-discrepancy"),
             TimestepSampling::Window { low, high } => write!(formatter, "window:{low}..{high}"),
+            TimestepSampling::LogitNormal { mean, scale, shift } => {
+                write!(formatter, "logit-normal:{mean},{scale},{shift}")
+            }
             TimestepSampling::Fixed(timestep) => write!(formatter, "fixed:{timestep}"),
         }
     }
@@ -126,7 +166,7 @@ impl fmt::Display for TimestepSampling {
 /// How a kind is written, and the function that reads it.
 type Form = (&'static str, fn(&str) -> Option<TimestepSampling>);
 
-const FORMS: [Form; 4] = [
+const FORMS: [Form; 5] = [
     ("uniform", |text| {
         (text == "uniform").then_some(TimestepSampling::Uniform)
     }),
@@ -137,6 +177,12 @@ const FORMS: [Form; 4] = [
         let (low, high) = text.strip_prefix("window:")?.split_once("..")?;
         let (low, high) = (low.parse().ok()?, high.parse().ok()?);
         Some(TimestepSampling::Window { low, high })
+    }),
+    ("logit-normal:MEAN,SCALE,SHIFT", |text| {
+        let (mean, rest) = text.strip_prefix("logit-normal:")?.split_once(',')?;
+        let (scale, shift) = rest.split_once(',')?;
+        let (mean, scale, shift) = (mean.parse().ok()?, scale.parse().ok()?, shift.parse().ok()?);
+        Some(TimestepSampling::LogitNormal { mean, scale, shift })
     }),
     ("fixed:T", |text| {
         let timestep = text.strip_prefix("fixed:")?.parse().ok()?;
@@ -224,6 +270,43 @@ mod tests {
         }
     }
 
+    /// Quantiles of the normal distribution are those of the times: `Φ(−1)`, ½ and `Φ(1)` of them
+    /// lie below the times of the logits `m − s`, `m` and `m + s`.
+    #[test]
+    fn logits_are_normal_and_times_are_shifted() {
+        let (mean, scale, shift) = (0.5, 0.8, 3.0);
+        let sampling = TimestepSampling::LogitNormal { mean, scale, shift };
+        let range = TimeRange::Continuous {
+            min: 0.001,
+            max: 1.0,
+        };
+        sampling.check(range).unwrap();
+        let drawn = (0..2000).flat_map(|step| sampling.timesteps(range, 4, 3, step));
+        let drawn: Vec<f64> = drawn.collect();
+        for (deviations, expected) in [(-1.0, 0.158_655), (0.0, 0.5), (1.0, 0.841_345)] {
+            let logit: f64 = mean + deviations * scale;
+            let odds = shift * logit.exp();
+            let time = range.at(odds / (1.0 + odds));
+            let below = drawn.iter().filter(|&&drawn| drawn < time).count();
+            let error = below as f64 / drawn.len() as f64 - expected;
+            let standard_error = (expected * (1.0 - expected) / drawn.len() as f64).sqrt();
+            assert!(error.abs() < 4.0 * standard_error, "{deviations}: {error}");
+        }
+        // Logits far out stay in the range.
+        let far = |mean| TimestepSampling::LogitNormal {
+            mean,
+            scale: 1.0,
+            shift: 1e6,
+        };
+        for timestep in [far(-800.0), far(800.0)].map(|it| it.timesteps(RANGE, 1, 0, 0)[0]) {
+            assert!(RANGE.contains(timestep), "{timestep}");
+        }
+        for (mean, scale, shift) in [(f64::NAN, 1.0, 1.0), (0.0, 0.0, 1.0), (0.0, 1.0, -3.0)] {
+            let bad = TimestepSampling::LogitNormal { mean, scale, shift };
+            assert!(bad.check(RANGE).is_err(), "{bad}");
+        }
+    }
+
     #[test]
     fn timestep_policies_parse_back() {
         for text in [
@@ -231,6 +314,7 @@ mod tests {
             "low-discrepancy",
             "window:250..750",
             "window:0.1..0.5",
+            "logit-normal:-0.5,1,3",
             "fixed:999",
         ] {
             let sampling: TimestepSampling = text.parse().unwrap();
@@ -246,7 +330,14 @@ mod tests {
             let (kind, _) = text.split_once(':').unwrap_or((text, ""));
             assert!(error.contains(kind), "{error}");
         }
-        for bad in ["even", "window:250", "window:a..b", "fixed", "fixed:x"] {
+        for bad in [
+            "even",
+            "window:250",
+            "window:a..b",
+            "logit-normal:0,1",
+            "fixed",
+            "fixed:x",
+        ] {
             let error = bad.parse::<TimestepSampling>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{bad}`")), "{error}");
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use siss::burn::tensor::{Device, Tensor};
+use siss::draws::TimestepSampling;
 use siss::process::{PredictionType, SchedulerConfig};
 use siss::sampling::{DdimSampler, EulerFlowConfig, EulerFlowSampler, Sampler};
 use siss::{DdpmScheduler, Denoiser, Error, FlowMatching, Result, Scheduler};
@@ -63,6 +64,18 @@ impl Process {
         match self {
             Self::Steps(config) => config.prediction_type,
             Self::Flow(_) => PredictionType::FlowVelocity,
+        }
+    }
+
+    /// How timesteps are drawn in training: for flow matching as Stable Diffusion 3 was trained.
+    pub fn timesteps(&self) -> TimestepSampling {
+        match self {
+            Self::Steps(_) => TimestepSampling::LowDiscrepancy,
+            Self::Flow(config) => TimestepSampling::LogitNormal {
+                mean: 0.0,
+                scale: 1.0,
+                shift: config.shift,
+            },
         }
     }
 

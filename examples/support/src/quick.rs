@@ -18,7 +18,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 pub const BATCH: usize = 32;
 /// Of the first step.
 pub const LEARNING_RATE: f64 = 1e-4;
-/// The share λ of noisy points drawn from forgotten points.
+/// The usual share λ of noisy points drawn from forgotten points.
 pub const FORGET_PROB: f64 = 0.5;
 /// Rows whose weight is smaller are run seldom.
 pub const THIN_BELOW: f64 = 1.0;
@@ -31,6 +31,8 @@ pub struct Quick<'a> {
     pub steps: usize,
     /// `None` stands for the method's own.
     pub clipper: Option<ClipperSpec>,
+    /// The share λ of noisy points drawn from forgotten points.
+    pub forget_prob: f64,
     pub seed: u64,
 }
 
@@ -51,7 +53,7 @@ impl Quick<'_> {
         let builder = SissTrainer::builder(model, scheduler)
             .retained_points(self.retained.clone())
             .timestep_sampling(TimestepSampling::LowDiscrepancy)
-            .sampler(FixedAllocation::new(FORGET_PROB)?)
+            .sampler(FixedAllocation::new(self.forget_prob)?)
             .learning_rate(falling.init()?)
             .thin_below(THIN_BELOW)
             .seed(self.seed);

@@ -17,7 +17,7 @@ use crate::cases::{Case, CaseData};
 use crate::files::create_folder;
 use crate::probe::{Probe, distances};
 use crate::progress::Progress;
-use crate::quick::{BATCH, Quick};
+use crate::quick::{BATCH, FORGET_PROB, Quick};
 use crate::request::Copies;
 use crate::run::tell;
 use crate::target::{predict_answers, predict_losses};
@@ -279,6 +279,7 @@ fn unlearn(
         retained: &data.retain,
         steps: options.steps,
         clipper: None,
+        forget_prob: FORGET_PROB,
         seed: options.seed,
     };
     // Predicting the answers of a retrained model takes a minute.

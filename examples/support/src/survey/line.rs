@@ -12,6 +12,7 @@ use crate::lines::rounded;
 
 use super::contender::Contender;
 use super::order::Order;
+use super::thorough::Thorough;
 
 /// The model that is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,8 +42,12 @@ pub struct Setting {
     pub points: usize,
     pub subject: Subject,
     pub clipper: Option<ClipperSpec>,
+    /// `None` stands for the protocol's own.
+    pub forget_prob: Option<f64>,
     pub batch: usize,
     pub samples: usize,
+    /// Whether [`Thorough`] is measured too.
+    pub thorough: bool,
 }
 
 /// The names of the models that were not unlearned, among the methods.
@@ -50,6 +55,15 @@ pub const BEFORE: &str = "before";
 pub const RETRAINED: &str = "retrained again";
 
 impl Setting {
+    /// The model's name among the methods, with what is not the method's own.
+    pub fn title(&self) -> String {
+        let clipper = name_of(self.clipper);
+        match self.subject {
+            Subject::Before | Subject::Retrained => self.method(),
+            Subject::Unlearned(_) => title(&self.method(), &clipper, self.forget_prob),
+        }
+    }
+
     /// The model's name among the methods.
     pub fn method(&self) -> String {
         match self.subject {
@@ -63,7 +77,7 @@ impl Setting {
 impl fmt::Display for Setting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (case, points) = (self.case.name(), self.points);
-        write!(formatter, "{case}, points {points}, {}", self.method())?;
+        write!(formatter, "{case}, points {points}, {}", self.title())?;
         match self.subject {
             Subject::Unlearned(Unlearning { steps, seed, .. }) => {
                 write!(formatter, ", steps {steps}, seed {seed}")
@@ -125,6 +139,14 @@ pub struct Line {
     pub inception_low: Option<f64>,
     pub inception_high: Option<f64>,
     pub evenness: Option<f64>,
+    /// The share λ of noisy points; empty for the protocol's own.
+    pub forget_prob: Option<f64>,
+    /// What is measured with `--thorough`: [`Thorough`], which has the meanings.
+    pub likelihood_heldout: Option<f64>,
+    pub likelihood_forgotten: Option<f64>,
+    pub membership: Option<f64>,
+    pub relearning: Option<u64>,
+    pub sliced: Option<f64>,
 }
 
 /// How a model compares with the retrained one, and what its unlearning took.
@@ -142,6 +164,7 @@ pub struct Measured {
     pub heldout: [f64; 3],
     pub copies: usize,
     pub judged: Option<Judgement>,
+    pub thorough: Option<Thorough>,
     pub took: Took,
 }
 
@@ -177,6 +200,7 @@ impl Line {
         let clipper = setting.clipper.filter(|_| steps > 0);
         let Measured { took, .. } = measured;
         let judged = measured.judged.as_ref();
+        let thorough = measured.thorough.as_ref();
         let [answer_50, answer_100, answer_250, answer_400, answer_600] =
             measured.answers.map(rounded);
         let [cosine_50, cosine_100, cosine_250, cosine_400, cosine_600] =
@@ -219,12 +243,24 @@ impl Line {
             inception_low: judged.map(|it| rounded(it.inception_score.low)),
             inception_high: judged.map(|it| rounded(it.inception_score.high)),
             evenness: judged.map(|it| rounded(it.evenness)),
+            forget_prob: setting.forget_prob.filter(|_| steps > 0),
+            likelihood_heldout: thorough.map(|it| rounded(it.likelihood[0])),
+            likelihood_forgotten: thorough.map(|it| rounded(it.likelihood[1])),
+            membership: thorough.map(|it| rounded(it.membership)),
+            relearning: thorough.and_then(|it| it.relearning),
+            sliced: thorough.and_then(|it| it.sliced.map(rounded)),
         }
+    }
+
+    /// Whether it is a run of this setting and was measured as thoroughly.
+    pub fn is_of(&self, setting: &Setting) -> bool {
+        let is_thorough = self.likelihood_heldout.is_some();
+        self.is_run_of(setting) && (is_thorough || !setting.thorough)
     }
 
     /// Whether it is a run of this setting. A model that was not unlearned has neither a clipper
     /// nor a batch.
-    pub fn is_of(&self, setting: &Setting) -> bool {
+    pub fn is_run_of(&self, setting: &Setting) -> bool {
         let (case, points, samples) = (self.case.as_str(), self.points, self.samples);
         let is_same_model = self.method == setting.method()
             && (case, points, samples) == (setting.case.name(), setting.points, setting.samples);
@@ -234,8 +270,14 @@ impl Line {
                 Subject::Unlearned(run) => {
                     (self.steps, self.seed, self.batch) == (run.steps, run.seed, setting.batch)
                         && self.clipper == name_of(setting.clipper)
+                        && self.forget_prob == setting.forget_prob
                 }
             }
+    }
+
+    /// The method, with what is not its own.
+    pub fn title(&self) -> String {
+        title(&self.method, &self.clipper, self.forget_prob)
     }
 
     /// Whether it is a run of unlearning.
@@ -248,7 +290,6 @@ impl Line {
         let Line {
             case,
             points,
-            method,
             steps,
             seed,
             answer,
@@ -257,18 +298,21 @@ impl Line {
             ..
         } = self;
         format!(
-            "{case}, points {points}, {method}, steps {steps}, seed {seed}: answer distance {answer}, \
-             held-out loss {heldout_400:+} %, {copies} copies"
+            "{case}, points {points}, {}, steps {steps}, seed {seed}: answer distance {answer}, \
+             held-out loss {heldout_400:+} %, {copies} copies",
+            self.title()
         )
     }
 }
 
-/// A method with a clipper, which is empty for the method's own.
-pub fn title(method: &str, clipper: &str) -> String {
-    match clipper {
-        "" => method.into(),
-        _ => format!("{method}, {clipper}"),
-    }
+/// A method with what is not its own: the clipper, empty if it is, and λ.
+pub fn title(method: &str, clipper: &str, forget_prob: Option<f64>) -> String {
+    let clipper = match clipper {
+        "" => String::new(),
+        clipper => format!(", {clipper}"),
+    };
+    let forget_prob = forget_prob.map_or(String::new(), |it| format!(", λ = {it}"));
+    format!("{method}{clipper}{forget_prob}")
 }
 
 /// The text of a clipper; none for the method's own.

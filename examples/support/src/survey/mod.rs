@@ -9,9 +9,11 @@ mod plot;
 mod request;
 mod requests;
 mod table;
+mod thorough;
 mod trial;
 
 use std::error::Error;
+use std::path::Path;
 
 use crate::progress::Progress;
 use crate::{files, lines};
@@ -78,9 +80,8 @@ fn run_missing(options: &Options, runs: &mut Vec<Line>, progress: &dyn Progress)
                     for request in requests {
                         lines::append(&options.out.join(REQUESTS), &request)?;
                     }
-                    lines::append(&options.out.join(RUNS), &run)?;
                     progress.say(&run.summary());
-                    runs.push(run);
+                    keep(&options.out.join(RUNS), run, (&setting, runs))?;
                 }
                 Err(error) => {
                     progress.say(&format!("error: {setting}: {error}"));
@@ -90,6 +91,19 @@ fn run_missing(options: &Options, runs: &mut Vec<Line>, progress: &dyn Progress)
         }
     }
     Ok(failed)
+}
+
+/// Adds a run to the file and to the others, in place of one of the same setting that was measured
+/// less thoroughly.
+fn keep(path: &Path, run: Line, (setting, runs): (&Setting, &mut Vec<Line>)) -> Result<()> {
+    let same = runs.iter().position(|known| known.is_run_of(setting));
+    let Some(same) = same else {
+        lines::append(path, &run)?;
+        runs.push(run);
+        return Ok(());
+    };
+    runs[same] = run;
+    lines::write(path, runs)
 }
 
 /// The settings of the command line that no run has.
@@ -106,6 +120,7 @@ mod tests {
     use siss::clipper::ClipperSpec;
 
     use super::line::Measured;
+    use super::thorough::Thorough;
     use super::*;
 
     fn options(words: &str) -> Options {
@@ -148,6 +163,9 @@ mod tests {
                 "--methods siss --steps 5 --seeds 0 --clipper fraction:0.5:1",
                 1,
             ),
+            ("--methods siss --steps 5 --seeds 0 --forget-prob 0.25", 1),
+            // Even the models that were not unlearned were measured without.
+            ("--methods siss --steps 5 --seeds 0 --thorough", 3),
             ("--methods siss --steps 5 --seeds 0 --order together", 0),
             ("--methods siss --steps 5 --seeds 0 --order in-turn", 1),
             (
@@ -178,6 +196,40 @@ mod tests {
     }
 
     #[test]
+    fn a_thorough_run_takes_the_place_of_one_that_was_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(RUNS);
+        let words = "--methods siss,siss-no-is --steps 5 --seeds 0";
+        let mut runs = Vec::new();
+        for setting in options(words).settings(1) {
+            let run = Line::of(&setting, DeviceSpec::Flex, &Measured::default());
+            keep(&path, run, (&setting, &mut runs)).unwrap();
+        }
+        assert_eq!(runs.len(), 4);
+        let setting = options(&format!("{words} --thorough")).settings(1)[2];
+        let measured = Measured {
+            answer: 0.5,
+            thorough: Some(Thorough {
+                likelihood: [1.0, 2.0],
+                membership: 0.75,
+                relearning: Some(20),
+                sliced: None,
+            }),
+            ..Measured::default()
+        };
+        let run = Line::of(&setting, DeviceSpec::Flex, &measured);
+        keep(&path, run.clone(), (&setting, &mut runs)).unwrap();
+        assert!(run.is_of(&setting));
+        assert_eq!((runs.len(), &runs[2]), (4, &run));
+        assert_eq!(lines::read::<Line>(&path).unwrap(), runs);
+        // The same columns in every row.
+        let table = table::table(&runs);
+        let counts: Vec<usize> = table.lines().map(|row| row.matches('|').count()).collect();
+        assert!(counts.iter().all(|&count| count == 23), "{counts:?}");
+        assert!(table.contains("| 1.000, 2.000 | 0.750 | 20 |"), "{table}");
+    }
+
+    #[test]
     fn bad_options_are_refused() {
         for words in [
             "--methods siss,ascent",
@@ -190,6 +242,8 @@ mod tests {
         for (words, name) in [
             ("--steps 10,0", "--steps"),
             ("--batch 0", "--batch"),
+            ("--forget-prob 0", "--forget-prob"),
+            ("--forget-prob 1.5", "--forget-prob"),
             ("--clipper fraction:-1", "--clipper"),
         ] {
             let error = options(words).check().unwrap_err().to_string();

@@ -60,6 +60,11 @@ pub struct Options {
     #[arg(long)]
     pub clipper: Option<ClipperSpec>,
 
+    /// The share λ of noisy points that are drawn from forgotten points, of every method of this
+    /// command: above 0 and at most 1 [default: 0.5].
+    #[arg(long, value_name = "λ")]
+    pub forget_prob: Option<f64>,
+
     /// Pairs of a retained and a forgotten point in a step.
     #[arg(long, default_value_t = BATCH)]
     pub batch: usize,
@@ -68,6 +73,12 @@ pub struct Options {
     /// generates none.
     #[arg(long, default_value_t = 256)]
     pub samples: usize,
+
+    /// Measures more, which takes about as long as a run: likelihood, membership, how soon the
+    /// points are learnt again, and how far generated images are from unseen ones. A run that was
+    /// finished without is run again.
+    #[arg(long)]
+    pub thorough: bool,
 
     /// Points that no model has seen whose loss is measured, at most.
     #[arg(long, default_value_t = 1_000, hide = true)]
@@ -93,7 +104,14 @@ impl Options {
         let steps = self.steps.iter().map(|&steps| ("steps", Some(steps)));
         at_least_one(&steps.collect::<Vec<_>>())?;
         at_least_one(&[("batch", Some(self.batch)), ("heldout", Some(self.heldout))])?;
-        Ok(clipper(self.clipper)?)
+        clipper(self.clipper)?;
+        if let Some(forget_prob) = self.forget_prob {
+            if !(forget_prob > 0.0 && forget_prob <= 1.0) {
+                let range = "it must be above 0 and at most 1";
+                return Err(format!("--forget-prob: λ is {forget_prob}; {range}").into());
+            }
+        }
+        Ok(())
     }
 
     /// How many points are forgotten.
@@ -112,6 +130,8 @@ impl Options {
             points,
             subject,
             clipper: self.clipper,
+            forget_prob: self.forget_prob,
+            thorough: self.thorough,
             batch: self.batch,
             samples: self.samples,
         };

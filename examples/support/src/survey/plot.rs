@@ -4,7 +4,7 @@ use siss::report::{Panel, Plot, Series};
 
 use crate::probe::mean;
 
-use super::line::{BEFORE, Line, RETRAINED, title};
+use super::line::{BEFORE, Line, RETRAINED};
 
 /// For each case and number of forgotten points, the answer distance and the held-out loss against
 /// the number of steps: means over the seeds.
@@ -48,11 +48,11 @@ fn panels(title: &str, runs: &[&Line]) -> [Panel; 2] {
     [distance, heldout]
 }
 
-/// The runs of each method and clipper.
+/// The runs of each method with its settings.
 fn curves<'a>(runs: &[&'a Line]) -> Vec<(String, Vec<&'a Line>)> {
     let mut curves: Vec<(String, Vec<&Line>)> = Vec::new();
     for &run in runs.iter().filter(|run| run.is_unlearned()) {
-        let label = title(&run.method, &run.clipper);
+        let label = run.title();
         match curves.iter_mut().find(|(known, _)| *known == label) {
             Some((_, runs)) => runs.push(run),
             None => curves.push((label, vec![run])),

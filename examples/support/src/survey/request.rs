@@ -10,7 +10,7 @@ use siss::{PairSampler, SissTrainer};
 
 use crate::cases::CaseData;
 use crate::progress::Progress;
-use crate::quick::Quick;
+use crate::quick::{FORGET_PROB, Quick};
 use crate::run::tell;
 use crate::target::{predict_answers, predict_losses};
 use crate::way::Way;
@@ -83,6 +83,7 @@ impl<'a> Request<'a> {
             retained: &self.data.retain,
             steps,
             clipper: setting.clipper,
+            forget_prob: setting.forget_prob.unwrap_or(FORGET_PROB),
             seed,
         };
         let trainer = quick.trainer(self.model.clone(), contender.way, levels, answer)?;

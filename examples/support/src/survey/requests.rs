@@ -54,6 +54,8 @@ pub struct RequestLine {
     /// Duration of the steps alone.
     pub seconds: f64,
     pub device: String,
+    /// The share λ of noisy points; empty for the protocol's own.
+    pub forget_prob: Option<f64>,
 }
 
 /// Distances at the new points of a request in the model that memorised, in the one that the
@@ -112,6 +114,7 @@ impl RequestLine {
             predicting: rounded(took.predicting),
             seconds: rounded(took.seconds),
             device: device.to_string(),
+            forget_prob: setting.forget_prob,
         }
     }
 
@@ -122,10 +125,10 @@ impl RequestLine {
 }
 
 /// What requests have in common that differ only in the seed of their run.
-type Key<'a> = (&'a str, usize, &'a str, &'a str, usize, usize, usize);
+type Key<'a> = (&'a str, usize, String, usize, usize, usize);
 
 fn key(line: &RequestLine) -> Key<'_> {
-    let (case, method, clipper) = (&*line.case, &*line.method, &*line.clipper);
+    let title = title(&line.method, &line.clipper, line.forget_prob);
     let RequestLine {
         points,
         steps,
@@ -133,7 +136,7 @@ fn key(line: &RequestLine) -> Key<'_> {
         request,
         ..
     } = *line;
-    (case, points, method, clipper, steps, batch, request)
+    (&line.case, points, title, steps, batch, request)
 }
 
 /// A row for each request: means over the seeds.
@@ -174,7 +177,7 @@ fn row(group: &[&RequestLine]) -> String {
     let cells = [
         first.case.clone(),
         first.points.to_string(),
-        title(&first.method, &first.clipper),
+        title(&first.method, &first.clipper, first.forget_prob),
         first.steps.to_string(),
         first.request.to_string(),
         first.forgotten.to_string(),

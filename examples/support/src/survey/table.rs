@@ -2,22 +2,20 @@
 
 use crate::probe::mean;
 
-use super::line::{Line, title};
+use super::line::Line;
 
 /// What runs have in common that differ only in their seed.
-type Key<'a> = (&'a str, usize, &'a str, &'a str, usize, usize, usize);
+type Key<'a> = (&'a str, usize, String, usize, usize, usize);
 
 fn key(run: &Line) -> Key<'_> {
-    let (case, method, clipper) = (run.case.as_str(), run.method.as_str(), run.clipper.as_str());
-    (
-        case,
-        run.points,
-        method,
-        clipper,
-        run.steps,
-        run.batch,
-        run.samples,
-    )
+    let Line {
+        points,
+        steps,
+        batch,
+        samples,
+        ..
+    } = *run;
+    (&run.case, points, run.title(), steps, batch, samples)
 }
 
 /// A row for each method, clipper and number of steps: means over the seeds, and least and most
@@ -29,16 +27,17 @@ pub fn table(runs: &[Line]) -> String {
             keys.push(key(run));
         }
     }
-    keys.sort_by_key(|&(case, points, method, clipper, steps, ..)| {
-        let is_unlearned = steps > 0;
-        (case, points, is_unlearned, method, clipper, steps)
+    keys.sort_by_key(|(case, points, title, steps, ..)| {
+        let is_unlearned = *steps > 0;
+        (*case, *points, is_unlearned, title.clone(), *steps)
     });
     let mut table = String::from(
         "| case | points | method | steps | seeds | answer distance | at t = 100, 250, 400 | cosine | \
          denoised from 250, 400 | neighbourhood | loss distance | held-out loss, % | copies | of | \
-         inception score | evenness | rows per sample | seconds |\n",
+         inception score | evenness | sliced distance | likelihood of unseen, forgotten | membership | \
+         relearning | rows per sample | seconds |\n",
     );
-    table += &format!("|{}\n", "---|".repeat(18));
+    table += &format!("|{}\n", "---|".repeat(22));
     for of_group in keys {
         let group: Vec<&Line> = runs.iter().filter(|run| key(run) == of_group).collect();
         table += &row(&group);
@@ -80,11 +79,15 @@ fn row(group: &[&Line]) -> String {
     ];
     let changes = changes.map(|value: Value| format!("{:+.1}", mean(&values(value))));
     let copies: Vec<String> = group.iter().map(|run| run.copies.to_string()).collect();
+    let thorough = group.iter().filter(|run| run.likelihood_heldout.is_some());
+    let relearning: Vec<String> = thorough
+        .map(|run| (run.relearning).map_or("none".into(), |steps| steps.to_string()))
+        .collect();
     let first = group[0];
     let cells = [
         first.case.clone(),
         first.points.to_string(),
-        title(&first.method, &first.clipper),
+        first.title(),
         first.steps.to_string(),
         group.len().to_string(),
         spread(|run| run.answer),
@@ -112,6 +115,14 @@ fn row(group: &[&Line]) -> String {
         first.samples.to_string(),
         known(|run| run.inception_score, 2),
         known(|run| run.evenness, 3),
+        known(|run| run.sliced, 1),
+        [
+            known(|run| run.likelihood_heldout, 3),
+            known(|run| run.likelihood_forgotten, 3),
+        ]
+        .join(", "),
+        known(|run| run.membership, 3),
+        relearning.join(", "),
         means(&[|run| run.rows_per_sample], 2),
         means(&[|run| run.seconds], 0),
     ];

@@ -21,6 +21,7 @@ use super::line::{Line, Measured, Setting, Subject, Took, Unlearning};
 use super::options::Options;
 use super::request::Request;
 use super::requests::{Moments, RequestLine};
+use super::thorough::Measures;
 
 /// Timesteps at which the loss of other points is measured.
 const OTHERS: [usize; 3] = [100, 250, 400];
@@ -268,7 +269,17 @@ impl<'a> Forgetting<'a> {
         progress.phase(&format!("measuring {setting}"));
         let trial = self.trial;
         let close = closeness(&trial.probe, model, &trial.trained.retrained, &self.unseen)?;
-        let (copies, judged) = self.drawn(model, progress)?;
+        let drawn = self.drawn(model, progress)?;
+        let measures = Measures {
+            probe: &trial.probe,
+            trained: &trial.trained,
+            data: trial.data,
+            forgotten: &self.unseen,
+        };
+        let thorough = match setting.thorough {
+            true => Some(measures.of(model, drawn.others.as_ref(), progress)?),
+            false => None,
+        };
         let measured = Measured {
             answer: close.answer_distance,
             answers: ANSWERED.map(|timestep| close.answers[&timestep.to_string()].distance),
@@ -276,20 +287,20 @@ impl<'a> Forgetting<'a> {
             denoised: DENOISED.map(|timestep| close.denoised[&timestep.to_string()].to_reference),
             neighbourhood: close.neighbourhood,
             loss: close.loss_distance,
-            copies,
-            judged,
+            copies: drawn.copies,
+            judged: drawn.judged,
+            thorough,
             took,
             heldout: trial.heldout_rise(model)?,
         };
         Ok(Line::of(setting, trial.options.device, &measured))
     }
 
-    /// How many of the images that a model generates are copies of forgotten points, and what the
-    /// others are as digits.
-    fn drawn(&self, model: &UNet2d, progress: &dyn Progress) -> Result<(usize, Option<Judgement>)> {
+    /// Images that a model generates, and what they are.
+    fn drawn(&self, model: &UNet2d, progress: &dyn Progress) -> Result<Drawn> {
         let samples = self.trial.options.samples;
         if samples == 0 {
-            return Ok((0, None));
+            return Ok(Drawn::default());
         }
         let mut shape = self.unseen.dims();
         shape[0] = samples;
@@ -302,9 +313,30 @@ impl<'a> Forgetting<'a> {
             Some(classifier) => classifier.judge(&images, &are_copies)?,
             None => None,
         };
-        let copies = are_copies.into_iter().filter(|&is_copy| is_copy).count();
-        Ok((copies, judged))
+        let others = (0..samples).filter(|&row| !are_copies[row]);
+        let others: Vec<i32> = others.map(|row| row as i32).collect();
+        let copies = samples - others.len();
+        let others = (copies < samples).then(|| {
+            let rows = Tensor::from_ints(others.as_slice(), &device);
+            images.select(0, rows)
+        });
+        Ok(Drawn {
+            copies,
+            judged,
+            others,
+        })
     }
+}
+
+/// Images that a model generated.
+#[derive(Debug, Default)]
+struct Drawn {
+    /// How many are copies of forgotten points.
+    copies: usize,
+    /// What the others are as digits.
+    judged: Option<Judgement>,
+    /// The others.
+    others: Option<Tensor<4>>,
 }
 
 #[cfg(test)]

@@ -768,7 +768,9 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
     builder = match options.protocol {
         Protocol::Quick => {
             let falling = LinearLrSchedulerConfig::new(rate, 0.0, options.steps);
-            builder.learning_rate(falling.init()?)
+            builder
+                .learning_rate(falling.init()?)
+                .timestep_sampling(process.timesteps())
         }
         Protocol::CelebaHq | Protocol::StableDiffusion => builder
             .learning_rate(rate)
