@@ -10,7 +10,7 @@ use siss::clipper::ClipperSpec;
 use crate::cases::Case;
 use crate::digits::ASSETS;
 use crate::options::{at_least_one, clipper};
-use crate::quick::BATCH;
+use crate::quick::{BATCH, FORGET_PROB};
 
 use super::contender::Contender;
 use super::line::{Setting, Subject, Unlearning};
@@ -105,11 +105,10 @@ impl Options {
         at_least_one(&steps.collect::<Vec<_>>())?;
         at_least_one(&[("batch", Some(self.batch)), ("heldout", Some(self.heldout))])?;
         clipper(self.clipper)?;
-        if let Some(forget_prob) = self.forget_prob {
-            if !(forget_prob > 0.0 && forget_prob <= 1.0) {
-                let range = "it must be above 0 and at most 1";
-                return Err(format!("--forget-prob: λ is {forget_prob}; {range}").into());
-            }
+        let forget_prob = self.forget_prob.unwrap_or(FORGET_PROB);
+        if !(forget_prob > 0.0 && forget_prob <= 1.0) {
+            let range = "it must be above 0 and at most 1";
+            return Err(format!("--forget-prob: λ is {forget_prob}; {range}").into());
         }
         Ok(())
     }
