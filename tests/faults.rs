@@ -490,44 +490,13 @@ fn without_signal_a_step_is_finite() {
     println!("{cases} steps without signal");
 }
 
-/// The same network with parameters and arithmetic of another precision.
-#[derive(Module, Debug)]
-struct Narrow {
-    model: Mlp,
-    #[module(skip)]
-    dtype: FloatDType,
-}
-
-impl Narrow {
-    fn new(dtype: FloatDType) -> Self {
-        struct Cast(FloatDType);
-        impl ModuleMapper for Cast {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                param.map(|value| value.cast(self.0))
-            }
-        }
-        let model = Mlp::new(3, &device()).map(&mut Cast(dtype));
-        Self { model, dtype }
-    }
-}
-
-impl Denoiser<2> for Narrow {
-    type Condition = ();
-
-    fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
-        // The timestep is divided before the cast: f16 is exact only up to 2,048.
-        let time = (timesteps / 1000.0).cast(self.dtype) * 1000.0;
-        self.model.predict(noisy.cast(self.dtype), time, &())
-    }
-}
-
 /// Losses and gradients of a step in half precision agree with those in f64 within the rounding of
 /// the model's arithmetic. The weights are equal, because they do not depend on the model.
 #[test]
 fn half_precision_keeps_losses_and_gradients() {
     let points = batch(64, 0.4, 3, &device());
     let step = |dtype| {
-        let model = Narrow::new(dtype);
+        let model = Narrow::new(3, dtype, &device());
         let builder = SissTrainer::builder(model, scheduler()).thin_below(0.0);
         let mut trainer = builder.build().unwrap();
         let draws = trainer.draw(&points).unwrap();
@@ -626,7 +595,8 @@ fn weights_of_points_in_half_precision_are_those_of_f64() {
 fn an_optimiser_that_half_precision_defeats_costs_no_model() {
     let points = batch(64, 0.4, 3, &device());
     let run = |dtype, steps: usize| -> Result<Vec<f64>> {
-        let mut trainer = SissTrainer::builder(Narrow::new(dtype), scheduler()).build()?;
+        let mut trainer =
+            SissTrainer::builder(Narrow::new(3, dtype, &device()), scheduler()).build()?;
         for _ in 0..steps {
             trainer.step(points.clone())?;
         }

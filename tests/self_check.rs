@@ -1,5 +1,5 @@
 //! The gradients of a convolutional network on the device under test agree with those of the CPU,
-//! and so does an average of the weights that is kept there.
+//! and so do an average of the weights and an optimiser's state that are kept there.
 
 use burn::module::{Module, list_param_ids};
 use burn::tensor::Device;
@@ -55,7 +55,7 @@ fn a_networks_gradients_are_those_of_the_cpu() {
 
 /// The same bits where the device is the CPU.
 #[test]
-fn an_average_on_the_host_is_that_of_the_device() {
+fn a_run_with_average_and_optimisers_state_on_the_host_is_that_of_the_device() {
     let device = small::device();
     let start = small::Mlp::new(1, &device);
     let averaged = |host: Option<Device>| {
@@ -63,7 +63,8 @@ fn an_average_on_the_host_is_that_of_the_device() {
             .learning_rate(1e-2)
             .ema(0.9);
         if let Some(host) = host {
-            builder = builder.ema_device(host);
+            builder = builder.ema_device(host.clone());
+            builder = builder.optimizer_state_device(host);
         }
         let mut trainer = builder.build().unwrap();
         for seed in 0..6 {

@@ -15,6 +15,7 @@ use crate::draws::TimestepSampling;
 /// | `micro_batch_size` | the whole batch | rows run at a time; changes memory, not results | ≥ 1 |
 /// | `max_grad_norm` | 1 | global clip of the combined gradient; `None` for none | > 0 |
 /// | `ema_decay` | none | decay of a moving average of the weights | 0 to below 1 |
+/// | `master_weights` | false | parameters in bf16 or f16 are updated in f32 | |
 /// | `gradient_checkpointing` | false | less memory for more time | |
 /// | `max_skipped_steps` | 10 | the run ends after so many non-finite steps in a row | ≥ 1 |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct TrainerConfig {
     pub max_grad_norm: Option<f64>,
     /// Decay of a moving average of the weights, `None` for no average.
     pub ema_decay: Option<f64>,
+    /// Whether the optimiser updates a copy in f32 of parameters in bf16 or f16.
+    pub master_weights: bool,
     /// Whether cheap operations are recomputed in the backward pass instead of stored.
     pub gradient_checkpointing: bool,
     /// How many steps in a row without a finite loss and gradient end the run with an error.
@@ -51,6 +54,7 @@ impl Default for TrainerConfig {
             micro_batch_size: None,
             max_grad_norm: Some(1.0),
             ema_decay: None,
+            master_weights: false,
             gradient_checkpointing: false,
             max_skipped_steps: 10,
         }

@@ -8,7 +8,9 @@ pub(crate) mod ema;
 mod frozen;
 pub(crate) mod gradients;
 mod learning_rate;
+mod master;
 mod method;
+mod offloaded;
 pub(crate) mod optimizer;
 mod preflight;
 mod rehearsal;
@@ -48,7 +50,9 @@ use crate::steering::Steering;
 pub use adversary::Adversary;
 pub use builder::SissTrainerBuilder;
 pub use config::TrainerConfig;
+pub use master::MasterWeights;
 pub use method::Method;
+pub use offloaded::Offloaded;
 pub use optimizer::FusedAdamW;
 pub use rehearsal::Rehearsal;
 #[cfg(feature = "cuda")]
@@ -309,7 +313,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             return Err(Error::NonFiniteParameter {
                 parameter,
                 cause: "became NaN or infinite in the optimiser, whose step was not taken",
-                remedy: "build a new trainer from this model, because the optimiser's state is no longer usable: with a lower learning rate, with parameters in f32, or with a larger epsilon for those in f16",
+                remedy: "build a new trainer from this model, because the optimiser's state is no longer usable: with a lower learning rate, with parameters in f32, or for those in f16 with `master_weights` or a larger epsilon",
             });
         }
         self.model = model;

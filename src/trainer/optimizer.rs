@@ -62,9 +62,10 @@ impl fmt::Debug for OpaqueOptimizer {
 /// AdamW in one kernel on wgpu and CUDA, where burn's launches fourteen.
 ///
 /// A trainer's step takes up to sixteen parameters per launch, from the run's second step; a step
-/// of burn's `ModuleOptimizer` elsewhere takes one. The kernel needs the feature `fused` and
-/// parameters in f32. Elsewhere, and on the CPU, it is burn's [`AdamW`]. State, records and
-/// checkpoints are those of burn's, so that a run may go from one to the other.
+/// of burn's `ModuleOptimizer` elsewhere, or with the state [elsewhere](super::Offloaded), takes
+/// one. The kernel needs the feature `fused` and parameters in f32. Elsewhere, and on the CPU, it
+/// is burn's [`AdamW`]. State, records and checkpoints are those of burn's, so that a run may go
+/// from one to the other.
 ///
 /// It is the default optimiser of a trainer, with the paper's settings: β₁ 0.95, β₂ 0.999, ε 1e-8,
 /// weight decay 1e-6.

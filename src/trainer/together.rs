@@ -94,6 +94,12 @@ pub(super) fn one_by_one<M: Module>(
     ModelStep { model, in_kernels }
 }
 
+/// The step of a parameter that is not to be taken together with others: it is never gathered, and
+/// does not count as one that could be.
+pub(super) fn by_itself<T>(step: impl FnOnce() -> T) -> T {
+    within(Mode::Alone(0), step).0
+}
+
 /// A step that launches a kernel for each group of parameters.
 pub(super) fn in_groups<M: Module>(
     optimizer: &mut ModuleOptimizer,

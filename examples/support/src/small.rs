@@ -5,7 +5,7 @@ use siss::burn;
 use siss::burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use siss::burn::nn::{Linear, LinearConfig};
 use siss::burn::optim::GradientsParams;
-use siss::burn::tensor::{Device, Tensor, TensorData};
+use siss::burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use siss::draws::{Stream, normal_noise};
 use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
 use siss::steering::Levels;
@@ -87,6 +87,38 @@ impl Denoiser<2> for Mlp {
 
     fn prediction_type(&self) -> PredictionType {
         self.kind
+    }
+}
+
+/// The same network with parameters and arithmetic of another precision.
+#[derive(Module, Debug)]
+pub struct Narrow {
+    model: Mlp,
+    #[module(skip)]
+    dtype: FloatDType,
+}
+
+impl Narrow {
+    /// The model of a seed.
+    pub fn new(seed: u64, dtype: FloatDType, device: &Device) -> Self {
+        struct Cast(FloatDType);
+        impl ModuleMapper for Cast {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                param.map(|value| value.cast(self.0))
+            }
+        }
+        let model = Mlp::new(seed, device).map(&mut Cast(dtype));
+        Self { model, dtype }
+    }
+}
+
+impl Denoiser<2> for Narrow {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, timesteps: Tensor<1>, _: &()) -> Tensor<2> {
+        // The timestep is divided before the cast: f16 is exact only up to 2,048.
+        let time = (timesteps / 1000.0).cast(self.dtype) * 1000.0;
+        self.model.predict(noisy.cast(self.dtype), time, &())
     }
 }
 
