@@ -4,11 +4,13 @@
 //! Prints one JSON line. The variants take turns in each round, so that a change of the machine's
 //! speed affects all of them equally; a ratio is the median of the rounds' ratios.
 //! `benches/torch_step.py` prints the same for PyTorch. With `--launches` it prints how many
-//! kernels a step launches on a GPU.
+//! kernels a step launches on a GPU; with `--memory` and `--storage`, what steps take and where
+//! they lead.
 
 mod launches;
 mod plain;
 mod report;
+mod storage;
 mod workload;
 
 use std::error::Error;
@@ -26,6 +28,7 @@ use siss_support::clock::Clock;
 use crate::launches::Launches;
 use crate::plain::PlainTrainer;
 use crate::report::Report;
+use crate::storage::Storage;
 use crate::workload::{Network, Workload};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -89,6 +92,15 @@ pub struct Arguments {
     /// names.
     #[arg(long, conflicts_with = "memory")]
     launches: bool,
+
+    /// Prints instead, for each way to store weights and the optimiser's state, the peak memory of
+    /// SISS steps and where the parameters are after them, each in a process of its own.
+    #[arg(long, conflicts_with_all = ["memory", "launches"])]
+    storage: bool,
+
+    /// The same for one way, in this process.
+    #[arg(long, value_enum, hide = true)]
+    stored: Option<Storage>,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -151,9 +163,14 @@ impl Variant {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let line = match (arguments.memory, arguments.launches) {
-        (true, _) => memory(&arguments),
-        (_, true) => count_launches(&arguments),
+    let line = match &arguments {
+        Arguments {
+            stored: Some(storage),
+            ..
+        } => storage::one(&arguments, *storage),
+        Arguments { storage: true, .. } => storage::all(&arguments),
+        Arguments { memory: true, .. } => memory(&arguments),
+        Arguments { launches: true, .. } => count_launches(&arguments),
         _ => measure(&arguments),
     };
     match line {
@@ -239,11 +256,7 @@ impl Runner {
 
 /// Measures the times of all variants; returns a JSON line.
 fn measure(arguments: &Arguments) -> Result<String> {
-    if let Some(threads) = arguments.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()?;
-    }
+    limit_threads(arguments)?;
     let device = arguments.device.device()?;
     let (network, pairs) = prepare(arguments, &device)?;
     let variants = arguments.variants().into_iter();
@@ -257,6 +270,15 @@ fn measure(arguments: &Arguments) -> Result<String> {
     }
     let report = Report::new(arguments, &runners, network.num_params());
     Ok(serde_json::to_string(&report)?)
+}
+
+fn limit_threads(arguments: &Arguments) -> Result<()> {
+    if let Some(threads) = arguments.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()?;
+    }
+    Ok(())
 }
 
 /// Counts the launches of an ordinary step and a SISS step; returns a JSON line.
@@ -318,7 +340,7 @@ fn own_arguments() -> Vec<String> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--variant" => drop(arguments.next()),
-            "--memory" => {}
+            "--memory" | "--storage" => {}
             other if other.starts_with("--variant=") => {}
             _ => own.push(argument),
         }

@@ -99,7 +99,7 @@ impl Report {
     }
 }
 
-const MEBI: f64 = 1_048_576.0;
+pub const MEBI: f64 = 1_048_576.0;
 
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
@@ -111,13 +111,13 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-fn rounded(value: f64, decimals: i32) -> f64 {
+pub fn rounded(value: f64, decimals: i32) -> f64 {
     let unit = 10f64.powi(decimals);
     (value * unit).round() / unit
 }
 
 /// Peak resident memory in bytes, from Linux.
-fn peak_memory() -> Option<f64> {
+pub fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let mut lines = status.lines();
     let line = lines.find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -20,7 +20,7 @@ use siss::models::{ClassUNet2d, Dit, ModelFolder, Sd3Transformer, UNet2dConditio
 use siss::observer::Finding;
 use siss::process::{PredictionType, SchedulerConfig};
 use siss::steering::Levels;
-use siss::trainer::{Adversary, FusedAdamW};
+use siss::trainer::{Adversary, FusedAdamW, Offloaded};
 use siss::{Condition, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer, UnlearningBatch};
 
 use crate::files::{self, as_text};
@@ -778,9 +778,18 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
             .sampler(CoinFlip::new(0.5)?)
             .thin_below(0.0),
     };
-    if options.protocol == Protocol::StableDiffusion {
-        builder = builder.optimizer(FusedAdamW::new([0.9, 0.999], 1e-8, 1e-2).into());
-    }
+    let host = options.moments_on_host.then(Device::flex);
+    builder = match (options.protocol, host) {
+        (Protocol::StableDiffusion, host) => {
+            let adam = FusedAdamW::new([0.9, 0.999], 1e-8, 1e-2);
+            builder.optimizer(match host {
+                Some(host) => Offloaded::new(adam, host).into(),
+                None => adam.into(),
+            })
+        }
+        (_, Some(host)) => builder.optimizer_state_device(host),
+        (_, None) => builder,
+    };
     builder = options.method.set(builder, levels, answer)?;
     if let Some(clipper) = options.clipper {
         builder = builder.clipper(clipper.build()?);

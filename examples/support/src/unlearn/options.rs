@@ -199,6 +199,13 @@ pub struct Options {
     #[serde(skip_serializing_if = "is_off")]
     pub recompute: bool,
 
+    /// Keeps the optimiser's two moments in the host's memory, and brings those of one parameter
+    /// at a time to the device: less memory of a GPU for more time, the same result. A resumed run
+    /// may change it.
+    #[arg(long)]
+    #[serde(skip)]
+    pub moments_on_host: bool,
+
     /// CPU threads [default: all].
     #[arg(long)]
     #[serde(skip)]

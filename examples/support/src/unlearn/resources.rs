@@ -12,9 +12,11 @@ use crate::unlearn::memory::{MemoryPlan, TooLarge, Training, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::way::Way;
 
-/// Numbers per trained parameter besides the weight: the two moments of AdamW and the gradients of
+/// Numbers per trained parameter besides the weight: the two moments of AdamW, and the gradients of
 /// the two sides.
-const NUMBERS_OF_TRAINING: usize = 4;
+const MOMENTS: usize = 2;
+const GRADIENTS: usize = 2;
+const NUMBERS_OF_TRAINING: usize = MOMENTS + GRADIENTS;
 /// The same on a further device: the gradients, and one of them as a vector.
 const NUMBERS_OF_A_REPLICA: usize = 3;
 const BYTES_A_NUMBER: usize = 4;
@@ -184,10 +186,6 @@ fn parts(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)])
         0 => String::new(),
         size => format!("; {} for those that answers are made up of", bytes(size)),
     };
-    let (what, copies) = match options.method {
-        Way::Counterfactual => ("weights before and now", 1),
-        Way::Method(_) | Way::SissToLevel => ("weights", 0),
-    };
     let ahead = data
         .stream
         .iter()
@@ -206,11 +204,31 @@ fn parts(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)])
         ),
     };
     format!(
-        "{} for {what}, two moments and two gradients{replicas}; {} for the images{explaining}{besides}",
-        bytes(numbers(
-            model.parameters + model.trained * (copies + NUMBERS_OF_TRAINING)
-        )),
+        "{}{replicas}; {} for the images{explaining}{besides}",
+        of_parameters(options, model),
         bytes(kept),
+    )
+}
+
+/// What the parameters take on the device of the model, and elsewhere.
+fn of_parameters(options: &Options, model: &Model) -> String {
+    let (what, copies) = match options.method {
+        Way::Counterfactual => ("weights before and now", 1),
+        Way::Method(_) | Way::SissToLevel => ("weights", 0),
+    };
+    let per_trained = |count: usize| numbers(model.trained * count);
+    let weights = numbers(model.parameters) + per_trained(copies);
+    // On the host itself there is nothing to save.
+    if options.moments_on_host && options.all_devices().0 != DeviceSpec::Flex {
+        return format!(
+            "{} for {what}, two gradients and two moments of one parameter at a time, with {} of the host's for the moments of all",
+            bytes(weights + per_trained(GRADIENTS)),
+            bytes(per_trained(MOMENTS)),
+        );
+    }
+    format!(
+        "{} for {what}, two moments and two gradients",
+        bytes(weights + per_trained(NUMBERS_OF_TRAINING)),
     )
 }
 
@@ -327,6 +345,50 @@ fn name(value: &impl serde::Serialize) -> String {
 mod tests {
     use super::*;
     use clap::Parser;
+    use siss::images::{Format, Transparency};
+    use siss::process::SchedulerConfig;
+
+    use crate::process::Process;
+
+    #[test]
+    fn moments_on_the_host_are_announced_there() {
+        let model = Model {
+            parameters: 100_000_000,
+            trained: 50_000_000,
+            format: Format {
+                height: 64,
+                width: 64,
+                channels: 3,
+                is_configured: true,
+                range: [-1.0, 1.0],
+                transparency: Transparency::default(),
+            },
+            process: Process::Steps(SchedulerConfig::default()),
+        };
+        let said = |more: &str| {
+            let words = format!("unlearn --model m --forget f --retain r --out o {more}");
+            let options = Options::try_parse_from(words.split_whitespace()).unwrap();
+            of_parameters(&options, &model)
+        };
+        let everything = "1.2 GB for weights, two moments and two gradients";
+        let method = "--method siss";
+        assert_eq!(said(&format!("{method} --device wgpu")), everything);
+        assert_eq!(said(&format!("{method} --moments-on-host")), everything);
+        let split = said(&format!("{method} --device wgpu --moments-on-host"));
+        assert!(
+            split.starts_with("800 MB for weights, two gradients"),
+            "{split}"
+        );
+        assert!(
+            split.ends_with("with 400 MB of the host's for the moments of all"),
+            "{split}"
+        );
+        let answers = said("--device wgpu --moments-on-host");
+        assert!(
+            answers.starts_with("1.0 GB for weights before and now"),
+            "{answers}"
+        );
+    }
 
     #[test]
     fn a_refusal_names_the_remedies_that_are_left() {
