@@ -5,6 +5,9 @@ use burn::optim::{DynOptimizer, DynState, ModuleOptimizer, Optimizer, StateSink,
 use burn::tensor::Device;
 use burn::tensor::kind::BridgeTensor;
 
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+use super::together::by_itself;
+
 /// Keeps an optimiser's state on another device than the model, in most cases the host's.
 ///
 /// The state of one parameter at a time comes to the model's device for the parameter's update and
@@ -93,9 +96,6 @@ impl<O: Optimizer> DynOptimizer for Offloaded<O> {
             .state_unflatten(rank, prefix, source, &self.device)
     }
 }
-
-#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
-use super::together::by_itself;
 
 /// Only kernels take parameters together.
 #[cfg(not(all(feature = "fused", any(feature = "wgpu", feature = "cuda"))))]
