@@ -355,6 +355,10 @@ pub(crate) fn attend(
     if let Some(output) = flex::attend(&query, &key, &value, heads) {
         return output;
     }
+    #[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+    if let Some(output) = cube::attend(&query, &key, &value, heads) {
+        return output;
+    }
     let size = channels / heads;
 
     let query = query.reshape([rows, heads, size, positions]);

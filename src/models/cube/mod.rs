@@ -4,6 +4,7 @@
 //! Each function here returns `None` where it does not apply: on another device, for another number
 //! type, or for a shape that it leaves to burn.
 
+mod attention;
 mod bias;
 mod convolution;
 mod norm;
@@ -14,26 +15,33 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 
-use burn::backend::{Dispatch, DispatchTensorKind};
+use burn::backend::{Dispatch, DispatchTensorKind, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeDevice;
 
 use self::operations::CubeOperations;
-use self::shapes::{ConvolutionShape, GroupNormShape, Window};
+use self::shapes::{AttentionShape, AttentionTile, ConvolutionShape, GroupNormShape, Window};
 
 /// Whether the kernels accept a tensor.
 pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
-    if tensor.dtype() != DType::F32 || tensor.shape().num_elements() == 0 {
-        return false;
-    }
-    match tensor.clone().into_dispatch().kind {
-        DispatchTensorKind::Cube(_) => true,
-        DispatchTensorKind::Autodiff(inner) => matches!(*inner, DispatchTensorKind::Cube(_)),
+    let is_numbers = tensor.dtype() == DType::F32 && tensor.shape().num_elements() > 0;
+    is_numbers && device_of(tensor).is_some()
+}
+
+/// The device of a tensor that kernels can reach.
+fn device_of<const D: usize>(tensor: &Tensor<D>) -> Option<CubeDevice> {
+    let kind = match tensor.clone().into_dispatch().kind {
+        DispatchTensorKind::Autodiff(inner) => *inner,
+        kind => kind,
+    };
+    match kind {
+        DispatchTensorKind::Cube(tensor) => Some(tensor.device()),
         #[allow(
             unreachable_patterns,
             reason = "reached where burn has another backend"
         )]
-        _ => false,
+        _ => None,
     }
 }
 
@@ -185,6 +193,43 @@ fn convolution_shape(
         },
     })
 }
+
+/// Scaled dot-product attention over channel-major features, with `heads` heads side by side.
+///
+/// # Shapes
+/// - `query` and the result: `[rows, channels, positions]`
+/// - `key` and `value`: `[rows, channels, sources]`
+pub(crate) fn attend(
+    query: &Tensor<3>,
+    key: &Tensor<3>,
+    value: &Tensor<3>,
+    heads: usize,
+) -> Option<Tensor<3>> {
+    let [rows, channels, positions] = query.dims();
+    let [_, _, sources] = key.dims();
+    let fits = key.dims() == [rows, channels, sources] && value.dims() == key.dims();
+    let divides = heads > 0 && channels.is_multiple_of(heads);
+    if !(fits && divides && takes(query) && takes(key) && takes(value)) {
+        return None;
+    }
+    let client = device_of(query)?.client();
+    let hardware = &client.properties().hardware;
+    if hardware.max_bindings < ATTENTION_TENSORS {
+        return None;
+    }
+    let shape = AttentionShape {
+        heads: rows * heads,
+        positions,
+        sources,
+        tile: AttentionTile::fitting(channels / heads, hardware.max_shared_memory_size)?,
+    };
+    let [query, key, value] = [query, key, value].map(|tensor| tensor.clone().into_dispatch());
+    let output = <Dispatch as CubeOperations>::attention(query, key, value, shape);
+    Some(Tensor::from_dispatch(output))
+}
+
+/// Tensors that the gradient of attention binds.
+const ATTENTION_TENSORS: u32 = 9;
 
 /// `softmax(scale · scores)` over the last axis, for scores that [`takes`] accepts.
 ///

@@ -16,8 +16,8 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use std::marker::PhantomData;
 
-use super::shapes::{ConvolutionShape, GroupNormShape};
-use super::{bias, convolution, norm, softmax};
+use super::shapes::{AttentionShape, ConvolutionShape, GroupNormShape};
+use super::{attention, bias, convolution, norm, softmax};
 use crate::kernel::cube::sums::sum_positions_and_rows;
 use crate::kernel::fused::burn;
 
@@ -88,6 +88,33 @@ pub(crate) trait Kernels: Backend {
         gradient: FloatTensor<Self>,
         shape: ConvolutionShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The output of attention, and the logarithm of each query's sum.
+    #[fusion(meta = |query, _key, _value, shape| {
+        let mut logs = query.clone();
+        logs.shape = shape.logs();
+        (query.clone(), logs)
+    })]
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The gradients of query, key and value.
+    #[fusion(meta = |query, key, value, _output, _logs, _gradient, _shape| {
+        (query.clone(), key.clone(), value.clone())
+    })]
+    fn attend_gradient(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        output: FloatTensor<Self>,
+        logs: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// `softmax(scale · scores)` over the last axis.
     #[fusion(dtype = scores, shape = scores)]
@@ -166,6 +193,27 @@ impl Kernels for CubeBackend {
         (Self::float_reshape(weight, shape.weight()), bias)
     }
 
+    fn attend(
+        query: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+        shape: AttentionShape,
+    ) -> (CubeTensor, CubeTensor) {
+        attention::forward([query, key, value], shape)
+    }
+
+    fn attend_gradient(
+        query: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+        output: CubeTensor,
+        logs: CubeTensor,
+        gradient: CubeTensor,
+        shape: AttentionShape,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        attention::backward([query, key, value], output, logs, gradient, shape)
+    }
+
     fn softmax_forward(scores: CubeTensor, scale: f32) -> CubeTensor {
         softmax::forward(scores, scale)
     }
@@ -214,6 +262,15 @@ pub(crate) trait CubeOperations: Backend {
         shape: ConvolutionShape,
     ) -> FloatTensor<Self>;
 
+    /// Scaled dot-product attention.
+    #[fusion(dtype = query, shape = query)]
+    fn attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> FloatTensor<Self>;
+
     /// `softmax(scale · scores)` over the last axis.
     #[fusion(dtype = scores, shape = scores)]
     fn scaled_softmax(scores: FloatTensor<Self>, scale: f32) -> FloatTensor<Self>;
@@ -250,6 +307,15 @@ impl CubeOperations for CubeBackend {
         shape: ConvolutionShape,
     ) -> CubeTensor {
         Self::convolve_onto(input, weight, bias, onto, shape)
+    }
+
+    fn attention(
+        query: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+        shape: AttentionShape,
+    ) -> CubeTensor {
+        Self::attend(query, key, value, shape).0
     }
 
     fn scaled_softmax(scores: CubeTensor, scale: f32) -> CubeTensor {
@@ -329,6 +395,25 @@ impl<B: Kernels, C: CheckpointStrategy> CubeOperations for Autodiff<B, C> {
                 let [input, weight, ..] = &inputs;
                 let kept = [input, weight].map(|input| prepared.checkpoint(input));
                 prepared.finish((kept, shape, size), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+
+    fn attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> FloatTensor<Self> {
+        let inputs = [query, key, value];
+        let [q, k, v] = inputs.each_ref().map(|input| input.primitive().clone());
+        let (output, logs) = B::attend(q, k, v, shape);
+        let nodes = inputs.each_ref().map(|input| input.node());
+        match Attend.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                prepared.finish((kept, output.clone(), logs, shape), output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
@@ -456,6 +541,27 @@ fn register_gradients<B: Kernels>(
     }
     if let Some(parent) = for_bias {
         grads.register::<B>(parent, bias);
+    }
+}
+
+#[derive(Debug)]
+struct Attend;
+
+impl<B: Kernels> Backward<B, 3> for Attend {
+    type State = ([NodeId; 3], FloatTensor<B>, FloatTensor<B>, AttentionShape);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (inputs, output, logs, shape) = ops.state;
+        let [query, key, value]: [FloatTensor<B>; 3] =
+            inputs.map(|input| kept.retrieve_node_output(input));
+        let gradient = grads.consume::<B>(&ops.node);
+        let (query, key, value) =
+            B::attend_gradient(query, key, value, output, logs, gradient, shape);
+        for (parent, gradient) in ops.parents.into_iter().zip([query, key, value]) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
     }
 }
 

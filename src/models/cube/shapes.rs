@@ -100,3 +100,104 @@ impl ConvolutionShape {
         self.inputs * self.window.taps()
     }
 }
+
+/// Units across a tile of attention, and down.
+pub(super) const ACROSS: usize = 8;
+
+/// Units of a cube of attention.
+pub(super) const UNITS: usize = ACROSS * ACROSS;
+
+/// The part of attention that the compiled kernels depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct AttentionTile {
+    /// Channels of a head.
+    pub(super) size: usize,
+    /// Queries, or sources, of a tile.
+    pub(super) places: usize,
+}
+
+impl AttentionTile {
+    /// Shared memory in bytes that a cube takes at most: two cubes have room on every GPU that
+    /// trains networks, and software drivers have no more.
+    const MOST_MEMORY: usize = 1 << 15;
+
+    /// The larger of two tiles that fits into shared memory of so many bytes.
+    pub(super) fn fitting(size: usize, memory: usize) -> Option<Self> {
+        let memory = memory.min(Self::MOST_MEMORY);
+        let mut tiles = [32, 16].map(|places| Self { size, places }).into_iter();
+        tiles.find(|tile| tile.memory() <= memory)
+    }
+
+    /// Bytes of shared memory that the backward pass takes, which takes more.
+    fn memory(&self) -> usize {
+        (4 * self.numbers() + 2 * self.weights() + UNITS) * size_of::<f32>()
+    }
+
+    /// Channels, and zeros that make them a multiple of the units across.
+    pub(super) fn padded(&self) -> usize {
+        self.size.next_multiple_of(ACROSS)
+    }
+
+    /// Numbers between two channels: one more than a tile's, so that neighbouring channels lie in
+    /// different banks of shared memory.
+    pub(super) fn stride(&self) -> usize {
+        self.places + 1
+    }
+
+    /// Numbers of a tile of queries, keys or values.
+    pub(super) fn numbers(&self) -> usize {
+        self.padded() * self.stride()
+    }
+
+    /// Numbers of a tile of weights.
+    pub(super) fn weights(&self) -> usize {
+        self.places * self.stride()
+    }
+
+    /// Own places of a unit.
+    pub(super) fn side(&self) -> usize {
+        self.places / ACROSS
+    }
+
+    /// Channels of a unit.
+    pub(super) fn channels(&self) -> usize {
+        self.padded() / ACROSS
+    }
+
+    /// Units that share a place.
+    pub(super) fn parts(&self) -> usize {
+        UNITS / self.places
+    }
+}
+
+/// Sizes of attention.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionShape {
+    /// Rows times heads.
+    pub(super) heads: usize,
+    /// Queries.
+    pub(super) positions: usize,
+    /// Keys and values.
+    pub(super) sources: usize,
+    pub(super) tile: AttentionTile,
+}
+
+impl AttentionShape {
+    /// What scores are multiplied by.
+    pub(super) fn scale(&self) -> f32 {
+        (self.tile.size as f64).sqrt().recip() as f32
+    }
+
+    /// The shape of the sums of each query, as logarithms.
+    pub(super) fn logs(&self) -> Shape {
+        Shape::from([self.heads * self.positions])
+    }
+
+    pub(super) fn query_tiles(&self) -> usize {
+        self.positions.div_ceil(self.tile.places)
+    }
+
+    pub(super) fn source_tiles(&self) -> usize {
+        self.sources.div_ceil(self.tile.places)
+    }
+}

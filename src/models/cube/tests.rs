@@ -202,6 +202,63 @@ fn softmax_and_shift_are_burns_for_every_shape() {
 }
 
 #[test]
+fn attention_is_burns_for_every_shape() {
+    let device = device();
+    for [rows, heads, size, positions, sources] in [
+        [2, 8, 8, 196, 196],
+        [1, 1, 8, 1100, 1100],
+        [3, 2, 16, 5, 77],
+        [2, 3, 32, 33, 31],
+        [1, 2, 40, 70, 77],
+        [2, 1, 64, 37, 50],
+        [1, 2, 80, 18, 15],
+        [1, 1, 80, 77, 1],
+        [1, 3, 104, 16, 17],
+        [2, 1, 5, 1, 9],
+        [1, 1, 1, 1, 1],
+    ] {
+        let [queries, keys] = [positions, sources].map(|places| [rows, heads * size, places]);
+        let run = |device: &Device, own: bool| {
+            let parameters = vec![
+                noise([keys.iter().product()], 2, device),
+                noise([keys.iter().product()], 3, device),
+            ];
+            let query = noise(queries, 1, device) * 3.0;
+            answers(query, parameters, |query, parameters| {
+                let [key, value] = [0, 1].map(|index| parameters[index].clone().reshape(keys));
+                if own {
+                    return attend(&query, &key, &value, heads).unwrap();
+                }
+                let query = query.reshape([rows, heads, size, positions]);
+                let [key, value] =
+                    [key, value].map(|side| side.reshape([rows, heads, size, sources]));
+                let scores = query.transpose().matmul(key) / (size as f64).sqrt();
+                let output = value.matmul(burns_softmax(scores, 3).transpose());
+                output.reshape(queries)
+            })
+        };
+        let (mut got, mut expected) = (run(&device, true), run(&Device::flex(), false));
+        let what = format!("{rows} × {heads} heads of {size}, {positions} to {sources}");
+        if sources == 1 {
+            // The only weight is 1, whatever the scores: no gradient reaches query and key.
+            expected.drain(1..3);
+            for number in got.drain(1..3).flatten() {
+                assert!(number.abs() < 1e-4, "{what}: {number:e} instead of 0");
+            }
+        }
+        assert_close(&got, &expected, &what);
+    }
+}
+
+#[test]
+fn heads_without_room_in_shared_memory_are_left_to_burn() {
+    let features = noise([1, 160, 4], 1, &device());
+    assert!(attend(&features, &features, &features, 1).is_none());
+    assert!(attend(&features, &features, &features, 2).is_some());
+    assert!(AttentionTile::fitting(64, 0).is_none());
+}
+
+#[test]
 fn what_a_convolution_adds_to_is_added() {
     let device = device();
     let options = ConvOptions::new([2, 1], [1, 0], [1, 1], 1);
@@ -291,10 +348,8 @@ impl LaunchObserver for Launches {
 /// Kernels of burn in a step of the network below, and by its sources the numbers that one unit
 /// adds up, at most; 0 where it adds none.
 ///
-/// A matrix product of attention sums over 64 channels or 196 positions, a reduction of an
-/// enlargement's gradient over two pixels.
-const BURNS: [(&str, usize); 10] = [
-    ("MatmulEntry", 196),
+/// A reduction of an enlargement's gradient sums over two pixels.
+const BURNS: [(&str, usize); 9] = [
     ("ReduceKernel", 2),
     ("SharedSumKernel", 784),
     ("KernelBinop", 0),
@@ -339,7 +394,14 @@ fn no_unit_adds_more_than_a_thousand_numbers() {
 
     let longest = longest();
     println!("{longest:?}");
-    for kernel in ["weigh", "convolve", "convolve_back", "normalise", "softmax"] {
+    for kernel in [
+        "weigh",
+        "convolve",
+        "convolve_back",
+        "normalise",
+        "attend",
+        "attend_back",
+    ] {
         assert!(
             longest.contains_key(kernel),
             "no launch of {kernel} was noted"
@@ -358,6 +420,8 @@ fn no_unit_adds_more_than_a_thousand_numbers() {
     // Both axes of two enlargements.
     assert!(launches.get("ReduceKernel").is_none_or(|&count| count <= 4));
     const OWN: [&str; 11] = [
+        "Attend",
+        "AttendBack",
         "Convolve",
         "ConvolveBack",
         "Weigh",
@@ -367,8 +431,6 @@ fn no_unit_adds_more_than_a_thousand_numbers() {
         "PositionSums",
         "RowsByUnits",
         "RowsByCubes",
-        "Softmax",
-        "SoftmaxGradient",
     ];
     for name in launches.keys() {
         let is_burns = BURNS.iter().any(|(burns, _)| burns == name);
