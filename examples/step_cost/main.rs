@@ -4,8 +4,8 @@
 //! Prints one JSON line. The variants take turns in each round, so that a change of the machine's
 //! speed affects all of them equally; a ratio is the median of the rounds' ratios.
 //! `benches/torch_step.py` prints the same for PyTorch. With `--launches` it prints how many
-//! kernels a step launches on a GPU; with `--memory` and `--storage`, what steps take and where
-//! they lead.
+//! kernels a step launches on a GPU, and how many numbers one unit of a kernel adds; with
+//! `--memory` and `--storage`, what steps take and where they lead.
 
 mod launches;
 mod plain;
@@ -88,8 +88,8 @@ pub struct Arguments {
     #[arg(long)]
     memory: bool,
 
-    /// Prints instead how many kernels an ordinary step and a SISS step launch on a GPU, and their
-    /// names.
+    /// Prints instead how many kernels an ordinary step and a SISS step launch on a GPU, their
+    /// names, and how many numbers one unit of each adds.
     #[arg(long, conflicts_with = "memory")]
     launches: bool,
 
@@ -290,7 +290,7 @@ fn count_launches(arguments: &Arguments) -> Result<String> {
         for round in 0..WARM_UP {
             runner.step(&pairs, round, arguments)?;
         }
-        launches::counted(|| runner.step(&pairs, WARM_UP, arguments))
+        launches::observed(|| runner.step(&pairs, WARM_UP, arguments))
     };
     let launches = Launches::new(
         count(Variant::Plain)?,

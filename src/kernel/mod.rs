@@ -17,6 +17,8 @@ pub(crate) mod simd;
 
 use burn::tensor::Tensor;
 
+#[cfg(all(feature = "fused", any(feature = "wgpu", feature = "cuda")))]
+pub use self::cube::serial::{SerialSums, serial_sums};
 use crate::error::{Result, check_device, check_shape};
 use crate::host::{as_column, squared_norms, to_f32};
 use crate::process::Scales;

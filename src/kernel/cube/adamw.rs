@@ -7,7 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use super::gradients::{
     address_type, block_of_cube, blocks, buffers, contiguous, empty_each, filled, together,
 };
-use super::{BLOCK, Grid};
+use super::{BLOCK, Grid, serial};
 use crate::kernel::fused::{AdamWKernel, AdamWNumbers, Group};
 
 /// Tensors that a step reads or writes for each parameter.
@@ -33,6 +33,7 @@ impl AdamWKernel for CubeBackend {
             let arguments = inputs.iter().chain(&outputs);
             let mut arguments = arguments.map(|tensors| buffers(tensors[range.clone()].to_vec()));
             let mut next = || arguments.next().unwrap_or_else(SequenceArg::new);
+            serial::note("update", 0);
             update::launch(
                 &grid.client,
                 grid.cubes(blocks(parameters)),

@@ -11,7 +11,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::sums::sum_rows;
-use super::{BLOCK, Grid, empty_like, sum_of_units};
+use super::{BLOCK, Grid, empty_like, serial, sum_of_units};
 use crate::kernel::fused::{GROUP, GradientKernel, Group, PRODUCTS};
 
 /// The bits of the exponent; all are set in NaN and in infinities.
@@ -33,6 +33,7 @@ impl GradientKernel for CubeBackend {
             let (retain, forget): (Vec<_>, Vec<_>) = pairs.iter().cloned().unzip();
             let blocks = blocks(&retain);
             let grid = Grid::new(&sums, BLOCK);
+            serial::note("products", BLOCK.div_ceil(grid.units as usize));
             products::launch(
                 &grid.client,
                 grid.cubes(blocks),
@@ -61,6 +62,7 @@ impl GradientKernel for CubeBackend {
         for values in values.chunks(together(&sums, 1)) {
             let blocks = blocks(values);
             let grid = Grid::new(&sums, BLOCK);
+            serial::note("non_finite", BLOCK.div_ceil(grid.units as usize));
             non_finite::launch(
                 &grid.client,
                 grid.cubes(blocks),
@@ -96,6 +98,7 @@ impl GradientKernel for CubeBackend {
         let parts = retain.chunks(together).zip(forget.chunks(together));
         for ((retain, forget), sums) in parts.zip(sums.chunks(together)) {
             let grid = Grid::new(&retain[0], BLOCK);
+            serial::note("combine", 0);
             combine::launch(
                 &grid.client,
                 grid.cubes(blocks(retain)),

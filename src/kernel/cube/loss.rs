@@ -7,7 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{BLOCK, Deal, empty_like, sum_of_units};
+use super::{BLOCK, Deal, empty_like, serial, sum_of_units};
 use crate::kernel::fused::LossKernel;
 
 impl LossKernel for CubeBackend {
@@ -21,6 +21,7 @@ impl LossKernel for CubeBackend {
         let deal = Deal::new(&prediction, weights.meta.num_elements());
         let seed = empty_like(&prediction, prediction.shape());
         let sums = deal.block_sums(&prediction);
+        serial::note("squared_errors", deal.serial());
         squared_errors::launch(
             &deal.grid.client,
             deal.grid.cubes(deal.rows * deal.blocks),

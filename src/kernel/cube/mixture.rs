@@ -7,7 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{BLOCK, Deal, empty_like, sum_of_units};
+use super::{BLOCK, Deal, empty_like, serial, sum_of_units};
 use crate::kernel::fused::{MixtureKernel, ROW_NUMBERS};
 
 impl MixtureKernel for CubeBackend {
@@ -23,6 +23,7 @@ impl MixtureKernel for CubeBackend {
         let outputs = [(); 3].map(|()| empty_like(&noise, noise.shape()));
         let [noisy, retain_noise, forget_noise] = outputs;
         let sums = deal.block_sums(&noise);
+        serial::note("explained", deal.serial());
         explained::launch(
             &deal.grid.client,
             deal.grid.cubes(deal.rows * deal.blocks),

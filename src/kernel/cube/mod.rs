@@ -89,9 +89,15 @@ impl Deal {
         empty_like(batch, Shape::from([self.rows * self.blocks]))
     }
 
+    /// How many numbers of a block a unit adds.
+    fn serial(&self) -> usize {
+        self.elements.min(BLOCK).div_ceil(self.grid.units as usize)
+    }
+
     /// Sums over the blocks of each row.
     fn row_sums(&self, sums: CubeTensor) -> CubeTensor {
         let of_rows = empty_like(&sums, Shape::from([self.rows]));
+        serial::note("row_sums", self.blocks.div_ceil(self.grid.units as usize));
         row_sums::launch(
             &self.grid.client,
             self.grid.cubes(self.rows),

@@ -6,7 +6,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::kernel::cube::{Grid, empty_like};
+use crate::kernel::cube::{Grid, empty_like, serial};
 
 /// # Shapes
 /// - `input` and the result: `[rows, channels, positions]`
@@ -17,6 +17,7 @@ pub(super) fn add(input: CubeTensor, bias: CubeTensor) -> CubeTensor {
     let positions = input.meta.shape()[2];
     let grid = Grid::new(&input, elements);
     let output = empty_like(&input, input.shape());
+    serial::note("shift", 0);
     shift::launch(
         &grid.client,
         grid.cubes(elements.div_ceil(grid.units as usize)),
