@@ -117,8 +117,8 @@ pub(super) struct AttentionTile {
 }
 
 impl AttentionTile {
-    /// Shared memory in bytes that a cube takes at most: two cubes have room on every GPU that
-    /// trains networks, and software drivers have no more.
+    /// Shared memory in bytes that a cube takes at most, also where there is more: the rest is for
+    /// other cubes, and every device then runs the tiles that are tested.
     const MOST_MEMORY: usize = 1 << 15;
 
     /// The larger of two tiles that fits into shared memory of so many bytes.
