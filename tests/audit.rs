@@ -3,18 +3,10 @@
 use std::path::Path;
 
 use clap::Parser;
-use siss::StepReport;
 use siss::report::audit::{Attack, AuditLog, AuditReport, RemainderKind, Remains, RemainsOf};
 use siss_support::audit::job;
 use siss_support::audit::options::Command;
-use siss_support::progress::Progress;
-
-struct Quiet;
-
-impl Progress for Quiet {
-    fn phase(&self, _: &str) {}
-    fn step(&self, _: &StepReport, _: usize) {}
-}
+use siss_support::progress::Silent;
 
 /// Audits the bundled model, which forgets for two steps.
 fn audit(folder: &Path, further: &[&str]) -> Result<AuditReport, String> {
@@ -28,7 +20,7 @@ fn audit(folder: &Path, further: &[&str]) -> Result<AuditReport, String> {
     ];
     let arguments = ["audit", "--quick"].iter().chain(&paths).chain(further);
     let command = Command::try_parse_from(arguments).map_err(|error| error.to_string())?;
-    job::run(&command.options, &Quiet).map_err(|error| error.to_string())
+    job::run(&command.options, &Silent).map_err(|error| error.to_string())
 }
 
 #[test]

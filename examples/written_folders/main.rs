@@ -14,11 +14,11 @@ use siss::models::{
 };
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Guided, Sampler};
-use siss::{Condition, DdpmScheduler, Denoiser, SissTrainer, StepReport, UnlearningBatch};
+use siss::{Condition, DdpmScheduler, Denoiser, SissTrainer, UnlearningBatch};
 use siss_support::digits::ASSETS;
 use siss_support::files::{copy, create_folder};
 use siss_support::process::Process;
-use siss_support::progress::Progress;
+use siss_support::progress::Silent;
 use siss_support::tiny::{flow_model, transformer_model, xl_model};
 use siss_support::unlearn::options::Conditions;
 use siss_support::unlearn::source::Source;
@@ -47,14 +47,6 @@ const COPIED: [&str; 5] = [
 const TINY: [usize; 4] = [ROWS, 4, 4, 4];
 const TINY_CAPTIONS: [&str; ROWS] = ["a hat", "red dog", "blue cat", "old tree"];
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/spellings");
-
-/// Tells nothing.
-struct Silent;
-
-impl Progress for Silent {
-    fn phase(&self, _: &str) {}
-    fn step(&self, _: &StepReport, _: usize) {}
-}
 
 fn main() -> Result<()> {
     let out = PathBuf::from(

@@ -9,6 +9,7 @@ use rand_distr::StandardNormal;
 use super::{Stream, keyed_rng};
 use crate::error::{Error, Result, check_positive, check_range};
 use crate::process::TimeRange;
+use crate::process::flow::shifted;
 use crate::text::serde_as_text;
 
 /// How the timesteps of a batch are drawn.
@@ -84,7 +85,7 @@ impl TimestepSampling {
                 TimestepSampling::LogitNormal { mean, scale, shift } => {
                     let normal: f64 =
                         keyed_rng(seed, step, row as u64, stream).sample(StandardNormal);
-                    range.at(shifted(logistic(mean + scale * normal), shift))
+                    range.at(shifted(logistic(mean + scale * normal), shift).min(LAST))
                 }
                 TimestepSampling::Fixed(timestep) => timestep,
             })
@@ -139,14 +140,8 @@ impl TimestepSampling {
 /// The largest number below 1.
 const LAST: f64 = 1.0 - f64::EPSILON / 2.0;
 
-/// In `[0, 1)`.
 fn logistic(logit: f64) -> f64 {
-    (1.0 / (1.0 + (-logit).exp())).min(LAST)
-}
-
-/// In `[0, 1)` as the share is.
-fn shifted(share: f64, shift: f64) -> f64 {
-    (shift * share / (1.0 + (shift - 1.0) * share)).min(LAST)
+    1.0 / (1.0 + (-logit).exp())
 }
 
 impl fmt::Display for TimestepSampling {

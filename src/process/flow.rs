@@ -28,6 +28,11 @@ impl FlowMatching {
     }
 }
 
+/// Moves a share of the path to the noisy end, `s u / (1 + (s − 1) u)`: Esser et al. 2024, Eq. 23.
+pub(crate) fn shifted(share: f64, shift: f64) -> f64 {
+    shift * share / (1.0 + (shift - 1.0) * share)
+}
+
 impl Default for FlowMatching {
     fn default() -> Self {
         Self { min_time: 1e-3 }

@@ -4,7 +4,7 @@
 pub(crate) mod beta;
 pub(crate) mod config;
 mod ddpm;
-mod flow;
+pub(crate) mod flow;
 pub(crate) mod prediction;
 pub(crate) mod time;
 

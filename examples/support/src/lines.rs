@@ -1,7 +1,7 @@
 //! Results stored as lines of a CSV file.
 
 use std::error::Error;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(lines.map_err(|error| format!("{}: {error}", path_text(path)))?)
 }
 
-/// Writes a file, replacing an existing one, and creates its folder if necessary.
+/// Writes a file, replacing an existing one as a whole, and creates its folder if necessary.
 pub fn write<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
     if let Some(folder) = path.parent() {
         files::create_folder(folder)?;
@@ -33,7 +33,9 @@ pub fn write<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
     for line in lines {
         writer.serialize(line)?;
     }
-    Ok(files::write(path, writer.into_inner()?)?)
+    let partial = path.with_added_extension("partial");
+    files::write(&partial, writer.into_inner()?)?;
+    Ok(fs::rename(&partial, path).map_err(files::failed("replacing", path))?)
 }
 
 /// Adds a line to a file at once, below a heading if it is the first. Creates file and folder if

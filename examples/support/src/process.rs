@@ -167,6 +167,21 @@ impl Reverse {
 mod tests {
     use super::*;
 
+    /// Half of the times of Stable Diffusion 3 are below `3 ½ / (1 + 2 ½)`.
+    #[test]
+    fn times_of_a_path_are_shifted_as_its_file_says() {
+        let process = Process::Flow(EulerFlowConfig {
+            shift: 3.0,
+            ..EulerFlowConfig::default()
+        });
+        let range = process.scheduler().unwrap().time_range();
+        let mut times = process.timesteps().timesteps(range, 1001, 0, 0);
+        times.sort_by(f64::total_cmp);
+        assert!((times[500] - 0.75).abs() < 0.03, "{}", times[500]);
+        let even = Process::Steps(SchedulerConfig::default()).timesteps();
+        assert_eq!(even, TimestepSampling::LowDiscrepancy);
+    }
+
     /// Half of ten steps start below the middle of a path without shift.
     #[test]
     fn a_path_is_joined_where_its_noise_is_not_beyond_the_timestep() {

@@ -17,6 +17,15 @@ pub trait Progress: Sync {
     fn say(&self, _line: &str) {}
 }
 
+/// Tells nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn phase(&self, _: &str) {}
+    fn step(&self, _: &StepReport, _: usize) {}
+}
+
 /// A progress bar for the steps, a spinner for everything else.
 pub struct Bar {
     bar: ProgressBar,

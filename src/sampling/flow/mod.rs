@@ -12,6 +12,7 @@ use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_positive, check_range};
 use crate::host::{column, vector};
 use crate::process::PredictionType;
+use crate::process::flow::shifted;
 
 /// Draws samples of a flow-matching model by Euler's method: `x ← x + (σ' − σ) v`.
 ///
@@ -58,10 +59,9 @@ impl EulerFlowSampler {
         )?;
         // As diffusers: the last of the shifted training times is where an evenly spaced path ends,
         // which is then shifted again.
-        let shift = |sigma: f64| config.shift * sigma / (1.0 + (config.shift - 1.0) * sigma);
-        let least = shift(1.0 / total as f64);
+        let least = shifted(1.0 / total as f64, config.shift);
         let stride = (1.0 - least) / (count - 1).max(1) as f64;
-        let visited = (0..count).map(|index| shift(1.0 - index as f64 * stride));
+        let visited = (0..count).map(|index| shifted(1.0 - index as f64 * stride, config.shift));
         let sigmas = visited.chain([0.0]).collect();
         Ok(Self { config, sigmas })
     }

@@ -77,9 +77,7 @@ fn run_missing(options: &Options, runs: &mut Vec<Line>, progress: &dyn Progress)
             progress.phase(&setting.to_string());
             match forgetting.run(&setting, progress) {
                 Ok((run, requests)) => {
-                    for request in requests {
-                        lines::append(&options.out.join(REQUESTS), &request)?;
-                    }
+                    keep_requests(&options.out.join(REQUESTS), requests)?;
                     progress.say(&run.summary());
                     keep(&options.out.join(RUNS), run, (&setting, runs))?;
                 }
@@ -106,6 +104,15 @@ fn keep(path: &Path, run: Line, (setting, runs): (&Setting, &mut Vec<Line>)) -> 
     lines::write(path, runs)
 }
 
+/// Adds the requests of a run to the file, in place of those of the same run. Lines of an earlier
+/// version get the columns of this one.
+fn keep_requests(path: &Path, requests: Vec<RequestLine>) -> Result<()> {
+    let mut lines: Vec<RequestLine> = lines::read(path)?;
+    lines.retain(|line| !requests.iter().any(|request| request.is_again(line)));
+    lines.extend(requests);
+    lines::write(path, &lines)
+}
+
 /// The settings of the command line that no run has.
 fn missing(options: &Options, points: usize, runs: &[Line]) -> Vec<Setting> {
     let settings = options.settings(points).into_iter();
@@ -119,7 +126,8 @@ mod tests {
     use siss::backend::DeviceSpec;
     use siss::clipper::ClipperSpec;
 
-    use super::line::Measured;
+    use super::line::{Measured, Subject};
+    use super::requests::Moments;
     use super::thorough::Thorough;
     use super::*;
 
@@ -227,6 +235,44 @@ mod tests {
         let counts: Vec<usize> = table.lines().map(|row| row.matches('|').count()).collect();
         assert!(counts.iter().all(|&count| count == 23), "{counts:?}");
         assert!(table.contains("| 1.000, 2.000 | 0.750 | 20 |"), "{table}");
+    }
+
+    #[test]
+    fn requests_of_a_run_that_is_run_again_are_not_there_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(REQUESTS);
+        let requests = |words: &str, count: usize| -> Vec<RequestLine> {
+            let setting = options(&format!("--methods siss --steps 5 {words}")).settings(1)[2];
+            let Subject::Unlearned(run) = setting.subject else {
+                panic!("the first two are not unlearned");
+            };
+            let numbers = (1..=count).map(|number| (number, 1));
+            let line = |number| {
+                let (moments, took) = (Moments::default(), Default::default());
+                RequestLine::of((&setting, run), number, &moments, took, DeviceSpec::Flex)
+            };
+            numbers.map(line).collect()
+        };
+        let counts = [
+            ("--seeds 0 --order in-turn", 2, 2),
+            ("--seeds 0 --order in-turn --thorough", 2, 2),
+            ("--seeds 0", 1, 3),
+            ("--seeds 1", 1, 4),
+            ("--seeds 0 --forget-prob 0.25", 1, 5),
+            ("--seeds 0 --thorough", 1, 5),
+        ];
+        for (words, count, expected) in counts {
+            keep_requests(&path, requests(words, count)).unwrap();
+            let lines: Vec<RequestLine> = lines::read(&path).unwrap();
+            assert_eq!(lines.len(), expected, "{words}");
+        }
+        // A file from before λ was an option.
+        let text = std::fs::read_to_string(&path).unwrap();
+        let without = |line: &str| line.rsplit_once(',').unwrap().0.to_owned() + "\n";
+        let earlier: String = text.lines().take(3).map(without).collect();
+        std::fs::write(&path, earlier).unwrap();
+        keep_requests(&path, requests("--seeds 2", 1)).unwrap();
+        assert_eq!(lines::read::<RequestLine>(&path).unwrap().len(), 3);
     }
 
     #[test]

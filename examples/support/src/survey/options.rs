@@ -74,7 +74,7 @@ pub struct Options {
     #[arg(long, default_value_t = 256)]
     pub samples: usize,
 
-    /// Measures more, which takes about as long as a run: likelihood, membership, how soon the
+    /// Measures more, which takes minutes: likelihood, membership, how soon the
     /// points are learnt again, and how far generated images are from unseen ones. A run that was
     /// finished without is run again.
     #[arg(long)]

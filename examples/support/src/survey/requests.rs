@@ -60,7 +60,7 @@ pub struct RequestLine {
 
 /// Distances at the new points of a request in the model that memorised, in the one that the
 /// request begins with, and in the one that it ends with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Moments {
     pub before: Option<Distances>,
     pub start: Option<Distances>,
@@ -116,6 +116,11 @@ impl RequestLine {
             device: device.to_string(),
             forget_prob: setting.forget_prob,
         }
+    }
+
+    /// Whether it is the same request of the same run.
+    pub fn is_again(&self, other: &Self) -> bool {
+        self.seed == other.seed && key(self) == key(other)
     }
 
     /// Sets the distances in the model after the last request.

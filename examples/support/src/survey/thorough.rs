@@ -21,7 +21,7 @@ const NOISES: usize = 4;
 /// Points that no model has seen, among which a forgotten point is looked for.
 const CONTROLS: usize = 200;
 /// Points whose likelihood is measured, at most, and the local error of a step of the equation: a
-/// hundred times that of the published protocol, in half the time.
+/// hundred times that of the published protocol, for fewer steps.
 const LIKELY: usize = 16;
 const TOLERANCE: f64 = 1e-3;
 /// Steps of fine-tuning on images like the forgotten ones: at most, and between two looks.
@@ -166,14 +166,8 @@ mod tests {
 
     use super::*;
     use crate::probe::Chunks;
+    use crate::progress::Silent;
     use crate::small::{device, unet};
-
-    struct Quiet;
-
-    impl Progress for Quiet {
-        fn phase(&self, _: &str) {}
-        fn step(&self, _: &siss::StepReport, _: usize) {}
-    }
 
     fn points(count: usize, seed: u64) -> Tensor<4> {
         let shape = [count, 3, 8, 8];
@@ -213,7 +207,7 @@ mod tests {
             forgotten: &data.forget,
         };
         let images = data.heldout.clone() + 1.0;
-        let found = measures.of(&trained.model, Some(&images), &Quiet).unwrap();
+        let found = measures.of(&trained.model, Some(&images), &Silent).unwrap();
         assert_eq!(found.relearning, Some(0));
         let [heldout, forgotten] = found.likelihood;
         assert!(heldout > forgotten, "{heldout} {forgotten}");
@@ -230,7 +224,9 @@ mod tests {
         assert_eq!(area(&[0.1], &[0.2, 0.3, 0.05, 0.4]).unwrap(), 0.75);
 
         let few = first(&images, FEWEST - 1);
-        let found = measures.of(&trained.retrained, Some(&few), &Quiet).unwrap();
+        let found = measures
+            .of(&trained.retrained, Some(&few), &Silent)
+            .unwrap();
         assert_ne!(found.relearning, Some(0));
         assert_eq!(found.sliced, None);
     }

@@ -346,14 +346,8 @@ mod tests {
     use siss::process::SchedulerConfig;
 
     use super::*;
+    use crate::progress::Silent;
     use crate::small::{device, unet};
-
-    struct Quiet;
-
-    impl Progress for Quiet {
-        fn phase(&self, _: &str) {}
-        fn step(&self, _: &siss::StepReport, _: usize) {}
-    }
 
     fn trained() -> Trained {
         Trained {
@@ -389,7 +383,7 @@ mod tests {
         let settings = options.settings(2);
         let [_, _, in_turn, replay] = settings.try_into().unwrap();
         let mut run = |setting: &Setting| {
-            let (line, requests) = forgetting.run(setting, &Quiet).unwrap();
+            let (line, requests) = forgetting.run(setting, &Silent).unwrap();
             assert!(line.is_of(setting));
             <[RequestLine; 2]>::try_from(requests).unwrap()
         };
@@ -431,7 +425,7 @@ mod tests {
         };
         let trial = Trial::new(&options, &data, trained()).unwrap();
         let setting = options.settings(2)[2];
-        let (line, requests) = trial.forgetting(2).unwrap().run(&setting, &Quiet).unwrap();
+        let (line, requests) = trial.forgetting(2).unwrap().run(&setting, &Silent).unwrap();
         let [first, second] = requests.try_into().unwrap();
         assert_eq!(first.answer_end, Some(line.answer));
         assert_eq!((second.answer, second.loss_end), (None, None));
