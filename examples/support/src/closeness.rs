@@ -234,7 +234,7 @@ mod tests {
         };
         let probe = Probe::new(&SchedulerConfig::default(), chunks).unwrap();
         let points = Tensor::ones([2, 3, 8, 8], &Device::flex()) * 0.5;
-        let (model, other) = (unet(), unet());
+        let (model, other) = (unet(0), unet(1));
 
         let same = closeness(&probe, &model, &model, &points).unwrap();
         for answers in same.answers.values() {

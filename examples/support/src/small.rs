@@ -23,8 +23,8 @@ pub fn device() -> Device {
         .unwrap()
 }
 
-/// A network of diffusers for small colour pictures, with random weights.
-pub fn unet() -> UNet2d {
+/// A network of diffusers for small colour pictures, with the weights of a seed.
+pub fn unet(seed: u64) -> UNet2d {
     let config = UNet2dConfig {
         in_channels: 3,
         out_channels: 3,
@@ -36,7 +36,7 @@ pub fn unet() -> UNet2d {
         attention_head_dim: None,
         ..UNet2dConfig::default()
     };
-    config.init(&Device::flex()).unwrap()
+    seeded(config.init(&Device::flex()).unwrap(), seed)
 }
 
 /// A model with two layers over three elements and the timestep. Its parameters are determined by a
@@ -122,8 +122,8 @@ impl Denoiser<2> for Narrow {
     }
 }
 
-/// Sets the weights of a module without norms from a seed. burn's own initial values come from a
-/// generator that the whole process shares.
+/// Sets the weights of a module from a seed, biases and offsets to zero. burn's own initial values
+/// come from a generator that the whole process shares.
 pub fn seeded<M: Module>(model: M, seed: u64) -> M {
     struct Weights {
         seed: u64,
@@ -133,9 +133,10 @@ pub fn seeded<M: Module>(model: M, seed: u64) -> M {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             self.count += 1;
             param.map(|value| {
-                // Biases; the gain of a norm would have to be 1.
                 if D == 1 {
-                    return value.zeros_like();
+                    // The gain of a norm begins with ones and stays.
+                    let is_gain = value.clone().equal_elem(1.0).all().into_scalar::<bool>();
+                    return if is_gain { value } else { value.zeros_like() };
                 }
                 let (shape, device) = (value.dims(), value.device());
                 let inputs = if D == 2 {

@@ -187,7 +187,7 @@ mod tests {
                 param.map(|value| value.zeros_like())
             }
         }
-        unet().map(&mut Zero)
+        unet(0).map(&mut Zero)
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
             let losses = probe.mean_losses(model, &data.forget, &[RELEARNT_AT], 16);
             mean(&losses.unwrap().concat())
         };
-        let mut models = [unet(), unet()];
+        let mut models = [unet(0), unet(1)];
         models.sort_by(|one, other| loss(one).total_cmp(&loss(other)));
         let [model, retrained] = models;
         let trained = Trained {

@@ -352,9 +352,9 @@ mod tests {
     fn trained() -> Trained {
         Trained {
             config: SchedulerConfig::default(),
-            model: unet(),
-            retrained: unet(),
-            again: unet(),
+            model: unet(0),
+            retrained: unet(1),
+            again: unet(2),
         }
     }
 
