@@ -328,12 +328,13 @@ mod tests {
     use super::*;
     use crate::denoiser::FnDenoiser;
     use crate::process::DdpmScheduler;
-    use burn::nn::{Linear, LinearConfig};
+    use burn::nn::{Initializer, Linear, LinearConfig};
     use burn::tensor::Device;
 
     /// A model that takes its condition for the noise, less what of the point shines through.
     fn model(device: &Device) -> impl Denoiser<2, Condition = Tensor<2>> {
-        let layer = LinearConfig::new(3, 3).init(device);
+        let half = Initializer::Constant { value: 0.5 };
+        let layer = LinearConfig::new(3, 3).with_initializer(half).init(device);
         FnDenoiser::new(
             layer,
             |layer: &Linear, noisy: Tensor<2>, _, prompt: &Tensor<2>| {
