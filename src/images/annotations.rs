@@ -18,6 +18,8 @@ const LISTING: &str = "metadata.jsonl";
 const FILE: &str = "file_name";
 const CAPTION: &str = "text";
 const LABEL: &str = "label";
+/// The keys of a caption in an object next to a picture; the second is that of img2dataset.
+const CAPTIONS: [&str; 2] = [CAPTION, "caption"];
 /// Longest listing that is read.
 const LONGEST: u64 = 256 << 20;
 
@@ -28,10 +30,10 @@ const LONGEST: u64 = 256 << 20;
 ///
 /// | | in `metadata.jsonl` | otherwise |
 /// |---|---|---|
-/// | caption | `{"file_name": "a.png", "text": "a hat"}` | `a.txt` next to `a.png` |
-/// | label | `{"file_name": "a.png", "label": 7}` | `a.cls` next to `a.png`, or a folder named `7` above it |
+/// | caption | `{"file_name": "a.png", "text": "a hat"}` | `a.txt` next to `a.png`, or `text` or `caption` of an object in `a.json` |
+/// | label | `{"file_name": "a.png", "label": 7}` | `a.cls` next to `a.png`, a folder named `7` above it, or `label` of an object in `a.json` |
 ///
-/// In a tar shard, the text and the class next to a picture are members, as in WebDataset.
+/// In a tar shard, these files next to a picture are members, as in WebDataset.
 ///
 /// Names in a listing are relative to its own folder.
 ///
@@ -127,27 +129,21 @@ impl Annotations {
     /// [`Error::InvalidFile`] with the picture if it has none, or one that is not a text;
     /// [`Error::Io`].
     pub fn caption(&self, picture: &Path) -> Result<String> {
-        match self.value(picture, CAPTION) {
-            Some(Value::String(caption)) => return Ok(caption.clone()),
-            Some(Value::Null) | None => {}
-            Some(other) => {
-                return Err(invalid(
-                    picture,
-                    format!("its caption is {other}, which is not a text"),
-                ));
-            }
+        if let Some(caption) = self.value(picture, CAPTION) {
+            return text(picture, caption);
         }
         let beside = picture.with_extension("txt");
-        match self.beside(&beside)? {
-            Some(caption) => Ok(caption),
-            None => Err(invalid(
-                picture,
-                format!(
-                    "it has no caption; write one into {}, or as `{CAPTION}` into a {LISTING} of its folder",
-                    path_text(&beside)
-                ),
-            )),
+        if let Some(caption) = self.beside(&beside)? {
+            return Ok(caption);
         }
+        if let Some(caption) = self.in_object(picture, &CAPTIONS)? {
+            return text(picture, &caption);
+        }
+        let message = format!(
+            "it has no caption; write one into {}, or as `{CAPTION}` into a {LISTING} of its folder",
+            path_text(&beside)
+        );
+        Err(invalid(picture, message))
     }
 
     /// The label of a picture: the number of its class.
@@ -156,14 +152,8 @@ impl Annotations {
     /// [`Error::InvalidFile`] with the picture if it has none, or one that is not a whole number
     /// from 0 on.
     pub fn label(&self, picture: &Path) -> Result<usize> {
-        if let Some(label) = self.value(picture, LABEL).filter(|label| !label.is_null()) {
-            let number = label.as_u64().and_then(|label| usize::try_from(label).ok());
-            return number.ok_or_else(|| {
-                invalid(
-                    picture,
-                    format!("its label is {label}; give the number of the class, from 0 on"),
-                )
-            });
+        if let Some(label) = self.value(picture, LABEL) {
+            return number(picture, label);
         }
         let beside = picture.with_extension("cls");
         if let Some(label) = self.beside(&beside)? {
@@ -175,12 +165,16 @@ impl Annotations {
             };
             return label.parse().map_err(|_| message());
         }
-        self.folder_label(picture).ok_or_else(|| {
-            let message = format!(
-                "it has no label; put it into a folder named by the number of its class, or write the number as `{LABEL}` into a {LISTING} of its folder"
-            );
-            invalid(picture, message)
-        })
+        if let Some(label) = self.folder_label(picture) {
+            return Ok(label);
+        }
+        if let Some(label) = self.in_object(picture, &[LABEL])? {
+            return number(picture, &label);
+        }
+        let message = format!(
+            "it has no label; put it into a folder named by the number of its class, or write the number as `{LABEL}` into a {LISTING} of its folder"
+        );
+        Err(invalid(picture, message))
     }
 
     /// The text of a file beside a picture, without white space around it, if there is one.
@@ -206,9 +200,35 @@ impl Annotations {
         folders.find_map(|folder| folder.file_name()?.to_str()?.parse().ok())
     }
 
+    /// What a listing says of a picture.
     fn value(&self, picture: &Path, key: &str) -> Option<&Value> {
-        self.listed.get(picture)?.get(key)
+        let value = self.listed.get(picture)?.get(key)?;
+        (!value.is_null()).then_some(value)
     }
+
+    /// What the object in a file beside a picture has under the first of the keys that it has.
+    fn in_object(&self, picture: &Path, keys: &[&str]) -> Result<Option<Value>> {
+        let path = picture.with_extension("json");
+        let Some(object) = self.beside(&path)? else {
+            return Ok(None);
+        };
+        let mut object: Map<String, Value> = serde_json::from_str(&object)
+            .map_err(|error| invalid(&path, format!("it is not a JSON object ({error})")))?;
+        let mut values = keys.iter().filter_map(|&key| object.remove(key));
+        Ok(values.find(|value| !value.is_null()))
+    }
+}
+
+fn text(picture: &Path, caption: &Value) -> Result<String> {
+    let message = || format!("its caption is {caption}, which is not a text");
+    let text = caption.as_str().map(str::to_owned);
+    text.ok_or_else(|| invalid(picture, message()))
+}
+
+fn number(picture: &Path, label: &Value) -> Result<usize> {
+    let message = || format!("its label is {label}; give the number of the class, from 0 on");
+    let number = label.as_u64().and_then(|label| usize::try_from(label).ok());
+    number.ok_or_else(|| invalid(picture, message()))
 }
 
 /// The path and the other values of a line.
@@ -319,6 +339,49 @@ mod tests {
             error.contains("x/d.png") && error.contains("no label"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_object_beside_a_picture_says_what_nothing_else_does() {
+        let place = place(&[
+            ("3/a.png", ""),
+            (
+                "3/a.json",
+                r#"{"caption": "a hat", "label": 5, "url": "x"}"#,
+            ),
+            ("b.png", ""),
+            ("b.json", r#"{"text": null, "caption": "a dog"}"#),
+            ("b.txt", "a cat"),
+            ("b.cls", "1"),
+            ("f.png", ""),
+            ("f.json", r#"{"caption": "a fish", "label": 6}"#),
+            ("4/c.png", ""),
+            ("4/c.json", r#"{"text": "a bird", "label": null}"#),
+            ("d.png", ""),
+            ("d.json", "[1]"),
+            ("e.png", ""),
+            ("e.json", r#"{"text": 5, "label": "two"}"#),
+        ]);
+        let at = |name: &str| place.path().join(name);
+        let annotations = of(place.path()).unwrap();
+        for (name, caption, label) in [
+            ("3/a.png", "a hat", 3),
+            ("f.png", "a fish", 6),
+            ("b.png", "a cat", 1),
+            ("4/c.png", "a bird", 4),
+        ] {
+            assert_eq!(annotations.caption(&at(name)).unwrap(), caption, "{name}");
+            assert_eq!(annotations.label(&at(name)).unwrap(), label, "{name}");
+        }
+        let refusals = [
+            (annotations.caption(&at("d.png")).unwrap_err(), "d.json"),
+            (annotations.label(&at("d.png")).unwrap_err(), "JSON object"),
+            (annotations.caption(&at("e.png")).unwrap_err(), "is 5"),
+            (annotations.label(&at("e.png")).unwrap_err(), "is \"two\""),
+        ];
+        for (error, part) in refusals {
+            assert!(error.to_string().contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::caps::Caps;
 use super::config::CounterfactualConfig;
 use super::data::CounterfactualData;
 use super::form::{Forms, IdealForm};
+use super::gain::Gain;
 use super::grid::default_timesteps;
 use super::ideal::{Flat, Ideal, flat, on_host};
 use super::probe::{LossMoments, PROBES, Probe, Progress, same_patches};
@@ -17,22 +18,28 @@ use crate::parameters::check_parameters;
 use crate::process::{Scheduler, SchedulerExt};
 use crate::steering::levels::{Levels, Origin, check_timesteps};
 
+/// Fewest squares that tell how far control points differ: noises times elements.
+const FEWEST_NUMBERS: usize = 64;
+
 /// The loss `b_a(t)` that a model which never saw a point `a` would have on it, predicted without
 /// training one, for each forgotten point and timestep.
 ///
 /// ```text
-/// b_a(t) = L*_a(t) · L_θ(H, t) / L*_H(t)
+/// ln b_a(t) = α_t + β_t ln L*_a(t)
 /// ```
 ///
 /// `L*` is the error of the *ideal denoiser of the retained data*, the posterior mean `Σ_j p_j x_j`
 /// with `p = softmax_j −‖m − γ x_j‖²/2σ²`: the most that the other points tell about this one. A
-/// network generalises, so it does better than that. The gain is measured on control points `H`
-/// that the network never saw, and is assumed to be the same on `a`.
+/// network generalises, so it does better than that. How much better is measured on control points
+/// that the network never saw: a line is fitted to them, with a slope between 0 and 1. Below the
+/// lowest twentieth of their errors the loss is constant, because a near duplicate among the
+/// retained points tells the network little. Above six tenths of them it is proportional to the
+/// error. With fewer than 20 control points, or too few elements and noises to tell them apart, it
+/// is proportional throughout.
 ///
-/// Losses are means over elements and noises, in the space of the model's output. The gain is a
-/// ratio of an error of the output to an error of the clean point; the factor between the two
-/// cancels with that of the forgotten point's own error. So any prediction type works, and so does
-/// `γ = 0`.
+/// Losses are means over elements and noises, in the space of the model's output, and errors of the
+/// clean point. The factor between the two is part of `α`. So any prediction type works, and so
+/// does `γ = 0`.
 ///
 /// The predicted loss of a point is at most the loss of the best *linear* denoiser of the retained
 /// data, times the ratio of the model's loss to that denoiser's on the control points. Forgetting
@@ -82,8 +89,12 @@ pub struct Counterfactual {
     pub levels: Levels,
     /// The predicted losses `b`, by forgotten point and timestep of the levels' grid.
     pub predicted: Vec<Vec<f64>>,
-    /// `L_θ(H) / L*_H` by timestep: below 1 where the network knows more than the ideal denoiser.
+    /// `L_θ(H) / L*_H` on all control points `H` by timestep: in the space of the clean point, below
+    /// 1 where the network knows more than the ideal denoiser.
     pub gains: Vec<f64>,
+    /// `β` of all control points by timestep: 0 if the model's loss does not depend on how well the
+    /// retained points explain a point, 1 if it is proportional to the ideal denoiser's error.
+    pub slopes: Vec<f64>,
     /// Patch sizes of the ideal denoiser, in pixels, by timestep; empty for whole points.
     pub patches: Vec<usize>,
     /// How much the ideal denoiser's error on control points depends on the cut to the nearest
@@ -173,6 +184,7 @@ impl Counterfactual {
             timesteps: &timesteps,
             measured: &measured,
             caps: &caps,
+            numbers: config.control_noises * shape.iter().product::<usize>(),
         };
         let predicted = prediction.losses()?;
         let levels = Levels::new(timesteps.clone(), prediction.levels(&predicted)?)?
@@ -181,6 +193,7 @@ impl Counterfactual {
         Ok(Self {
             levels,
             gains: prediction.gains()?,
+            slopes: prediction.slopes()?,
             predicted,
             patches: measured.patches,
             cut_error: measured.cut_error,
@@ -295,6 +308,8 @@ struct Prediction<'a> {
     timesteps: &'a [f64],
     measured: &'a Measured,
     caps: &'a Caps,
+    /// Squares that make up the loss of a control point.
+    numbers: usize,
 }
 
 impl Prediction<'_> {
@@ -312,11 +327,11 @@ impl Prediction<'_> {
         (0..self.points()).map(of_point).collect()
     }
 
-    /// `b` of each forgotten point, from the gain on the control points that represent it.
+    /// `b` of each forgotten point, from the control points that represent it.
     fn losses(&self) -> Result<Vec<Vec<f64>>> {
         self.over_grid(|point, index| {
             let gain = self.gain(index, self.caps.members(point))?;
-            let loss = self.measured.errors[index][point] * gain;
+            let loss = gain.loss(self.measured.errors[index][point]);
             let loss = loss.min(self.caps.at(point, index));
             check_range("a predicted loss", loss, loss > 0.0, "a positive number")
         })
@@ -340,24 +355,48 @@ impl Prediction<'_> {
         (0..self.points()).map(of_point).collect()
     }
 
-    /// The gain over all control points, by timestep.
+    /// The ratio over all control points, by timestep.
     fn gains(&self) -> Result<Vec<f64>> {
-        let everyone: Vec<usize> = (0..self.measured.control_losses[0].len()).collect();
-        (0..self.timesteps.len())
-            .map(|index| self.gain(index, &everyone))
-            .collect()
+        let at = |index| {
+            let (errors, losses) = self.of_controls(index, &self.everyone())?;
+            Ok(Gain::constant(&errors, &losses).loss(1.0))
+        };
+        (0..self.timesteps.len()).map(at).collect()
     }
 
-    /// The ratio of the model's loss to the ideal denoiser's error on some control points.
-    fn gain(&self, index: usize, members: &[usize]) -> Result<f64> {
-        let mean = |of: &dyn Fn(usize) -> f64| {
-            members.iter().map(|&member| of(member)).sum::<f64>() / members.len() as f64
-        };
-        let loss = mean(&|member| self.measured.control_losses[index][member].mean);
-        let ideal = mean(&|member| self.measured.control_errors[index][member]);
+    /// The slope over all control points, by timestep.
+    fn slopes(&self) -> Result<Vec<f64>> {
+        let at = |index| Ok(self.gain(index, &self.everyone())?.slope);
+        (0..self.timesteps.len()).map(at).collect()
+    }
+
+    fn everyone(&self) -> Vec<usize> {
+        (0..self.measured.control_losses[0].len()).collect()
+    }
+
+    fn gain(&self, index: usize, members: &[usize]) -> Result<Gain> {
+        let (errors, losses) = self.of_controls(index, members)?;
+        match self.numbers < FEWEST_NUMBERS {
+            true => Ok(Gain::constant(&errors, &losses)),
+            false => Gain::fit(&errors, &losses),
+        }
+    }
+
+    /// The ideal denoiser's errors and the model's losses on some control points.
+    fn of_controls(&self, index: usize, members: &[usize]) -> Result<(Vec<f64>, Vec<f64>)> {
+        let (errors, losses) = (
+            &self.measured.control_errors[index],
+            &self.measured.control_losses[index],
+        );
+        let pairs = members.iter();
+        let (errors, losses): (Vec<_>, Vec<_>) = pairs
+            .map(|&member| (errors[member], losses[member].mean))
+            .unzip();
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let (ideal, loss) = (mean(&errors), mean(&losses));
         let gain = loss / ideal;
         if gain.is_finite() && gain > 0.0 {
-            return Ok(gain);
+            return Ok((errors, losses));
         }
         Err(Error::InvalidSetting {
             what: format!(

@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod fit;
 mod form;
+mod gain;
 mod grid;
 mod groups;
 mod ideal;

@@ -572,3 +572,49 @@ fn a_point_far_from_all_data_is_not_predicted_to_cost_what_no_model_would_lose()
         }
     }
 }
+
+/// A retained point that is nearly the forgotten one explains it; a model that has seen it once
+/// among thousands still knows nothing of it.
+#[test]
+fn a_near_duplicate_among_the_retained_points_tells_the_model_little() {
+    let all = vec![0u64; 3000];
+    let forgotten = class_points(3, &all[..1]);
+    let retained = Tensor::cat(
+        vec![class_points(1, &all[1..]), forgotten.clone() + 0.01],
+        0,
+    );
+    let controls = class_points(2, &all[..100]);
+    let groups = Groups {
+        retained: &all,
+        controls: &all[..100],
+        forgotten: &all[..1],
+    };
+    let config = CounterfactualConfig {
+        timesteps: Some(vec![50.0, 100.0, 250.0, 400.0]),
+        ..CounterfactualConfig::default()
+    };
+    let conditions = [condition(&all[..100]), condition(&all[..1])];
+    let fit = |controls: &Tensor<2>, groups, conditions: [&Tensor<1, Int>; 2]| {
+        let data = CounterfactualData::new(&retained, controls, &forgotten)
+            .with_conditions(conditions[0], conditions[1])
+            .with_groups(groups);
+        Counterfactual::fit(&Classes::new(), &scheduler(), data, config.clone()).unwrap()
+    };
+    let fitted = fit(&controls, groups, [&conditions[0], &conditions[1]]);
+    for (index, &slope) in fitted.slopes.iter().enumerate() {
+        let ratio = fitted.predicted[0][index] / fitted.levels.own_losses()[0][index];
+        assert!((0.7..1.4).contains(&ratio), "{index}: {ratio}");
+        assert!((0.0..1.0).contains(&slope), "{slope}");
+    }
+
+    // With few control points the loss is proportional to the ideal denoiser's error.
+    let few = Groups {
+        controls: &all[..10],
+        ..groups
+    };
+    let ten = controls.narrow(0, 0, 10);
+    let fitted = fit(&ten, few, [&condition(&all[..10]), &conditions[1]]);
+    assert_eq!(fitted.slopes, [1.0; 4]);
+    let ratio = fitted.predicted[0][0] / fitted.levels.own_losses()[0][0];
+    assert!(ratio < 0.05, "{ratio}");
+}

@@ -32,8 +32,9 @@ pub const RUNS: &str = "runs.csv";
 pub const REQUESTS: &str = "requests.csv";
 pub const TABLE: &str = "table.md";
 pub const PLOT: &str = "plot.svg";
+pub const COSTS: &str = "costs.svg";
 
-/// Runs what the file of runs lacks, writes table and plot of all its runs, and returns the tables.
+/// Runs what the file of runs lacks, writes table and plots of all its runs, and returns the tables.
 pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     options.check()?;
     let mut runs = lines::read(&options.out.join(RUNS))?;
@@ -45,7 +46,8 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     let requests: Vec<RequestLine> = lines::read(&options.out.join(REQUESTS))?;
     let table = format!("{}\n{}", table::table(&runs), requests::table(&requests));
     files::write(&options.out.join(TABLE), &table)?;
-    plot::plot(&runs).save(options.out.join(PLOT))?;
+    plot::steps(&runs).save(options.out.join(PLOT))?;
+    plot::costs(&runs).save(options.out.join(COSTS))?;
     match failed {
         0 => Ok(table),
         failed => Err(format!("{failed} runs failed; their messages are above").into()),

@@ -1,4 +1,4 @@
-//! Plots how close the methods come over the steps, and what it costs.
+//! Plots how close the methods come, and what it costs.
 
 use siss::report::{Panel, Plot, Series};
 
@@ -6,42 +6,85 @@ use crate::probe::mean;
 
 use super::line::{BEFORE, Line, RETRAINED};
 
+/// A rise of the held-out loss, in per cent, beyond which a run is named and not drawn.
+const FARTHEST: f64 = 10.0;
+
 /// For each case and number of forgotten points, the answer distance and the held-out loss against
 /// the number of steps: means over the seeds.
-pub fn plot(runs: &[Line]) -> Plot {
-    let mut requests: Vec<(&str, usize)> = Vec::new();
+pub fn steps(runs: &[Line]) -> Plot {
+    let panels = requests(runs)
+        .into_iter()
+        .flat_map(|(title, runs)| panels(&title, &runs));
+    panels.fold(Plot::new().columns(2), Plot::panel)
+}
+
+/// For each case and number of forgotten points, the answer distance of each run against its
+/// held-out loss: a run is better than another that is above it and to its right.
+pub fn costs(runs: &[Line]) -> Plot {
+    let panels = requests(runs)
+        .into_iter()
+        .map(|(title, runs)| cost(&title, &runs));
+    panels.fold(Plot::new().columns(2), Plot::panel)
+}
+
+/// The runs of each case and number of forgotten points.
+fn requests(runs: &[Line]) -> Vec<(String, Vec<&Line>)> {
+    let mut requests: Vec<(String, Vec<&Line>)> = Vec::new();
     for run in runs {
-        let request = (run.case.as_str(), run.points);
-        if !requests.contains(&request) {
-            requests.push(request);
+        let title = format!("{}, {} forgotten", run.case, run.points);
+        match requests.iter_mut().find(|(known, _)| *known == title) {
+            Some((_, runs)) => runs.push(run),
+            None => requests.push((title, vec![run])),
         }
     }
-    let panels = requests.into_iter().flat_map(|(case, points)| {
-        let of_request = |run: &&Line| (run.case.as_str(), run.points) == (case, points);
-        let runs: Vec<&Line> = runs.iter().filter(of_request).collect();
-        panels(&format!("{case}, {points} forgotten"), &runs)
-    });
-    panels.fold(Plot::new().columns(2), Plot::panel)
+    requests
+}
+
+fn cost(title: &str, runs: &[&Line]) -> Panel {
+    let mut panel = Panel::new(title)
+        .x_label("rise of the held-out loss at t = 400, %")
+        .y_label("answer distance")
+        .log_y();
+    for (label, runs) in curves(runs) {
+        let (near, far): (Vec<&Line>, Vec<&Line>) =
+            runs.iter().partition(|run| run.heldout_400 <= FARTHEST);
+        let label = match far.iter().map(|run| run.heldout_400).reduce(f64::max) {
+            Some(most) => format!("{label} (up to {most:+.0} %, not drawn)"),
+            None => label,
+        };
+        // Between two runs there is no line.
+        let gap = (f64::NAN, f64::NAN);
+        let points = near
+            .iter()
+            .flat_map(|run| [(run.heldout_400, run.answer), gap]);
+        panel = panel.series(Series::new(label, points));
+    }
+    with_references(panel, runs)
+}
+
+/// A line at the answer distance of each model that was not unlearned.
+fn with_references(panel: Panel, runs: &[&Line]) -> Panel {
+    let names = [(BEFORE, "before"), (RETRAINED, "another retrained model")];
+    names.into_iter().fold(panel, |panel, (name, label)| {
+        match runs.iter().find(|run| run.method == name) {
+            Some(run) => panel.reference(label, run.answer),
+            None => panel,
+        }
+    })
 }
 
 fn panels(title: &str, runs: &[&Line]) -> [Panel; 2] {
     let panel = |what: &str| Panel::new(format!("{title}: {what}")).x_label("steps");
-    let mut distance = panel("how far from a retrained model")
-        .y_label("answer distance")
-        .log_y();
+    let distance = panel("how far from a retrained model");
+    let mut distance = with_references(distance.y_label("answer distance").log_y(), runs);
     let mut heldout = panel("what is lost, at t = 400").y_label("rise of the held-out loss, %");
-    let of_model = |name: &str| runs.iter().find(|run| run.method == name);
-    for (name, label) in [(BEFORE, "before"), (RETRAINED, "another retrained model")] {
-        if let Some(run) = of_model(name) {
-            distance = distance.reference(label, run.answer);
-        }
-    }
+    let before = runs.iter().find(|run| run.method == BEFORE);
+    let before = before.map(|run| run.answer);
     for (label, runs) in curves(runs) {
         let points = |start: Option<f64>, value: fn(&Line) -> f64| {
             let start = start.map(|value| (0.0, value));
             Series::new(label.clone(), start.into_iter().chain(means(&runs, value)))
         };
-        let before = of_model(BEFORE).map(|run| run.answer);
         distance = distance.series(points(before, |run| run.answer));
         heldout = heldout.series(points(Some(0.0), |run| run.heldout_400));
     }
@@ -72,4 +115,36 @@ fn means(runs: &[&Line], value: fn(&Line) -> f64) -> Vec<(f64, f64)> {
         (steps as f64, mean(&values))
     };
     steps.into_iter().map(of_steps).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use siss::backend::DeviceSpec;
+
+    use super::super::Options;
+    use super::super::line::Measured;
+    use super::*;
+
+    #[test]
+    fn runs_that_cost_too_much_are_named() {
+        let words = "closeness --methods siss,erase-diff --steps 5 --seeds 0,1";
+        let settings = Options::parse_from(words.split_whitespace()).settings(1);
+        let measured = Measured {
+            answer: 0.5,
+            ..Measured::default()
+        };
+        let line = |setting| Line::of(setting, DeviceSpec::Flex, &measured);
+        let mut runs: Vec<Line> = settings.iter().map(line).collect();
+        assert_eq!((runs[2].method.as_str(), runs.len()), ("siss", 6));
+        let dots = |runs: &[Line]| costs(runs).to_svg().unwrap().matches("<circle").count();
+        assert_eq!(dots(&runs), 4);
+        runs[4].heldout_400 = 358.2;
+        assert_eq!(dots(&runs), 3);
+        let svg = costs(&runs).to_svg().unwrap();
+        assert!(
+            svg.contains("erase-diff (up to +358 %, not drawn)"),
+            "{svg}"
+        );
+    }
 }
