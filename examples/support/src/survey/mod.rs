@@ -34,7 +34,8 @@ pub const TABLE: &str = "table.md";
 pub const PLOT: &str = "plot.svg";
 pub const COSTS: &str = "costs.svg";
 
-/// Runs what the file of runs lacks, writes table and plots of all its runs, and returns the tables.
+/// Runs what the file of runs lacks, writes table and plots of all its runs, and returns the
+/// tables.
 pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     options.check()?;
     let mut runs = lines::read(&options.out.join(RUNS))?;
