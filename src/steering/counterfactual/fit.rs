@@ -89,7 +89,7 @@ pub struct Counterfactual {
     pub levels: Levels,
     /// The predicted losses `b`, by forgotten point and timestep of the levels' grid.
     pub predicted: Vec<Vec<f64>>,
-    /// `L_θ(H) / L*_H` on all control points `H`, by timestep: in the space of the clean point it is
+    /// `L_θ(H) / L*_H` on all control points `H`, by timestep: in the space of the clean point,
     /// below 1 where the network knows more than the ideal denoiser.
     pub gains: Vec<f64>,
     /// `β` of all control points by timestep: 0 if the model's loss does not depend on how well the
