@@ -12,7 +12,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 use siss::DdpmScheduler;
 use siss::burn::tensor::{Device, Tensor};
@@ -46,6 +46,15 @@ struct Arguments {
     /// Sizes of patches to choose from, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "3,5,7,9,13")]
     patches: Vec<usize>,
+
+    /// Ideal denoisers, separated by commas; patches take a hundred times as long.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "whole,patches"
+    )]
+    forms: Vec<Form>,
 
     /// Images of each kind.
     #[arg(long, default_value_t = 8)]
@@ -123,7 +132,7 @@ fn validate(arguments: &Arguments) -> Result<()> {
     let all = trial.digits.dims()[0];
     let sizes = arguments.retained.iter();
     let mut comparisons = Vec::new();
-    for form in [Form::Whole, Form::Patches] {
+    for &form in &arguments.forms {
         let unseen = sizes.clone().map(|&count| (count, Controls::Unseen));
         for (retained, controls) in unseen.chain([(all, Controls::LeaveOneOut)]) {
             let way = Way {
@@ -162,9 +171,11 @@ impl Controls {
 }
 
 /// The ideal denoiser that the prediction is based on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
+    /// Of whole images.
     Whole,
+    /// Of patches around each pixel.
     Patches,
 }
 
