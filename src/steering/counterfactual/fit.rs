@@ -49,7 +49,7 @@ const FEWEST_NUMBERS: usize = 64;
 /// # Limits
 /// The control points must be like the retained ones, and unseen. The prediction is best at the
 /// noise that decides recall. For 64 images that a model of digits never saw, it was off by
-/// 9 to 22 % on average from `t = 400` to 800 of 1,000, by half to three quarters below 250 and at
+/// 6 to 17 % on average from `t = 400` to 800 of 1,000, by two to three fifths below 250 and at
 /// 900, and by a factor of 5 at worst. See the repository's `docs/results.md`.
 ///
 /// # Example
