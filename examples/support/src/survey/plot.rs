@@ -19,12 +19,16 @@ pub fn steps(runs: &[Line]) -> Plot {
 }
 
 /// For each case and number of forgotten points, the answer distance of each run against its
-/// held-out loss: a run is better than another that is above it and to its right.
+/// held-out loss, of methods with settings of their own: a run is better than another that is above
+/// it and to its right.
 pub fn costs(runs: &[Line]) -> Plot {
-    let panels = requests(runs)
-        .into_iter()
-        .map(|(title, runs)| cost(&title, &runs));
-    panels.fold(Plot::new().columns(2), Plot::panel)
+    let of_own = |run: &&Line| run.title() == run.method;
+    let requests = requests(runs).into_iter().filter_map(|(title, runs)| {
+        let runs: Vec<&Line> = runs.into_iter().filter(of_own).collect();
+        let is_run = runs.iter().any(|run| run.is_unlearned());
+        is_run.then(|| cost(&title, &runs))
+    });
+    requests.fold(Plot::new().columns(2), Plot::panel)
 }
 
 /// The runs of each case and number of forgotten points.
@@ -141,6 +145,8 @@ mod tests {
         assert_eq!(dots(&runs), 4);
         runs[4].heldout_400 = 358.2;
         assert_eq!(dots(&runs), 3);
+        runs[5].clipper = "fraction:0.5:1".into();
+        assert_eq!(dots(&runs), 2);
         let svg = costs(&runs).to_svg().unwrap();
         assert!(svg.contains("siss (up to +358 %, not drawn)"), "{svg}");
     }
