@@ -163,6 +163,7 @@ pub mod observer;
 mod parameters;
 pub mod prelude;
 pub mod process;
+mod quantile;
 #[cfg(feature = "report")]
 pub mod report;
 pub mod sampling;

@@ -32,7 +32,8 @@ mod resize;
 mod roc;
 mod sliced_distance;
 
-pub use crate::statistics::{binomial_interval, percentile_rank, quantile};
+pub use crate::quantile::quantile;
+pub use crate::statistics::{binomial_interval, percentile_rank};
 pub use closeness::{BidirectionalLoss, bidirectional_loss, ratio_to_floor};
 pub use copies::{
     CopyProtocol, CopySimilarity, PictureSimilarity, nearest_distances, relative_distances,

@@ -29,7 +29,8 @@ mod axis;
 mod grid;
 mod plot;
 
-pub use crate::statistics::{binomial_interval, percentile_rank, quantile};
+pub use crate::quantile::quantile;
+pub use crate::statistics::{binomial_interval, percentile_rank};
 pub use grid::ImageGrid;
 pub use plot::{Panel, Plot, Series};
 

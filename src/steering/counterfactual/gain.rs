@@ -1,7 +1,7 @@
 //! How a model's loss on a point follows from the ideal denoiser's error there.
 
 use crate::error::Result;
-use crate::statistics::quantile;
+use crate::quantile::quantile;
 
 /// Fewest control points that a line is fitted to.
 const FEWEST: usize = 20;
