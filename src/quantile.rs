@@ -37,3 +37,35 @@ pub fn quantile(values: &[f64], q: f64) -> Result<f64> {
     }
     Ok(below + (above - below) * position.fract())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_agree_with_numpy() {
+        let values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0];
+        let cases = [
+            (0.0, 1.0),
+            (0.1, 1.0),
+            (0.25, 1.75),
+            (0.5, 3.5),
+            (0.9, 6.8999999999999995),
+            (0.99, 8.79),
+            (1.0, 9.0),
+        ];
+        for (q, expected) in cases {
+            assert!(
+                (quantile(&values, q).unwrap() - expected).abs() < 1e-12,
+                "q = {q}"
+            );
+        }
+        assert_eq!(quantile(&[f64::INFINITY; 2], 0.5).unwrap(), f64::INFINITY);
+        assert!(quantile(&[1.0, f64::NAN], 0.0).unwrap().is_nan());
+        assert!(matches!(quantile(&[], 0.5), Err(Error::Empty { .. })));
+        assert!(matches!(
+            quantile(&values, 1.1),
+            Err(Error::OutOfRange { .. })
+        ));
+    }
+}

@@ -7,7 +7,7 @@ use super::caps::Caps;
 use super::config::CounterfactualConfig;
 use super::data::CounterfactualData;
 use super::form::{Forms, IdealForm};
-use super::gain::Gain;
+use super::gain::{Gain, mean};
 use super::grid::default_timesteps;
 use super::ideal::{Flat, Ideal, flat, on_host};
 use super::probe::{LossMoments, PROBES, Probe, Progress, same_patches};
@@ -19,7 +19,7 @@ use crate::process::{Scheduler, SchedulerExt};
 use crate::steering::levels::{Levels, Origin, check_timesteps};
 
 /// Fewest squares that tell how far control points differ: noises times elements.
-const FEWEST_NUMBERS: usize = 64;
+const FEWEST_SQUARES: usize = 64;
 
 /// The loss `b_a(t)` that a model which never saw a point `a` would have on it, predicted without
 /// training one, for each forgotten point and timestep.
@@ -184,7 +184,7 @@ impl Counterfactual {
             timesteps: &timesteps,
             measured: &measured,
             caps: &caps,
-            numbers: config.control_noises * shape.iter().product::<usize>(),
+            squares: config.control_noises * shape.iter().product::<usize>(),
         };
         let predicted = prediction.losses()?;
         let levels = Levels::new(timesteps.clone(), prediction.levels(&predicted)?)?
@@ -308,8 +308,8 @@ struct Prediction<'a> {
     timesteps: &'a [f64],
     measured: &'a Measured,
     caps: &'a Caps,
-    /// Squares that make up the loss of a control point.
-    numbers: usize,
+    /// How many make up the loss of a control point.
+    squares: usize,
 }
 
 impl Prediction<'_> {
@@ -376,7 +376,7 @@ impl Prediction<'_> {
 
     fn gain(&self, index: usize, members: &[usize]) -> Result<Gain> {
         let (errors, losses) = self.of_controls(index, members)?;
-        match self.numbers < FEWEST_NUMBERS {
+        match self.squares < FEWEST_SQUARES {
             true => Ok(Gain::constant(&errors, &losses)),
             false => Gain::fit(&errors, &losses),
         }
@@ -392,7 +392,6 @@ impl Prediction<'_> {
         let (errors, losses): (Vec<_>, Vec<_>) = pairs
             .map(|&member| (errors[member], losses[member].mean))
             .unzip();
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let (ideal, loss) = (mean(&errors), mean(&losses));
         let gain = loss / ideal;
         if gain.is_finite() && gain > 0.0 {

@@ -58,11 +58,12 @@ impl Gain {
         })
     }
 
-    /// The loss of a point of this error.
+    /// The loss of a point of this error; NaN if that is.
     pub(super) fn loss(&self, error: f64) -> f64 {
         let (x, [low, high]) = (error.ln(), self.ends);
-        let above = if x > high { x - high } else { 0.0 };
-        (self.offset + self.slope * x.max(low).min(high) + above).exp()
+        let above = (x - high).max(0.0);
+        // The ends are ordered numbers: quantiles of logarithms of positive ones.
+        (self.offset + self.slope * x.clamp(low, high) + above).exp()
     }
 }
 
@@ -75,7 +76,8 @@ fn slope(x: &[f64], y: &[f64]) -> f64 {
     product / square
 }
 
-fn mean(values: &[f64]) -> f64 {
+/// The mean of a list.
+pub(super) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
@@ -117,6 +119,8 @@ mod tests {
             // The lowest twentieth is not proportional.
             assert!((line.loss(error) / (3.0 * error) - 1.0).abs() < 1e-3);
         }
+        assert!(factor.loss(f64::NAN).is_nan() && line.loss(f64::NAN).is_nan());
+        assert_eq!(factor.loss(0.0), 0.0);
     }
 
     #[test]
