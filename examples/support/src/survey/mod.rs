@@ -48,7 +48,9 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<String> {
     let table = format!("{}\n{}", table::table(&runs), requests::table(&requests));
     files::write(&options.out.join(TABLE), &table)?;
     plot::steps(&runs).save(options.out.join(PLOT))?;
-    plot::costs(&runs).save(options.out.join(COSTS))?;
+    if let Some(plot) = plot::costs(&runs) {
+        plot.save(options.out.join(COSTS))?;
+    }
     match failed {
         0 => Ok(table),
         failed => Err(format!("{failed} runs failed; their messages are above").into()),

@@ -20,15 +20,18 @@ pub fn steps(runs: &[Line]) -> Plot {
 
 /// For each case and number of forgotten points, the answer distance of each run against its
 /// held-out loss, of methods with settings of their own: a run is better than another that is above
-/// it and to its right.
-pub fn costs(runs: &[Line]) -> Plot {
+/// it and to its right. `None` where nothing was unlearned.
+pub fn costs(runs: &[Line]) -> Option<Plot> {
     let of_own = |run: &&Line| run.title() == run.method;
     let requests = requests(runs).into_iter().filter_map(|(title, runs)| {
         let runs: Vec<&Line> = runs.into_iter().filter(of_own).collect();
         let is_run = runs.iter().any(|run| run.is_unlearned());
         is_run.then(|| cost(&title, &runs))
     });
-    requests.fold(Plot::new().columns(2), Plot::panel)
+    let plot = requests.fold(None, |plot: Option<Plot>, panel| {
+        Some(plot.unwrap_or_default().panel(panel))
+    });
+    plot.map(|plot| plot.columns(2))
 }
 
 /// The runs of each case and number of forgotten points.
@@ -141,13 +144,15 @@ mod tests {
         let line = |setting| Line::of(setting, DeviceSpec::Flex, &measured);
         let mut runs: Vec<Line> = settings.iter().map(line).collect();
         assert_eq!((runs[4].method.as_str(), runs.len()), ("siss", 6));
-        let dots = |runs: &[Line]| costs(runs).to_svg().unwrap().matches("<circle").count();
+        let svg = |runs: &[Line]| costs(runs).unwrap().to_svg().unwrap();
+        let dots = |runs: &[Line]| svg(runs).matches("<circle").count();
         assert_eq!(dots(&runs), 4);
         runs[4].heldout_400 = 358.2;
         assert_eq!(dots(&runs), 3);
         runs[5].clipper = "fraction:0.5:1".into();
         assert_eq!(dots(&runs), 2);
-        let svg = costs(&runs).to_svg().unwrap();
+        let svg = svg(&runs);
+        assert_eq!(costs(&runs[..2]), None);
         assert!(svg.contains("siss (up to +358 %, not drawn)"), "{svg}");
     }
 }
