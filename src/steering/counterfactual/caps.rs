@@ -1,5 +1,6 @@
 //! An upper limit for the predicted loss of a point.
 
+use super::gain::mean;
 use super::groups::members;
 use super::ideal::{Flat, flat};
 use super::linear::LinearDenoisers;
@@ -11,9 +12,9 @@ use crate::host::read_f32;
 
 /// An upper limit for the predicted loss of each point.
 ///
-/// It is the loss of the best linear denoiser of the retained data, times the ratio of the model's
-/// loss to that denoiser's on control points. It is needed for a point far from all data, about
-/// which its nearest neighbours say nothing.
+/// It is the loss of the best linear denoiser of the retained data, and in addition what the model
+/// loses more than that denoiser on control points. It is needed for a point far from all data,
+/// about which its nearest neighbours say nothing.
 pub(super) struct Caps {
     /// By point and timestep.
     caps: Vec<Vec<f64>>,
@@ -44,15 +45,11 @@ impl Caps {
             let keys = groups.map(|groups| groups.controls);
             let members = members(keys, group, data.controls.dims()[0]);
             let cap = |(at, &ratio): (usize, &f64)| {
-                let errors = members
+                let linear_loss = |point| probe.squared_slope(at) * linear.error(point, ratio);
+                let above = members
                     .iter()
-                    .map(|&member| linear.error(control(member), ratio));
-                let error = errors.sum::<f64>();
-                let losses = members
-                    .iter()
-                    .map(|&member| control_losses[at][member].mean);
-                let above = losses.sum::<f64>() / error;
-                linear.error(point, ratio) * above.max(probe.squared_slope(at))
+                    .map(|&member| control_losses[at][member].mean - linear_loss(control(member)));
+                linear_loss(point) + mean(&above.collect::<Vec<_>>()).max(0.0)
             };
             caps.push(ratios.iter().enumerate().map(cap).collect());
             all_members.push(members);

@@ -25,25 +25,28 @@ const FEWEST_SQUARES: usize = 64;
 /// training one, for each forgotten point and timestep.
 ///
 /// ```text
-/// ln b_a(t) = α_t + β_t ln L*_a(t)
+/// ln b_a(t) = α_t + β_t ln L*_a(t)         if L_θ(H) ≤ s² L*_H
+///    b_a(t) = s² L*_a(t) + L_θ(H) − s² L*_H   otherwise
 /// ```
 ///
 /// `L*` is the error of the *ideal denoiser of the retained data*, the posterior mean `Σ_j p_j x_j`
-/// with `p = softmax_j −‖m − γ x_j‖²/2σ²`: the most that the other points tell about this one. A
-/// network generalises, so it does better than that. How much better is measured on control points
-/// that the network never saw: a line is fitted to them, with a slope between 0 and 1. Below the
-/// lowest twentieth of their errors the loss is constant, because a near duplicate among the
-/// retained points tells the network little. Above six tenths of them it is proportional to the
-/// error. With fewer than 20 control points, or too few elements and noises to tell them apart, it
-/// is proportional throughout.
+/// with `p = softmax_j −‖m − γ x_j‖²/2σ²`: the most that the other points tell about this one. How
+/// well a network does is measured on control points `H` that it never saw.
+///
+/// Where there is little noise it does better, because it generalises. There a line is fitted to
+/// the control points, with a slope between 0 and 1. Below the lowest twentieth of their errors the
+/// loss is constant, because a near duplicate among the retained points tells the network little.
+/// Above six tenths of them it is proportional to the error. With fewer than 20 control points, or
+/// too few elements and noises to tell them apart, it is proportional throughout. Where there is
+/// much noise a network does worse, by as much on every point.
 ///
 /// Losses are means over elements and noises, in the space of the model's output, and errors of the
-/// clean point. The factor between the two is part of `α`. So any prediction type works, and so
-/// does `γ = 0`.
+/// clean point. `s` is the factor between the two, so any prediction type works, and so does
+/// `γ = 0`.
 ///
 /// The predicted loss of a point is at most the loss of the best *linear* denoiser of the retained
-/// data, times the ratio of the model's loss to that denoiser's on the control points. Forgetting
-/// is steered to the larger of the prediction and the model's own loss before the run
+/// data, and in addition what the model loses more than that denoiser on the control points.
+/// Forgetting is steered to the larger of the prediction and the model's own loss before the run
 /// ([`levels`](Self::levels)): a request to forget a point never makes the model know it better.
 ///
 /// # Limits
@@ -92,8 +95,9 @@ pub struct Counterfactual {
     /// `L_θ(H) / L*_H` on all control points `H`, by timestep: in the space of the clean point,
     /// below 1 where the network knows more than the ideal denoiser.
     pub gains: Vec<f64>,
-    /// `β` of all control points by timestep: 0 if the model's loss does not depend on how well the
-    /// retained points explain a point, 1 if it is proportional to the ideal denoiser's error.
+    /// By timestep, how the logarithm of the predicted loss rises with that of the ideal denoiser's
+    /// error, at the mean of all control points: 0 if the model's loss does not depend on how well
+    /// the retained points explain a point, 1 if it is proportional to the ideal denoiser's error.
     pub slopes: Vec<f64>,
     /// Patch sizes of the ideal denoiser, in pixels, by timestep; empty for whole points.
     pub patches: Vec<usize>,
@@ -185,6 +189,9 @@ impl Counterfactual {
             measured: &measured,
             caps: &caps,
             squares: config.control_noises * shape.iter().product::<usize>(),
+            squared_slopes: (0..timesteps.len())
+                .map(|index| probe.squared_slope(index))
+                .collect(),
         };
         let predicted = prediction.losses()?;
         let levels = Levels::new(timesteps.clone(), prediction.levels(&predicted)?)?
@@ -310,6 +317,8 @@ struct Prediction<'a> {
     caps: &'a Caps,
     /// How many make up the loss of a control point.
     squares: usize,
+    /// A loss in the space of the output, divided by that of the clean point, by timestep.
+    squared_slopes: Vec<f64>,
 }
 
 impl Prediction<'_> {
@@ -330,7 +339,8 @@ impl Prediction<'_> {
     /// `b` of each forgotten point, from the control points that represent it.
     fn losses(&self) -> Result<Vec<Vec<f64>>> {
         self.over_grid(|point, index| {
-            let gain = self.gain(index, self.caps.members(point))?;
+            let controls = self.of_controls(index, self.caps.members(point))?;
+            let gain = self.gain(index, &controls)?;
             let loss = gain.loss(self.measured.errors[index][point]);
             let loss = loss.min(self.caps.at(point, index));
             check_range("a predicted loss", loss, loss > 0.0, "a positive number")
@@ -357,29 +367,29 @@ impl Prediction<'_> {
 
     /// The ratio over all control points, by timestep.
     fn gains(&self) -> Result<Vec<f64>> {
-        let at = |index| {
-            let (errors, losses) = self.of_controls(index, &self.everyone())?;
-            Ok(Gain::constant(&errors, &losses).loss(1.0))
-        };
-        (0..self.timesteps.len()).map(at).collect()
+        self.over_controls(|_, (errors, losses)| Ok(mean(losses) / mean(errors)))
     }
 
     /// The slope over all control points, by timestep.
     fn slopes(&self) -> Result<Vec<f64>> {
-        let at = |index| Ok(self.gain(index, &self.everyone())?.slope);
+        self.over_controls(|index, controls| {
+            Ok(self.gain(index, controls)?.slope(mean(&controls.0)))
+        })
+    }
+
+    /// Collects one number per timestep, of all control points' errors and losses.
+    fn over_controls(
+        &self,
+        at: impl Fn(usize, &(Vec<f64>, Vec<f64>)) -> Result<f64>,
+    ) -> Result<Vec<f64>> {
+        let everyone: Vec<usize> = (0..self.measured.control_losses[0].len()).collect();
+        let at = |index| at(index, &self.of_controls(index, &everyone)?);
         (0..self.timesteps.len()).map(at).collect()
     }
 
-    fn everyone(&self) -> Vec<usize> {
-        (0..self.measured.control_losses[0].len()).collect()
-    }
-
-    fn gain(&self, index: usize, members: &[usize]) -> Result<Gain> {
-        let (errors, losses) = self.of_controls(index, members)?;
-        match self.squares < FEWEST_SQUARES {
-            true => Ok(Gain::constant(&errors, &losses)),
-            false => Gain::fit(&errors, &losses),
-        }
+    fn gain(&self, index: usize, (errors, losses): &(Vec<f64>, Vec<f64>)) -> Result<Gain> {
+        let fits_line = self.squares >= FEWEST_SQUARES;
+        Gain::new((errors, losses), self.squared_slopes[index], fits_line)
     }
 
     /// The ideal denoiser's errors and the model's losses on some control points.

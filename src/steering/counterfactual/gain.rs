@@ -8,23 +8,75 @@ const FEWEST: usize = 20;
 /// Where the line begins and ends, as quantiles of the control points' errors.
 const ENDS: [f64; 2] = [0.05, 0.6];
 
-/// The loss as a function of the ideal denoiser's error, both in logarithms: a line among the
-/// control points, constant below them and proportional above.
+/// The loss as a function of the ideal denoiser's error, learnt from control points.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Gain {
+    /// Where the network knows more than the ideal denoiser.
+    Line(Line),
+    /// Where it knows less: `s² L* + excess`. What it loses by being no ideal denoiser is the
+    /// same for every point.
+    Excess { squared_slope: f64, excess: f64 },
+}
+
+/// Loss and error in logarithms: a line among the control points, constant below them and
+/// proportional above.
 ///
 /// The error of a point whose near duplicate is retained is tiny, and a network that has seen the
 /// duplicate once makes little of it. A point unlike all others is explained by none of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Gain {
-    /// Of the line, between 0 and 1.
-    pub(super) slope: f64,
+pub(super) struct Line {
+    /// Between 0 and 1.
+    slope: f64,
     ends: [f64; 2],
     /// The logarithm of the loss where that of the error is 0, if the line went so far.
     offset: f64,
 }
 
 impl Gain {
+    /// Of control points' errors and losses, whose mean is that of the result. The line is one
+    /// factor for every error unless `fits_line`.
+    pub(super) fn new(
+        (errors, losses): (&[f64], &[f64]),
+        squared_slope: f64,
+        fits_line: bool,
+    ) -> Result<Self> {
+        let excess = mean(losses) - squared_slope * mean(errors);
+        if excess > 0.0 {
+            return Ok(Self::Excess {
+                squared_slope,
+                excess,
+            });
+        }
+        Ok(Self::Line(match fits_line {
+            true => Line::fit(errors, losses)?,
+            false => Line::constant(errors, losses),
+        }))
+    }
+
+    /// The loss of a point of this error; NaN if that is.
+    pub(super) fn loss(&self, error: f64) -> f64 {
+        match *self {
+            Self::Line(line) => line.loss(error),
+            Self::Excess {
+                squared_slope,
+                excess,
+            } => squared_slope * error + excess,
+        }
+    }
+
+    /// How much the loss depends on the error, at this one: the slope in logarithms, between 0
+    /// and 1.
+    pub(super) fn slope(&self, error: f64) -> f64 {
+        match *self {
+            Self::Line(line) => line.slope,
+            Self::Excess { squared_slope, .. } => squared_slope * error / self.loss(error),
+        }
+    }
+}
+
+impl Line {
     /// One factor for every error.
-    pub(super) fn constant(errors: &[f64], losses: &[f64]) -> Self {
+    fn constant(errors: &[f64], losses: &[f64]) -> Self {
         Self {
             slope: 1.0,
             ends: [f64::NEG_INFINITY, f64::INFINITY],
@@ -34,7 +86,7 @@ impl Gain {
 
     /// A line through the control points, by least squares; its mean loss is theirs. With fewer
     /// than twenty of them, or where one has no error or no loss, one factor.
-    pub(super) fn fit(errors: &[f64], losses: &[f64]) -> Result<Self> {
+    fn fit(errors: &[f64], losses: &[f64]) -> Result<Self> {
         let constant = Self::constant(errors, losses);
         let positive = |values: &[f64]| values.iter().all(|&value| value > 0.0);
         if errors.len() < FEWEST || !positive(errors) || !positive(losses) {
@@ -58,8 +110,7 @@ impl Gain {
         })
     }
 
-    /// The loss of a point of this error; NaN if that is.
-    pub(super) fn loss(&self, error: f64) -> f64 {
+    fn loss(&self, error: f64) -> f64 {
         let (x, [low, high]) = (error.ln(), self.ends);
         let above = (x - high).max(0.0);
         // The ends are ordered numbers: quantiles of logarithms of positive ones.
@@ -97,7 +148,7 @@ mod tests {
     #[test]
     fn a_line_is_constant_below_the_control_points_and_proportional_above() {
         let (errors, losses) = controls(|error| 0.7 * error.powf(0.4));
-        let gain = Gain::fit(&errors, &losses).unwrap();
+        let gain = Line::fit(&errors, &losses).unwrap();
         assert!((gain.slope - 0.4).abs() < 1e-12);
         let on_line: Vec<f64> = errors.iter().map(|&error| gain.loss(error)).collect();
         assert!((mean(&on_line) / mean(&losses) - 1.0).abs() < 1e-12);
@@ -112,8 +163,8 @@ mod tests {
     #[test]
     fn a_loss_that_is_proportional_has_one_factor() {
         let (errors, losses) = controls(|error| 3.0 * error);
-        let factor = Gain::constant(&errors, &losses);
-        let line = Gain::fit(&errors, &losses).unwrap();
+        let factor = Line::constant(&errors, &losses);
+        let line = Line::fit(&errors, &losses).unwrap();
         for error in [0.01, 0.1, 5.0] {
             assert!((factor.loss(error) / (3.0 * error) - 1.0).abs() < 1e-12);
             // The lowest twentieth is not proportional.
@@ -127,7 +178,7 @@ mod tests {
     fn a_line_is_not_steeper_than_one_and_never_falls() {
         for (power, slope) in [(1.6, 1.0), (-0.5, 0.0)] {
             let (errors, losses) = controls(|error| error.powf(power));
-            assert_eq!(Gain::fit(&errors, &losses).unwrap().slope, slope);
+            assert_eq!(Line::fit(&errors, &losses).unwrap().slope, slope);
         }
     }
 
@@ -136,16 +187,41 @@ mod tests {
         let (errors, losses) = controls(|error| error.powf(0.4));
         let few = (&errors[..FEWEST - 1], &losses[..FEWEST - 1]);
         assert_eq!(
-            Gain::fit(few.0, few.1).unwrap(),
-            Gain::constant(few.0, few.1)
+            Line::fit(few.0, few.1).unwrap(),
+            Line::constant(few.0, few.1)
         );
         let same = vec![0.2; 30];
         assert_eq!(
-            Gain::fit(&same, &losses[..30]).unwrap(),
-            Gain::constant(&same, &losses[..30])
+            Line::fit(&same, &losses[..30]).unwrap(),
+            Line::constant(&same, &losses[..30])
         );
         let unexplained = [&[0.0; 1], &errors[1..]].concat();
-        let factor = Gain::constant(&unexplained, &losses);
-        assert_eq!(Gain::fit(&unexplained, &losses).unwrap(), factor);
+        let factor = Line::constant(&unexplained, &losses);
+        assert_eq!(Line::fit(&unexplained, &losses).unwrap(), factor);
+    }
+
+    /// The mean error is 2, so the ideal denoiser's loss is 6 with `s² = 3`.
+    #[test]
+    fn a_network_that_knows_less_than_the_ideal_denoiser_loses_an_excess() {
+        let errors = [1.0, 2.0, 3.0];
+        let gain = Gain::new((&errors, &[6.0, 8.0, 10.0]), 3.0, true).unwrap();
+        assert_eq!(gain.loss(0.0), 2.0);
+        assert_eq!(gain.loss(20.0), 62.0);
+        assert_eq!(gain.slope(2.0), 0.75);
+        assert!(gain.loss(f64::NAN).is_nan());
+
+        let losses = [3.0, 6.0, 8.0];
+        let gain = Gain::new((&errors, &losses), 3.0, true).unwrap();
+        assert_eq!(gain, Gain::Line(Line::constant(&errors, &losses)));
+        assert_eq!(gain.slope(2.0), 1.0);
+    }
+
+    #[test]
+    fn a_line_is_fitted_only_if_asked_for() {
+        let (errors, losses) = controls(|error| 0.7 * error.powf(0.4));
+        let gain = |fits_line| Gain::new((&errors, &losses), 1e3, fits_line).unwrap();
+        assert_eq!(gain(true), Gain::Line(Line::fit(&errors, &losses).unwrap()));
+        assert!((gain(true).slope(1.0) - 0.4).abs() < 1e-12);
+        assert_eq!(gain(false), Gain::Line(Line::constant(&errors, &losses)));
     }
 }

@@ -81,9 +81,9 @@ fn the_prediction_for_gaussian_data_is_the_closed_form() {
         let predicted = fit(excess as f32, &forgotten);
         for t in [300.0, 600.0] {
             let (gamma, sigma) = (scheduler().signal_scale(t), scheduler().noise_scale(t));
-            let network = (gamma.powi(2) + gamma.powi(4)) / 2.0 + excess * excess;
             let ideal = sigma.powi(4) * a * a + gamma * gamma * sigma * sigma;
-            let expected = ideal * network / (sigma * sigma);
+            let more = gamma.powi(4) / 2.0 + excess * excess;
+            let expected = (gamma / sigma).powi(2) * ideal / 2.0 + more;
             let index = predicted
                 .levels
                 .timesteps()
