@@ -161,6 +161,7 @@ pub mod models;
 pub mod objective;
 pub mod observer;
 mod parameters;
+mod pieces;
 pub mod prelude;
 pub mod process;
 mod quantile;

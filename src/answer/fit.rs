@@ -5,7 +5,6 @@ use burn::tensor::Tensor;
 use super::combination::{Combination, Unchecked, UsedPoints, predictors};
 use super::config::PredictedAnswerConfig;
 use super::least_squares::{Fitted, Regression};
-use super::pieces::{Pieces, order};
 use super::posterior::{NoisyRow, References, errors as errors_of_posteriors};
 use super::predicted::{PredictedAnswer, digest, load_used};
 use crate::denoiser::{Condition, Denoiser, frozen_output};
@@ -14,6 +13,7 @@ use crate::error::{Error, Result, check_device, check_prediction_type, check_sha
 use crate::evaluate::residual;
 use crate::host::{read_f32, select_rows, to_f32};
 use crate::parameters::check_parameters;
+use crate::pieces::{Pieces, order};
 use crate::process::{Scales, Scheduler, SchedulerExt};
 use crate::steering::{Counterfactual, CounterfactualData};
 

@@ -5,7 +5,6 @@ mod config;
 mod fit;
 mod least_squares;
 mod other_condition;
-mod pieces;
 mod posterior;
 mod predicted;
 mod surrogate;

@@ -4,7 +4,6 @@ use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::combination::{Aim, Combination, UsedPoints};
-use super::pieces::{Pieces, order, turned};
 use super::posterior::{NoisyRow, References, errors as errors_of_posteriors};
 use super::surrogate::rows_of;
 use super::{Answer, Asked};
@@ -13,6 +12,7 @@ use crate::data::points::load;
 use crate::denoiser::Condition;
 use crate::error::{Error, Result, check_prediction_type, check_shape};
 use crate::host::{read_f32, select_rows, tensor};
+use crate::pieces::{Pieces, order, turned};
 
 /// The answer that a model retrained without a forgotten point would give, predicted from the
 /// retained data without training one.

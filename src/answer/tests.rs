@@ -504,52 +504,6 @@ fn the_other_condition_is_that_of_the_id_or_of_the_retained_point() {
     assert!(OtherCondition::given((), 1).is_err());
 }
 
-/// Every place of a point is covered, and answers that agree are put together unchanged.
-#[test]
-fn pieces_cover_a_point_and_are_shown_at_its_noise_inside_the_others() {
-    for shape in [vec![2, 9, 7], vec![1, 4, 1], vec![3, 12], vec![1, 5, 3, 4]] {
-        let pieces = super::pieces::Pieces::of(&shape).unwrap();
-        let long = shape[1..].iter().filter(|&&length| length >= 4).count();
-        assert_eq!(pieces.count(), 3_usize.pow(long as u32), "{shape:?}");
-        match shape.len() {
-            2 => check_pieces(&pieces, [5, shape[0], shape[1]]),
-            3 => check_pieces(&pieces, [5, shape[0], shape[1], shape[2]]),
-            _ => check_pieces(&pieces, [5, shape[0], shape[1], shape[2], shape[3]]),
-        }
-    }
-    for shape in [vec![6], vec![3, 3, 2], vec![]] {
-        assert!(super::pieces::Pieces::of(&shape).is_none(), "{shape:?}");
-    }
-}
-
-fn check_pieces<const D: usize>(pieces: &super::pieces::Pieces, shape: [usize; D]) {
-    let (clean, others, noise) = (random(1, shape), random(2, shape), random(3, shape));
-    let scales = scheduler().scales(&[300.0; 5]).unwrap();
-    let noisy = scales.noisy(&clean, &noise);
-    let shown = pieces.shown((&noisy, &clean), &scales.signal, |_| others.clone());
-    let surrounding = scales.noisy(&others, &noise);
-    let [own, around, of_pieces] = [&noisy, &surrounding, &shown].map(host);
-    let elements = own.len();
-    let mut covered = vec![false; elements];
-    for shown in of_pieces.chunks(elements) {
-        let mut inside = 0;
-        for (index, &value) in shown.iter().enumerate() {
-            let is_own = (value - own[index]).abs() < 1e-5;
-            assert!(is_own || (value - around[index]).abs() < 1e-5);
-            covered[index] |= is_own;
-            inside += usize::from(is_own);
-        }
-        assert!(inside < elements, "a piece is a part");
-    }
-    assert!(covered.into_iter().all(|covered| covered));
-    // Inside a piece its answers are those of the point, and outside they do not count.
-    let wrong = shown.clone() - noisy.clone().repeat_dim(0, pieces.count());
-    let joined = host(&pieces.joined(shown + wrong * 1e3));
-    for (joined, own) in joined.into_iter().zip(own) {
-        assert!((joined - own).abs() < 1e-4, "{joined} {own}");
-    }
-}
-
 /// The model recognises one point as a whole, and denoises all else by its own lights.
 #[test]
 fn a_model_that_recognises_a_point_answers_pieces_of_it_as_it_does_all_else() {

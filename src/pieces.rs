@@ -18,7 +18,7 @@ const SHORTEST: usize = 4;
 /// point that it memorised, and answers there as it does to what it has never seen. Where pieces
 /// overlap, an answer weighs as much as its place is far from the piece's border.
 #[derive(Debug, Clone)]
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     /// The spatial axes.
     axes: Vec<usize>,
     /// Of each piece, the share of its answer at each place; 0 outside the piece alone.
@@ -27,7 +27,7 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// For points of this shape, `[channels, …]`; `None` without an axis that can be divided.
-    pub(super) fn of(shape: &[usize]) -> Option<Self> {
+    pub(crate) fn of(shape: &[usize]) -> Option<Self> {
         let axes = shape.get(1..)?;
         if axes.iter().all(|&length| length < SHORTEST) {
             return None;
@@ -55,7 +55,7 @@ impl Pieces {
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.shares.len()
     }
 
@@ -64,7 +64,7 @@ impl Pieces {
     ///
     /// # Shapes
     /// - `noisy`, `clean`, `others`: `[rows, …]`; the result: `[pieces · rows, …]`
-    pub(super) fn shown<const D: usize>(
+    pub(crate) fn shown<const D: usize>(
         &self,
         (noisy, clean): (&Tensor<D>, &Tensor<D>),
         signal: &[f64],
@@ -84,7 +84,7 @@ impl Pieces {
     ///
     /// # Shapes
     /// - `answers`: `[pieces · rows, …]`; the result: `[rows, …]`
-    pub(super) fn joined<const D: usize>(&self, answers: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn joined<const D: usize>(&self, answers: Tensor<D>) -> Tensor<D> {
         let (rows, device) = (answers.dims()[0] / self.count(), answers.device());
         let parts = self.shares.iter().enumerate().map(|(piece, shares)| {
             let answers = answers.clone().narrow(0, piece * rows, rows);
@@ -129,12 +129,12 @@ fn weights(piece: &[Range<usize>], axes: &[usize]) -> Vec<f32> {
 ///
 /// # Shapes
 /// - `others`: `[rows, …]`
-pub(super) fn turned<const D: usize>(others: &Tensor<D>, by: usize) -> Tensor<D> {
+pub(crate) fn turned<const D: usize>(others: &Tensor<D>, by: usize) -> Tensor<D> {
     select_rows(others, &order(others.dims()[0], by))
 }
 
 /// The rows from this one on, and those before it.
-pub(super) fn order(rows: usize, by: usize) -> Vec<usize> {
+pub(crate) fn order(rows: usize, by: usize) -> Vec<usize> {
     (0..rows).map(|row| (row + by) % rows).collect()
 }
 
@@ -146,4 +146,67 @@ fn parts(length: usize) -> Vec<Range<usize>> {
     };
     let starts = (0..count).map(|part| part * (length - width) / (ALONG - 1));
     starts.map(|start| start..start + width).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draws::{Stream, normal_noise};
+    use crate::host::read_f32;
+    use crate::process::{DdpmScheduler, SchedulerExt};
+
+    fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
+        normal_noise(shape, seed, 0, 0, Stream::Noise, &Device::flex())
+    }
+
+    fn host<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+        read_f32(tensor.clone(), "a tensor").unwrap()
+    }
+
+    /// Every place of a point is covered, and answers that agree are put together unchanged.
+    #[test]
+    fn pieces_cover_a_point_and_are_shown_at_its_noise_inside_the_others() {
+        for shape in [vec![2, 9, 7], vec![1, 4, 1], vec![3, 12], vec![1, 5, 3, 4]] {
+            let pieces = Pieces::of(&shape).unwrap();
+            let long = shape[1..].iter().filter(|&&length| length >= 4).count();
+            assert_eq!(pieces.count(), 3_usize.pow(long as u32), "{shape:?}");
+            match shape.len() {
+                2 => check_pieces(&pieces, [5, shape[0], shape[1]]),
+                3 => check_pieces(&pieces, [5, shape[0], shape[1], shape[2]]),
+                _ => check_pieces(&pieces, [5, shape[0], shape[1], shape[2], shape[3]]),
+            }
+        }
+        for shape in [vec![6], vec![3, 3, 2], vec![]] {
+            assert!(Pieces::of(&shape).is_none(), "{shape:?}");
+        }
+    }
+
+    fn check_pieces<const D: usize>(pieces: &Pieces, shape: [usize; D]) {
+        let (clean, others, noise) = (random(1, shape), random(2, shape), random(3, shape));
+        let scheduler = DdpmScheduler::linear(1000).unwrap();
+        let scales = scheduler.scales(&[300.0; 5]).unwrap();
+        let noisy = scales.noisy(&clean, &noise);
+        let shown = pieces.shown((&noisy, &clean), &scales.signal, |_| others.clone());
+        let surrounding = scales.noisy(&others, &noise);
+        let [own, around, of_pieces] = [&noisy, &surrounding, &shown].map(host);
+        let elements = own.len();
+        let mut covered = vec![false; elements];
+        for shown in of_pieces.chunks(elements) {
+            let mut inside = 0;
+            for (index, &value) in shown.iter().enumerate() {
+                let is_own = (value - own[index]).abs() < 1e-5;
+                assert!(is_own || (value - around[index]).abs() < 1e-5);
+                covered[index] |= is_own;
+                inside += usize::from(is_own);
+            }
+            assert!(inside < elements, "a piece is a part");
+        }
+        assert!(covered.into_iter().all(|covered| covered));
+        // Inside a piece its answers are those of the point, and outside they do not count.
+        let wrong = shown.clone() - noisy.clone().repeat_dim(0, pieces.count());
+        let joined = host(&pieces.joined(shown + wrong * 1e3));
+        for (joined, own) in joined.into_iter().zip(own) {
+            assert!((joined - own).abs() < 1e-4, "{joined} {own}");
+        }
+    }
 }
