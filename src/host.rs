@@ -84,3 +84,11 @@ pub(crate) fn read_f32<const D: usize>(tensor: Tensor<D>, what: &'static str) ->
             message: error.to_string(),
         })
 }
+
+/// At most `limit` of the rows, at even distances.
+pub(crate) fn evenly(rows: Vec<usize>, limit: usize) -> Vec<usize> {
+    let count = rows.len().min(limit);
+    (0..count)
+        .map(|index| rows[index * rows.len() / count])
+        .collect()
+}

@@ -11,7 +11,7 @@ use crate::denoiser::{Condition, Denoiser, frozen_output};
 use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_device, check_prediction_type, check_shape};
 use crate::evaluate::residual;
-use crate::host::{read_f32, select_rows, to_f32};
+use crate::host::{evenly, read_f32, select_rows, to_f32};
 use crate::parameters::check_parameters;
 use crate::pieces::{Pieces, order};
 use crate::process::{Scales, Scheduler, SchedulerExt};
@@ -73,6 +73,7 @@ impl<const D: usize> PredictedAnswer<D> {
             pieces: pieces.filter(|_| config.pieces && controls.references.len() > 1),
             model: model.valid(),
             timesteps: prediction.levels.timesteps(),
+            generalises: prediction.gains.iter().map(|&gain| gain <= 1.0).collect(),
             controls,
             config,
         };
@@ -146,14 +147,6 @@ fn used_points<const D: usize, C>(
     (used, groups.forgotten.to_vec())
 }
 
-/// At most `limit` of the rows, at even distances.
-fn evenly(rows: Vec<usize>, limit: usize) -> Vec<usize> {
-    let count = rows.len().min(limit);
-    (0..count)
-        .map(|index| rows[index * rows.len() / count])
-        .collect()
-}
-
 /// The control points on the device and on the host.
 struct Controls<'a, const D: usize, C> {
     points: Tensor<D>,
@@ -205,6 +198,9 @@ struct Fitting<'a, const D: usize, M: Denoiser<D>> {
     scales: Scales,
     controls: Controls<'a, D, M::Condition>,
     pieces: Option<Pieces>,
+    /// By timestep, whether the model does better on control points than the ideal denoiser.
+    /// Elsewhere whole points explain it, and pieces are left out.
+    generalises: Vec<bool>,
     config: &'a PredictedAnswerConfig,
 }
 
@@ -232,7 +228,7 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
     fn fitted_at(&self, index: usize) -> Result<Fitted> {
         let (signal, sigma) = (self.scales.signal[index], self.scales.noise[index]);
         let slope = self.model.prediction_type().slope(signal, sigma);
-        let count = predictors(self.patches(), self.pieces.is_some());
+        let count = predictors(self.patches(), self.pieces_at(index).is_some());
         let mut regression = Regression::new(count);
         let rows: Vec<usize> = (0..self.controls.references.len()).collect();
         for rows in rows.chunks(self.config.micro_batch_size) {
@@ -255,7 +251,16 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
                 regression.add(of_model, predicted);
             }
         }
-        Ok(regression.fit(self.config.ridge))
+        let mut fitted = regression.fit(self.config.ridge);
+        let all = predictors(self.patches(), self.pieces.is_some());
+        fitted.coefficients.resize(all, 0.0);
+        Ok(fitted)
+    }
+
+    /// The pieces, where they take part.
+    fn pieces_at(&self, index: usize) -> Option<&Pieces> {
+        let generalises = self.generalises.get(index).is_none_or(|&it| it);
+        self.pieces.as_ref().filter(|_| generalises)
     }
 
     /// Noisy control points, the model's error there, and that of its answers to pieces.
@@ -297,7 +302,7 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
         index: usize,
         (noisy, clean): (&Tensor<D>, &Tensor<D>),
     ) -> Result<Option<Tensor<D>>> {
-        let Some(pieces) = &self.pieces else {
+        let Some(pieces) = self.pieces_at(index) else {
             return Ok(None);
         };
         let controls = &self.controls;

@@ -40,7 +40,8 @@ use crate::pieces::{Pieces, order, turned};
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
 /// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each
-/// group. Pieces take `3ⁿ` forward passes per row with `n` spatial axes: 9 for pictures.
+/// group. Pieces take `3ⁿ` forward passes per row with `n` spatial axes: 9 for pictures. They are
+/// left out at timesteps where the model does worse on control points than the ideal denoiser.
 ///
 /// # Example
 /// ```
@@ -145,20 +146,23 @@ impl<const D: usize> PredictedAnswer<D> {
         check_shape("a forgotten point", &expected, &[elements], remedy)
     }
 
-    /// The errors that the answers of some rows are to have, one after another.
+    /// The errors that the answers of some rows are to have, one after another; `of_pieces`: those
+    /// of the model in pieces of some of the rows.
     fn errors<C>(
         &self,
         asked: &Asked<'_, D, C>,
         (points, rows, aims): (&[usize], &[usize], &[Aim]),
-        of_model: Vec<Tensor<D>>,
+        own: Tensor<D>,
+        of_pieces: Option<(Vec<usize>, Tensor<D>)>,
     ) -> Result<Vec<f32>> {
+        let elements: usize = own.dims()[1..].iter().product();
         let noisy = select_rows(&asked.noisy, rows);
         let clean = select_rows(&asked.clean, rows);
+        let (in_pieces, of_pieces) = of_pieces.unzip();
+        let in_pieces = in_pieces.unwrap_or_default();
         // One read for all.
-        let all = [vec![noisy, clean], of_model].concat();
-        let parts = all.len();
+        let all = [noisy, clean, own].into_iter().chain(of_pieces).collect();
         let values = read_f32(Tensor::cat(all, 0), "forgotten points")?;
-        let elements = values.len() / (parts * rows.len());
         let values: Vec<&[f32]> = values.chunks(elements).collect();
         let (noisy, rest) = values.split_at(rows.len());
         let (clean, rest) = rest.split_at(rows.len());
@@ -179,28 +183,38 @@ impl<const D: usize> PredictedAnswer<D> {
         let errors = errors_of_posteriors(&noisy_rows, self.combination.patches());
         let aimed = (0..rows.len()).map(|place| {
             let posteriors = errors[place].iter().map(Vec::as_slice);
-            let all: Vec<&[f32]> = posteriors.chain(of_pieces.get(place).copied()).collect();
+            let in_pieces = in_pieces.binary_search(&rows[place]).ok();
+            let of_pieces = in_pieces.map(|place| of_pieces[place]);
+            let all: Vec<&[f32]> = posteriors.chain(of_pieces).collect();
             let coefficients = self.combination.at(asked.timesteps[rows[place]]);
             aimed_error(combine(&all, &coefficients), own[place], aims[place])
         });
         Ok(aimed.collect::<Vec<_>>().concat())
     }
 
-    /// The frozen model's answers to pieces of some rows, if they take part.
+    /// The frozen model's errors in pieces of those of some rows at whose timesteps pieces count.
     fn of_pieces<C: Condition>(
         &self,
         asked: &Asked<'_, D, C>,
         rows: &[usize],
-    ) -> Result<Option<Tensor<D>>> {
+    ) -> Result<Option<(Vec<usize>, Tensor<D>)>> {
         let Some(pieces) = &self.pieces else {
             return Ok(None);
         };
+        let counts = |row: &usize| {
+            let coefficients = self.combination.at(asked.timesteps[*row]);
+            coefficients.last().is_some_and(|&last| last != 0.0)
+        };
+        let rows: Vec<usize> = rows.iter().copied().filter(counts).collect();
+        if rows.is_empty() {
+            return Ok(None);
+        }
         let (noisy, clean) = (
-            select_rows(&asked.noisy, rows),
-            select_rows(&asked.clean, rows),
+            select_rows(&asked.noisy, &rows),
+            select_rows(&asked.clean, &rows),
         );
         let signal: Vec<f64> = rows.iter().map(|&row| asked.scales.signal[row]).collect();
-        let retained = select_rows(&asked.retained, rows);
+        let retained = select_rows(&asked.retained, &rows);
         let shown = pieces.shown((&noisy, &clean), &signal, |piece| turned(&retained, piece));
         let of_rows = rows.iter().map(|&row| asked.timesteps[row]);
         let timesteps: Vec<f64> = of_rows.collect::<Vec<_>>().repeat(pieces.count());
@@ -209,7 +223,8 @@ impl<const D: usize> PredictedAnswer<D> {
         let surrounding: Vec<usize> = surrounding.map(|place| rows[place]).collect();
         let condition = asked.retain_condition.take_rows(&surrounding);
         let answers = asked.teacher(shown, &timesteps, &condition)?;
-        Ok(Some(pieces.joined(answers)))
+        let target = select_rows(&asked.own_target(), &rows);
+        Ok(Some((rows, pieces.joined(answers) - target)))
     }
 }
 
@@ -277,13 +292,9 @@ impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
         }
 
         let target = select_rows(&asked.own_target(), &rows);
-        let answers = [
-            Some(select_rows(&own, &rows)),
-            self.of_pieces(asked, &rows)?,
-        ];
-        let of_model = answers.into_iter().flatten();
-        let of_model = of_model.map(|answers| answers - target.clone()).collect();
-        let errors = self.errors(asked, (&points, &rows, &aims), of_model)?;
+        let own_errors = select_rows(&own, &rows) - target.clone();
+        let of_pieces = self.of_pieces(asked, &rows)?;
+        let errors = self.errors(asked, (&points, &rows, &aims), own_errors, of_pieces)?;
         let errors = tensor(errors, target.dims(), &asked.noisy.device());
         // The rows that get an answer of their own come first, then all as the model answers them.
         let place = |row: usize| match rows.binary_search(&row) {

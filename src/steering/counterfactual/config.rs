@@ -15,6 +15,7 @@ use crate::error::{Result, check_range};
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
 /// | `form` | `Whole` | which ideal denoiser the prediction starts from | |
+/// | `pieces` | true | whether the model's own answers to pieces of a point are used where there is little noise; not for points of rank 2 | |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CounterfactualConfig {
@@ -31,6 +32,8 @@ pub struct CounterfactualConfig {
     pub micro_batch_size: usize,
     /// Which ideal denoiser the prediction starts from.
     pub form: IdealForm,
+    /// Whether the model's own answers to pieces of a point are used where there is little noise.
+    pub pieces: bool,
 }
 
 impl Default for CounterfactualConfig {
@@ -42,6 +45,7 @@ impl Default for CounterfactualConfig {
             seed: 0,
             micro_batch_size: 64,
             form: IdealForm::Whole,
+            pieces: true,
         }
     }
 }

@@ -10,6 +10,7 @@ use super::form::{Forms, IdealForm};
 use super::gain::{Gain, mean};
 use super::grid::default_timesteps;
 use super::ideal::{Flat, Ideal, flat, on_host};
+use super::in_pieces::InPieces;
 use super::probe::{LossMoments, PROBES, Probe, Progress, same_patches};
 use crate::data::common::refuse_common_points;
 use crate::denoiser::Denoiser;
@@ -92,13 +93,9 @@ pub struct Counterfactual {
     pub levels: Levels,
     /// The predicted losses `b`, by forgotten point and timestep of the levels' grid.
     pub predicted: Vec<Vec<f64>>,
-    /// `L_θ(H) / L*_H` on all control points `H`, by timestep: in the space of the clean point,
-    /// below 1 where the network knows more than the ideal denoiser.
+    /// `L_θ(H) / (s² L*_H)` on all control points `H`, by timestep: below 1 where the network knows
+    /// more than the ideal denoiser.
     pub gains: Vec<f64>,
-    /// By timestep, how the logarithm of the predicted loss rises with that of the ideal denoiser's
-    /// error, at the mean of all control points: 0 if the model's loss does not depend on how well
-    /// the retained points explain a point, 1 if it is proportional to the ideal denoiser's error.
-    pub slopes: Vec<f64>,
     /// Patch sizes of the ideal denoiser, in pixels, by timestep; empty for whole points.
     pub patches: Vec<usize>,
     /// How much the ideal denoiser's error on control points depends on the cut to the nearest
@@ -182,16 +179,22 @@ impl Counterfactual {
             data,
             config: &config,
         };
-        let measured = Measured::new(&probe, &forgotten, &controls, &mut progress)?;
+        let squared_slopes: Vec<f64> = (0..timesteps.len())
+            .map(|index| probe.squared_slope(index))
+            .collect();
+        let measured = Measured::new(
+            &probe,
+            (&forgotten, &controls),
+            &squared_slopes,
+            &mut progress,
+        )?;
         let caps = Caps::new(&probe, &retained, &measured.control_losses)?;
         let prediction = Prediction {
             timesteps: &timesteps,
             measured: &measured,
             caps: &caps,
             squares: config.control_noises * shape.iter().product::<usize>(),
-            squared_slopes: (0..timesteps.len())
-                .map(|index| probe.squared_slope(index))
-                .collect(),
+            squared_slopes: &squared_slopes,
         };
         let predicted = prediction.losses()?;
         let levels = Levels::new(timesteps.clone(), prediction.levels(&predicted)?)?
@@ -200,7 +203,6 @@ impl Counterfactual {
         Ok(Self {
             levels,
             gains: prediction.gains()?,
-            slopes: prediction.slopes()?,
             predicted,
             patches: measured.patches,
             cut_error: measured.cut_error,
@@ -267,45 +269,64 @@ struct Measured {
     /// `L*_a` and the model's own losses on the forgotten points.
     errors: Vec<Vec<f64>>,
     own: Vec<Vec<LossMoments>>,
+    /// Losses on the forgotten points that are predicted from pieces of them, where the model does
+    /// better than the ideal denoiser.
+    from_pieces: Vec<Option<Vec<f64>>>,
 }
 
 impl Measured {
     fn new<const D: usize, M: Denoiser<D>>(
         probe: &Probe<'_, D, M>,
-        forgotten: &Forms<'_>,
-        controls: &Forms<'_>,
+        (forgotten, controls): (&Forms<'_>, &Forms<'_>),
+        squared_slopes: &[f64],
         progress: &mut dyn FnMut(f64),
     ) -> Result<Self> {
         let (data, config) = (&probe.data, probe.config);
+        let timesteps = probe.timesteps.len();
+        let in_pieces = InPieces::new(probe);
         let [points, probes] = [forgotten, controls].map(|forms| forms.ideal.shape()[0]);
+        let rows = 2 * points * config.noises
+            + 2 * probes * config.control_noises
+            + config.form.sizes().len() * probes.min(PROBES);
         let mut progress = Progress {
             tell: progress,
+            timesteps,
             done: 0,
-            total: 2 * points * config.noises
-                + 2 * probes * config.control_noises
-                + config.form.sizes().len() * probes.min(PROBES),
+            total: timesteps * (rows + in_pieces.as_ref().map_or(0, InPieces::rows)),
         };
         let progress = &mut progress;
         let patches = probe.choose_patches(controls, progress)?;
-        let same = same_patches(&patches, probe.timesteps.len());
+        let same = same_patches(&patches, timesteps);
         let noises = config.control_noises;
+        let control_errors = probe.ideal_errors(controls, &same, noises, progress)?;
+        let control_losses =
+            probe.model_losses(data.controls, data.control_condition, noises, progress)?;
+        let cut_error = probe.cut_error(controls, &same)?;
+        let errors = probe.ideal_errors(forgotten, &same, config.noises, progress)?;
+        let own = probe.model_losses(
+            data.forgotten,
+            data.forgotten_condition,
+            config.noises,
+            progress,
+        )?;
+        let mut from_pieces = vec![None; timesteps];
+        for (index, losses) in from_pieces.iter_mut().enumerate() {
+            let Some(in_pieces) = &in_pieces else { break };
+            let of_model: f64 = control_losses[index].iter().map(|it| it.mean).sum();
+            let ideal = squared_slopes[index] * control_errors[index].iter().sum::<f64>();
+            match of_model <= ideal {
+                true => *losses = Some(in_pieces.losses(index, progress)?),
+                false => progress.add_single(in_pieces.rows()),
+            }
+        }
         Ok(Self {
-            control_errors: probe.ideal_errors(controls, &same, noises, progress)?,
-            control_losses: probe.model_losses(
-                data.controls,
-                data.control_condition,
-                noises,
-                progress,
-            )?,
-            cut_error: probe.cut_error(controls, &same)?,
-            errors: probe.ideal_errors(forgotten, &same, config.noises, progress)?,
-            own: probe.model_losses(
-                data.forgotten,
-                data.forgotten_condition,
-                config.noises,
-                progress,
-            )?,
             patches,
+            cut_error,
+            control_errors,
+            control_losses,
+            errors,
+            own,
+            from_pieces,
         })
     }
 }
@@ -318,7 +339,7 @@ struct Prediction<'a> {
     /// How many make up the loss of a control point.
     squares: usize,
     /// A loss in the space of the output, divided by that of the clean point, by timestep.
-    squared_slopes: Vec<f64>,
+    squared_slopes: &'a [f64],
 }
 
 impl Prediction<'_> {
@@ -341,7 +362,10 @@ impl Prediction<'_> {
         self.over_grid(|point, index| {
             let controls = self.of_controls(index, self.caps.members(point))?;
             let gain = self.gain(index, &controls)?;
-            let loss = gain.loss(self.measured.errors[index][point]);
+            let loss = match (gain, &self.measured.from_pieces[index]) {
+                (Gain::Line(_), Some(losses)) => losses[point],
+                _ => gain.loss(self.measured.errors[index][point]),
+            };
             let loss = loss.min(self.caps.at(point, index));
             check_range("a predicted loss", loss, loss > 0.0, "a positive number")
         })
@@ -367,24 +391,12 @@ impl Prediction<'_> {
 
     /// The ratio over all control points, by timestep.
     fn gains(&self) -> Result<Vec<f64>> {
-        self.over_controls(|_, (errors, losses)| Ok(mean(losses) / mean(errors)))
-    }
-
-    /// The slope over all control points, by timestep.
-    fn slopes(&self) -> Result<Vec<f64>> {
-        self.over_controls(|index, controls| {
-            Ok(self.gain(index, controls)?.slope(mean(&controls.0)))
-        })
-    }
-
-    /// Collects one number per timestep, of all control points' errors and losses.
-    fn over_controls(
-        &self,
-        at: impl Fn(usize, &(Vec<f64>, Vec<f64>)) -> Result<f64>,
-    ) -> Result<Vec<f64>> {
         let everyone: Vec<usize> = (0..self.measured.control_losses[0].len()).collect();
-        let at = |index| at(index, &self.of_controls(index, &everyone)?);
-        (0..self.timesteps.len()).map(at).collect()
+        let at = |(index, squared_slope): (usize, &f64)| {
+            let (errors, losses) = self.of_controls(index, &everyone)?;
+            Ok(mean(&losses) / (squared_slope * mean(&errors)))
+        };
+        self.squared_slopes.iter().enumerate().map(at).collect()
     }
 
     fn gain(&self, index: usize, (errors, losses): &(Vec<f64>, Vec<f64>)) -> Result<Gain> {

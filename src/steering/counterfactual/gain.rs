@@ -63,15 +63,6 @@ impl Gain {
             } => squared_slope * error + excess,
         }
     }
-
-    /// How much the loss depends on the error, at this one: the slope in logarithms, between 0
-    /// and 1.
-    pub(super) fn slope(&self, error: f64) -> f64 {
-        match *self {
-            Self::Line(line) => line.slope,
-            Self::Excess { squared_slope, .. } => squared_slope * error / self.loss(error),
-        }
-    }
 }
 
 impl Line {
@@ -207,13 +198,11 @@ mod tests {
         let gain = Gain::new((&errors, &[6.0, 8.0, 10.0]), 3.0, true).unwrap();
         assert_eq!(gain.loss(0.0), 2.0);
         assert_eq!(gain.loss(20.0), 62.0);
-        assert_eq!(gain.slope(2.0), 0.75);
         assert!(gain.loss(f64::NAN).is_nan());
 
         let losses = [3.0, 6.0, 8.0];
         let gain = Gain::new((&errors, &losses), 3.0, true).unwrap();
         assert_eq!(gain, Gain::Line(Line::constant(&errors, &losses)));
-        assert_eq!(gain.slope(2.0), 1.0);
     }
 
     #[test]
@@ -221,7 +210,6 @@ mod tests {
         let (errors, losses) = controls(|error| 0.7 * error.powf(0.4));
         let gain = |fits_line| Gain::new((&errors, &losses), 1e3, fits_line).unwrap();
         assert_eq!(gain(true), Gain::Line(Line::fit(&errors, &losses).unwrap()));
-        assert!((gain(true).slope(1.0) - 0.4).abs() < 1e-12);
         assert_eq!(gain(false), Gain::Line(Line::constant(&errors, &losses)));
     }
 }

@@ -9,6 +9,7 @@ mod gain;
 mod grid;
 mod groups;
 mod ideal;
+mod in_pieces;
 mod linear;
 mod local;
 mod probe;

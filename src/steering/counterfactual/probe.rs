@@ -48,15 +48,21 @@ pub(super) fn same_patches(patches: &[usize], timesteps: usize) -> Vec<SamePatch
     sizes.into_iter().map(of_size).collect()
 }
 
-/// Reports the share of the rows that are done.
+/// Reports the share of the rows that are done, each at one timestep.
 pub(super) struct Progress<'a> {
     pub(super) tell: &'a mut dyn FnMut(f64),
+    pub(super) timesteps: usize,
     pub(super) done: usize,
     pub(super) total: usize,
 }
 
 impl Progress<'_> {
+    /// Rows at every timestep.
     fn add(&mut self, rows: usize) {
+        self.add_single(rows * self.timesteps);
+    }
+
+    pub(super) fn add_single(&mut self, rows: usize) {
         self.done += rows;
         (self.tell)(self.done as f64 / self.total as f64);
     }
@@ -238,7 +244,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
     }
 
     /// The model's output minus its target.
-    fn residual(
+    pub(super) fn residual(
         &self,
         clean: &Tensor<D>,
         noise: &Tensor<D>,
@@ -250,7 +256,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
         residual(&self.model, timestep, &scales, clean, noise, condition)
     }
 
-    fn noise<const R: usize>(&self, shape: [usize; R], first_row: usize) -> Tensor<R> {
+    pub(super) fn noise<const R: usize>(&self, shape: [usize; R], first_row: usize) -> Tensor<R> {
         let (seed, device) = (self.config.seed, self.data.controls.device());
         let (first_row, stream) = (first_row as u64, Stream::Evaluation);
         normal_noise(shape, seed, 0, first_row, stream, &device)
