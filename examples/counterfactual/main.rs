@@ -52,7 +52,7 @@ struct Arguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "whole,patches"
+        default_value = "whole,patches,pieces"
     )]
     forms: Vec<Form>,
 
@@ -177,6 +177,8 @@ enum Form {
     Whole,
     /// Of patches around each pixel.
     Patches,
+    /// Of whole images, and the model's own answers to pieces of them where it knows more.
+    Pieces,
 }
 
 impl Form {
@@ -184,6 +186,7 @@ impl Form {
         match self {
             Form::Whole => "whole image",
             Form::Patches => "patches",
+            Form::Pieces => "whole image, pieces",
         }
     }
 }
@@ -298,16 +301,17 @@ impl<'a> Trial<'a> {
         let config = CounterfactualConfig {
             timesteps: Some(TIMESTEPS.map(|timestep| timestep as f64).to_vec()),
             noises: match way.form {
-                Form::Whole => self.arguments.noises,
+                Form::Whole | Form::Pieces => self.arguments.noises,
                 Form::Patches => self.arguments.noises.min(PATCH_NOISES),
             },
             form: match way.form {
-                Form::Whole => IdealForm::Whole,
+                Form::Whole | Form::Pieces => IdealForm::Whole,
                 Form::Patches => IdealForm::Patches {
                     sizes: self.arguments.patches.clone(),
                     nearest: way.retained,
                 },
             },
+            pieces: way.form == Form::Pieces,
             ..CounterfactualConfig::default()
         };
         let scheduler = DdpmScheduler::from_config(&self.config)?;

@@ -29,7 +29,7 @@ pub fn table(comparisons: &[Comparison]) -> String {
     }
     let steps: Vec<String> = TIMESTEPS.iter().map(|t| format!("t = {t}")).collect();
     let mut table = format!(
-        "| ideal denoiser | retained | control points | {} | all |\n|---|---|---|{}---|\n",
+        "| predicted from | retained | control points | {} | all |\n|---|---|---|{}---|\n",
         steps.join(" | "),
         "---|".repeat(TIMESTEPS.len())
     );
@@ -65,8 +65,11 @@ pub fn plot(comparisons: &[Comparison]) -> Plot {
         .map(|c| c.retained)
         .max()
         .unwrap_or_default();
-    let best =
-        |c: &Comparison| c.form == "whole image" && c.retained == most && c.controls == "unseen";
+    // The last of the forms, which is the default of the library if all are compared.
+    let form = comparisons.last().map(|comparison| comparison.form.as_str());
+    let best = |c: &Comparison| {
+        Some(c.form.as_str()) == form && c.retained == most && c.controls == "unseen"
+    };
     let mut kinds: Vec<&str> = Vec::new();
     for comparison in comparisons {
         if !kinds.contains(&comparison.kind.as_str()) {
