@@ -66,7 +66,9 @@ pub fn plot(comparisons: &[Comparison]) -> Plot {
         .max()
         .unwrap_or_default();
     // The last of the forms, which is the default of the library if all are compared.
-    let form = comparisons.last().map(|comparison| comparison.form.as_str());
+    let form = comparisons
+        .last()
+        .map(|comparison| comparison.form.as_str());
     let best = |c: &Comparison| {
         Some(c.form.as_str()) == form && c.retained == most && c.controls == "unseen"
     };

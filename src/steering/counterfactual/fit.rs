@@ -25,25 +25,27 @@ const FEWEST_SQUARES: usize = 64;
 /// The loss `b_a(t)` that a model which never saw a point `a` would have on it, predicted without
 /// training one, for each forgotten point and timestep.
 ///
-/// ```text
-/// ln b_a(t) = α_t + β_t ln L*_a(t)         if L_θ(H) ≤ s² L*_H
-///    b_a(t) = s² L*_a(t) + L_θ(H) − s² L*_H   otherwise
-/// ```
-///
 /// `L*` is the error of the *ideal denoiser of the retained data*, the posterior mean `Σ_j p_j x_j`
 /// with `p = softmax_j −‖m − γ x_j‖²/2σ²`: the most that the other points tell about this one. How
-/// well a network does is measured on control points `H` that it never saw.
+/// well a network does is measured on control points `H` that it never saw. Losses are means over
+/// elements and noises, in the space of the model's output, and errors of the clean point; `s` is
+/// the factor between the two, so any prediction type works, and so does `γ = 0`.
 ///
-/// Where there is little noise it does better, because it generalises. There a line is fitted to
-/// the control points, with a slope between 0 and 1. Below the lowest twentieth of their errors the
-/// loss is constant, because a near duplicate among the retained points tells the network little.
-/// Above six tenths of them it is proportional to the error. With fewer than 20 control points, or
-/// too few elements and noises to tell them apart, it is proportional throughout. Where there is
-/// much noise a network does worse, by as much on every point.
+/// **Much noise**, where the model does worse than the ideal denoiser. What it loses more is the
+/// same for every point: `b_a = s² L*_a + L_θ(H) − s² L*_H`.
 ///
-/// Losses are means over elements and noises, in the space of the model's output, and errors of the
-/// clean point. `s` is the factor between the two, so any prediction type works, and so does
-/// `γ = 0`.
+/// **Little noise**, where it does better, because it generalises. How hard a point is, the model
+/// says itself where it sees a piece of it inside a control point, and does not recognise what it
+/// memorised: `b_a` is the mean square of its error in pieces, times the ratio of loss to such an
+/// error on control points.
+///
+/// A model that knows a point well knows something of its pieces too, so the loss of such a point
+/// is at least that of a line in the logarithms of loss and `L*`, fitted to the control points with
+/// a slope between 0 and 1. Below the lowest twentieth of their errors the line is constant,
+/// because a near duplicate among the retained points tells the network little; above six tenths
+/// of them it is proportional. With fewer than 20 control points, or too few elements and noises to
+/// tell them apart, it is proportional throughout. The line alone predicts points of rank 2, which
+/// have no pieces.
 ///
 /// The predicted loss of a point is at most the loss of the best *linear* denoiser of the retained
 /// data, and in addition what the model loses more than that denoiser on the control points.
@@ -51,10 +53,9 @@ const FEWEST_SQUARES: usize = 64;
 /// ([`levels`](Self::levels)): a request to forget a point never makes the model know it better.
 ///
 /// # Limits
-/// The control points must be like the retained ones, and unseen. The prediction is best at the
-/// noise that decides recall. For 64 images that a model of digits never saw, it was off by
-/// 6 to 17 % on average from `t = 400` to 800 of 1,000, by two to three fifths below 250 and at
-/// 900, and by a factor of 5 at worst. See the repository's `docs/results.md`.
+/// The control points must be like the retained ones, and unseen. For 64 images that a model of
+/// digits never saw, the prediction was off by LIMITS. The loss of a point that was memorised is
+/// harder to predict. See the repository's `docs/results.md`.
 ///
 /// # Example
 /// ```
@@ -362,9 +363,13 @@ impl Prediction<'_> {
         self.over_grid(|point, index| {
             let controls = self.of_controls(index, self.caps.members(point))?;
             let gain = self.gain(index, &controls)?;
+            let from_ideal = gain.loss(self.measured.errors[index][point]);
             let loss = match (gain, &self.measured.from_pieces[index]) {
-                (Gain::Line(_), Some(losses)) => losses[point],
-                _ => gain.loss(self.measured.errors[index][point]),
+                (Gain::Line(_), Some(losses)) => {
+                    let own = self.measured.own[index][point].mean;
+                    of_both(losses[point], from_ideal, own)
+                }
+                _ => from_ideal,
             };
             let loss = loss.min(self.caps.at(point, index));
             check_range("a predicted loss", loss, loss > 0.0, "a positive number")
@@ -426,5 +431,37 @@ impl Prediction<'_> {
             ),
             remedy: "give control points that differ from the retained ones, and a model whose output is finite",
         })
+    }
+}
+
+/// A loss predicted from pieces of a point and from the ideal denoiser. A model that knows the
+/// point well knows something of its pieces too, so these say too little, but not too much.
+fn of_both(from_pieces: f64, from_ideal: f64, own: f64) -> f64 {
+    let unknown = (own / from_pieces).min(1.0);
+    // NaN is not higher than anything, and stays NaN.
+    let highest = if from_pieces >= from_ideal {
+        from_pieces
+    } else {
+        from_ideal
+    };
+    (unknown * from_pieces.ln() + (1.0 - unknown) * highest.ln()).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_both;
+
+    #[test]
+    fn the_better_a_point_is_known_the_less_its_pieces_count() {
+        let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+        // Known no better than others, or worse.
+        assert!(close(of_both(0.2, 0.8, 0.2), 0.2) && close(of_both(0.2, 0.8, 5.0), 0.2));
+        assert!(close(of_both(0.2, 0.8, 0.1), 0.4), "half way in logarithms");
+        assert!(close(of_both(0.2, 0.8, 0.0), 0.8));
+        assert!(
+            close(of_both(0.2, 0.1, 0.0), 0.2),
+            "never below that of pieces"
+        );
+        assert!(of_both(f64::NAN, 0.1, 0.1).is_nan() && of_both(0.1, f64::NAN, 0.05).is_nan());
     }
 }
