@@ -24,6 +24,9 @@ pub struct Combination {
     digest: String,
 }
 
+/// The smallest share of a predicted error that a model is taken to learn.
+const LEAST_LEARNT: f64 = 0.25;
+
 /// What the answer at a forgotten point is to be made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Aim {
@@ -31,6 +34,8 @@ pub(super) struct Aim {
     pub(super) loss: f64,
     /// The model's own loss before the run over that, below 1: how much of its own error is kept.
     pub(super) own: f64,
+    /// The share of the predicted error that a model learns.
+    pub(super) learnt: f64,
 }
 
 /// The retained points of a group that explain its forgotten points.
@@ -224,9 +229,11 @@ impl Combination {
         };
         let loss = between(&self.predicted[point]);
         let own = between(&self.levels.own_losses()[point]);
+        let explained = |at: usize| self.r_squared[at].clamp(LEAST_LEARNT, 1.0);
         (own < loss).then_some(Aim {
             loss,
             own: own / loss,
+            learnt: explained(low) * (1.0 - share) + explained(high) * share,
         })
     }
 

@@ -33,7 +33,10 @@ use crate::pieces::{Pieces, order, turned};
 ///
 /// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ` and
 /// `s` such that the predicted error and the whole have the predicted loss of
-/// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). The weight `w` is the
+/// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). A network learns only
+/// the share of the predicted error that it would have itself, which is that explained on the
+/// control points; so the part `1 − w` of the loss is divided by
+/// [`Combination::r_squared`]. The weight `w` is the
 /// model's own loss before the run over that loss: the less the model knows of the point, the more
 /// its own answer is that of a model that never saw it. From `w = 1` on the answer is its own: no
 /// request makes the model know a point better.
@@ -240,12 +243,13 @@ fn combine(errors: &[&[f32]], coefficients: &[f64]) -> Vec<f64> {
 }
 
 /// The part of the model's own error that it is to keep, and the rest of the predicted one, with
-/// the predicted loss.
+/// the predicted loss once a model has learnt what it does of it.
 fn aimed_error(predicted: Vec<f64>, own: &[f32], aim: Aim) -> Vec<f32> {
     let predicted = with_power(predicted, aim.loss);
     let mixed = predicted.iter().zip(own);
     let mixed = mixed.map(|(error, &own)| (1.0 - aim.own) * error + aim.own * f64::from(own));
-    let error = with_power(mixed.collect(), aim.loss);
+    let wanted = aim.loss * (aim.own + (1.0 - aim.own) / aim.learnt);
+    let error = with_power(mixed.collect(), wanted);
     error.into_iter().map(|value| value as f32).collect()
 }
 
@@ -332,4 +336,29 @@ pub(super) fn digest(points: &[Vec<f32>]) -> String {
         digest.update(value.to_le_bytes());
     }
     format!("{:x}", digest.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The predicted error and the model's own are orthogonal.
+    #[test]
+    fn what_a_model_will_not_learn_is_added_to_the_predicted_error_alone() {
+        let error = |own: f64| {
+            let aim = Aim {
+                loss: 0.5,
+                own,
+                learnt: 0.8,
+            };
+            aimed_error(vec![3.0, 0.0], &[0.0, 2.0], aim)
+        };
+        let power = |error: &[f32]| error.iter().map(|it| it * it).sum::<f32>() / 2.0;
+        assert!((power(&error(0.0)) - 0.5 / 0.8).abs() < 1e-6);
+        assert!((power(&error(1.0)) - 0.5).abs() < 1e-6);
+        let half = error(0.5);
+        assert!((power(&half) - 0.5 * (0.5 + 0.5 / 0.8)).abs() < 1e-6);
+        // Half of (1, 0), whose power is the predicted loss, and half of (0, 2).
+        assert!((half[0] / half[1] - 0.5).abs() < 1e-6, "{half:?}");
+    }
 }
