@@ -139,8 +139,23 @@ fn a_model_that_is_one_of_the_ideal_denoisers_is_fitted_as_such() {
     }
 }
 
+/// The mean square (56a) of an answer's error, at a timestep that is `share` of the way between
+/// two of the grid which have the same predicted loss.
+fn power<const D: usize>(
+    answer: &PredictedAnswer<D>,
+    losses: &Counterfactual,
+    point: usize,
+    (low, high, share): (usize, usize, f64),
+) -> f64 {
+    let between = |of: &dyn Fn(usize) -> f64| of(low) * (1.0 - share) + of(high) * share;
+    let explained = between(&|at| answer.combination().r_squared()[at].max(0.25));
+    let own = between(&|at| losses.levels.own_losses()[point][at].ln()).exp();
+    let loss = losses.predicted[point][low];
+    own + (loss - own) / explained
+}
+
 /// The posterior mean of standard Gaussian data is `γ m / (γ² + σ²)`; the answer's error points
-/// along its error and has the predicted power.
+/// along its error and has the power (56a).
 #[test]
 fn the_answer_of_gaussian_data_is_that_of_the_posterior_with_the_predicted_loss() {
     let points = Points([
@@ -164,7 +179,9 @@ fn the_answer_of_gaussian_data_is_that_of_the_posterior_with_the_predicted_loss(
     let asked = asked(&clean, &timesteps, &ids, [(); 2], (&scheduler, &half));
     let answers = host(&answer.answers(&asked).unwrap());
     let (own, noisy, clean) = (host(&asked.own_target()), host(&asked.noisy), host(&clean));
-    for (row, loss) in [36.0, 25.0, 36.0].into_iter().enumerate() {
+    let places = [(1, (2, 2, 0.0)), (0, (3, 3, 0.0)), (1, (2, 3, 0.5))];
+    for (row, (point, place)) in places.into_iter().enumerate() {
+        let wanted = power(&answer, &losses, point, place);
         let (gamma, sigma) = (asked.scales.signal[row], asked.scales.noise[row]);
         let values = |all: &[f32]| [0, 1].map(|i| f64::from(all[row * 2 + i]));
         let (answer, own, m, a) = (
@@ -174,8 +191,8 @@ fn the_answer_of_gaussian_data_is_that_of_the_posterior_with_the_predicted_loss(
             values(&clean),
         );
         let error = [0, 1].map(|i| answer[i] - own[i]);
-        let power = (error[0].powi(2) + error[1].powi(2)) / 2.0;
-        assert!((power / loss - 1.0).abs() < 1e-3, "{power} {loss}");
+        let found = (error[0].powi(2) + error[1].powi(2)) / 2.0;
+        assert!((found / wanted - 1.0).abs() < 1e-3, "{found} {wanted}");
         let ideal = [0, 1].map(|i| gamma * m[i] / (gamma * gamma + sigma * sigma) - a[i]);
         let norm = |v: [f64; 2]| v[0].hypot(v[1]);
         let inner = error[0] * ideal[0] + error[1] * ideal[1];
@@ -211,12 +228,13 @@ fn a_point_that_the_model_does_not_know_keeps_the_models_own_answer() {
     assert_eq!(answers[8..], [123.0; 4]);
     let own = host(&asked.own_target());
     let squares = (4..8).map(|i| f64::from(answers[i] - own[i]).powi(2));
-    let power = squares.sum::<f64>() / 4.0;
-    assert!((power / 1e3 - 1.0).abs() < 1e-3, "{power}");
+    let found = squares.sum::<f64>() / 4.0;
+    let wanted = power(&answer, &losses, 0, (1, 2, 0.25));
+    assert!((found / wanted - 1.0).abs() < 1e-3, "{found} {wanted}");
 }
 
 /// At the ends: a point that the model answers nearly as badly as predicted keeps the direction of
-/// its error, one that is memorised does not, and both get the predicted loss.
+/// its error, one that is memorised does not, and both get the power (56a).
 #[test]
 fn the_worse_a_point_is_known_the_more_of_the_models_own_error_is_kept() {
     let points = Points([random(1, [50, 8]), random(2, [10, 8]), random(3, [2, 8])]);
@@ -246,9 +264,9 @@ fn the_worse_a_point_is_known_the_more_of_the_models_own_error_is_kept() {
     };
     let mut cosines = Vec::new();
     for (point, (error, own)) in error.chunks(8).zip(own.chunks(8)).enumerate() {
-        let power = inner(error, error) / 8.0;
-        let wanted = losses.predicted[point][2];
-        assert!((power / wanted - 1.0).abs() < 1e-3, "{power} {wanted}");
+        let found = inner(error, error) / 8.0;
+        let wanted = power(&answer, &losses, point, (2, 2, 0.0));
+        assert!((found / wanted - 1.0).abs() < 1e-3, "{found} {wanted}");
         cosines.push(inner(error, own) / (inner(error, error) * inner(own, own)).sqrt());
     }
     assert!(cosines[0] > 0.9999 && cosines[1] < 0.99, "{cosines:?}");
