@@ -8,13 +8,17 @@ use super::flex;
 use super::trace::{Operation, record};
 use crate::backend::is_flex;
 use crate::host::row_index;
-use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, LayerNorm, Linear};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::module::interpolate;
-use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
+#[cfg(any(
+    feature = "flex-kernels",
+    all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
+))]
+use burn::{nn::PaddingConfig2d, tensor::ops::ConvOptions};
 
 /// A convolution with the layer's weights, stride and padding.
 ///
