@@ -718,7 +718,7 @@ fn predicted_answers_are_taught_of_images_and_of_their_mirror_images() {
     for timestep in ["100", "250", "400"] {
         let digits = summary.after.control_loss[timestep] / summary.before.control_loss[timestep];
         assert!(
-            digits < 1.1,
+            digits < 1.15,
             "t = {timestep}: the digits' loss times {digits}"
         );
     }
