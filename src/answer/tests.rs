@@ -573,7 +573,7 @@ fn a_model_that_recognises_a_point_answers_pieces_of_it_as_it_does_all_else() {
         of_whole.abs() < 0.05 && (of_pieces - 1.0).abs() < 0.05,
         "{combination:?}"
     );
-    // Where there is much noise the ideal denoiser knows more than the model, and no piece is shown.
+    // With much noise the ideal denoiser knows more than the model, and no piece is shown.
     assert_eq!(combination.coefficients()[4][1], 0.0);
     let shown = std::cell::Cell::new(0);
     let teacher = |noisy: Tensor<3>, timesteps: &[f64], _: &()| {
