@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 
+use crate::error::Result;
 use crate::host::{column, select_rows, tensor};
 
 /// Pieces along an axis that is divided.
@@ -59,12 +60,36 @@ impl Pieces {
         self.shares.len()
     }
 
+    /// A model's answers to pieces of noisy points inside other points, put together.
+    ///
+    /// `around` names the other point, by its row, that a row's piece is shown in. `ask` gets all
+    /// that is shown, piece after piece, and the row of the other point of each.
+    ///
+    /// # Shapes
+    /// - `noisy`, `clean`, the result: `[rows, …]`; `others`: `[count, …]`
+    /// - what is shown, and the result of `ask`: `[pieces · rows, …]`
+    pub(crate) fn answers<const D: usize>(
+        &self,
+        (noisy, clean): (&Tensor<D>, &Tensor<D>),
+        signal: &[f64],
+        (others, around): (&Tensor<D>, impl Fn(usize, usize) -> usize),
+        ask: impl FnOnce(Tensor<D>, &[usize]) -> Result<Tensor<D>>,
+    ) -> Result<Tensor<D>> {
+        let rows = noisy.dims()[0];
+        let around = |piece| (0..rows).map(|row| around(row, piece)).collect::<Vec<_>>();
+        let shown = self.shown((noisy, clean), signal, |piece| {
+            select_rows(others, &around(piece))
+        });
+        let all: Vec<usize> = (0..self.count()).flat_map(around).collect();
+        Ok(self.joined(ask(shown, &all)?))
+    }
+
     /// Each piece of each noisy point `m = γ a + σ ε` inside other points `b`:
     /// `m + (1 − M) γ (b − a)`, piece after piece.
     ///
     /// # Shapes
     /// - `noisy`, `clean`, `others`: `[rows, …]`; the result: `[pieces · rows, …]`
-    pub(crate) fn shown<const D: usize>(
+    fn shown<const D: usize>(
         &self,
         (noisy, clean): (&Tensor<D>, &Tensor<D>),
         signal: &[f64],
@@ -84,7 +109,7 @@ impl Pieces {
     ///
     /// # Shapes
     /// - `answers`: `[pieces · rows, …]`; the result: `[rows, …]`
-    pub(crate) fn joined<const D: usize>(&self, answers: Tensor<D>) -> Tensor<D> {
+    fn joined<const D: usize>(&self, answers: Tensor<D>) -> Tensor<D> {
         let (rows, device) = (answers.dims()[0] / self.count(), answers.device());
         let parts = self.shares.iter().enumerate().map(|(piece, shares)| {
             let answers = answers.clone().narrow(0, piece * rows, rows);
@@ -123,19 +148,6 @@ fn weights(piece: &[Range<usize>], axes: &[usize]) -> Vec<f32> {
         0.5 + distances.min().unwrap_or(longest) as f32
     };
     (0..axes.iter().product()).map(weight).collect()
-}
-
-/// Rows of other points that pieces are shown in: for each piece, another order of them.
-///
-/// # Shapes
-/// - `others`: `[rows, …]`
-pub(crate) fn turned<const D: usize>(others: &Tensor<D>, by: usize) -> Tensor<D> {
-    select_rows(others, &order(others.dims()[0], by))
-}
-
-/// The rows from this one on, and those before it.
-pub(crate) fn order(rows: usize, by: usize) -> Vec<usize> {
-    (0..rows).map(|row| (row + by) % rows).collect()
 }
 
 /// The first, the middle and the last half of an axis, or all of a short one.
@@ -208,5 +220,33 @@ mod tests {
         for (joined, own) in joined.into_iter().zip(own) {
             assert!((joined - own).abs() < 1e-4, "{joined} {own}");
         }
+    }
+
+    #[test]
+    fn each_piece_is_answered_inside_the_point_that_is_named() {
+        let (clean, others) = (random(1, [2, 1, 8]), random(2, [5, 1, 8]));
+        let pieces = Pieces::of(&[1, 8]).unwrap();
+        let around = |row: usize, piece: usize| (3 * row + piece) % 5;
+        let ask = |shown: Tensor<3>, named: &[usize]| {
+            assert_eq!(named, [0, 3, 1, 4, 2, 0]);
+            // Without noise: the first and the last half, each inside the other point's.
+            let [shown, clean, others] = [&shown, &clean, &others].map(host);
+            let part = |of: &[f32], row: usize, at: usize| of[row * 8 + at..][..4].to_vec();
+            for row in 0..2 {
+                assert_eq!(part(&shown, row, 0), part(&clean, row, 0));
+                assert_eq!(part(&shown, 4 + row, 4), part(&clean, row, 4));
+                for (shown_row, at) in [(row, 4), (4 + row, 0)] {
+                    let pairs = part(&shown, shown_row, at);
+                    let pairs = pairs.into_iter().zip(part(&others, named[shown_row], at));
+                    for (shown, other) in pairs {
+                        assert!((shown - other).abs() < 1e-6, "{shown_row}: {shown} {other}");
+                    }
+                }
+            }
+            Ok(Tensor::zeros([6, 1, 8], &Device::flex()))
+        };
+        let points = (&clean, &clean);
+        let answers = pieces.answers(points, &[1.0; 2], (&others, around), ask);
+        assert_eq!(answers.unwrap().dims(), [2, 1, 8]);
     }
 }

@@ -229,7 +229,7 @@ impl Combination {
         };
         let loss = between(&self.predicted[point]);
         let own = between(&self.levels.own_losses()[point]);
-        let explained = |at: usize| self.r_squared[at].clamp(LEAST_LEARNT, 1.0);
+        let explained = |at: usize| self.r_squared[at].max(LEAST_LEARNT);
         (own < loss).then_some(Aim {
             loss,
             own: own / loss,
@@ -244,6 +244,12 @@ impl Combination {
         pairs
             .map(|(low, high)| low * (1.0 - share) + high * share)
             .collect()
+    }
+
+    /// Whether the model's answers to pieces of a point count at a timestep.
+    pub(super) fn shows_pieces(&self, timestep: f64) -> bool {
+        let last = self.at(timestep).pop();
+        self.pieces && last.is_some_and(|of_pieces| of_pieces != 0.0)
     }
 
     /// The timesteps of the grid around this one, and how far it is from the first to the second.

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, check_device, check_prediction_type, check_sha
 use crate::evaluate::residual;
 use crate::host::{evenly, read_f32, select_rows, to_f32};
 use crate::parameters::check_parameters;
-use crate::pieces::{Pieces, order};
+use crate::pieces::Pieces;
 use crate::process::{Scales, Scheduler, SchedulerExt};
 use crate::steering::{Counterfactual, CounterfactualData};
 
@@ -73,7 +73,7 @@ impl<const D: usize> PredictedAnswer<D> {
             pieces: pieces.filter(|_| config.pieces && controls.references.len() > 1),
             model: model.valid(),
             timesteps: prediction.levels.timesteps(),
-            generalises: prediction.gains.iter().map(|&gain| gain <= 1.0).collect(),
+            gains: &prediction.gains,
             controls,
             config,
         };
@@ -198,9 +198,8 @@ struct Fitting<'a, const D: usize, M: Denoiser<D>> {
     scales: Scales,
     controls: Controls<'a, D, M::Condition>,
     pieces: Option<Pieces>,
-    /// By timestep, whether the model does better on control points than the ideal denoiser.
-    /// Elsewhere whole points explain it, and pieces are left out.
-    generalises: Vec<bool>,
+    /// By timestep, the model's loss on control points over the ideal denoiser's.
+    gains: &'a [f64],
     config: &'a PredictedAnswerConfig,
 }
 
@@ -257,9 +256,9 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
         Ok(fitted)
     }
 
-    /// The pieces, where they take part.
+    /// The pieces, where they take part: elsewhere whole points explain the model.
     fn pieces_at(&self, index: usize) -> Option<&Pieces> {
-        let generalises = self.generalises.get(index).is_none_or(|&it| it);
+        let generalises = self.gains.get(index).is_none_or(|&gain| gain <= 1.0);
         self.pieces.as_ref().filter(|_| generalises)
     }
 
@@ -308,19 +307,15 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
         let controls = &self.controls;
         let count = controls.references.len();
         // Never the point itself.
-        let surrounding = |piece: usize| -> Vec<usize> {
-            let order = order(count, 1 + piece % (count - 1));
-            rows.iter().map(|&row| order[row]).collect()
-        };
+        let around = |row: usize, piece: usize| (rows[row] + 1 + piece % (count - 1)) % count;
         let signal = vec![self.scales.signal[index]; rows.len()];
-        let shown = pieces.shown((noisy, clean), &signal, |piece| {
-            select_rows(&controls.points, &surrounding(piece))
-        });
-        let all: Vec<usize> = (0..pieces.count()).flat_map(surrounding).collect();
-        let timesteps = vec![self.timesteps[index]; all.len()];
-        let condition = controls.condition.take_rows(&all);
-        let at_a_time = self.config.micro_batch_size;
-        let answers = frozen_output(&self.model, shown, &timesteps, &condition, at_a_time)?;
-        Ok(Some(pieces.joined(answers)))
+        let others = (&controls.points, around);
+        let answers = pieces.answers((noisy, clean), &signal, others, |shown, surrounding| {
+            let timesteps = vec![self.timesteps[index]; surrounding.len()];
+            let condition = controls.condition.take_rows(surrounding);
+            let at_a_time = self.config.micro_batch_size;
+            frozen_output(&self.model, shown, &timesteps, &condition, at_a_time)
+        })?;
+        Ok(Some(answers))
     }
 }

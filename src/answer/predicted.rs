@@ -12,7 +12,7 @@ use crate::data::points::load;
 use crate::denoiser::Condition;
 use crate::error::{Error, Result, check_prediction_type, check_shape};
 use crate::host::{read_f32, select_rows, tensor};
-use crate::pieces::{Pieces, order, turned};
+use crate::pieces::Pieces;
 
 /// The answer that a model retrained without a forgotten point would give, predicted from the
 /// retained data without training one.
@@ -31,15 +31,16 @@ use crate::pieces::{Pieces, order, turned};
 /// y(a, ε) + s ((1 − w) ŝ Σ_p c_p(t) e_p(m, t) + w e_own(m, t))
 /// ```
 ///
-/// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ` and
-/// `s` such that the predicted error and the whole have the predicted loss of
-/// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). A network learns only
-/// the share of the predicted error that it would have itself, which is that explained on the
-/// control points; so the part `1 − w` of the loss is divided by
-/// [`Combination::r_squared`]. The weight `w` is the
+/// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ` such
+/// that the predicted error has the predicted loss of
+/// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). The weight `w` is the
 /// model's own loss before the run over that loss: the less the model knows of the point, the more
 /// its own answer is that of a model that never saw it. From `w = 1` on the answer is its own: no
 /// request makes the model know a point better.
+///
+/// `s` gives the whole the predicted loss times `w + (1 − w) / R²`, with the share
+/// [`R²`](Combination::r_squared) of the model's error on control points that is explained, at least
+/// a quarter: of a predicted error a network learns about as much as it would have itself.
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
 /// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each
@@ -149,22 +150,19 @@ impl<const D: usize> PredictedAnswer<D> {
         check_shape("a forgotten point", &expected, &[elements], remedy)
     }
 
-    /// The errors that the answers of some rows are to have, one after another; `of_pieces`: those
-    /// of the model in pieces of some of the rows.
+    /// The errors that the answers of some rows are to have, one after another; `of_model`: those
+    /// of the frozen model, and of it in [pieces](Self::of_pieces).
     fn errors<C>(
         &self,
         asked: &Asked<'_, D, C>,
         (points, rows, aims): (&[usize], &[usize], &[Aim]),
-        own: Tensor<D>,
-        of_pieces: Option<(Vec<usize>, Tensor<D>)>,
+        of_model: Vec<Tensor<D>>,
     ) -> Result<Vec<f32>> {
-        let elements: usize = own.dims()[1..].iter().product();
+        let elements: usize = asked.noisy.dims()[1..].iter().product();
         let noisy = select_rows(&asked.noisy, rows);
         let clean = select_rows(&asked.clean, rows);
-        let (in_pieces, of_pieces) = of_pieces.unzip();
-        let in_pieces = in_pieces.unwrap_or_default();
         // One read for all.
-        let all = [noisy, clean, own].into_iter().chain(of_pieces).collect();
+        let all = [vec![noisy, clean], of_model].concat();
         let values = read_f32(Tensor::cat(all, 0), "forgotten points")?;
         let values: Vec<&[f32]> = values.chunks(elements).collect();
         let (noisy, rest) = values.split_at(rows.len());
@@ -184,50 +182,43 @@ impl<const D: usize> PredictedAnswer<D> {
         };
         let noisy_rows: Vec<_> = (0..rows.len()).map(noisy_row).collect();
         let errors = errors_of_posteriors(&noisy_rows, self.combination.patches());
+        let mut of_pieces = of_pieces.iter().copied();
         let aimed = (0..rows.len()).map(|place| {
+            let timestep = asked.timesteps[rows[place]];
+            let in_pieces = self.combination.shows_pieces(timestep);
+            let in_pieces = in_pieces.then(|| of_pieces.next()).flatten();
             let posteriors = errors[place].iter().map(Vec::as_slice);
-            let in_pieces = in_pieces.binary_search(&rows[place]).ok();
-            let of_pieces = in_pieces.map(|place| of_pieces[place]);
-            let all: Vec<&[f32]> = posteriors.chain(of_pieces).collect();
-            let coefficients = self.combination.at(asked.timesteps[rows[place]]);
+            let all: Vec<&[f32]> = posteriors.chain(in_pieces).collect();
+            let coefficients = self.combination.at(timestep);
             aimed_error(combine(&all, &coefficients), own[place], aims[place])
         });
         Ok(aimed.collect::<Vec<_>>().concat())
     }
 
-    /// The frozen model's errors in pieces of those of some rows at whose timesteps pieces count.
+    /// The frozen model's errors in pieces of the points of those rows where pieces count.
     fn of_pieces<C: Condition>(
         &self,
         asked: &Asked<'_, D, C>,
         rows: &[usize],
-    ) -> Result<Option<(Vec<usize>, Tensor<D>)>> {
-        let Some(pieces) = &self.pieces else {
-            return Ok(None);
-        };
-        let counts = |row: &usize| {
-            let coefficients = self.combination.at(asked.timesteps[*row]);
-            coefficients.last().is_some_and(|&last| last != 0.0)
-        };
+    ) -> Result<Option<Tensor<D>>> {
+        let counts = |row: &usize| self.combination.shows_pieces(asked.timesteps[*row]);
         let rows: Vec<usize> = rows.iter().copied().filter(counts).collect();
-        if rows.is_empty() {
+        let Some(pieces) = self.pieces.as_ref().filter(|_| !rows.is_empty()) else {
             return Ok(None);
-        }
-        let (noisy, clean) = (
-            select_rows(&asked.noisy, &rows),
-            select_rows(&asked.clean, &rows),
-        );
-        let signal: Vec<f64> = rows.iter().map(|&row| asked.scales.signal[row]).collect();
-        let retained = select_rows(&asked.retained, &rows);
-        let shown = pieces.shown((&noisy, &clean), &signal, |piece| turned(&retained, piece));
-        let of_rows = rows.iter().map(|&row| asked.timesteps[row]);
-        let timesteps: Vec<f64> = of_rows.collect::<Vec<_>>().repeat(pieces.count());
-        // Each piece with the condition of the point that surrounds it.
-        let surrounding = (0..pieces.count()).flat_map(|piece| order(rows.len(), piece));
-        let surrounding: Vec<usize> = surrounding.map(|place| rows[place]).collect();
-        let condition = asked.retain_condition.take_rows(&surrounding);
-        let answers = asked.teacher(shown, &timesteps, &condition)?;
-        let target = select_rows(&asked.own_target(), &rows);
-        Ok(Some((rows, pieces.joined(answers) - target)))
+        };
+        let [noisy, clean, target] =
+            [&asked.noisy, &asked.clean, &asked.own_target()].map(|all| select_rows(all, &rows));
+        let of_rows = |values: &[f64]| rows.iter().map(|&row| values[row]).collect::<Vec<_>>();
+        let signal = of_rows(&asked.scales.signal);
+        let timesteps = of_rows(&asked.timesteps).repeat(pieces.count());
+        let around = |row: usize, piece: usize| rows[(row + piece) % rows.len()];
+        let others = (&asked.retained, around);
+        let answers = pieces.answers((&noisy, &clean), &signal, others, |shown, surrounding| {
+            // Each piece with the condition of the point that surrounds it.
+            let condition = asked.retain_condition.take_rows(surrounding);
+            asked.teacher(shown, &timesteps, &condition)
+        })?;
+        Ok(Some(answers - target))
     }
 }
 
@@ -297,8 +288,9 @@ impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
 
         let target = select_rows(&asked.own_target(), &rows);
         let own_errors = select_rows(&own, &rows) - target.clone();
-        let of_pieces = self.of_pieces(asked, &rows)?;
-        let errors = self.errors(asked, (&points, &rows, &aims), own_errors, of_pieces)?;
+        let of_model = [Some(own_errors), self.of_pieces(asked, &rows)?];
+        let of_model = of_model.into_iter().flatten().collect();
+        let errors = self.errors(asked, (&points, &rows, &aims), of_model)?;
         let errors = tensor(errors, target.dims(), &asked.noisy.device());
         // The rows that get an answer of their own come first, then all as the model answers them.
         let place = |row: usize| match rows.binary_search(&row) {

@@ -96,7 +96,8 @@ pub struct Counterfactual {
     /// The predicted losses `b`, by forgotten point and timestep of the levels' grid.
     pub predicted: Vec<Vec<f64>>,
     /// `L_θ(H) / (s² L*_H)` on all control points `H`, by timestep: below 1 where the network knows
-    /// more than the ideal denoiser.
+    /// more than the ideal denoiser. Infinite where a noisy point is noise alone and the model
+    /// predicts the noise.
     pub gains: Vec<f64>,
     /// Patch sizes of the ideal denoiser, in pixels, by timestep; empty for whole points.
     pub patches: Vec<usize>,
@@ -114,6 +115,9 @@ impl From<Counterfactual> for Levels {
 
 impl Counterfactual {
     /// Predicts from the current weights of the model.
+    ///
+    /// Pieces take `3ⁿ` forward passes with `n` spatial axes, of up to 32 control points and an
+    /// eighth of the forgotten points' noises, at the timesteps where they are used.
     ///
     /// The retained data are read in chunks, a few times. Memory holds a few chunks, the
     /// reconstructions of at most a thousand rows, and one number for each pair of a retained point
@@ -181,30 +185,37 @@ impl Counterfactual {
             data,
             config: &config,
         };
-        let squared_slopes: Vec<f64> = (0..timesteps.len())
-            .map(|index| probe.squared_slope(index))
-            .collect();
-        let measured = Measured::new(
-            &probe,
-            (&forgotten, &controls),
-            &squared_slopes,
-            &mut progress,
-        )?;
+        let in_pieces = InPieces::new(&probe);
+        let rows = in_pieces.as_ref().map_or(0, InPieces::rows);
+        let progress = &mut Progress {
+            tell: &mut progress,
+            timesteps: timesteps.len(),
+            done: 0,
+            total: timesteps.len() * (Measured::rows(&probe, &forgotten, &controls) + rows),
+        };
+        let measured = Measured::new(&probe, &forgotten, &controls, progress)?;
         let caps = Caps::new(&probe, &retained, &measured.control_losses)?;
         let prediction = Prediction {
             timesteps: &timesteps,
             measured: &measured,
             caps: &caps,
             squares: config.control_noises * shape.iter().product::<usize>(),
-            squared_slopes: &squared_slopes,
+            squared_slopes: (0..timesteps.len())
+                .map(|index| probe.squared_slope(index))
+                .collect(),
         };
-        let predicted = prediction.losses()?;
+        let gains = prediction.gains()?;
+        let from_pieces = match in_pieces {
+            Some(in_pieces) => in_pieces.over_grid(&gains, progress)?,
+            None => vec![None; timesteps.len()],
+        };
+        let predicted = prediction.losses(&from_pieces)?;
         let levels = Levels::new(timesteps.clone(), prediction.levels(&predicted)?)?
             .with_own_losses(prediction.own_losses())?
             .with_origin(Origin::new(kind, &scales))?;
         Ok(Self {
             levels,
-            gains: prediction.gains()?,
+            gains,
             predicted,
             patches: measured.patches,
             cut_error: measured.cut_error,
@@ -271,64 +282,49 @@ struct Measured {
     /// `L*_a` and the model's own losses on the forgotten points.
     errors: Vec<Vec<f64>>,
     own: Vec<Vec<LossMoments>>,
-    /// Losses on the forgotten points that are predicted from pieces of them, where the model does
-    /// better than the ideal denoiser.
-    from_pieces: Vec<Option<Vec<f64>>>,
 }
 
 impl Measured {
+    /// How many rows are measured at every timestep.
+    fn rows<const D: usize, M: Denoiser<D>>(
+        probe: &Probe<'_, D, M>,
+        forgotten: &Forms<'_>,
+        controls: &Forms<'_>,
+    ) -> usize {
+        let config = probe.config;
+        let [points, probes] = [forgotten, controls].map(|forms| forms.ideal.shape()[0]);
+        2 * points * config.noises
+            + 2 * probes * config.control_noises
+            + config.form.sizes().len() * probes.min(PROBES)
+    }
+
     fn new<const D: usize, M: Denoiser<D>>(
         probe: &Probe<'_, D, M>,
-        (forgotten, controls): (&Forms<'_>, &Forms<'_>),
-        squared_slopes: &[f64],
-        progress: &mut dyn FnMut(f64),
+        forgotten: &Forms<'_>,
+        controls: &Forms<'_>,
+        progress: &mut Progress<'_>,
     ) -> Result<Self> {
         let (data, config) = (&probe.data, probe.config);
-        let timesteps = probe.timesteps.len();
-        let in_pieces = InPieces::new(probe);
-        let [points, probes] = [forgotten, controls].map(|forms| forms.ideal.shape()[0]);
-        let rows = 2 * points * config.noises
-            + 2 * probes * config.control_noises
-            + config.form.sizes().len() * probes.min(PROBES);
-        let mut progress = Progress {
-            tell: progress,
-            timesteps,
-            done: 0,
-            total: timesteps * (rows + in_pieces.as_ref().map_or(0, InPieces::rows)),
-        };
-        let progress = &mut progress;
         let patches = probe.choose_patches(controls, progress)?;
-        let same = same_patches(&patches, timesteps);
+        let same = same_patches(&patches, probe.timesteps.len());
         let noises = config.control_noises;
-        let control_errors = probe.ideal_errors(controls, &same, noises, progress)?;
-        let control_losses =
-            probe.model_losses(data.controls, data.control_condition, noises, progress)?;
-        let cut_error = probe.cut_error(controls, &same)?;
-        let errors = probe.ideal_errors(forgotten, &same, config.noises, progress)?;
-        let own = probe.model_losses(
-            data.forgotten,
-            data.forgotten_condition,
-            config.noises,
-            progress,
-        )?;
-        let mut from_pieces = vec![None; timesteps];
-        for (index, losses) in from_pieces.iter_mut().enumerate() {
-            let Some(in_pieces) = &in_pieces else { break };
-            let of_model: f64 = control_losses[index].iter().map(|it| it.mean).sum();
-            let ideal = squared_slopes[index] * control_errors[index].iter().sum::<f64>();
-            match of_model <= ideal {
-                true => *losses = Some(in_pieces.losses(index, progress)?),
-                false => progress.add_single(in_pieces.rows()),
-            }
-        }
         Ok(Self {
+            control_errors: probe.ideal_errors(controls, &same, noises, progress)?,
+            control_losses: probe.model_losses(
+                data.controls,
+                data.control_condition,
+                noises,
+                progress,
+            )?,
+            cut_error: probe.cut_error(controls, &same)?,
+            errors: probe.ideal_errors(forgotten, &same, config.noises, progress)?,
+            own: probe.model_losses(
+                data.forgotten,
+                data.forgotten_condition,
+                config.noises,
+                progress,
+            )?,
             patches,
-            cut_error,
-            control_errors,
-            control_losses,
-            errors,
-            own,
-            from_pieces,
         })
     }
 }
@@ -341,7 +337,7 @@ struct Prediction<'a> {
     /// How many make up the loss of a control point.
     squares: usize,
     /// A loss in the space of the output, divided by that of the clean point, by timestep.
-    squared_slopes: &'a [f64],
+    squared_slopes: Vec<f64>,
 }
 
 impl Prediction<'_> {
@@ -359,13 +355,14 @@ impl Prediction<'_> {
         (0..self.points()).map(of_point).collect()
     }
 
-    /// `b` of each forgotten point, from the control points that represent it.
-    fn losses(&self) -> Result<Vec<Vec<f64>>> {
+    /// `b` of each forgotten point, from the control points that represent it, and by timestep from
+    /// pieces of the points, where there are such losses.
+    fn losses(&self, from_pieces: &[Option<Vec<f64>>]) -> Result<Vec<Vec<f64>>> {
         self.over_grid(|point, index| {
             let controls = self.of_controls(index, self.caps.members(point))?;
             let gain = self.gain(index, &controls)?;
             let from_ideal = gain.loss(self.measured.errors[index][point]);
-            let loss = match (gain, &self.measured.from_pieces[index]) {
+            let loss = match (gain, &from_pieces[index]) {
                 (Gain::Line(_), Some(losses)) => {
                     let own = self.measured.own[index][point].mean;
                     of_both(losses[point], from_ideal, own)

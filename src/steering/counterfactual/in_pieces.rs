@@ -6,7 +6,7 @@ use super::gain::mean;
 use super::probe::{Probe, Progress};
 use crate::denoiser::{Condition, Denoiser, frozen_output};
 use crate::error::Result;
-use crate::evaluate::parts;
+use crate::evaluate::{parts, row_losses};
 use crate::host::{evenly, read_f32, select_rows, squared_norms, to_f32};
 use crate::pieces::Pieces;
 
@@ -52,9 +52,26 @@ impl<'a, const D: usize, M: Denoiser<D>> InPieces<'a, D, M> {
         self.pieces.count() * (self.rows.len() + forgotten)
     }
 
-    /// The predicted losses of the forgotten points at a timestep of the grid: the mean squares of
-    /// their errors in pieces, times the ratio of loss to such an error on control points.
-    pub(super) fn losses(&self, index: usize, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
+    /// The predicted losses of the forgotten points, by timestep of the grid, where the model does
+    /// better on control points than the ideal denoiser.
+    pub(super) fn over_grid(
+        &self,
+        gains: &[f64],
+        progress: &mut Progress<'_>,
+    ) -> Result<Vec<Option<Vec<f64>>>> {
+        let at = |(index, &gain): (usize, &f64)| {
+            if gain <= 1.0 {
+                return self.losses(index, progress).map(Some);
+            }
+            progress.add_single(self.rows());
+            Ok(None)
+        };
+        gains.iter().enumerate().map(at).collect()
+    }
+
+    /// The predicted losses at a timestep: the mean squares of the errors in pieces, times the ratio
+    /// of loss to such an error on control points.
+    fn losses(&self, index: usize, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
         let count = self.controls.dims()[0];
         let (mut of_model, mut of_pieces) = (Vec::new(), Vec::new());
         for (first, rows) in parts(self.rows.len(), 1, self.rows_at_a_time()) {
@@ -90,9 +107,12 @@ impl<'a, const D: usize, M: Denoiser<D>> InPieces<'a, D, M> {
     fn model_losses(&self, index: usize, rows: &[usize], first: usize) -> Result<Vec<f64>> {
         let clean = select_rows(&self.controls, rows);
         let noise = self.probe.noise(clean.dims(), first);
+        let scales = self.probe.scales.repeat(index, rows.len());
         let condition = self.probe.data.control_condition.take_rows(rows);
-        let residual = self.probe.residual(&clean, &noise, &condition, index)?;
-        mean_squares(residual)
+        let (model, timestep) = (&self.probe.model, self.probe.timesteps[index]);
+        on_host(row_losses(
+            model, timestep, &scales, &clean, &noise, &condition,
+        )?)
     }
 
     /// The mean square of the error in pieces of some rows' points; `around`: the control point
@@ -115,31 +135,28 @@ impl<'a, const D: usize, M: Denoiser<D>> InPieces<'a, D, M> {
         let noise = self.probe.noise(clean.dims(), first);
         let scales = self.probe.scales.repeat(index, rows.len());
         let noisy = scales.noisy(&clean, &noise);
-        let around = |piece: usize| -> Vec<usize> {
-            (0..rows.len()).map(|row| around(row, piece)).collect()
+        let others = (&self.controls, around);
+        let ask = |shown, surrounding: &[usize]| {
+            progress.add_single(surrounding.len());
+            let condition = data.control_condition.take_rows(surrounding);
+            let timesteps = vec![timesteps[index]; surrounding.len()];
+            frozen_output(
+                model,
+                shown,
+                &timesteps,
+                &condition,
+                config.micro_batch_size,
+            )
         };
-        let shown = self
-            .pieces
-            .shown((&noisy, &clean), &scales.signal, |piece| {
-                select_rows(&self.controls, &around(piece))
-            });
-        let all: Vec<usize> = (0..self.pieces.count()).flat_map(around).collect();
-        let condition = data.control_condition.take_rows(&all);
-        let timesteps = vec![timesteps[index]; all.len()];
-        let at_a_time = config.micro_batch_size;
-        let answers = frozen_output(model, shown, &timesteps, &condition, at_a_time)?;
-        progress.add_single(all.len());
-        let target = scales.target(model.prediction_type(), &clean, &noise);
-        mean_squares(self.pieces.joined(answers) - target)
+        let pieces = &self.pieces;
+        let answers = pieces.answers((&noisy, &clean), &scales.signal, others, ask)?;
+        let error = answers - scales.target(model.prediction_type(), &clean, &noise);
+        let elements: usize = error.dims()[1..].iter().product();
+        on_host(squared_norms(error) / elements as f64)
     }
 }
 
-/// Mean over elements, of each row.
-fn mean_squares<const D: usize>(errors: Tensor<D>) -> Result<Vec<f64>> {
-    let elements: usize = errors.dims()[1..].iter().product();
-    let squares = read_f32(
-        squared_norms(errors) / elements as f64,
-        "the model's errors",
-    )?;
-    Ok(squares.into_iter().map(f64::from).collect())
+fn on_host(losses: Tensor<1>) -> Result<Vec<f64>> {
+    let losses = read_f32(losses, "the model's losses")?;
+    Ok(losses.into_iter().map(f64::from).collect())
 }

@@ -244,7 +244,7 @@ impl<const D: usize, M: Denoiser<D>> Probe<'_, D, M> {
     }
 
     /// The model's output minus its target.
-    pub(super) fn residual(
+    fn residual(
         &self,
         clean: &Tensor<D>,
         noise: &Tensor<D>,
