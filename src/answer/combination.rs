@@ -17,15 +17,13 @@ pub struct Combination {
     pieces: bool,
     coefficients: Vec<Vec<f64>>,
     r_squared: Vec<f64>,
+    learnt: Vec<f64>,
     levels: Levels,
     predicted: Vec<Vec<f64>>,
     used: Vec<UsedPoints>,
     groups: Vec<u64>,
     digest: String,
 }
-
-/// The smallest share of a predicted error that a model is taken to learn.
-const LEAST_LEARNT: f64 = 0.25;
 
 /// What the answer at a forgotten point is to be made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,6 +55,8 @@ pub(super) struct Unchecked {
     /// By timestep of the grid: of each patch width, of whole points, of pieces.
     pub(super) coefficients: Vec<Vec<f64>>,
     pub(super) r_squared: Vec<f64>,
+    /// By timestep, the share of a predicted error that a model learns.
+    pub(super) learnt: Vec<f64>,
     /// With the model's own losses and the process that they hold for.
     pub(super) levels: Levels,
     /// The losses that the answers are to have, by forgotten point and timestep of the grid.
@@ -78,6 +78,7 @@ impl TryFrom<Unchecked> for Combination {
             pieces,
             coefficients,
             r_squared,
+            learnt,
             levels,
             predicted,
             used,
@@ -89,6 +90,7 @@ impl TryFrom<Unchecked> for Combination {
             pieces,
             coefficients,
             r_squared,
+            learnt,
             levels,
             predicted,
             used,
@@ -106,8 +108,13 @@ impl Unchecked {
         for (what, count) in [
             ("the coefficients", self.coefficients.len()),
             ("R²", self.r_squared.len()),
+            ("the learnt shares", self.learnt.len()),
         ] {
             check_shape(what, &[timesteps], &[count], remedy)?;
+        }
+        for &share in &self.learnt {
+            let legal = share > 0.0 && share <= 1.0;
+            check_range("a learnt share", share, legal, "above 0, at most 1")?;
         }
         for coefficients in &self.coefficients {
             let (wanted, count) = (predictors(&self.patches, self.pieces), coefficients.len());
@@ -170,6 +177,12 @@ impl Combination {
         &self.r_squared
     }
 
+    /// By timestep, the share of a predicted error's power that a model is taken to learn, above 0
+    /// and at most 1: the answers are stronger by it.
+    pub fn learnt(&self) -> &[f64] {
+        &self.learnt
+    }
+
     /// Number of retained points used, of all groups together.
     pub fn retained(&self) -> usize {
         self.used.iter().map(|used| used.rows.len()).sum()
@@ -200,6 +213,7 @@ impl Combination {
         let own = self.levels.own_losses().iter().flatten();
         let numbers = tables.into_iter().flatten().flatten().chain(own);
         let numbers = numbers
+            .chain(&self.learnt)
             .chain(self.timesteps())
             .map(|number| format!("{number:.9e} "));
         let text: String = numbers.collect();
@@ -229,11 +243,10 @@ impl Combination {
         };
         let loss = between(&self.predicted[point]);
         let own = between(&self.levels.own_losses()[point]);
-        let explained = |at: usize| self.r_squared[at].max(LEAST_LEARNT);
         (own < loss).then_some(Aim {
             loss,
             own: own / loss,
-            learnt: explained(low) * (1.0 - share) + explained(high) * share,
+            learnt: self.learnt[low] * (1.0 - share) + self.learnt[high] * share,
         })
     }
 

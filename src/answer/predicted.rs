@@ -31,16 +31,18 @@ use crate::pieces::Pieces;
 /// y(a, ε) + s ((1 − w) ŝ Σ_p c_p(t) e_p(m, t) + w e_own(m, t))
 /// ```
 ///
-/// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ` such
-/// that the predicted error has the predicted loss of
+/// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ`
+/// such that the predicted error has the predicted loss of
 /// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). The weight `w` is the
 /// model's own loss before the run over that loss: the less the model knows of the point, the more
 /// its own answer is that of a model that never saw it. From `w = 1` on the answer is its own: no
 /// request makes the model know a point better.
 ///
-/// `s` gives the whole the predicted loss times `w + (1 − w) / R²`, with the share
-/// [`R²`](Combination::r_squared) of the model's error on control points that is explained, at least
-/// a quarter: of a predicted error a network learns about as much as it would have itself.
+/// `s` gives the whole the predicted loss times `w + (1 − w) / r`, with the share
+/// [`r`](Combination::learnt) of the predicted error that a network learns. That is about what it
+/// would have itself: what the combination explains of its error on control points
+/// ([`Combination::r_squared`]), at least a quarter. Where the model does worse there than the
+/// ideal denoiser, what is not explained is its own imperfection, which it keeps; there `r` is 1.
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
 /// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each

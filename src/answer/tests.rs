@@ -148,10 +148,10 @@ fn power<const D: usize>(
     (low, high, share): (usize, usize, f64),
 ) -> f64 {
     let between = |of: &dyn Fn(usize) -> f64| of(low) * (1.0 - share) + of(high) * share;
-    let explained = between(&|at| answer.combination().r_squared()[at].max(0.25));
+    let learnt = between(&|at| answer.combination().learnt()[at]);
     let own = between(&|at| losses.levels.own_losses()[point][at].ln()).exp();
     let loss = losses.predicted[point][low];
-    own + (loss - own) / explained
+    own + (loss - own) / learnt
 }
 
 /// The posterior mean of standard Gaussian data is `γ m / (γ² + σ²)`; the answer's error points
@@ -573,8 +573,12 @@ fn a_model_that_recognises_a_point_answers_pieces_of_it_as_it_does_all_else() {
         of_whole.abs() < 0.05 && (of_pieces - 1.0).abs() < 0.05,
         "{combination:?}"
     );
-    // With much noise the ideal denoiser knows more than the model, and no piece is shown.
+    // With much noise the ideal denoiser knows more than the model: no piece is shown, and what is
+    // not explained is not added.
     assert_eq!(combination.coefficients()[4][1], 0.0);
+    assert!(combination.r_squared()[4] < 0.9, "{combination:?}");
+    let expected = [1, 4].map(|at| [combination.r_squared()[at], 1.0][at / 4]);
+    assert_eq!([1, 4].map(|at| combination.learnt()[at]), expected);
     let shown = std::cell::Cell::new(0);
     let teacher = |noisy: Tensor<3>, timesteps: &[f64], _: &()| {
         shown.set(shown.get() + timesteps.len());

@@ -69,8 +69,8 @@ impl<'a, const D: usize, M: Denoiser<D>> InPieces<'a, D, M> {
         gains.iter().enumerate().map(at).collect()
     }
 
-    /// The predicted losses at a timestep: the mean squares of the errors in pieces, times the ratio
-    /// of loss to such an error on control points.
+    /// The predicted losses at a timestep: the mean squares of the errors in pieces, times the
+    /// ratio of loss to such an error on control points.
     fn losses(&self, index: usize, progress: &mut Progress<'_>) -> Result<Vec<f64>> {
         let count = self.controls.dims()[0];
         let (mut of_model, mut of_pieces) = (Vec::new(), Vec::new());
