@@ -64,11 +64,9 @@ fn a_predicted_answer_is_taught_to_a_quarter_of_the_batch() {
     let losses = Counterfactual::fit(&model, &process(), data, losses).unwrap();
     let config = PredictedAnswerConfig::default();
     let answer = PredictedAnswer::fit(&model, &process(), &data, &losses, &config).unwrap();
-    let mut trainer = builder()
-        .loss(Answers::new(answer))
-        .clipper(Answers::<2>::clipper())
-        .build()
-        .unwrap();
+    let objective = Answers::new(answer);
+    let clipper = objective.clipper();
+    let mut trainer = builder().loss(objective).clipper(clipper).build().unwrap();
     for _ in 0..3 {
         let report = trainer.step(batch(8, 2.0, 4, &device())).unwrap();
         let forget = report.forget.unwrap();
@@ -77,6 +75,42 @@ fn a_predicted_answer_is_taught_to_a_quarter_of_the_batch() {
         assert!((report.norms.forget_weight - 1.0).abs() < 1e-9);
         assert!(report.coefficients.forget <= 1.0);
     }
+}
+
+/// The model starts where it is to stay, so only the forgotten point moves it at first.
+#[test]
+fn retained_points_keep_their_answers() {
+    let objective = || surrogate().keeping();
+    let error = builder().loss(objective()).build().unwrap_err().to_string();
+    assert!(
+        error.contains("0 at first") && error.contains("constant:0.1"),
+        "{error}"
+    );
+
+    let clipper = objective().clipper();
+    let mut trainer = builder()
+        .loss(objective())
+        .clipper(clipper)
+        .build()
+        .unwrap();
+    let mut errors = |steps: usize| {
+        let mut sums = [0.0; 2];
+        for _ in 0..steps {
+            let report = trainer.step(batch(8, 2.0, 4, &device())).unwrap();
+            assert_eq!(report.coefficients.forget, 0.1);
+            let sides = [report.retain, report.forget].map(Option::unwrap);
+            for (sum, side) in sums.iter_mut().zip(sides) {
+                *sum += side.mean_squared_error / steps as f64;
+            }
+        }
+        sums
+    };
+    assert_eq!(errors(1)[0], 0.0);
+    let early = errors(10);
+    errors(600);
+    let late = errors(50);
+    assert!(late[1] < 0.5 * early[1], "{early:?} {late:?}");
+    assert!(late[0] < 0.1 * (early[1] - late[1]), "{late:?}");
 }
 
 /// What other objectives draw stays as it is, and a run follows from its seed.

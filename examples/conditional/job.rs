@@ -115,9 +115,11 @@ impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
         )?;
         let steps = options.steps as usize;
         let rate = LinearLrSchedulerConfig::new(options.learning_rate, 0.0, steps).init()?;
+        let objective = Answers::<4, M::Condition>::new(answer);
+        let clipper = objective.clipper();
         let mut trainer = SissTrainer::builder(self.model.clone(), scheduler.clone())
-            .loss(Answers::<4, M::Condition>::new(answer))
-            .clipper(Answers::<4, M::Condition>::clipper())
+            .loss(objective)
+            .clipper(clipper)
             .learning_rate(rate)
             .seed(options.seed)
             .build()?;

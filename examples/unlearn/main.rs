@@ -11,6 +11,7 @@ use siss_support::unlearn::evaluate::Evaluation;
 use siss_support::unlearn::job::{self, Summary};
 use siss_support::unlearn::options::Options;
 use siss_support::unlearn::resources::{bytes, images};
+use siss_support::way::Way;
 
 fn main() -> ExitCode {
     match forget(Options::parse()) {
@@ -145,6 +146,10 @@ fn advice(summary: &Summary) -> Vec<String> {
         let percentiles = figures.forget_loss_percentile.values().copied();
         percentiles.fold(100.0, f64::min)
     };
+    let [less, more] = match summary.config.options.method {
+        Way::Counterfactual => ["constant:0.03", "constant:0.3"],
+        _ => ["fraction:0.05", "fraction:0.5"],
+    };
     let mut advice = Vec::new();
     if lowest(before) >= UNSUSPICIOUS {
         advice.push(
@@ -159,11 +164,12 @@ fn advice(summary: &Summary) -> Vec<String> {
     if known > 0 {
         advice.push(format!(
             "{} of {} to forget still {} a loss lower than {:.0} % of the control images': take more steps, a higher learning rate, \
-             or more forgetting (--clipper fraction:0.5); summary.json has each",
+             or more forgetting (--clipper {}); summary.json has each",
             known,
             images(summary.images.len()),
             if known == 1 { "has" } else { "have" },
             100.0 - MEMORISED,
+            more,
         ));
     }
     let predicted = summary.predicted.as_ref();
@@ -180,7 +186,7 @@ fn advice(summary: &Summary) -> Vec<String> {
         };
         advice.push(format!(
             "the forgotten images' loss is up to {excess:.0} times that of the control images: probably more than is needed, and itself a \
-             trace of them; {target}fewer steps or less forgetting (--clipper fraction:0.05) may do"
+             trace of them; {target}fewer steps or less forgetting (--clipper {less}) may do"
         ));
     }
     let rise = |(key, loss): (&String, &f64)| loss / before.control_loss[key];
@@ -188,7 +194,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     if rise > HARMED {
         advice.push(format!(
             "the control images' loss rose by up to {:.0} %, so its generated images are worse: take a lower learning rate, less forgetting \
-             (--clipper fraction:0.05) or more retained images",
+             (--clipper {less}) or more retained images",
             100.0 * (rise - 1.0)
         ));
     }

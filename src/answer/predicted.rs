@@ -79,9 +79,11 @@ use crate::pieces::Pieces;
 /// let text = serde_json::to_string(answer.combination()).unwrap();
 /// let answer = PredictedAnswer::new(serde_json::from_str(&text).unwrap(), &retained, &device)?;
 ///
+/// let objective = Answers::new(answer).keeping();
+/// let clipper = objective.clipper();
 /// let trainer = SissTrainer::builder(model, scheduler)
-///     .loss(Answers::new(answer))
-///     .clipper(Answers::<2>::clipper())
+///     .loss(objective)
+///     .clipper(clipper)
 ///     .build()?;
 /// # Ok::<(), siss::Error>(())
 /// ```

@@ -399,6 +399,11 @@ impl ConstantScale {
     /// The forget gradient unchanged.
     pub(crate) const UNSCALED: ConstantScale = ConstantScale { scale: 1.0 };
 
+    /// What a regression of forgotten points to another answer takes if retained points keep
+    /// theirs: nothing holds against it at first, and Adam steps by the learning rate however small
+    /// the gradient.
+    pub(crate) const KEEPING: ConstantScale = ConstantScale { scale: 0.1 };
+
     /// Creates a rule that scales the forget gradient by `scale`; 0 switches forgetting off.
     ///
     /// # Errors

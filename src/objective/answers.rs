@@ -6,22 +6,22 @@ use burn::tensor::Tensor;
 
 use super::{LossInputs, LossTerm, LossTerms, SissLoss};
 use crate::answer::{Answer, Asked};
-use crate::clipper::FractionOfRetain;
+use crate::clipper::{ConstantScale, FractionOfRetain, GradientClipper};
 use crate::data::Side;
 use crate::denoiser::Condition;
 use crate::draws::{ExtraDraws, Stream};
 use crate::error::{Result, check_range, check_shape};
 use crate::process::SchedulerExt;
 
-/// Retained points are learnt as ever; at a noisy forgotten point the model is taught what a model
-/// that never saw the point would answer there ([`Answer`]). A regression to a bounded target: it
-/// descends, and rests where that answer is given.
+/// At a noisy forgotten point the model is taught what a model that never saw the point would
+/// answer there ([`Answer`]). A regression to a bounded target: it descends, and rests where that
+/// answer is given. Retained points are learnt as ever, or [keep their answers](Self::keeping).
 ///
 /// Few of the batch's forgotten points are enough: a quarter of them take part, the first ones,
 /// each with the weight `batch / forget_rows`, so that the term is their mean. They have timesteps
 /// and noise of their own, and the timesteps cover the range whatever their number.
 ///
-/// The clipper to use is [`Answers::clipper`]. Steering is not needed; with it, the term is
+/// The clipper to use is [`Answers::clipper`]. Steering is not needed; with it, the forget term is
 /// weakened where the point's own loss reaches the level.
 ///
 /// # Example
@@ -31,13 +31,16 @@ use crate::process::SchedulerExt;
 /// use siss::objective::Answers;
 ///
 /// let edited = Tensor::<4>::zeros([1, 3, 8, 8], &Device::flex());
-/// let objective = Answers::<4>::new(Surrogate::new(edited)?).with_forget_rows(8)?;
+/// let objective = Answers::<4>::new(Surrogate::new(edited)?).with_forget_rows(8)?.keeping();
+/// let clipper = objective.clipper();
 /// # Ok::<(), siss::Error>(())
 /// ```
 pub struct Answers<const D: usize, C = ()> {
     answer: Box<dyn Answer<D, C>>,
     /// `None` for a share of the batch.
     forget_rows: Option<usize>,
+    /// Whether retained points are taught the frozen model's answers instead of their own noise.
+    keeps: bool,
 }
 
 impl<const D: usize, C> Debug for Answers<D, C> {
@@ -46,6 +49,7 @@ impl<const D: usize, C> Debug for Answers<D, C> {
             .debug_struct("Answers")
             .field("answer", &self.answer)
             .field("forget_rows", &self.forget_rows)
+            .field("keeps", &self.keeps)
             .finish()
     }
 }
@@ -59,6 +63,23 @@ impl<const D: usize, C> Answers<D, C> {
         Self {
             answer: Box::new(answer),
             forget_rows: None,
+            keeps: false,
+        }
+    }
+
+    /// Teaches retained points the answers that the frozen model gives, not their own noise.
+    ///
+    /// At a trained model both gradients are the same on average. This one is without the noise of
+    /// the targets: it is 0 at first, and then holds the model where it was. So a short run moves
+    /// the weights by little more than forgetting takes, and retained points lose less.
+    ///
+    /// It costs a forward pass of the frozen model per retained row. The retained points should be
+    /// what the model was trained on or be like it: nothing new is learnt of them. The retain
+    /// loss of a step is then the distance to the frozen model, and 0 in the first step.
+    pub fn keeping(self) -> Self {
+        Self {
+            keeps: true,
+            ..self
         }
     }
 
@@ -77,9 +98,23 @@ impl<const D: usize, C> Answers<D, C> {
     }
 
     /// The clipper for this objective: 30 % of the retain gradient's norm, with a largest scale of
-    /// 1. As text it is `fraction:0.3:1`.
-    pub fn clipper() -> FractionOfRetain {
-        FractionOfRetain::ANSWERS
+    /// 1. If retained points [keep their answers](Self::keeping), a constant scale of 0.1, because
+    /// the retain gradient starts at 0. As text they are `fraction:0.3:1` and `constant:0.1`.
+    pub fn clipper(&self) -> Box<dyn GradientClipper> {
+        match self.keeps {
+            true => Box::new(ConstantScale::KEEPING),
+            false => Box::new(FractionOfRetain::ANSWERS),
+        }
+    }
+
+    fn retain_term(&self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerm<D>> {
+        let term = inputs.plain_term(Side::Retain, 1.0);
+        if !self.keeps {
+            return Ok(term);
+        }
+        let (noisy, condition) = (term.noisy.clone(), inputs.retain_condition);
+        let target = inputs.teacher(noisy, &term.timesteps, condition)?;
+        Ok(LossTerm { target, ..term })
     }
 
     fn rows_of(&self, batch: usize) -> Result<usize> {
@@ -100,7 +135,11 @@ impl<const D: usize, C: Condition> SissLoss<D, C> for Answers<D, C> {
     }
 
     fn uses_teacher(&self) -> bool {
-        self.answer.uses_teacher()
+        self.keeps || self.answer.uses_teacher()
+    }
+
+    fn retain_gradient_starts_at_zero(&self) -> bool {
+        self.keeps
     }
 
     fn extra_draws(&self) -> ExtraDraws {
@@ -114,12 +153,18 @@ impl<const D: usize, C: Condition> SissLoss<D, C> for Answers<D, C> {
             Some(rows) => rows.to_string(),
             None => format!("a share of 1/{ONE_OF} of"),
         };
-        format!("answers, {rows} forget rows, {}", self.answer.settings())
+        let kept = if self.keeps {
+            ", retained ones kept"
+        } else {
+            ""
+        };
+        let answer = self.answer.settings();
+        format!("answers, {rows} forget rows{kept}, {answer}")
     }
 
     fn terms(&mut self, inputs: &LossInputs<'_, D, C>) -> Result<LossTerms<D>> {
         Ok(LossTerms {
-            retain: Some(inputs.plain_term(Side::Retain, 1.0)),
+            retain: Some(self.retain_term(inputs)?),
             forget: Some(self.forget_term(inputs)?),
         })
     }
@@ -250,6 +295,31 @@ mod tests {
     }
 
     #[test]
+    fn retained_rows_keep_what_the_frozen_model_answers() {
+        let case = case();
+        let objective = || Answers::<3>::new(Tenfold).with_forget_rows(2).unwrap();
+        let error = terms(objective().keeping(), &case).unwrap_err();
+        assert!(error.to_string().contains("teacher"), "{error}");
+
+        let teacher = |noisy: Tensor<3>, _: &[f64], _: &()| Ok(noisy * 3.0);
+        let inputs = case.inputs(PredictionType::Epsilon).with_teacher(&teacher);
+        let kept = objective().keeping().terms(&inputs).unwrap();
+        let learnt = objective().terms(&inputs).unwrap();
+        let [retain, plain] = [kept.retain, learnt.retain].map(Option::unwrap);
+        assert_eq!(host(&retain.noisy), host(&plain.noisy));
+        assert_eq!(host(&retain.target), host(&(plain.noisy * 3.0)));
+        assert_eq!(retain.weights, [1.0; 4]);
+        let [forget, plain] = [kept.forget, learnt.forget].map(Option::unwrap);
+        assert_eq!(host(&forget.target), host(&plain.target));
+
+        let settings = objective().keeping().settings();
+        assert_eq!(
+            settings,
+            "answers, 2 forget rows, retained ones kept, tenfold"
+        );
+    }
+
+    #[test]
     fn a_number_of_rows_that_no_batch_has_is_refused() {
         let error = Answers::<3>::new(Tenfold).with_forget_rows(0).unwrap_err();
         assert!(error.to_string().contains("forget_rows is 0"), "{error}");
@@ -275,11 +345,13 @@ mod tests {
     fn the_settings_name_answer_and_rows_and_the_clipper_has_a_ceiling() {
         let objective = Answers::<3>::new(Tenfold).with_forget_rows(2).unwrap();
         assert_eq!(objective.settings(), "answers, 2 forget rows, tenfold");
-        let text = "fraction:0.3:1"
-            .parse::<crate::clipper::ClipperSpec>()
-            .unwrap();
-        let clipper = Answers::<3>::clipper();
-        let settings = crate::clipper::GradientClipper::settings(&clipper);
-        assert_eq!(settings, text.build().unwrap().settings());
+        for (objective, text) in [
+            (Answers::<3>::new(Tenfold), "fraction:0.3:1"),
+            (Answers::<3>::new(Tenfold).keeping(), "constant:0.1"),
+        ] {
+            let text = text.parse::<crate::clipper::ClipperSpec>().unwrap();
+            let settings = objective.clipper().settings();
+            assert_eq!(settings, text.build().unwrap().settings());
+        }
     }
 }

@@ -376,6 +376,13 @@ pub trait SissLoss<const D: usize, C = ()>: Send + Debug {
         false
     }
 
+    /// Whether the retain gradient is 0 in the first step, so that no clipper may weigh by it.
+    ///
+    /// The default is `false`.
+    fn retain_gradient_starts_at_zero(&self) -> bool {
+        false
+    }
+
     /// The random numbers that the objective needs in addition to those of every step.
     ///
     /// The default is none.
@@ -434,6 +441,10 @@ impl<const D: usize, C> SissLoss<D, C> for Box<dyn SissLoss<D, C>> {
 
     fn uses_teacher(&self) -> bool {
         self.as_ref().uses_teacher()
+    }
+
+    fn retain_gradient_starts_at_zero(&self) -> bool {
+        self.as_ref().retain_gradient_starts_at_zero()
     }
 
     fn extra_draws(&self) -> ExtraDraws {

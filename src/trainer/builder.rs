@@ -392,7 +392,8 @@ impl<M: Denoiser<D>, const D: usize> SissTrainerBuilder<M, D> {
     ///   prediction type than the model's
     /// - [`Error::InvalidSetting`] for a group without a trainable parameter, a `λ` that leaves
     ///   out a side, steering without a forget term, levels of another process or for other
-    ///   timesteps, and a place or a precision for the state of an optimiser that was made already
+    ///   timesteps, a clipper that weighs by a retain gradient which the objective starts without,
+    ///   and a place or a precision for the state of an optimiser that was made already
     /// - [`Error::MissingPart`] for a method without its retained points or groups
     pub fn build(mut self) -> Result<SissTrainer<M, D>> {
         check_config(&self.config)?;
@@ -652,6 +653,16 @@ fn check_clipper<const D: usize, C>(
                 remedy,
             });
         }
+    }
+    if clipper.needs(Side::Retain) && loss.retain_gradient_starts_at_zero() {
+        return Err(Error::InvalidSetting {
+            what: format!(
+                "{} weighs by the retain gradient, which in {} is 0 at first",
+                clipper.name(),
+                loss.name()
+            ),
+            remedy: "use the objective's own clipper, or RescaleToNorm, ClipToNorm or ConstantScale (constant:0.1)",
+        });
     }
     Ok(())
 }

@@ -82,8 +82,9 @@ impl Way {
         };
         let Some(method) = self.method() else {
             let answer = answer.ok_or_else(|| missing("predicted answers"))?;
-            let clipper = Answers::<D, M::Condition>::clipper();
-            return Ok(builder.loss(Answers::new(answer)).clipper(clipper));
+            let objective = Answers::new(answer).keeping();
+            let clipper = objective.clipper();
+            return Ok(builder.loss(objective).clipper(clipper));
         };
         match levels {
             Some(levels) => Ok(builder.method(method).steering(Steering::new(levels))),
