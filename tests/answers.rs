@@ -81,16 +81,19 @@ fn a_predicted_answer_is_taught_to_a_quarter_of_the_batch() {
 #[test]
 fn retained_points_keep_their_answers() {
     let objective = || surrogate().keeping();
-    let error = builder().loss(objective()).build().unwrap_err().to_string();
-    assert!(
-        error.contains("0 at first") && error.contains("constant:0.1"),
-        "{error}"
-    );
+    let refused = builder().loss(objective()).build().unwrap_err().to_string();
+    let has = |part| refused.contains(part);
+    assert!(has("0 at first") && has("constant:0.1"), "{refused}");
 
     let clipper = objective().clipper();
     let mut trainer = builder()
         .loss(objective())
         .clipper(clipper)
+        .learning_rate(1e-2)
+        .timestep_sampling(TimestepSampling::Window {
+            low: 300.0,
+            high: 600.0,
+        })
         .build()
         .unwrap();
     let mut errors = |steps: usize| {
@@ -107,10 +110,10 @@ fn retained_points_keep_their_answers() {
     };
     assert_eq!(errors(1)[0], 0.0);
     let early = errors(10);
-    errors(600);
+    errors(400);
     let late = errors(50);
-    assert!(late[1] < 0.5 * early[1], "{early:?} {late:?}");
-    assert!(late[0] < 0.1 * (early[1] - late[1]), "{late:?}");
+    assert!(late[1] < 0.75 * early[1], "{early:?} {late:?}");
+    assert!(late[0] < 0.05 * early[1], "{early:?} {late:?}");
 }
 
 /// What other objectives draw stays as it is, and a run follows from its seed.
