@@ -97,9 +97,9 @@ impl<const D: usize, C> Answers<D, C> {
         })
     }
 
-    /// The clipper for this objective: 30 % of the retain gradient's norm, with a largest scale of
-    /// 1. If retained points [keep their answers](Self::keeping), a constant scale of 0.1, because
-    /// the retain gradient starts at 0. As text they are `fraction:0.3:1` and `constant:0.1`.
+    /// The clipper for this objective: 30 % of the retain gradient's norm with a largest scale of
+    /// one, `fraction:0.3:1` as text. If retained points [keep their answers](Self::keeping), a
+    /// constant scale, `constant:0.1`, because the retain gradient starts at 0.
     pub fn clipper(&self) -> Box<dyn GradientClipper> {
         match self.keeps {
             true => Box::new(ConstantScale::KEEPING),
