@@ -254,7 +254,7 @@ impl<'a> Trial<'a> {
             .learning_rate(falling.init()?)
             .seed(self.arguments.seed);
         let levels = losses.map(|losses| losses.levels);
-        Ok(method.set(builder, levels, answer)?.build()?)
+        Ok(method.set(builder, levels, answer, None)?.build()?)
     }
 
     /// The first chunk that contains a T-shirt, searching from chunk `start` to the end and then

@@ -57,10 +57,7 @@ impl Quick<'_> {
             .learning_rate(falling.init()?)
             .thin_below(THIN_BELOW)
             .seed(self.seed);
-        let mut builder = way.set(builder, levels, answer)?;
-        if let Some(clipper) = self.clipper {
-            builder = builder.clipper(clipper.build()?);
-        }
+        let builder = way.set(builder, levels, answer, self.clipper)?;
         Ok(builder.build()?)
     }
 }

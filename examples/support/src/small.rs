@@ -224,7 +224,8 @@ pub fn with_method(
     let way = way.into();
     let builder = builder.retained_points(retained.clone());
     let levels = way.is_predicted().then(|| level(1e30).levels().clone());
-    way.set(builder, levels, None::<Surrogate<2>>).unwrap()
+    way.set(builder, levels, None::<Surrogate<2>>, None)
+        .unwrap()
 }
 
 /// The same level for each of the first 64 points at every timestep.

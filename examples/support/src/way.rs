@@ -6,10 +6,11 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 use siss::answer::Answer;
+use siss::clipper::{ClipperSpec, GradientClipper};
 use siss::objective::Answers;
 use siss::steering::Levels;
 use siss::trainer::SissTrainerBuilder;
-use siss::{Denoiser, Error, Method, Result, Steering};
+use siss::{Denoiser, Error, Method, Result, Side, Steering};
 
 /// How a job unlearns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,29 +69,41 @@ impl Way {
     }
 
     /// Sets objective, clipper and steering. A method is steered if there are levels; answers are
-    /// not.
+    /// not. Without a clipper it is the way's own.
+    ///
+    /// Where answers are taught, retained points keep theirs, unless the clipper weighs by the
+    /// gradient of learning them.
     pub fn set<M: Denoiser<D, Condition: 'static>, const D: usize>(
         self,
         builder: SissTrainerBuilder<M, D>,
         levels: Option<Levels>,
         answer: Option<impl Answer<D, M::Condition> + 'static>,
+        clipper: Option<ClipperSpec>,
     ) -> Result<SissTrainerBuilder<M, D>> {
         let missing = |missing| Error::MissingPart {
             owner: format!("the method `{self}`"),
             missing,
             remedy: "let them be predicted: --target retrained",
         };
+        let clipper = clipper.map(|clipper| clipper.build()).transpose()?;
         let Some(method) = self.method() else {
             let answer = answer.ok_or_else(|| missing("predicted answers"))?;
-            let objective = Answers::new(answer).keeping();
-            let clipper = objective.clipper();
+            let objective = match clipper.as_ref().is_some_and(|it| it.needs(Side::Retain)) {
+                true => Answers::new(answer),
+                false => Answers::new(answer).keeping(),
+            };
+            let clipper = clipper.unwrap_or_else(|| objective.clipper());
             return Ok(builder.loss(objective).clipper(clipper));
         };
-        match levels {
-            Some(levels) => Ok(builder.method(method).steering(Steering::new(levels))),
-            None if self == Way::SissToLevel => Err(missing("predicted losses")),
-            None => Ok(builder.method(method)),
-        }
+        let builder = match (builder.method(method), levels) {
+            (builder, Some(levels)) => builder.steering(Steering::new(levels)),
+            (_, None) if self == Way::SissToLevel => return Err(missing("predicted losses")),
+            (builder, None) => builder,
+        };
+        Ok(match clipper {
+            Some(clipper) => builder.clipper(clipper),
+            None => builder,
+        })
     }
 }
 
@@ -141,7 +154,7 @@ pub fn parse_way(text: &str) -> Result<Way> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::small::{Mlp, level};
+    use crate::small::{Mlp, batch, level};
     use siss::answer::Surrogate;
     use siss::burn::tensor::{Device, Tensor};
     use siss::{DdpmScheduler, SissTrainer};
@@ -168,7 +181,7 @@ mod tests {
             let builder = SissTrainer::builder(Mlp::new(3, &device), scheduler);
             let levels = is_predicted.then(|| level(1.0).levels().clone());
             let answer = Surrogate::new(Tensor::<2>::zeros([1, 3], &device)).unwrap();
-            way.set(builder, levels, is_predicted.then_some(answer))
+            way.set(builder, levels, is_predicted.then_some(answer), None)
         };
         for way in Way::all() {
             let error = set(way, false).err().map(|error| error.to_string());
@@ -178,6 +191,26 @@ mod tests {
             });
             assert!(named, "{way}");
             assert!(set(way, true).is_ok(), "{way}");
+        }
+    }
+
+    #[test]
+    fn retained_points_keep_their_answers_unless_the_clipper_weighs_by_their_gradient() {
+        let device = Device::flex();
+        for (clipper, keeps) in [
+            (None, true),
+            (Some("constant:0.3"), true),
+            (Some("fraction:0.3:1"), false),
+        ] {
+            let scheduler = DdpmScheduler::linear(1000).unwrap();
+            let builder = SissTrainer::builder(Mlp::new(3, &device), scheduler);
+            let answer = Surrogate::new(Tensor::<2>::zeros([8, 3], &device)).unwrap();
+            let clipper = clipper.map(|text| text.parse().unwrap());
+            let builder = Way::Counterfactual.set(builder, None, Some(answer), clipper);
+            let mut trainer = builder.unwrap().build().unwrap();
+            let report = trainer.step(batch(8, 2.0, 1, &device)).unwrap();
+            let distance = report.retain.unwrap().mean_squared_error;
+            assert_eq!(distance == 0.0, keeps, "{clipper:?}: {distance}");
         }
     }
 }

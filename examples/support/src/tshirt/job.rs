@@ -251,10 +251,8 @@ impl Job {
             .timestep_sampling(settings.timesteps)
             .thin_below(settings.thin_below)
             .seed(seed);
-        builder = (method.into()).set(builder, levels.cloned(), self.answer.clone())?;
-        if let Some(clipper) = settings.clipper {
-            builder = builder.clipper(clipper.build()?);
-        }
+        let (levels, answer) = (levels.cloned(), self.answer.clone());
+        builder = (method.into()).set(builder, levels, answer, settings.clipper)?;
         builder = match options.protocol {
             Protocol::Quick => {
                 let (rate, steps) = (settings.learning_rate, settings.steps);

@@ -64,7 +64,9 @@ pub struct Options {
 
     /// How the two gradients are weighed: fraction:F (of the retain gradient's norm),
     /// fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected [default:
-    /// the method's own; rescale:5 for SISS, No IS and Bernoulli with --protocol paper].
+    /// the method's own; rescale:5 for SISS, No IS and Bernoulli with --protocol paper]. With one
+    /// that weighs by the retain gradient (fraction, blend, erase-diff, projected), counterfactual
+    /// learns the digits' noise instead of keeping the model's answers at them.
     #[arg(long)]
     #[serde(skip)]
     pub clipper: Option<ClipperSpec>,

@@ -790,11 +790,8 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
         (_, Some(host)) => builder.optimizer_state_device(host),
         (_, None) => builder,
     };
-    builder = options.method.set(builder, levels, answer)?;
-    if let Some(clipper) = options.clipper {
-        builder = builder.clipper(clipper.build()?);
-    }
-    Ok(builder.build()?)
+    let method = options.method;
+    Ok((method.set(builder, levels, answer, options.clipper)?).build()?)
 }
 
 /// The number of images run at a time in measurements.

@@ -150,6 +150,8 @@ pub struct Options {
     /// How the two gradients are weighed: fraction:F (of the retain gradient's norm),
     /// fraction:F:MAX, rescale:N, clip:N, constant:S, blend:S, erase-diff:R or projected [default:
     /// the method's own; rescale:500 with --protocol celeba-hq, rescale:750 with stable-diffusion].
+    /// With one that weighs by the retain gradient (fraction, blend, erase-diff, projected),
+    /// counterfactual learns the retained images' noise instead of keeping the model's answers.
     #[arg(long, default_value_ifs([
         ("protocol", "celeba-hq", Some("rescale:500")),
         ("protocol", "stable-diffusion", Some("rescale:750")),
