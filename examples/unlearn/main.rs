@@ -147,7 +147,7 @@ fn advice(summary: &Summary) -> Vec<String> {
         percentiles.fold(100.0, f64::min)
     };
     let [less, more] = match summary.config.options.method {
-        Way::Counterfactual => ["constant:0.03", "constant:0.3"],
+        Way::Counterfactual => ["constant:0.03", "constant:1"],
         _ => ["fraction:0.05", "fraction:0.5"],
     };
     let mut advice = Vec::new();

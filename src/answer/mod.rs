@@ -67,6 +67,12 @@ pub trait Answer<const D: usize, C = ()>: Send + Debug {
         false
     }
 
+    /// Number of forgotten points that it answers for, which share the forget term
+    /// ([`Answers::clipper`](crate::objective::Answers::clipper)). Not known unless implemented.
+    fn points(&self) -> Option<usize> {
+        None
+    }
+
     /// Name and settings, which must be the same when a run is resumed. The name alone unless
     /// implemented.
     fn settings(&self) -> String {

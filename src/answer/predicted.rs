@@ -267,6 +267,10 @@ impl<const D: usize, C: Condition> Answer<D, C> for PredictedAnswer<D> {
         true
     }
 
+    fn points(&self) -> Option<usize> {
+        Some(self.combination.points())
+    }
+
     fn settings(&self) -> String {
         format!("predicted answer {}", self.combination.fingerprint())
     }

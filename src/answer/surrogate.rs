@@ -58,6 +58,10 @@ impl<const D: usize, C> Answer<D, C> for Surrogate<D> {
         "surrogate"
     }
 
+    fn points(&self) -> Option<usize> {
+        Some(self.points.dims()[0])
+    }
+
     fn settings(&self) -> String {
         format!("surrogates {}", self.digest)
     }

@@ -400,9 +400,13 @@ impl ConstantScale {
     pub(crate) const UNSCALED: ConstantScale = ConstantScale { scale: 1.0 };
 
     /// What a regression of forgotten points to another answer takes if retained points keep
-    /// theirs: nothing holds against it at first, and Adam steps by the learning rate however small
-    /// the gradient.
-    pub(crate) const KEEPING: ConstantScale = ConstantScale { scale: 0.1 };
+    /// theirs: a tenth for each, because the term is their mean, and never more than the gradient
+    /// itself.
+    pub(crate) fn keeping(points: usize) -> ConstantScale {
+        ConstantScale {
+            scale: (points as f64 / 10.0).min(1.0),
+        }
+    }
 
     /// Creates a rule that scales the forget gradient by `scale`; 0 switches forgetting off.
     ///

@@ -98,11 +98,12 @@ impl<const D: usize, C> Answers<D, C> {
     }
 
     /// The clipper for this objective: 30 % of the retain gradient's norm with a largest scale of
-    /// one, `fraction:0.3:1` as text. If retained points [keep their answers](Self::keeping), a
-    /// constant scale, `constant:0.1`, because the retain gradient starts at 0.
+    /// one, `fraction:0.3:1` as text. If retained points [keep their answers](Self::keeping), it is
+    /// a constant scale, because the retain gradient starts at 0: a tenth for each forgotten point
+    /// that the answer [knows of](Answer::points), at most one; `constant:0.1` for one point.
     pub fn clipper(&self) -> Box<dyn GradientClipper> {
         match self.keeps {
-            true => Box::new(ConstantScale::KEEPING),
+            true => Box::new(ConstantScale::keeping(self.answer.points().unwrap_or(1))),
             false => Box::new(FractionOfRetain::ANSWERS),
         }
     }
@@ -345,9 +346,16 @@ mod tests {
     fn the_settings_name_answer_and_rows_and_the_clipper_has_a_ceiling() {
         let objective = Answers::<3>::new(Tenfold).with_forget_rows(2).unwrap();
         assert_eq!(objective.settings(), "answers, 2 forget rows, tenfold");
+        let of_points = |points: usize| {
+            let points = burn::tensor::Tensor::<3>::zeros([points, 2, 3], &Device::flex());
+            Answers::<3>::new(crate::answer::Surrogate::new(points).unwrap())
+        };
         for (objective, text) in [
             (Answers::<3>::new(Tenfold), "fraction:0.3:1"),
+            (of_points(4), "fraction:0.3:1"),
             (Answers::<3>::new(Tenfold).keeping(), "constant:0.1"),
+            (of_points(4).keeping(), "constant:0.4"),
+            (of_points(20).keeping(), "constant:1"),
         ] {
             let text = text.parse::<crate::clipper::ClipperSpec>().unwrap();
             let settings = objective.clipper().settings();

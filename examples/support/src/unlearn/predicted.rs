@@ -70,6 +70,10 @@ impl<C: Condition + Debug> Answer<4, C> for Taught<C> {
         self.inner().uses_teacher()
     }
 
+    fn points(&self) -> Option<usize> {
+        self.inner().points()
+    }
+
     fn settings(&self) -> String {
         self.inner().settings()
     }
