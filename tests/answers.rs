@@ -85,10 +85,9 @@ fn retained_points_keep_their_answers() {
     let has = |part| refused.contains(part);
     assert!(has("0 at first") && has("constant:0.1"), "{refused}");
 
-    let clipper = objective().clipper();
     let mut trainer = builder()
         .loss(objective())
-        .clipper(clipper)
+        .clipper(ConstantScale::new(0.1).unwrap())
         .learning_rate(1e-2)
         .timestep_sampling(TimestepSampling::Window {
             low: 300.0,
@@ -100,7 +99,7 @@ fn retained_points_keep_their_answers() {
         let mut sums = [0.0; 2];
         for _ in 0..steps {
             let report = trainer.step(batch(8, 2.0, 4, &device())).unwrap();
-            assert_eq!(report.coefficients.forget, 0.8);
+            assert_eq!(report.coefficients.forget, 0.1);
             let sides = [report.retain, report.forget].map(Option::unwrap);
             for (sum, side) in sums.iter_mut().zip(sides) {
                 *sum += side.mean_squared_error / steps as f64;
@@ -112,7 +111,7 @@ fn retained_points_keep_their_answers() {
     let early = errors(10);
     errors(400);
     let late = errors(50);
-    assert!(late[1] < 0.5 * early[1], "{early:?} {late:?}");
+    assert!(late[1] < 0.75 * early[1], "{early:?} {late:?}");
     assert!(late[0] < 0.05 * early[1], "{early:?} {late:?}");
 }
 

@@ -174,14 +174,9 @@ fn a_model_with_classes_is_unlearned_under_the_class_of_the_picture() {
         let place = class_place(count);
         let place = place.path();
         let progress = Told::default();
-        // A model with nothing to forget keeps its weights; answers under another class it learns.
-        let options = "--null-label 3 --guidance 2 --drop-condition 0.1";
-        run(place, "kept", options).unwrap();
-        let kept = weights(place, "kept/model") == weights(place, "model");
-        assert_eq!(kept, count == 43);
-
-        // With this clipper it also learns the retained noise.
-        let more = &format!("{options} --clipper fraction:0.3:1");
+        // An untrained model may have nothing to forget; by learning the retained noise its weights
+        // move all the same.
+        let more = "--null-label 3 --guidance 2 --drop-condition 0.1 --clipper fraction:0.3:1";
         let summary = told(place, "out", more, &progress).unwrap();
         assert!(progress.text().contains(says), "{}", progress.text());
         let told = "told     forgotten: `class 1`; 3 different for the others; pictures are generated with guidance 2";
@@ -367,7 +362,8 @@ fn stable_diffusion_3_is_unlearned_along_the_path_of_flow_matching() {
         let place = captioned(flow_model, count);
         let place = place.path();
         let progress = Told::default();
-        // Without anything to forget, the weights move only by learning the retained noise.
+        // An untrained model may have nothing to forget; by learning the retained noise its weights
+        // move all the same.
         let learns = "--clipper fraction:0.3:1";
         let summary = told(place, "out", learns, &progress).unwrap();
         let text = progress.text();
