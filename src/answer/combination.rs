@@ -17,7 +17,6 @@ pub struct Combination {
     pieces: bool,
     coefficients: Vec<Vec<f64>>,
     r_squared: Vec<f64>,
-    learnt: Vec<f64>,
     levels: Levels,
     predicted: Vec<Vec<f64>>,
     used: Vec<UsedPoints>,
@@ -32,8 +31,6 @@ pub(super) struct Aim {
     pub(super) loss: f64,
     /// The model's own loss before the run over that, below 1: how much of its own error is kept.
     pub(super) own: f64,
-    /// The share of the predicted error that a model learns.
-    pub(super) learnt: f64,
 }
 
 /// The retained points of a group that explain its forgotten points.
@@ -55,8 +52,6 @@ pub(super) struct Unchecked {
     /// By timestep of the grid: of each patch width, of whole points, of pieces.
     pub(super) coefficients: Vec<Vec<f64>>,
     pub(super) r_squared: Vec<f64>,
-    /// By timestep, the share of a predicted error that a model learns.
-    pub(super) learnt: Vec<f64>,
     /// With the model's own losses and the process that they hold for.
     pub(super) levels: Levels,
     /// The losses that the answers are to have, by forgotten point and timestep of the grid.
@@ -78,7 +73,6 @@ impl TryFrom<Unchecked> for Combination {
             pieces,
             coefficients,
             r_squared,
-            learnt,
             levels,
             predicted,
             used,
@@ -90,7 +84,6 @@ impl TryFrom<Unchecked> for Combination {
             pieces,
             coefficients,
             r_squared,
-            learnt,
             levels,
             predicted,
             used,
@@ -108,13 +101,8 @@ impl Unchecked {
         for (what, count) in [
             ("the coefficients", self.coefficients.len()),
             ("R²", self.r_squared.len()),
-            ("the learnt shares", self.learnt.len()),
         ] {
             check_shape(what, &[timesteps], &[count], remedy)?;
-        }
-        for &share in &self.learnt {
-            let legal = share > 0.0 && share <= 1.0;
-            check_range("a learnt share", share, legal, "above 0, at most 1")?;
         }
         for coefficients in &self.coefficients {
             let (wanted, count) = (predictors(&self.patches, self.pieces), coefficients.len());
@@ -177,12 +165,6 @@ impl Combination {
         &self.r_squared
     }
 
-    /// By timestep, the share of a predicted error's power that a model is taken to learn, above 0
-    /// and at most 1: the answers are stronger by it.
-    pub fn learnt(&self) -> &[f64] {
-        &self.learnt
-    }
-
     /// Number of retained points used, of all groups together.
     pub fn retained(&self) -> usize {
         self.used.iter().map(|used| used.rows.len()).sum()
@@ -213,7 +195,6 @@ impl Combination {
         let own = self.levels.own_losses().iter().flatten();
         let numbers = tables.into_iter().flatten().flatten().chain(own);
         let numbers = numbers
-            .chain(&self.learnt)
             .chain(self.timesteps())
             .map(|number| format!("{number:.9e} "));
         let text: String = numbers.collect();
@@ -246,7 +227,6 @@ impl Combination {
         (own < loss).then_some(Aim {
             loss,
             own: own / loss,
-            learnt: self.learnt[low] * (1.0 - share) + self.learnt[high] * share,
         })
     }
 

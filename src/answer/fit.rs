@@ -17,9 +17,6 @@ use crate::pieces::Pieces;
 use crate::process::{Scales, Scheduler, SchedulerExt};
 use crate::steering::{Counterfactual, CounterfactualData};
 
-/// The smallest share of a predicted error that a model is taken to learn.
-const LEAST_LEARNT: f64 = 0.25;
-
 impl<const D: usize> PredictedAnswer<D> {
     /// Fits the combination to the model as it is now.
     ///
@@ -86,7 +83,6 @@ impl<const D: usize> PredictedAnswer<D> {
             pieces: fitting.pieces.is_some(),
             coefficients: fitted.iter().map(|at| at.coefficients.clone()).collect(),
             r_squared: fitted.iter().map(|at| at.r_squared).collect(),
-            learnt: fitting.learnt(&fitted),
             levels: prediction.levels.clone(),
             predicted: prediction.predicted.clone(),
             used,
@@ -262,23 +258,8 @@ impl<const D: usize, M: Denoiser<D>> Fitting<'_, D, M> {
 
     /// The pieces, where they take part: elsewhere whole points explain the model.
     fn pieces_at(&self, index: usize) -> Option<&Pieces> {
-        self.pieces.as_ref().filter(|_| self.generalises(index))
-    }
-
-    /// Whether the model does better on control points than the ideal denoiser.
-    fn generalises(&self, index: usize) -> bool {
-        self.gains.get(index).is_none_or(|&gain| gain <= 1.0)
-    }
-
-    /// By timestep, the share of a predicted error that the model learns: what it would have
-    /// itself. Where it does worse than the ideal denoiser, most of what is not explained is its
-    /// own imperfection, which it keeps in addition.
-    fn learnt(&self, fitted: &[Fitted]) -> Vec<f64> {
-        let share = |(index, fitted): (usize, &Fitted)| match self.generalises(index) {
-            true => fitted.r_squared.clamp(LEAST_LEARNT, 1.0),
-            false => 1.0,
-        };
-        fitted.iter().enumerate().map(share).collect()
+        let generalises = self.gains.get(index).is_none_or(|&gain| gain <= 1.0);
+        self.pieces.as_ref().filter(|_| generalises)
     }
 
     /// Noisy control points, the model's error there, and that of its answers to pieces.

@@ -31,18 +31,12 @@ use crate::pieces::Pieces;
 /// y(a, ε) + s ((1 − w) ŝ Σ_p c_p(t) e_p(m, t) + w e_own(m, t))
 /// ```
 ///
-/// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ`
-/// such that the predicted error has the predicted loss of
+/// with the target `y(a, ε)` of the point itself, the frozen model's own error `e_own`, and `ŝ` and
+/// `s` such that the predicted error and the whole have the predicted loss of
 /// [`Counterfactual::predicted`](crate::steering::Counterfactual::predicted). The weight `w` is the
 /// model's own loss before the run over that loss: the less the model knows of the point, the more
 /// its own answer is that of a model that never saw it. From `w = 1` on the answer is its own: no
 /// request makes the model know a point better.
-///
-/// `s` gives the whole the predicted loss times `w + (1 − w) / r`, with the share
-/// [`r`](Combination::learnt) of the predicted error that a network learns. That is about what it
-/// would have itself: what the combination explains of its error on control points
-/// ([`Combination::r_squared`]), at least a quarter. Where the model does worse there than the
-/// ideal denoiser, what is not explained is its own imperfection, which it keeps; there `r` is 1.
 ///
 /// The posteriors are computed on the host, whatever the device, over at most
 /// [`PredictedAnswerConfig::retained`](super::PredictedAnswerConfig::retained) points of each
@@ -238,13 +232,12 @@ fn combine(errors: &[&[f32]], coefficients: &[f64]) -> Vec<f64> {
 }
 
 /// The part of the model's own error that it is to keep, and the rest of the predicted one, with
-/// the predicted loss once a model has learnt what it does of it.
+/// the predicted loss.
 fn aimed_error(predicted: Vec<f64>, own: &[f32], aim: Aim) -> Vec<f32> {
     let predicted = with_power(predicted, aim.loss);
     let mixed = predicted.iter().zip(own);
     let mixed = mixed.map(|(error, &own)| (1.0 - aim.own) * error + aim.own * f64::from(own));
-    let wanted = aim.loss * (aim.own + (1.0 - aim.own) / aim.learnt);
-    let error = with_power(mixed.collect(), wanted);
+    let error = with_power(mixed.collect(), aim.loss);
     error.into_iter().map(|value| value as f32).collect()
 }
 
@@ -344,21 +337,13 @@ mod tests {
 
     /// The predicted error and the model's own are orthogonal.
     #[test]
-    fn what_a_model_will_not_learn_is_added_to_the_predicted_error_alone() {
-        let error = |own: f64| {
-            let aim = Aim {
-                loss: 0.5,
-                own,
-                learnt: 0.8,
-            };
-            aimed_error(vec![3.0, 0.0], &[0.0, 2.0], aim)
-        };
-        let power = |error: &[f32]| error.iter().map(|it| it * it).sum::<f32>() / 2.0;
-        assert!((power(&error(0.0)) - 0.5 / 0.8).abs() < 1e-6);
-        assert!((power(&error(1.0)) - 0.5).abs() < 1e-6);
-        let half = error(0.5);
-        assert!((power(&half) - 0.5 * (0.5 + 0.5 / 0.8)).abs() < 1e-6);
-        // Half of (1, 0), whose power is the predicted loss, and half of (0, 2).
-        assert!((half[0] / half[1] - 0.5).abs() < 1e-6, "{half:?}");
+    fn what_is_kept_of_the_models_own_error_and_the_rest_have_the_predicted_loss() {
+        let error = |own: f64| aimed_error(vec![3.0, 0.0], &[0.0, 2.0], Aim { loss: 0.5, own });
+        for (own, expected) in [(0.0, [1.0, 0.0]), (0.25, [1.5, 1.0]), (1.0, [0.0, 1.0])] {
+            let norm = f64::hypot(expected[0], expected[1]);
+            for (found, expected) in error(own).into_iter().zip(expected) {
+                assert!((f64::from(found) - expected / norm).abs() < 1e-6, "{own}");
+            }
+        }
     }
 }

@@ -21,6 +21,10 @@ use crate::process::SchedulerExt;
 /// each with the weight `batch / forget_rows`, so that the term is their mean. They have timesteps
 /// and noise of their own, and the timesteps cover the range whatever their number.
 ///
+/// A network learns only a part of an answer, so the answers are made stronger while the model's
+/// loss on the forgotten point is below theirs: the difference from the point's own target by up
+/// to twice ([`LossTerm::with_boost`] of 3).
+///
 /// The clipper to use is [`Answers::clipper`]. Steering is not needed; with it, the forget term is
 /// weakened where the point's own loss reaches the level.
 ///
@@ -56,6 +60,9 @@ impl<const D: usize, C> Debug for Answers<D, C> {
 
 /// The batch's share of forgotten points that take part unless their number is set: one of so many.
 const ONE_OF: usize = 4;
+
+/// How much stronger answers are made, in power, where a model has learnt nothing of them yet.
+const BOOST: f64 = 3.0;
 
 impl<const D: usize, C> Answers<D, C> {
     /// Teaches this answer.
@@ -99,8 +106,8 @@ impl<const D: usize, C> Answers<D, C> {
 
     /// The clipper for this objective: 30 % of the retain gradient's norm with a largest scale of
     /// one, `fraction:0.3:1` as text. If retained points [keep their answers](Self::keeping), it is
-    /// a constant scale, because the retain gradient starts at 0: a tenth for each forgotten point
-    /// that the answer [knows of](Answer::points), at most one; `constant:0.1` for one point.
+    /// a constant scale, because the retain gradient starts at 0: 0.06 for each forgotten point that
+    /// the answer [knows of](Answer::points), at most one; `constant:0.06` for one point.
     pub fn clipper(&self) -> Box<dyn GradientClipper> {
         match self.keeps {
             true => Box::new(ConstantScale::keeping(self.answer.points().unwrap_or(1))),
@@ -208,7 +215,8 @@ impl<const D: usize, C: Condition> Answers<D, C> {
         };
         let weight = batch as f64 / rows as f64;
         let term = LossTerm::new(noisy, timesteps, target, vec![weight; batch]);
-        Ok(term.with_own_target(own).keep_rows(|row| row < rows))
+        let term = term.with_own_target(own).with_boost(BOOST);
+        Ok(term.keep_rows(|row| row < rows))
     }
 }
 
@@ -291,6 +299,7 @@ mod tests {
             for (target, noisy) in target.iter().zip(&noisy).take(rows * 6) {
                 assert_eq!(*target, 10.0 * noisy);
             }
+            assert_eq!(forget.boost, BOOST);
             assert_eq!(host(&forget.own_target.unwrap()), host(noise));
         }
     }
@@ -353,8 +362,8 @@ mod tests {
         for (objective, text) in [
             (Answers::<3>::new(Tenfold), "fraction:0.3:1"),
             (of_points(4), "fraction:0.3:1"),
-            (Answers::<3>::new(Tenfold).keeping(), "constant:0.1"),
-            (of_points(4).keeping(), "constant:0.4"),
+            (Answers::<3>::new(Tenfold).keeping(), "constant:0.06"),
+            (of_points(4).keeping(), "constant:0.24"),
             (of_points(20).keeping(), "constant:1"),
         ] {
             let text = text.parse::<crate::clipper::ClipperSpec>().unwrap();

@@ -200,6 +200,9 @@ pub struct LossTerm<const D: usize> {
     ///
     /// [`Steering`](crate::Steering) uses it to compute the loss of the point itself.
     pub own_target: Option<Tensor<D>>,
+    /// How much stronger a row's target gets while the row's own loss is below that of the target;
+    /// see [`with_boost`](Self::with_boost). 0 for never.
+    pub boost: f64,
 }
 
 impl<const D: usize> LossTerm<D> {
@@ -221,6 +224,7 @@ impl<const D: usize> LossTerm<D> {
             weights,
             weight_bound: None,
             own_target: None,
+            boost: 0.0,
         }
     }
 
@@ -236,6 +240,18 @@ impl<const D: usize> LossTerm<D> {
     /// [`Steering`](crate::Steering) uses it to compute the loss of the point itself.
     pub fn with_own_target(mut self, own_target: Tensor<D>) -> Self {
         self.own_target = Some(own_target);
+        self
+    }
+
+    /// Makes a row's target stronger while its own loss `L` is below that of the target, `P`: the
+    /// difference of the target from the row's own target is multiplied by `√(1 + boost (1 − L/P))`,
+    /// both losses mean squared distances from the row's own target. From `L = P` on the target is
+    /// as it was given.
+    ///
+    /// A model that learns only a part of a target comes nearer to its loss so. It takes effect
+    /// with an [`own_target`](Self::with_own_target).
+    pub fn with_boost(mut self, boost: f64) -> Self {
+        self.boost = boost;
         self
     }
 
@@ -259,6 +275,12 @@ impl<const D: usize> LossTerm<D> {
         if let Some(own) = &self.own_target {
             check_shape("a term's own targets", &shape, &own.dims(), remedy)?;
         }
+        check_range(
+            "a term's boost",
+            self.boost,
+            self.boost >= 0.0,
+            "at least 0",
+        )?;
         check_shape(
             "a term's timesteps",
             &shape[..1],

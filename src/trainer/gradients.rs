@@ -72,20 +72,19 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     let device = term.noisy.device();
     let timesteps: Vec<f64> = rows.iter().map(|&row| term.timesteps[row]).collect();
     let noisy = select_rows(&term.noisy, rows);
-    let target = select_rows(&term.target, rows);
+    let shape = noisy.dims();
+    let elements: usize = shape[1..].iter().product();
     let on_device = vector(timesteps.iter().copied(), &device);
     let prediction = model.predict(noisy, on_device, &inputs.condition.take_rows(rows));
     let remedy = "the model must predict one value for every element of its input";
-    check_shape(
-        "the model's prediction",
-        &target.dims(),
-        &prediction.dims(),
-        remedy,
-    )?;
+    check_shape("the model's prediction", &shape, &prediction.dims(), remedy)?;
     let on_device = vector(weights.iter().copied(), &device);
     let plain = prediction.clone().inner();
-    let error = weighted_squared_error(plain.clone(), target, on_device, inputs.batch_size)?;
-    let steered = steer(inputs, rows, weights, &timesteps, plain, &error.losses)?;
+    let own = own_losses(inputs, rows, &plain);
+    let target = target(term, rows, own.as_ref());
+    let error = weighted_squared_error(plain, target, on_device, inputs.batch_size)?;
+    let own = own.unwrap_or_else(|| error.losses.clone());
+    let steered = steer(inputs, rows, weights, &timesteps, own / elements as f64)?;
     let mut seed = error.seed;
     if let Some(steered) = &steered {
         seed = seed * as_column::<D>(steered.factors.clone());
@@ -102,25 +101,50 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     })
 }
 
+/// `‖ŷ − y‖²` of rows that are taught another target than their own `y`, if it is needed.
+fn own_losses<const D: usize, C>(
+    inputs: &SideInputs<'_, D, C>,
+    rows: &[usize],
+    prediction: &Tensor<D>,
+) -> Option<Tensor<1>> {
+    let term = inputs.term;
+    let own = term.own_target.as_ref()?;
+    let needed = inputs.steering.is_some() || term.boost > 0.0;
+    needed.then(|| squared_norms(to_f32(prediction.clone()) - select_rows(own, rows)))
+}
+
+/// The targets of rows with these losses `L` of their own: `T + (√(1 + k (1 − L/P)) − 1) (T − y)`
+/// with the term's boost `k` and the loss `P` of the target `T`, and `T` itself from `L = P` on.
+fn target<const D: usize>(
+    term: &LossTerm<D>,
+    rows: &[usize],
+    own_losses: Option<&Tensor<1>>,
+) -> Tensor<D> {
+    let target = select_rows(&term.target, rows);
+    let boosted = term.own_target.as_ref().zip(own_losses);
+    let Some((own, losses)) = boosted.filter(|_| term.boost > 0.0) else {
+        return target;
+    };
+    let error = to_f32(target.clone()) - to_f32(select_rows(own, rows));
+    let wanted = squared_norms(error.clone()).clamp_min(f32::MIN_POSITIVE);
+    let missing: Tensor<1> = 1.0 - (losses.clone() / wanted).clamp_max(1.0);
+    let more = (missing * term.boost + 1.0).sqrt() - 1.0f32;
+    let more = error * as_column::<D>(more);
+    target.clone() + more.cast(target.dtype())
+}
+
 /// The factors of a micro-batch's weights, if the side is steered.
 fn steer<const D: usize, C>(
     inputs: &SideInputs<'_, D, C>,
     rows: &[usize],
     weights: &[f64],
     timesteps: &[f64],
-    prediction: Tensor<D>,
-    losses: &Tensor<1>,
+    losses: Tensor<1>,
 ) -> Result<Option<Steered>> {
     let Some((steering, ids)) = inputs.steering else {
         return Ok(None);
     };
-    let elements: usize = prediction.dims()[1..].iter().product();
-    let own_losses = match &inputs.term.own_target {
-        Some(own) => squared_norms(to_f32(prediction) - select_rows(own, rows)),
-        None => losses.clone(),
-    };
     let own_ids = rows.iter().map(|&row| ids[row]);
-    let losses = own_losses / elements as f64;
     let steered = steering.steer(own_ids, timesteps, weights, losses)?;
     Ok(Some(steered))
 }
@@ -499,6 +523,32 @@ mod tests {
             [0.0, 6.0, 0.0]
         );
         assert!(gradient_products(&model, &none, &GradientsParams::new()).is_none());
+    }
+
+    /// Rows that have lost nothing of the target's loss of 2, a quarter of it, all and more of it.
+    #[test]
+    fn a_target_is_stronger_the_less_of_its_loss_a_row_has() {
+        let device = Device::flex();
+        let rows = |rows: [[f32; 2]; 4]| Tensor::<2>::from_data(rows, &device);
+        let own = rows([[1.0, 1.0]; 4]);
+        let given = rows([[3.0, 1.0], [1.0, -1.0], [1.0, 3.0], [3.0, 1.0]]);
+        let losses = Tensor::<1>::from_data([0.0, 1.0, 4.0, 9.0], &device);
+        let term = |boost: f64| {
+            LossTerm::new(own.clone(), vec![100.0; 4], given.clone(), vec![1.0; 4])
+                .with_own_target(own.clone())
+                .with_boost(boost)
+        };
+        let of = |term: &LossTerm<2>| {
+            let target = target(term, &[0, 1, 2, 3], Some(&losses));
+            target.into_data().try_to_vec::<f32>().unwrap()
+        };
+        let given = given.clone().into_data().try_to_vec::<f32>().unwrap();
+        assert_eq!(of(&term(0.0)), given);
+        let boosted = of(&term(3.0));
+        assert_eq!(boosted[..2], [5.0, 1.0]);
+        let expected = 1.0 - 2.0 * f32::sqrt(1.0 + 3.0 * 0.75);
+        assert!((boosted[3] - expected).abs() < 1e-5, "{boosted:?}");
+        assert_eq!(boosted[4..], given[4..]);
     }
 
     #[test]

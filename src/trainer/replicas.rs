@@ -314,6 +314,7 @@ fn share<const D: usize, C: Condition>(
         weights: term.weights[mine].to_vec(),
         weight_bound: term.weight_bound,
         own_target: term.own_target.as_ref().map(moved),
+        boost: term.boost,
     };
     let ids = batch.forget_ids();
     Some(SideShare {
