@@ -83,7 +83,7 @@ fn retained_points_keep_their_answers() {
     let objective = || surrogate().keeping();
     let refused = builder().loss(objective()).build().unwrap_err().to_string();
     let has = |part| refused.contains(part);
-    assert!(has("0 at first") && has("constant:0.06"), "{refused}");
+    assert!(has("0 at first") && has("constant:0.05"), "{refused}");
 
     let mut trainer = builder()
         .loss(objective())

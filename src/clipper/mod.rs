@@ -400,11 +400,11 @@ impl ConstantScale {
     pub(crate) const UNSCALED: ConstantScale = ConstantScale { scale: 1.0 };
 
     /// What a regression of forgotten points to another answer takes if retained points keep
-    /// theirs: six hundredths for each, because the term is their mean, and never more than the
+    /// theirs: a twentieth for each, because the term is their mean, and never more than the
     /// gradient itself.
     pub(crate) fn keeping(points: usize) -> ConstantScale {
         ConstantScale {
-            scale: (0.06 * points as f64).min(1.0),
+            scale: (0.05 * points as f64).min(1.0),
         }
     }
 

@@ -661,7 +661,7 @@ fn check_clipper<const D: usize, C>(
                 clipper.name(),
                 loss.name()
             ),
-            remedy: "use the objective's own clipper, or RescaleToNorm, ClipToNorm or ConstantScale (constant:0.06)",
+            remedy: "use the objective's own clipper, or RescaleToNorm, ClipToNorm or ConstantScale (constant:0.05)",
         });
     }
     Ok(())
