@@ -106,8 +106,8 @@ impl<const D: usize, C> Answers<D, C> {
 
     /// The clipper for this objective: 30 % of the retain gradient's norm with a largest scale of
     /// one, `fraction:0.3:1` as text. If retained points [keep their answers](Self::keeping), it is
-    /// a constant scale, because the retain gradient starts at 0: 0.05 for each forgotten point that
-    /// the answer [knows of](Answer::points), at most one; `constant:0.05` for one point.
+    /// a constant scale, because the retain gradient starts at 0: 0.05 for each forgotten point
+    /// that the answer [knows of](Answer::points), at most one; `constant:0.05` for one point.
     pub fn clipper(&self) -> Box<dyn GradientClipper> {
         match self.keeps {
             true => Box::new(ConstantScale::keeping(self.answer.points().unwrap_or(1))),

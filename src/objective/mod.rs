@@ -243,9 +243,9 @@ impl<const D: usize> LossTerm<D> {
         self
     }
 
-    /// Makes a row's target stronger while its own loss `L` is below that of the target, `P`: the
-    /// difference of the target from the row's own target is multiplied by `√(1 + boost (1 − L/P))`,
-    /// both losses mean squared distances from the row's own target. From `L = P` on the target is
+    /// Makes a row's target stronger while its own loss `L` is below that of the target, `P`, both
+    /// mean squared distances from the row's own target: the difference of the two targets is
+    /// multiplied by `√(1 + boost (1 − L/P))`. From `L = P` on the target is
     /// as it was given.
     ///
     /// A model that learns only a part of a target comes nearer to its loss so. It takes effect
