@@ -245,11 +245,12 @@ impl<const D: usize> LossTerm<D> {
 
     /// Makes a row's target stronger while its own loss `L` is below that of the target, `P`, both
     /// mean squared distances from the row's own target: the difference of the two targets is
-    /// multiplied by `√(1 + boost (1 − L/P))`. From `L = P` on the target is
-    /// as it was given.
+    /// multiplied by `√(1 + boost (1 − L/P))`, equation (56a) of `docs/maths.md`. From `L = P` on
+    /// the target is as it was given.
     ///
     /// A model that learns only a part of a target comes nearer to its loss so. It takes effect
-    /// with an [`own_target`](Self::with_own_target).
+    /// with an [`own_target`](Self::with_own_target). A step refuses one that is not finite or
+    /// below 0.
     pub fn with_boost(mut self, boost: f64) -> Self {
         self.boost = boost;
         self

@@ -73,7 +73,6 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     let timesteps: Vec<f64> = rows.iter().map(|&row| term.timesteps[row]).collect();
     let noisy = select_rows(&term.noisy, rows);
     let shape = noisy.dims();
-    let elements: usize = shape[1..].iter().product();
     let on_device = vector(timesteps.iter().copied(), &device);
     let prediction = model.predict(noisy, on_device, &inputs.condition.take_rows(rows));
     let remedy = "the model must predict one value for every element of its input";
@@ -83,8 +82,8 @@ fn micro_batch_gradient<const D: usize, M: Denoiser<D>>(
     let own = own_losses(inputs, rows, &plain);
     let target = target(term, rows, own.as_ref());
     let error = weighted_squared_error(plain, target, on_device, inputs.batch_size)?;
-    let own = own.unwrap_or_else(|| error.losses.clone());
-    let steered = steer(inputs, rows, weights, &timesteps, own / elements as f64)?;
+    let own = own.as_ref().unwrap_or(&error.losses);
+    let steered = steer(inputs, rows, weights, &timesteps, own)?;
     let mut seed = error.seed;
     if let Some(steered) = &steered {
         seed = seed * as_column::<D>(steered.factors.clone());
@@ -133,17 +132,19 @@ fn target<const D: usize>(
     target.clone() + more.cast(target.dtype())
 }
 
-/// The factors of a micro-batch's weights, if the side is steered.
+/// The factors of a micro-batch's weights, if the side is steered, from its rows' own losses.
 fn steer<const D: usize, C>(
     inputs: &SideInputs<'_, D, C>,
     rows: &[usize],
     weights: &[f64],
     timesteps: &[f64],
-    losses: Tensor<1>,
+    own_losses: &Tensor<1>,
 ) -> Result<Option<Steered>> {
     let Some((steering, ids)) = inputs.steering else {
         return Ok(None);
     };
+    let elements: usize = inputs.term.noisy.dims()[1..].iter().product();
+    let losses = own_losses.clone() / elements as f64;
     let own_ids = rows.iter().map(|&row| ids[row]);
     let steered = steering.steer(own_ids, timesteps, weights, losses)?;
     Ok(Some(steered))
@@ -525,7 +526,7 @@ mod tests {
         assert!(gradient_products(&model, &none, &GradientsParams::new()).is_none());
     }
 
-    /// Rows that have lost nothing of the target's loss of 2, a quarter of it, all and more of it.
+    /// Rows whose own losses are none, a quarter, all and more of the target's, which is 4.
     #[test]
     fn a_target_is_stronger_the_less_of_its_loss_a_row_has() {
         let device = Device::flex();
