@@ -1,13 +1,15 @@
 //! Runs that teach answers: `objective::Answers` in the trainer.
 
-use siss::answer::{PredictedAnswer, PredictedAnswerConfig, Surrogate};
+use siss::answer::{Answer, Asked, PredictedAnswer, PredictedAnswerConfig, Surrogate};
+use siss::burn::module::Module;
+use siss::burn::nn::{Initializer, Linear, LinearConfig};
 use siss::burn::tensor::Tensor;
 use siss::clipper::ConstantScale;
 use siss::draws::{Draws, Stream, TimestepSampling, normal_noise};
 use siss::objective::{Answers, NaiveDeletion};
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Levels};
 use siss::trainer::SissTrainerBuilder;
-use siss::{DdpmScheduler, SissTrainer, Steering};
+use siss::{DdpmScheduler, Denoiser, Result, SissTrainer, Steering};
 use siss_support::small::{Mlp, batch, device, host, parameters};
 
 fn process() -> DdpmScheduler {
@@ -75,6 +77,56 @@ fn a_predicted_answer_is_taught_to_a_quarter_of_the_batch() {
         assert!((report.norms.forget_weight - 1.0).abs() < 1e-9);
         assert!(report.coefficients.forget <= 1.0);
     }
+}
+
+/// Answers 0.
+#[derive(Module, Debug)]
+struct Silent {
+    layer: Linear,
+}
+
+impl Denoiser<2> for Silent {
+    type Condition = ();
+
+    fn predict(&self, noisy: Tensor<2>, _: Tensor<1>, _: &()) -> Tensor<2> {
+        self.layer.forward(noisy)
+    }
+}
+
+/// The point's own target with the other sign.
+#[derive(Debug)]
+struct Reversed;
+
+impl Answer<2, ()> for Reversed {
+    fn name(&self) -> &'static str {
+        "reversed"
+    }
+
+    fn answers(&mut self, asked: &Asked<'_, 2, ()>) -> Result<Tensor<2>> {
+        Ok(-asked.own_target())
+    }
+}
+
+/// A model that answers 0 has a quarter of the loss of the answer −ε at a point with the noise ε.
+/// So the difference of −2 ε from it is made `√(1 + 3 · 3/4)` times as large.
+#[test]
+fn an_answer_is_stronger_while_the_model_loses_less_than_it() {
+    let zeros = LinearConfig::new(3, 3).with_initializer(Initializer::Zeros);
+    let model = Silent {
+        layer: zeros.init(&device()),
+    };
+    let mut trainer = SissTrainer::builder(model, process())
+        .loss(Answers::new(Reversed))
+        .build()
+        .unwrap();
+    let batch = || batch(8, 2.0, 4, &device());
+    let draws = trainer.draw(&batch()).unwrap();
+    let noise = host(draws.numbers_of(Stream::ForgetNoise).unwrap().clone());
+    let power = |noise: &[f64]| noise.iter().map(|it| it.powi(2)).sum::<f64>();
+    let wanted = (2.0 * 3.25f64.sqrt() - 1.0).powi(2) * power(&noise[..6]) / 6.0;
+    let report = trainer.step_with(&batch(), &draws).unwrap();
+    let found = report.forget.unwrap().mean_squared_error;
+    assert!((found / wanted - 1.0).abs() < 1e-4, "{found} {wanted}");
 }
 
 /// The model starts where it is to stay, so only the forgotten point moves it at first.
