@@ -146,9 +146,11 @@ fn advice(summary: &Summary) -> Vec<String> {
         let percentiles = figures.forget_loss_percentile.values().copied();
         percentiles.fold(100.0, f64::min)
     };
-    let [less, more] = match summary.config.options.method {
-        Way::Counterfactual => ["constant:0.03", "constant:1"],
-        _ => ["fraction:0.05", "fraction:0.5"],
+    let [less, more] = match (summary.config.options.method, summary.forget_scale) {
+        (Way::Counterfactual, Some(scale)) => {
+            [0.5, 3.0].map(|factor| format!("constant:{:.3}", factor * scale))
+        }
+        _ => ["fraction:0.05", "fraction:0.5"].map(Into::into),
     };
     let mut advice = Vec::new();
     if lowest(before) >= UNSUSPICIOUS {

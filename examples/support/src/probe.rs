@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use siss::burn::tensor::{Device, Tensor};
@@ -19,6 +20,10 @@ pub const EVALUATION_SEED: u64 = 20_250_301;
 /// Steps of the sampler.
 const STEPS: usize = 25;
 
+/// Numbers of a large image: one of 64×64 in colour. A mean over such needs fewer of them.
+const LARGE_IMAGE: usize = 64 * 64 * 3;
+const FEWEST: usize = 4;
+
 /// One number per timestep.
 pub type ByTimestep = BTreeMap<String, f64>;
 
@@ -30,6 +35,14 @@ pub struct Chunks {
 }
 
 impl Chunks {
+    /// Number of images that are run at once on all cores together.
+    fn at_once(self) -> usize {
+        match self.in_parallel {
+            true => self.rows * rayon::current_num_threads(),
+            false => self.rows,
+        }
+    }
+
     /// Runs `work(first, count)` on chunks of `0 .. total`, and keeps their order.
     fn run<T: Send>(
         self,
@@ -78,6 +91,28 @@ impl Probe {
     /// The process of its models.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Seconds that a model takes for an image, judging from as many of these as are run at once.
+    pub fn seconds_per_image<M: Denoiser<4, Condition: Sync> + Sync>(
+        &self,
+        model: &M,
+        (images, condition): (&Tensor<4>, &M::Condition),
+        timestep: usize,
+    ) -> Result<f64> {
+        let count = images.dims()[0].min(self.chunks.at_once());
+        let some = (
+            &images.clone().narrow(0, 0, count),
+            &take(condition, 0, count),
+        );
+        let began = Instant::now();
+        self.losses(model, some, timestep)?;
+        Ok(began.elapsed().as_secs_f64() / count as f64)
+    }
+
+    /// Number of times that a model is run to draw a sample, and to denoise from a timestep.
+    pub fn calls(&self, timestep: usize) -> [usize; 2] {
+        self.sampler.calls(self.process.time(timestep))
     }
 
     /// Draws samples from number `begin` on, `[count, channels, height, width]`, each under its row
@@ -204,6 +239,13 @@ impl Probe {
     }
 }
 
+/// The number of images whose mean is as exact as that of `count` small ones: the mean is one over
+/// all of their values.
+pub fn enough(count: usize, values: usize) -> usize {
+    let wanted = (count * LARGE_IMAGE).div_ceil(values.max(1));
+    wanted.clamp(FEWEST.min(count), count)
+}
+
 fn take<C: Condition>(condition: &C, first: usize, count: usize) -> C {
     condition.take_rows(&(first..first + count).collect::<Vec<_>>())
 }
@@ -228,4 +270,18 @@ fn row_means(values: Tensor<4>) -> Vec<f64> {
 /// The mean; NaN if there are no values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_large_images_are_enough() {
+        assert_eq!(enough(32, 28 * 28), 32);
+        assert_eq!(enough(32, 64 * 64 * 3), 32);
+        assert_eq!(enough(32, 64 * 64 * 4), 24);
+        assert_eq!(enough(32, 256 * 256 * 3), 4);
+        assert_eq!(enough(2, 256 * 256 * 3), 2);
+    }
 }

@@ -143,10 +143,23 @@ impl Reverse {
                 sampler.noise_and_denoise(model, condition, clean, timestep, seed, first_row)
             }
             Self::Euler(sampler) => {
-                let starts = &sampler.sigmas()[..sampler.config().num_inference_steps];
-                let first = starts.iter().position(|&sigma| sigma <= time);
-                let first = first.unwrap_or(starts.len() - 1);
+                let first = first_step(sampler, time);
                 sampler.noise_and_denoise(model, condition, clean, first, seed, first_row)
+            }
+        }
+    }
+
+    /// Number of times that a model is run to draw a sample, and to denoise from a time.
+    pub fn calls(&self, time: f64) -> [usize; 2] {
+        match self {
+            Self::Ddim(sampler) => {
+                let timesteps = sampler.timesteps();
+                let below = timesteps.iter().filter(|&&below| (below as f64) < time);
+                [timesteps.len(), 1 + below.count()]
+            }
+            Self::Euler(sampler) => {
+                let steps = sampler.config().num_inference_steps;
+                [steps, steps - first_step(sampler, time)]
             }
         }
     }
@@ -163,8 +176,20 @@ impl Reverse {
     }
 }
 
+/// The noisiest step of a path that is not beyond a time.
+fn first_step(sampler: &EulerFlowSampler, time: f64) -> usize {
+    let starts = &sampler.sigmas()[..sampler.config().num_inference_steps];
+    let first = starts.iter().position(|&sigma| sigma <= time);
+    first.unwrap_or(starts.len() - 1)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use siss::FnDenoiser;
+    use siss::burn::nn::LinearConfig;
+
     use super::*;
 
     /// Half of the times of Stable Diffusion 3 are below `3 ½ / (1 + 2 ½)`.
@@ -190,8 +215,38 @@ mod tests {
         let Reverse::Euler(sampler) = process.reverse(10).unwrap() else {
             panic!("a path has a sampler of its own");
         };
-        let sigmas = sampler.sigmas();
-        let first = sigmas.iter().position(|&sigma| sigma <= 0.5).unwrap();
-        assert!((4..=6).contains(&first), "{sigmas:?}");
+        let first = first_step(&sampler, 0.5);
+        assert!((4..=6).contains(&first), "{first}");
+    }
+
+    #[test]
+    fn calls_of_the_model_are_counted() {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        let device = Device::flex();
+        let module = LinearConfig::new(1, 1).init(&device);
+        for process in [
+            Process::Steps(SchedulerConfig::default()),
+            Process::Flow(EulerFlowConfig::default()),
+        ] {
+            let model = FnDenoiser::new(module.clone(), |_, noisy: Tensor<4>, _, _: &()| {
+                CALLS.fetch_add(1, Relaxed);
+                noisy
+            })
+            .predicting(process.prediction_type());
+            let reverse = process.reverse(10).unwrap();
+            let time = process.time(250);
+            let (shape, key) = ([1, 1, 2, 2], [0, 0]);
+            let sampled = reverse.sample(&model, &(), shape, key, &device);
+            let sampling = CALLS.swap(0, Relaxed);
+            reverse
+                .noise_and_denoise(&model, &(), sampled.unwrap(), time, key)
+                .unwrap();
+            let counted = [sampling, CALLS.swap(0, Relaxed)];
+            assert_eq!(reverse.calls(time), counted, "{process:?}");
+            assert!(
+                counted[0] == 10 && (2..5).contains(&counted[1]),
+                "{counted:?}"
+            );
+        }
     }
 }

@@ -48,6 +48,8 @@ pub struct Unlearned<A, M = UNet2d> {
     pub seconds: f64,
     /// The part of it that steps waited for images.
     pub waited: f64,
+    /// Duration of the measurements between the steps.
+    pub looking: f64,
 }
 
 impl<A, M> Unlearned<A, M> {
@@ -59,6 +61,14 @@ impl<A, M> Unlearned<A, M> {
             .map(|record| record.report.rows_per_sample());
         rows.sum::<f64>() / self.records.len().max(1) as f64
     }
+
+    /// Factor of the forget gradient, if it was the same in all steps.
+    pub fn forget_scale(&self) -> Option<f64> {
+        let mut scales = self.records.iter();
+        let mut scales = scales.map(|record| record.report.coefficients.forget);
+        let first = scales.next()?;
+        scales.all(|scale| scale == first).then_some(first)
+    }
 }
 
 /// The number of steps, the pairs per step, and the number of measurements.
@@ -67,6 +77,14 @@ pub struct Plan {
     pub steps: usize,
     pub batch: usize,
     pub looks: usize,
+}
+
+impl Plan {
+    /// Whether the model is measured after this many steps.
+    fn is_look(&self, taken: u64) -> bool {
+        let every = self.steps.div_ceil(self.looks) as u64;
+        taken.is_multiple_of(every) || taken == self.steps as u64
+    }
 }
 
 /// Where the batches of a run come from.
@@ -191,20 +209,21 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
         })
     }
 
+    /// Number of measurements that are still to be made during the run.
+    pub fn looks(&self) -> usize {
+        let left = self.trainer.next_step() + 1..=self.plan.steps as u64;
+        left.filter(|&taken| self.plan.is_look(taken)).count()
+    }
+
     /// Takes the steps. `look` measures the plain model; `took` receives the seconds of each step.
     pub fn finish(
         mut self,
         look: impl Fn(&M) -> siss::Result<A>,
         mut took: impl FnMut(f64),
     ) -> Result<Unlearned<A, M>> {
-        let Plan {
-            steps,
-            batch,
-            looks,
-        } = self.plan;
-        let every = steps.div_ceil(looks) as u64;
+        let Plan { steps, batch, .. } = self.plan;
         let steps = steps as u64;
-        let mut seconds = 0.0;
+        let (mut seconds, mut looking) = (0.0, 0.0);
         while self.trainer.next_step() < steps {
             let began = Instant::now();
             let mut batch = self.batches.batch(self.trainer.next_step(), batch)?;
@@ -219,10 +238,12 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
             tell(&mut self.trainer, self.progress);
 
             let taken = self.trainer.next_step();
-            let is_look = taken.is_multiple_of(every) || taken == steps;
+            let began = Instant::now();
+            let is_look = self.plan.is_look(taken);
             let along = is_look
                 .then(|| look(&self.trainer.model().valid()))
                 .transpose()?;
+            looking += began.elapsed().as_secs_f64();
             let record = StepRecord { report, along };
             let line = serde_json::to_string(&record)?;
             writeln!(self.log, "{line}").map_err(failed("writing", &self.log_path))?;
@@ -240,6 +261,7 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
             model: self.trainer.into_model(),
             records: self.records,
             seconds,
+            looking,
             waited: self.batches.waited(),
         })
     }

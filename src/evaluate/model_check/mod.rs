@@ -27,11 +27,15 @@ use crate::process::Scheduler;
 /// | field | default | purpose | range |
 /// |---|---|---|---|
 /// | `range` | −1 to 1 | the values of black and white | ascending, finite |
+/// | `points` | 16 | points that are examined at most, and half the control points | ≥ 1 |
 /// | `seed` | 0 | key of the noises | |
 /// | `micro_batch_size` | 64 | rows run at a time | ≥ 1 |
 ///
 /// `range` describes the data as they are given. It is `None` for data without black and white,
 /// such as latents; then no other preprocessing is tried.
+///
+/// The model is run six times on each of `points`, and six times more for each of up to seven other
+/// preprocessings. Large pictures need fewer of them, because a loss is a mean over all elements.
 ///
 /// # How preprocessings are compared
 /// Losses at the same timestep are not comparable: smaller values reveal less, and their noise is
@@ -71,6 +75,8 @@ use crate::process::Scheduler;
 pub struct ModelCheck {
     /// The values of black and white in the data as they are given; `None` for data without them.
     pub range: Option<[f64; 2]>,
+    /// The most points that are examined, and half the most control points.
+    pub points: usize,
     /// Key of the noises.
     pub seed: u64,
     /// Rows run at a time.
@@ -81,6 +87,7 @@ impl Default for ModelCheck {
     fn default() -> Self {
         Self {
             range: Some([-1.0, 1.0]),
+            points: 16,
             seed: 0,
             micro_batch_size: 64,
         }
@@ -210,8 +217,6 @@ impl fmt::Display for ModelFinding {
     }
 }
 
-/// The most points that are examined.
-const POINTS: usize = 16;
 /// The smallest number of these ratios that a process must have.
 const FEWEST_RATIOS: usize = 3;
 /// Ranges of values that models are trained on: common ones and rarer ones.
@@ -219,8 +224,7 @@ const COMMON_RANGES: [[f64; 2]; 2] = [[-1.0, 1.0], [0.0, 1.0]];
 const RARE_RANGES: [[f64; 2]; 1] = [[-0.5, 0.5]];
 /// The share of a loss below which a model is learning the data anew.
 const RELEARNT: f64 = 0.5;
-/// The most controls that are examined, and the noises per forgotten point and mirror image.
-const CONTROLS: usize = 32;
+/// The noises per forgotten point and mirror image.
 const NOISES: usize = 4;
 /// The share of the controls' loss below which a point counts as known.
 const KNOWN: f64 = 0.5;
@@ -234,7 +238,7 @@ const SYMMETRIC: f64 = 0.05;
 const TELLS_NOISE: f64 = 0.5;
 
 impl ModelCheck {
-    /// Checks the current model on 16 points of its training data, spread over the set.
+    /// Checks the current model on some points of its training data, spread over the set.
     ///
     /// The result is `None` if nothing can be said: the process has too few timesteps, or all
     /// values are the same.
@@ -248,7 +252,8 @@ impl ModelCheck {
     /// - [`Error::PredictionTypeDiffers`] if the scheduler's configuration names another prediction
     ///   type than the model's
     /// - [`Error::InvalidSetting`] for an invalid range
-    /// - [`Error::OutOfRange`] for a micro-batch size of 0, or if the model's loss is not finite
+    /// - [`Error::OutOfRange`] for no points, a micro-batch size of 0, or if the model's loss is not
+    ///   finite
     pub fn run<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
@@ -259,7 +264,7 @@ impl ModelCheck {
         self.check(model, scheduler, points)?;
         let count = points.dims()[0];
         condition.check_rows("the condition", count)?;
-        let chosen = spread(count, POINTS);
+        let chosen = spread(count, self.points);
         let points = to_f32(select_rows(points, &chosen).inner());
         check_finite(&points, Side::Retain)?;
         let condition = condition.take_rows(&chosen);
@@ -315,8 +320,8 @@ impl ModelCheck {
     /// is forgotten, the model still generates its mirror image.
     ///
     /// A point is *known* if its loss is below half the median of the controls'. Points are
-    /// mirrored along their last dimension, and symmetric ones are left out. At most 16 forgotten
-    /// points are examined, spread over the set.
+    /// mirrored along their last dimension, and symmetric ones are left out. The points that are
+    /// examined are spread over the set.
     ///
     /// # Shapes
     /// - `forgotten`: `[k, …, width]`
@@ -334,11 +339,11 @@ impl ModelCheck {
     ) -> Result<Vec<KnownMirror>> {
         self.check(model, scheduler, forgotten)?;
         self.check(model, scheduler, controls)?;
-        let chosen = spread(forgotten.dims()[0], POINTS);
+        let chosen = spread(forgotten.dims()[0], self.points);
         let points = to_f32(select_rows(forgotten, &chosen).inner());
         check_finite(&points, Side::Forget)?;
         let mirrors = points.clone().flip([D - 1]);
-        let control_rows = spread(controls.dims()[0], CONTROLS);
+        let control_rows = spread(controls.dims()[0], self.points.saturating_mul(2));
         let controls = to_f32(select_rows(controls, &control_rows).inner());
         check_finite(&controls, Side::Retain)?;
         let looker = Looker {
@@ -404,8 +409,13 @@ impl ModelCheck {
                 remedy: "give at least one point",
             });
         }
-        let size = self.micro_batch_size;
-        check_range("micro_batch_size", size as f64, size >= 1, "at least 1")?;
+        let sizes = [
+            ("points", self.points),
+            ("micro_batch_size", self.micro_batch_size),
+        ];
+        for (name, size) in sizes {
+            check_range(name, size as f64, size >= 1, "at least 1")?;
+        }
         if let Some(range) = self.range {
             crate::data::check::check_width(range)?;
         }

@@ -201,6 +201,25 @@ fn the_losses_are_those_of_the_noise_for_every_kind_of_prediction() {
 }
 
 #[test]
+fn as_many_points_as_wanted_are_examined_spread_over_the_set() {
+    let data = pictures(40, 1);
+    let model = Memory::of(&pictures(40, 2));
+    let of = |check: &ModelCheck, points: &Tensor<4>| check.run(&model, &scheduler(), points, &());
+    let four = ModelCheck {
+        points: 4,
+        ..ModelCheck::default()
+    };
+    let chosen = select_rows(&data, &[0, 10, 20, 30]);
+    assert_eq!(
+        of(&four, &data).unwrap(),
+        of(&ModelCheck::default(), &chosen).unwrap()
+    );
+    let none = ModelCheck { points: 0, ..four };
+    let error = of(&none, &data).unwrap_err().to_string();
+    assert!(error.contains("points is 0"), "{error}");
+}
+
+#[test]
 fn a_scheduler_of_a_model_that_predicts_something_else_is_refused() {
     let data = pictures(4, 1);
     let config = crate::process::SchedulerConfig {

@@ -13,6 +13,7 @@ use siss::models::ModelFolder;
 use siss::{Condition, PairSampler, Side};
 
 use crate::files::failed;
+use crate::probe::enough;
 use crate::process::Process;
 use crate::progress::Progress;
 use crate::resume::checkpoint_folder;
@@ -147,10 +148,12 @@ pub fn model<S: Subject>(
     (options, settings): (&Options, &Settings),
     progress: &dyn Progress,
 ) -> Result<bool> {
+    let defaults = ModelCheck::default();
     let check = ModelCheck {
         range: subject.space().range(),
+        points: enough(defaults.points, pairs.retain().dims()[1..].iter().product()),
         micro_batch_size: settings.measured_at_a_time,
-        ..ModelCheck::default()
+        ..defaults
     };
     let scheduler = process.scheduler()?;
     let scheduler = scheduler.as_ref();

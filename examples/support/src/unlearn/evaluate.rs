@@ -6,22 +6,22 @@ use siss::report::{binomial_interval, percentile_rank, quantile};
 use siss::sampling::Guided;
 use siss::{Condition, Result};
 
-use crate::probe::{ByTimestep, Probe, distances, mean};
+use crate::probe::{ByTimestep, Probe, distances, enough, mean};
 use crate::progress::Progress;
 use crate::unlearn::predicted::{Figures, Predicted};
 use crate::unlearn::subject::{ConditionOf, Points, Subject};
 
-/// Fewest rows over which the loss of the forgotten images is averaged: few images are measured
+/// Fewest rows over which the loss of small forgotten images is averaged: few images are measured
 /// with many noises.
 const FORGET_ROWS: usize = 32;
 /// Most forgotten images whose loss is measured.
 const MOST_MEASURED: usize = 256;
 /// Number of forgotten images that are noised and denoised.
 const DENOISED: usize = 8;
-/// Number of denoised copies of each image, and of a single image.
+/// Number of denoised copies of each image, and of a single small image.
 const COPIES: usize = 4;
 const COPIES_OF_ONE: usize = 8;
-/// Rows of either side per measurement during the run.
+/// Rows of either side per measurement of small images during the run.
 const ROWS_ALONG: usize = 16;
 
 /// Pixels of the images that are generated at a time to be saved, and most images.
@@ -70,6 +70,17 @@ pub struct ImageLoss {
 pub struct Along {
     pub forget_loss: ByTimestep,
     pub control_loss: ByTimestep,
+}
+
+/// The time of the measurements, and what they are.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Measuring {
+    /// Images that are run through the model.
+    pub images: usize,
+    /// How long they take, judging from a few before the first measurement.
+    pub announced_seconds: f64,
+    /// How long they took.
+    pub seconds: f64,
 }
 
 /// The wanted condition, and the one that stands for none.
@@ -142,6 +153,40 @@ impl<'a, S: Subject> Examiner<'a, S> {
         mean(&self.near)
     }
 
+    /// What two evaluations and `looks` measurements during the run take. `saved`: images that are
+    /// generated to be saved, before or after.
+    pub fn measuring(&self, model: &S::Model, looks: usize, saved: usize) -> Result<Measuring> {
+        let per_sample = if self.subject.guidance().is_some() {
+            2
+        } else {
+            1
+        };
+        let [sampling, denoising] = self.probe.calls(self.middle());
+        let generated = sampling * self.samples.max(saved) + denoising * self.copy_rows().len();
+        let losses = |rows, most, controls| {
+            let count = self.forget.count().min(most);
+            self.timesteps.len() * (rows_of(count, rows) + controls)
+        };
+        let evaluation = per_sample * generated
+            + losses(
+                self.enough(FORGET_ROWS),
+                MOST_MEASURED,
+                self.control.count(),
+            );
+        let along = self.enough(ROWS_ALONG);
+        let look = losses(along, along, along.min(self.control.count()));
+        let images = 2 * evaluation + looks * look;
+        let control = (&self.control.points, &self.control.condition);
+        let each = self
+            .probe
+            .seconds_per_image(model, control, self.middle())?;
+        Ok(Measuring {
+            images,
+            announced_seconds: each * images as f64,
+            seconds: 0.0,
+        })
+    }
+
     /// Measures a plain model (`model.valid()`).
     pub fn evaluate(
         &self,
@@ -170,7 +215,8 @@ impl<'a, S: Subject> Examiner<'a, S> {
         let mut each = Vec::new();
         for timestep in self.timesteps {
             progress.phase(&format!("losses {name}, t = {timestep}"));
-            let forget = self.forget_losses(model, timestep, FORGET_ROWS, MOST_MEASURED)?;
+            let rows = self.enough(FORGET_ROWS);
+            let forget = self.forget_losses(model, timestep, rows, MOST_MEASURED)?;
             let control = self.losses(model, &self.control, timestep)?;
             if timestep == self.middle() {
                 let rank = |&loss: &f64| ImageLoss {
@@ -228,13 +274,14 @@ impl<'a, S: Subject> Examiner<'a, S> {
 
     /// The losses, measured with few noises.
     pub fn look(&self, model: &S::Model) -> Result<Along> {
-        let control = self.control.first(ROWS_ALONG.min(self.control.count()));
+        let rows = self.enough(ROWS_ALONG);
+        let control = self.control.first(rows.min(self.control.count()));
         let mut along = Along {
             forget_loss: ByTimestep::new(),
             control_loss: ByTimestep::new(),
         };
         for timestep in self.timesteps {
-            let forget = self.forget_losses(model, timestep, ROWS_ALONG, ROWS_ALONG)?;
+            let forget = self.forget_losses(model, timestep, rows, rows)?;
             let control = self.losses(model, &control, timestep)?;
             let key = timestep.to_string();
             along.forget_loss.insert(key.clone(), mean(&forget));
@@ -252,8 +299,15 @@ impl<'a, S: Subject> Examiner<'a, S> {
 
     /// Number of images that are denoised, and of copies of each.
     fn denoised(&self) -> (usize, usize) {
-        let count = DENOISED.min(self.forget.count());
-        (count, if count == 1 { COPIES_OF_ONE } else { COPIES })
+        match DENOISED.min(self.forget.count()) {
+            1 => (1, self.enough(COPIES_OF_ONE)),
+            count => (count, COPIES),
+        }
+    }
+
+    /// How many of the points do for `count` small ones.
+    fn enough(&self, count: usize) -> usize {
+        enough(count, self.forget.points.dims()[1..].iter().product())
     }
 
     /// The row of each copy of the shown images, image after image.
@@ -347,7 +401,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
         most: usize,
     ) -> Result<Vec<f64>> {
         let count = self.forget.count().min(most);
-        let noises = rows.div_ceil(count);
+        let noises = rows_of(count, rows) / count;
         let rows: Vec<usize> = (0..noises).flat_map(|_| 0..count).collect();
         let losses = self.losses(model, &self.forget.rows(&rows), timestep)?;
         let of_image = |image| losses.iter().skip(image).step_by(count).sum::<f64>();
@@ -365,6 +419,11 @@ impl<'a, S: Subject> Examiner<'a, S> {
         let distances = pairwise(images, &self.forget_pictures);
         distances.iter().filter(|row| is_near(row)).count()
     }
+}
+
+/// The least multiple of `count` that is at least `rows`.
+fn rows_of(count: usize, rows: usize) -> usize {
+    rows.next_multiple_of(count)
 }
 
 /// Euclidean distances with pixels in `[0, 1]`: from each image of the first batch to all of the

@@ -32,7 +32,7 @@ use crate::run::{Batches, LOG, Plan, Run};
 use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
-use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss};
+use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss, Measuring};
 use crate::unlearn::memory::{self, MemoryPlan, Training, Wanted, available_memory, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
@@ -86,6 +86,9 @@ pub struct Summary {
     pub images: Vec<ForgottenImage>,
     /// Rows run through the model per pair of images.
     pub rows_per_sample: f64,
+    /// Factor of the forget gradient, if it was the same in all steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forget_scale: Option<f64>,
     pub findings: Vec<Finding>,
     pub model: Model,
     pub config: Config,
@@ -111,6 +114,7 @@ pub struct Summary {
     pub seconds: f64,
     /// Duration of the unlearning alone, as far as this process did it.
     pub unlearning_seconds: f64,
+    pub measuring: Measuring,
     /// The memory that was announced, if the system reports it and the model is on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryPlan>,
@@ -319,15 +323,20 @@ where
         files::write(&checkpoint_folder(out).join(PLAN), text)?;
     }
 
-    let measuring = Instant::now();
+    let looks = run.looks();
+    let saved = options.save_samples.unwrap_or(0);
+    let mut measuring = examiner.measuring(&unet, 1 + looks, saved)?;
+    progress.say(&resources::measuring(&measuring, looks));
+    let began = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
     let save_samples = |model: &S::Model, evaluated: &Evaluated, name: &str| {
         let folder = results.path().join("samples").join(name);
         save_samples(&examiner, model, evaluated, &options, &folder, progress)
     };
     save_samples(&unet, &before, "before")?;
-    let mut forecast = Forecast::new(&options, measuring.elapsed().as_secs_f64());
+    let mut forecast = Forecast::new(&options, began.elapsed().as_secs_f64());
     let start = examiner.look(&unet)?;
+    measuring.seconds = began.elapsed().as_secs_f64();
     drop(unet);
     let look = |model: &S::Model| {
         let along = examiner.look(model)?;
@@ -344,8 +353,10 @@ where
     };
     let unlearned = run.finish(look, took).map_err(stream::with_remedy)?;
 
+    let began = Instant::now();
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
     save_samples(&unlearned.model, &after, "after")?;
+    measuring.seconds += unlearned.looking + began.elapsed().as_secs_f64();
     progress.phase("writing");
     save_model(
         (&subject, &unlearned.model),
@@ -369,6 +380,7 @@ where
         before: before.figures,
         after: after.figures,
         rows_per_sample: unlearned.rows_per_sample(),
+        forget_scale: unlearned.forget_scale(),
         forget_images: data.forget.len() - data.forget.mirrors(),
         forget_mirrors: data.forget.mirrors(),
         retain_images: data.trained_on()[0],
@@ -382,6 +394,7 @@ where
         steps: unlearned.records.len(),
         seconds: started.elapsed().as_secs_f64(),
         unlearning_seconds: unlearned.seconds,
+        measuring,
         findings: unlearned.findings,
         memory: fit,
         peak_memory_bytes: peak_memory(),

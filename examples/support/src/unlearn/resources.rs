@@ -7,6 +7,7 @@ use siss::images::{Account, Images};
 use crate::progress::duration;
 use crate::target::{REFERENCES, Target};
 use crate::unlearn::data::Data;
+use crate::unlearn::evaluate::Measuring;
 use crate::unlearn::job::Model;
 use crate::unlearn::memory::{MemoryPlan, TooLarge, Training, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
@@ -172,10 +173,19 @@ pub fn memory(
             bytes(plan.available_memory_bytes),
         ),
         format!(
-            "time     at least about {} for the steps, judging from this; measurements come on top",
+            "time     at least about {} for the steps, judging from this; checks and measurements come on top",
             duration(steps)
         ),
     ]
+}
+
+/// The time of the measurements in a line.
+pub fn measuring(measuring: &Measuring, looks: usize) -> String {
+    format!(
+        "time     about {} to measure before, after and {looks} times on the way: {} through the model",
+        duration(measuring.announced_seconds),
+        images(measuring.images),
+    )
 }
 
 /// The parts of the memory that follow from the sizes of model and images.
