@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use image::{Rgb, RgbImage};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use siss::StepReport;
 use siss::burn::tensor::{DType, Device, TensorData};
 use siss::models::{
     AutoencoderKl, ClipTextEncoder, Dit, Lora, LoraPart, Sd3Transformer, SingleFile, UNet2d,
-    UNet2dCondition,
+    UNet2dCondition, UNet2dConditionConfig,
 };
-use siss_support::progress::Progress;
+use siss::report::audit::AuditReport;
+use siss_support::audit;
+use siss_support::audit::options::Command;
+use siss_support::progress::{Progress, Silent};
 use siss_support::tiny::{
     FLOW_INDEX, SCHEDULER, XL_PARTS, class_model, flow_model, index, text_model, transformer_model,
     write, xl_model,
@@ -352,6 +356,89 @@ fn a_single_file_of_stable_diffusion_is_unlearned() {
     assert!(error.contains("config/tokenizer/vocab.json"), "{error}");
 }
 
+/// Version 2 with linear projections.
+fn second_model(folder: &Path) {
+    text_model(folder);
+    let config = UNet2dConditionConfig::from_file(folder.join("unet/config.json")).unwrap();
+    let config = UNet2dConditionConfig {
+        use_linear_projection: true,
+        ..config
+    };
+    let unet = config.init(&Device::flex()).unwrap();
+    unet.save(folder.join("unet")).unwrap();
+}
+
+/// Files of version 2 and of XL hold an encoder in the layout of OpenCLIP. It is copied, and the
+/// one of the folder is used.
+#[test]
+fn single_files_of_versions_2_and_xl_take_an_encoder_from_the_folder() {
+    const FIRST: &str = "cond_stage_model.transformer.";
+    let device = Device::flex();
+    // The name of the first encoder in the file, or none, and the prefix of the one of OpenCLIP.
+    type Case = (fn(&Path), Option<&'static str>, &'static str);
+    let cases: [Case; 2] = [
+        (second_model, None, "cond_stage_model.model."),
+        (
+            xl_model,
+            Some("conditioner.embedders.0.transformer."),
+            "conditioner.embedders.1.model.",
+        ),
+    ];
+    for (model, first, open_clip) in cases {
+        let place = captioned(model, 20);
+        let place = place.path();
+        let (folder, config) = (place.join("model"), place.join("config"));
+        let more = "--method siss --target none";
+        run(place, "whole", more).unwrap();
+        let unet = UNet2dCondition::load(&folder, &device).unwrap();
+        let autoencoder = AutoencoderKl::load(&folder, &device).unwrap();
+        let encoder = ClipTextEncoder::load(folder.join("text_encoder"), &device).unwrap();
+        fs::rename(&folder, &config).unwrap();
+        SingleFile::create(&folder, &unet, &autoencoder, &encoder).unwrap();
+
+        let bytes = fs::read(&folder).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let renamed = tensors.tensors().into_iter().filter_map(|(name, tensor)| {
+            match (name.strip_prefix(FIRST), first) {
+                (Some(_), None) => None,
+                (Some(rest), Some(first)) => Some((format!("{first}{rest}"), tensor)),
+                (None, _) => Some((name, tensor)),
+            }
+        });
+        let copied = format!("{open_clip}ln_final.weight");
+        let values = [1_u8; 16];
+        let foreign = TensorView::new(Dtype::F32, vec![4], &values).unwrap();
+        let all: Vec<_> = renamed.chain([(copied.clone(), foreign)]).collect();
+        safetensors::serialize_to_file(all, None, &folder).unwrap();
+        fs::remove_file(config.join(WEIGHTS)).unwrap();
+        fs::remove_file(config.join("vae/diffusion_pytorch_model.safetensors")).unwrap();
+        if first.is_some() {
+            fs::remove_file(config.join("text_encoder/model.safetensors")).unwrap();
+        }
+
+        run(place, "out", &format!("{more} --config PLACE/config")).unwrap();
+        let written = place.join("out/model/model");
+        let bytes = fs::read(&written).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(tensors.tensor(&copied).unwrap().data(), values);
+        let file = SingleFile::open(&written).unwrap();
+        let again = file.unet_with(unet.config(), &device).unwrap();
+        again.save(place.join("again")).unwrap();
+        let of_folder = UNet2dCondition::load(place.join("whole/model"), &device).unwrap();
+        of_folder.save(place.join("expected")).unwrap();
+        let [again, expected] = ["again", "expected"].map(|name| files(&place.join(name)));
+        assert!(again == expected, "{open_clip}: unlearned differently");
+
+        let last = config.join(match first {
+            Some(_) => "text_encoder_2/model.safetensors",
+            None => "text_encoder/model.safetensors",
+        });
+        fs::remove_file(&last).unwrap();
+        let error = run(place, "none", &format!("{more} --config PLACE/config")).unwrap_err();
+        assert!(error.contains("text_encoder"), "{error}");
+    }
+}
+
 /// Along the path of flow matching, with answers that are predicted and with those under no prompt.
 #[test]
 fn stable_diffusion_3_is_unlearned_along_the_path_of_flow_matching() {
@@ -616,6 +703,102 @@ fn a_lora_is_unlearned_alone() {
     // The report is about the LoRA, which is what changed.
     let report = fs::read_to_string(place.join("out/report.json")).unwrap();
     assert!(report.contains("mine.safetensors"), "{report}");
+}
+
+/// Audits a model and the one that it became, in the short form.
+fn audited(place: &Path, after: &str, more: &str) -> Result<AuditReport, String> {
+    let more = more.replace("PLACE", &place.display().to_string());
+    let at = |name: &str| place.join(name).display().to_string();
+    let mut arguments: Vec<String> = ["audit", "--quick", "--samples=4"].map(String::from).into();
+    for (option, name) in [
+        ("before", "model"),
+        ("forget", "forget"),
+        ("retain", "retain"),
+        ("control", "retain"),
+        ("out", "audit"),
+    ] {
+        arguments.push(format!("--{option}={}", at(name)));
+    }
+    if !after.is_empty() {
+        arguments.push(format!("--after={}", at(after)));
+    }
+    arguments.extend(more.split_whitespace().map(String::from));
+    let command = Command::try_parse_from(arguments).map_err(|error| error.to_string())?;
+    audit::job::run(&command.options, &Silent).map_err(|error| error.to_string())
+}
+
+/// The losses of the chart over the timesteps, and the names of all signals.
+fn measured(report: &AuditReport) -> (Vec<f64>, Vec<&str>) {
+    let signals = report.tests.iter().map(|test| test.signal.as_str());
+    let lines = report.charts[0].lines.iter();
+    let losses = lines.flat_map(|line| line.points.iter().map(|&(_, loss)| loss));
+    (losses.collect(), signals.collect())
+}
+
+#[test]
+fn models_with_a_condition_are_audited_under_the_items_own() {
+    let place = class_place(20);
+    let place = place.path();
+    run(place, "out", "--clipper fraction:0.3:1").unwrap();
+    let of = |more: &str| audited(place, "out/model", more).unwrap();
+    let own = of("--null-label 3 --guidance 2");
+    let (losses, signals) = measured(&own);
+    assert!(losses.iter().all(|loss| loss.is_finite() && *loss > 0.0));
+    assert!(signals.contains(&"loss") && signals.contains(&"SecMI at timestep 100"));
+    // The label of its folder is 1, and under another the loss is another.
+    assert_eq!(losses, measured(&of("--label 1")).0);
+    assert_ne!(losses, measured(&of("--label 2")).0);
+    assert!(
+        own.data.description.contains("guidance 2"),
+        "{}",
+        own.data.description
+    );
+    let open = own.not_tested.iter().map(|open| open.what.as_str());
+    assert!(open.clone().any(|what| what.contains("embeddings")));
+    let error = audited(place, "out/model", "--prompts PLACE/forget").unwrap_err();
+    assert!(error.contains("--prompts is of no use"), "{error}");
+
+    let place = captioned(flow_model, 20);
+    let place = place.path();
+    run(place, "out", "--clipper fraction:0.3:1").unwrap();
+    let report = audited(place, "out/model", "").unwrap();
+    let (losses, signals) = measured(&report);
+    assert!(losses.iter().all(|loss| loss.is_finite() && *loss > 0.0));
+    assert!(
+        !signals.iter().any(|signal| signal.contains("PIA")),
+        "{signals:?}"
+    );
+    let open = report.not_tested.iter();
+    assert!(open.clone().any(|open| open.what.contains("PIA")));
+}
+
+#[test]
+fn a_lora_is_audited_beside_the_model_that_it_belongs_to() {
+    let place = text_place(20);
+    let place = place.path();
+    let unet = UNet2dCondition::load(place.join("model"), &Device::flex()).unwrap();
+    let lora = Lora::new(&unet, LoraPart::Unet, &["to_q", "to_v"], 2, 1).unwrap();
+    lora.save(place.join("mine.safetensors")).unwrap();
+    let trained = "--lora PLACE/mine.safetensors --learning-rate 1e-1 --clipper fraction:0.3:1";
+    run(place, "out", trained).unwrap();
+    let pair = "--lora PLACE/mine.safetensors --unlearned-lora PLACE/out/model/mine.safetensors";
+    let report = audited(place, "", pair).unwrap();
+    assert_ne!(report.model.before_sha256, report.model.after_sha256);
+    let [before, after] = &report.charts[0].lines[..] else {
+        panic!("a line before and one after");
+    };
+    assert_ne!(before.points, after.points);
+    for (options, names) in [
+        ("", "--after"),
+        ("--unlearned-lora PLACE/mine.safetensors", "--lora"),
+        (
+            "--after=PLACE/model --unlearned-lora PLACE/mine.safetensors",
+            "cannot be used with",
+        ),
+    ] {
+        let error = audited(place, "", options).unwrap_err();
+        assert!(error.contains(names), "{options}: {error}");
+    }
 }
 
 /// Captions from a file of their own, and none.

@@ -19,10 +19,9 @@ use siss_support::digits::ASSETS;
 use siss_support::files::{copy, create_folder};
 use siss_support::process::Process;
 use siss_support::progress::Silent;
+use siss_support::subject::source::Source;
+use siss_support::subject::{Conditions, Latents, Space, Subject, Text, TextNetwork};
 use siss_support::tiny::{flow_model, transformer_model, xl_model};
-use siss_support::unlearn::options::Conditions;
-use siss_support::unlearn::source::Source;
-use siss_support::unlearn::subject::{Latents, Space, Subject, Text, TextNetwork};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

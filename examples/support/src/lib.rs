@@ -26,6 +26,7 @@ pub mod request;
 pub mod resume;
 pub mod run;
 pub mod small;
+pub mod subject;
 pub mod survey;
 pub mod target;
 pub mod tiny;

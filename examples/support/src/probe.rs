@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use siss::backend::DeviceSpec;
 use siss::burn::tensor::{Device, Tensor};
 use siss::evaluate::{
     AnswerComparison, AnswerDistance, DenoisedComparison, DenoisedDistance, DenoisingLoss,
@@ -20,6 +21,11 @@ pub const EVALUATION_SEED: u64 = 20_250_301;
 /// Steps of the sampler.
 const STEPS: usize = 25;
 
+/// Pixels run at a time where nothing is known of the memory, and most images.
+const PIXELS_AT_A_TIME: usize = 1 << 16;
+const MOST_AT_A_TIME: usize = 32;
+/// Images with fewer pixels leave cores idle.
+const SMALL_PIXELS: usize = 64 * 64;
 /// Numbers of a large image: one of 64×64 in colour. A mean over such needs fewer of them.
 const LARGE_IMAGE: usize = 64 * 64 * 3;
 const FEWEST: usize = 4;
@@ -35,6 +41,14 @@ pub struct Chunks {
 }
 
 impl Chunks {
+    /// For pictures of a size: small ones leave cores idle, so chunks of them run in parallel.
+    pub fn of_pictures(pixels: usize, device: DeviceSpec) -> Self {
+        Self {
+            rows: (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME),
+            in_parallel: pixels <= SMALL_PIXELS && device == DeviceSpec::Flex,
+        }
+    }
+
     /// Number of images that are run at once on all cores together.
     fn at_once(self) -> usize {
         match self.in_parallel {
@@ -91,6 +105,11 @@ impl Probe {
     /// The process of its models.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Number of images run at a time.
+    pub fn rows(&self) -> usize {
+        self.chunks.rows
     }
 
     /// Seconds that a model takes for an image, judging from as many of these as are run at once.

@@ -64,8 +64,8 @@ impl<A, M> Unlearned<A, M> {
 
     /// Factor of the forget gradient, if it was the same in all steps.
     pub fn forget_scale(&self) -> Option<f64> {
-        let mut scales = self.records.iter();
-        let mut scales = scales.map(|record| record.report.coefficients.forget);
+        let records = self.records.iter();
+        let mut scales = records.map(|record| record.report.coefficients.forget);
         let first = scales.next()?;
         scales.all(|scale| scale == first).then_some(first)
     }

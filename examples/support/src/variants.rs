@@ -23,11 +23,10 @@ use crate::options::{at_least_one, number};
 use crate::probe::{Chunks, Probe, distances, mean};
 use crate::progress::Progress;
 use crate::resume::open_results;
+use crate::subject::source::Source;
+use crate::subject::{Conditions, Latents, Space, Subject, Text};
 use crate::triggers::{self, Entry, Found};
-use crate::unlearn::options::Conditions;
 use crate::unlearn::pictures;
-use crate::unlearn::source::Source;
-use crate::unlearn::subject::{Latents, Space, Subject, Text};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

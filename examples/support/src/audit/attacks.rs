@@ -1,15 +1,16 @@
 //! Whether the items can be found in the model, or got out of it.
 
-use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::metrics::{ControlTest, Estimate, MembershipSignal};
-use siss::models::UNet2d;
 use siss::report::audit::{Attack, AuditTest, Figure, Measured, Unit, Verdict};
+use siss::{DdpmScheduler, Result};
 
 use crate::audit::material::Material;
 use crate::audit::options::Options;
 use crate::probe::{EVALUATION_SEED, distances, mean};
+use crate::process::Process;
 use crate::progress::Progress;
+use crate::subject::{ConditionOf, Points, Subject};
 
 /// Timesteps of the loss, fixed here and not chosen by results.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
@@ -62,29 +63,18 @@ pub struct Losses {
 
 impl Losses {
     /// Measures items and controls with the same number of noises.
-    pub fn measure(
-        material: &Material,
+    pub fn measure<S: Subject>(
+        material: &Material<S>,
         options: &Options,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let of = |model: &UNet2d, name: &str| -> Result<Vec<Scores>> {
+        let of = |model: &S::Model, name: &str| -> Result<Vec<Scores>> {
             let scores = |&timestep: &usize| {
                 progress.phase(&format!("loss {name}, t = {timestep}"));
+                let losses = |points| losses(material, model, points, timestep, options.noises);
                 Ok(Scores {
-                    items: losses(
-                        material,
-                        model,
-                        &material.subjects,
-                        timestep,
-                        options.noises,
-                    )?,
-                    controls: losses(
-                        material,
-                        model,
-                        &material.controls,
-                        timestep,
-                        options.noises,
-                    )?,
+                    items: losses(&material.items)?,
+                    controls: losses(&material.controls)?,
                 })
             };
             TIMESTEPS.iter().map(scores).collect()
@@ -119,7 +109,7 @@ impl Losses {
     }
 
     /// The test.
-    pub fn test(&self, material: &Material) -> Result<AuditTest> {
+    pub fn test<S: Subject>(&self, material: &Material<S>) -> Result<AuditTest> {
         let mut figures = Vec::new();
         for (index, timestep) in TIMESTEPS.into_iter().enumerate() {
             let retrained = self
@@ -156,7 +146,7 @@ impl Losses {
             timesteps: TIMESTEPS.map(|it| it as u64).into(),
             fixed_in_advance: true,
             targets: material.items(),
-            controls: material.controls.dims()[0],
+            controls: material.controls.count(),
             figures,
             verdict,
             explanation,
@@ -210,22 +200,25 @@ fn by_rank(before: &[Scores], after: &[Scores], comparisons: f64) -> Result<(Ver
     })
 }
 
-/// The mean loss of each image over noises. Every row has a noise of its own.
-pub fn losses(
-    material: &Material,
-    model: &UNet2d,
-    images: &Tensor<4>,
+/// The mean loss of each point over noises. Every row has a noise of its own.
+pub fn losses<S: Subject>(
+    material: &Material<S>,
+    model: &S::Model,
+    points: &Points<ConditionOf<S>>,
     timestep: usize,
     noises: usize,
 ) -> Result<Vec<f64>> {
-    let count = images.dims()[0];
-    let rows = images.clone().repeat_dim(0, noises);
-    let losses = material.probe.losses(model, (&rows, &()), timestep)?;
-    let of = |image| {
+    let count = points.count();
+    let rows: Vec<usize> = (0..noises).flat_map(|_| 0..count).collect();
+    let rows = points.rows(&rows);
+    let losses = material
+        .probe
+        .losses(model, (&rows.points, &rows.condition), timestep)?;
+    let of = |point| {
         mean(
             &losses
                 .iter()
-                .skip(image)
+                .skip(point)
                 .step_by(count)
                 .copied()
                 .collect::<Vec<_>>(),
@@ -234,8 +227,16 @@ pub fn losses(
     Ok((0..count).map(of).collect())
 }
 
-/// Signals of membership beyond the loss.
-pub fn signals(material: &Material, progress: &dyn Progress) -> Result<Vec<AuditTest>> {
+/// Signals of membership beyond the loss. There are none for the path of flow matching: the attacks
+/// were published for processes of steps.
+pub fn signals<S: Subject>(
+    material: &Material<S>,
+    progress: &dyn Progress,
+) -> Result<Vec<AuditTest>> {
+    let Process::Steps(config) = &material.process else {
+        return Ok(Vec::new());
+    };
+    let scheduler = DdpmScheduler::from_config(config)?;
     let signals = [
         (
             "PIA at timestep 200",
@@ -259,10 +260,12 @@ pub fn signals(material: &Material, progress: &dyn Progress) -> Result<Vec<Audit
     let test = |(name, timestep, signal): (&str, u64, MembershipSignal)| {
         progress.phase(name);
         let models = &material.models;
-        let scores = |model: &UNet2d| -> Result<Scores> {
-            let measure = |points| signal.measure(model, &material.scheduler, points, &());
+        let scores = |model: &S::Model| -> Result<Scores> {
+            let measure = |of: &Points<ConditionOf<S>>| {
+                signal.measure(model, &scheduler, &of.points, &of.condition)
+            };
             Ok(Scores {
-                items: measure(&material.subjects)?,
+                items: measure(&material.items)?,
                 controls: measure(&material.controls)?,
             })
         };
@@ -288,7 +291,7 @@ pub fn signals(material: &Material, progress: &dyn Progress) -> Result<Vec<Audit
             timesteps: vec![timestep],
             fixed_in_advance: true,
             targets: items,
-            controls: material.controls.dims()[0],
+            controls: material.controls.count(),
             figures: vec![figure],
             verdict,
             explanation,
@@ -306,20 +309,17 @@ pub struct Generated {
 
 impl Generated {
     /// Samples start from the same noise for every model.
-    pub fn sample(material: &Material, options: &Options, progress: &dyn Progress) -> Result<Self> {
-        let [_, channels, height, width] = material.subjects.dims();
-        let shape = [options.samples, channels, height, width];
-        let sample = |model: &UNet2d, name: &str| {
-            let tell =
-                |done| progress.phase(&format!("sampling {name}: {done} of {}", options.samples));
-            material.probe.sample(
-                model,
-                &(),
-                options.seed << 32,
-                shape,
-                &material.device(),
-                tell,
-            )
+    pub fn sample<S: Subject>(
+        material: &Material<S>,
+        options: &Options,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let count = options.samples;
+        let sample = |model: &S::Model, name: &str| {
+            let tell = |done| progress.phase(&format!("sampling {name}: {done} of {count}"));
+            let numbers = ((options.seed << 32) as usize, count);
+            let generation = material.generation();
+            generation.sample(model, &material.items, numbers, tell)
         };
         let models = &material.models;
         let retrained = models.retrained.as_ref();
@@ -333,7 +333,7 @@ impl Generated {
     }
 
     /// Whether the model still generates the items.
-    pub fn test(&self, material: &Material) -> Result<AuditTest> {
+    pub fn test<S: Subject>(&self, material: &Material<S>) -> Result<AuditTest> {
         let share =
             |images: &Tensor<4>| Measured::share(material.copies.among(images), images.dims()[0]);
         let (before, after) = (share(&self.before)?, share(&self.after)?);
@@ -374,20 +374,21 @@ impl Generated {
 }
 
 /// Whether a noisy version of an item leads back to it.
-pub fn denoised(material: &Material, progress: &dyn Progress) -> Result<AuditTest> {
+pub fn denoised<S: Subject>(material: &Material<S>, progress: &dyn Progress) -> Result<AuditTest> {
     progress.phase("denoising the items");
     let copies = (64 / material.items()).max(2);
-    let noisy = material.subjects.clone().repeat_dim(0, copies);
-    let distance = |model: &UNet2d| -> Result<Measured> {
-        let images = material
-            .probe
-            .denoise(model, (&noisy, &()), DENOISED_FROM)?;
-        let distances = distances(&images, &noisy);
+    let rows: Vec<usize> = (0..copies).flat_map(|_| 0..material.items()).collect();
+    let noisy = material.items.rows(&rows);
+    let clean = material.pictures.clone().repeat_dim(0, copies);
+    let distance = |model: &S::Model| -> Result<Measured> {
+        let generation = material.generation();
+        let images = generation.denoise(model, &noisy, DENOISED_FROM)?;
+        let distances = distances(&images, &clean);
         Ok(Measured::from(&Estimate::mean("distance", &distances)?))
     };
     let models = &material.models;
     let (before, after) = (distance(&models.before)?, distance(&models.after)?);
-    let other = |model: &Option<UNet2d>| model.as_ref().map(distance).transpose();
+    let other = |model: &Option<S::Model>| model.as_ref().map(distance).transpose();
     let (retrained, another) = (other(&models.retrained)?, other(&models.another)?);
     let ends = |it: &Measured| it.interval.unwrap_or([it.value; 2]);
     let least = [&retrained, &another]

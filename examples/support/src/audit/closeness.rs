@@ -4,13 +4,13 @@ use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::evaluate::AnswerDistance;
 use siss::metrics::{Estimate, Features, RelativeTest, ratio_to_floor};
-use siss::models::UNet2d;
 use siss::report::audit::{Attack, AuditTest, Figure, Measured, Unit, Verdict};
 
 use crate::audit::attacks::{Generated, SEED, TIMESTEPS};
 use crate::audit::material::Material;
 use crate::audit::options::Options;
 use crate::progress::Progress;
+use crate::subject::{Points, Subject};
 
 /// Repetitions with other noise, for the interval.
 const REPETITIONS: u64 = 8;
@@ -22,8 +22,8 @@ const FEWEST: usize = 40;
 /// The distance of answers at the items, divided by that of two retrained models.
 ///
 /// `None` without two retrained models.
-pub fn answers(
-    material: &Material,
+pub fn answers<S: Subject>(
+    material: &Material<S>,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Option<AuditTest>> {
@@ -32,7 +32,7 @@ pub fn answers(
         return Ok(None);
     };
     progress.phase("comparing answers");
-    let from_retrained = |model: &UNet2d| distances(material, options, model, retrained);
+    let from_retrained = |model: &S::Model| distances(material, options, model, retrained);
     let floor = from_retrained(another)?;
     let [before, after] = [&models.before, &models.after].map(from_retrained);
     let (before, after) = (before?, after?);
@@ -96,26 +96,25 @@ pub fn answers(
 }
 
 /// Distances of two models' answers, one per item and repetition, mean over timesteps.
-fn distances(
-    material: &Material,
+fn distances<S: Subject>(
+    material: &Material<S>,
     options: &Options,
-    model: &UNet2d,
-    reference: &UNet2d,
+    model: &S::Model,
+    reference: &S::Model,
 ) -> Result<Vec<f64>> {
+    let scheduler = material.process.scheduler()?;
+    let Points {
+        points, condition, ..
+    } = &material.items;
     let mut distances = Vec::new();
     for repetition in 0..REPETITIONS {
         let compare = AnswerDistance {
             noises: options.noises,
             seed: SEED + repetition,
-            ..AnswerDistance::at(TIMESTEPS.map(|it| it as f64))
+            micro_batch_size: material.probe.rows(),
+            ..AnswerDistance::at(material.times(&TIMESTEPS))
         };
-        let found = compare.measure(
-            model,
-            reference,
-            &material.scheduler,
-            &material.subjects,
-            &(),
-        )?;
+        let found = compare.measure(model, reference, scheduler.as_ref(), points, condition)?;
         for item in 0..material.items() {
             let sum: f64 = found
                 .iter()
@@ -130,8 +129,8 @@ fn distances(
 /// Whether generated images are nearer to those of a retrained model than to those of the original.
 ///
 /// `None` without a retrained model or with too few images.
-pub fn relative(
-    material: &Material,
+pub fn relative<S: Subject>(
+    material: &Material<S>,
     generated: &Generated,
     progress: &dyn Progress,
 ) -> Result<Option<AuditTest>> {

@@ -1,11 +1,13 @@
 //! The audit: all tests, and the report.
 
 use std::error::Error;
+use std::path::Path;
 
 use siss::burn::module::Module;
 use siss::files::path_text;
-use siss::images::{Format, ImageFiles, Images, Transparency};
+use siss::images::ImageFiles;
 use siss::metrics::ControlTest;
+use siss::models::{ClassUNet2d, Dit, Sd3Transformer, UNet2dCondition};
 use siss::report::audit::{
     Attack, AuditLog, AuditReport, AuditedData, AuditedModel, EarlierSubject, LogEntry, Manifest,
     NotTested, Recheck, Verdict, WorstCase,
@@ -20,7 +22,10 @@ use crate::audit::options::Options;
 use crate::audit::pictures::{levels, pictures};
 use crate::audit::returns::{pair, relearning};
 use crate::audit::today::today;
+use crate::process::Process;
 use crate::progress::Progress;
+use crate::subject::source::Source;
+use crate::subject::{Classes, Kind, Named, Subject, Text, Unconditional};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -28,14 +33,53 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 pub fn run(options: &Options, progress: &dyn Progress) -> Result<AuditReport> {
     options.check()?;
     // A broken log is refused before anything takes time.
-    let mut log = options.log.as_ref().map(AuditLog::open).transpose()?;
-    let material = Material::load(options, progress)?;
+    let log = options.log.as_ref().map(AuditLog::open).transpose()?;
+    let Some(before) = &options.before else {
+        let material = Material::bundled(options, progress)?;
+        return tested(material, options, log, progress);
+    };
+    let conditions = options.told.conditions();
+    let source = Source::find(&Named {
+        option: "before",
+        path: before,
+        config: options.told.config.as_deref(),
+        range: [-1.0, 1.0],
+        conditions: &conditions,
+    })?;
+    let own = (before.as_path(), &source);
+    match Kind::of(&source)? {
+        Kind::Unconditional => own_tested::<Unconditional>(options, own, log, progress),
+        Kind::Classes => own_tested::<Classes<ClassUNet2d>>(options, own, log, progress),
+        Kind::Dit => own_tested::<Classes<Dit>>(options, own, log, progress),
+        Kind::Text => own_tested::<Text<UNet2dCondition>>(options, own, log, progress),
+        Kind::Sd3 => own_tested::<Text<Sd3Transformer>>(options, own, log, progress),
+    }
+}
+
+/// Tests the model of the command line.
+fn own_tested<S: Subject>(
+    options: &Options,
+    own: (&Path, &Source),
+    log: Option<AuditLog>,
+    progress: &dyn Progress,
+) -> Result<AuditReport> {
+    let material = Material::<S>::own(options, own, progress)?;
+    tested(material, options, log, progress)
+}
+
+/// Tests a model, writes the report, and appends to the log.
+fn tested<S: Subject>(
+    mut material: Material<S>,
+    options: &Options,
+    mut log: Option<AuditLog>,
+    progress: &dyn Progress,
+) -> Result<AuditReport> {
     let mut report = audit(&material, options, progress)?;
     if let Some(log) = &log {
         report.previous_entry_sha256 = Some(log.head().to_owned());
         let current: Vec<String> = report.subjects.iter().map(|it| it.sha256.clone()).collect();
         let earlier = log.to_recheck(&current);
-        let (rechecks, open) = recheck(&material, options, &earlier)?;
+        let (rechecks, open) = recheck(&mut material, options, &earlier)?;
         report.rechecks = rechecks;
         report.not_tested.extend(open);
     }
@@ -54,7 +98,11 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<AuditReport> {
 }
 
 /// All tests.
-fn audit(material: &Material, options: &Options, progress: &dyn Progress) -> Result<AuditReport> {
+fn audit<S: Subject>(
+    material: &Material<S>,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<AuditReport> {
     let generated = Generated::sample(material, options, progress)?;
     let losses = Losses::measure(material, options, progress)?;
     let (relearned, relearning_chart) = relearning(material, options, progress)?;
@@ -81,6 +129,7 @@ fn audit(material: &Material, options: &Options, progress: &dyn Progress) -> Res
     )?;
     let mut not_tested = left_open(&tested, "no model trained without the items was given");
     not_tested.extend(never_tested());
+    not_tested.extend(of_conditions(material));
     let mut report = AuditReport {
         worst_case: subjects.get(worst).map(|item| WorstCase {
             sha256: item.sha256.clone(),
@@ -93,7 +142,7 @@ fn audit(material: &Material, options: &Options, progress: &dyn Progress) -> Res
             description: material.description.clone(),
             retain_manifest_sha256: material.manifest.sha256(),
             retained: material.retained as u64,
-            controls: material.controls.dims()[0] as u64,
+            controls: material.controls.count() as u64,
         },
         tests,
         quality: quality(&losses)?,
@@ -106,8 +155,23 @@ fn audit(material: &Material, options: &Options, progress: &dyn Progress) -> Res
     Ok(report)
 }
 
-fn model(material: &Material) -> siss::Result<AuditedModel> {
-    let [before, after] = &material.models.folders;
+/// What is not tested of a model with a condition, or with the path of flow matching.
+fn of_conditions<S: Subject>(material: &Material<S>) -> Vec<NotTested> {
+    let other_conditions = (!material.items.words.is_empty()).then(|| NotTested {
+        attack: Some(Attack::DataReconstruction),
+        what: "other classes or captions than the items' own, and embeddings found by a search".into(),
+        why: "every test tells the model the item's own condition; the example `prompt_variants` looks for others".into(),
+    });
+    let signals = matches!(material.process, Process::Flow(_)).then(|| NotTested {
+        attack: Some(Attack::MembershipInference),
+        what: "PIA, SecMI and SimA".into(),
+        why: "they are defined for processes of steps, and this model's is a path".into(),
+    });
+    other_conditions.into_iter().chain(signals).collect()
+}
+
+fn model<S: Subject>(material: &Material<S>) -> siss::Result<AuditedModel> {
+    let [before, after] = &material.models.places;
     Ok(AuditedModel {
         name: material.name.clone(),
         parents: Vec::new(),
@@ -120,8 +184,8 @@ fn model(material: &Material) -> siss::Result<AuditedModel> {
 }
 
 /// Tests the items of earlier requests whose files are there: the rank of their loss.
-fn recheck(
-    material: &Material,
+fn recheck<S: Subject>(
+    material: &mut Material<S>,
     options: &Options,
     earlier: &[EarlierSubject],
 ) -> Result<(Vec<Recheck>, Vec<NotTested>)> {
@@ -150,28 +214,19 @@ fn recheck(
     Ok((rechecks, open))
 }
 
-fn test_again(
-    material: &Material,
+fn test_again<S: Subject>(
+    material: &mut Material<S>,
     options: &Options,
     item: &EarlierSubject,
-    file: &std::path::Path,
+    file: &Path,
 ) -> Result<Recheck> {
-    let [_, channels, height, width] = material.subjects.dims();
-    let format = Format {
-        channels,
-        height,
-        width,
-        is_configured: true,
-        range: [-1.0, 1.0],
-        transparency: Transparency::Drop,
-    };
-    let (images, _) = Images::read_all(ImageFiles::find(file)?, format, |_| {})?;
-    let image = images.all(&material.device());
+    let point = material.item(file)?;
+    let material = &*material;
     let (model, noises) = (&material.models.after, options.noises);
     let mut lowest: (f64, usize) = (1.0, TIMESTEPS[0]);
     for timestep in TIMESTEPS {
-        let of = |images| losses(material, model, images, timestep, noises);
-        let test = ControlTest::new(of(&image)?[0], &of(&material.controls)?)?;
+        let of = |points| losses(material, model, points, timestep, noises);
+        let test = ControlTest::new(of(&point)?[0], &of(&material.controls)?)?;
         if test.low < lowest.0 {
             lowest = (test.low, timestep);
         }
@@ -188,7 +243,7 @@ fn test_again(
         },
         finding: format!(
             "rank of its loss among {} unseen pictures: lowest p-value {p_value:.3}, at timestep {timestep}",
-            material.controls.dims()[0]
+            material.controls.count()
         ),
     })
 }

@@ -7,19 +7,25 @@ use std::path::{Path, PathBuf};
 use siss::burn::tensor::{Device, Tensor};
 use siss::files::path_text;
 use siss::images::{Format, ImageFiles, ImageReader, Images, Transparency};
-use siss::models::{ModelFolder, UNet2d, UNet2dConfig};
+use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
-use siss::report::audit::{Manifest, Subject};
-use siss::{DdpmScheduler, Method, PairSampler};
+use siss::report::audit::{Manifest, Subject as Item};
+use siss::{Method, PairSampler};
 
 use crate::audit::options::Options;
 use crate::cases::{Case, CaseData};
+use crate::closeness::neighbours;
 use crate::files::create_folder;
-use crate::probe::{Probe, distances};
+use crate::probe::{Chunks, Probe, distances};
+use crate::process::Process;
 use crate::progress::Progress;
 use crate::quick::{BATCH, FORGET_PROB, Quick};
 use crate::request::Copies;
 use crate::run::tell;
+use crate::subject::source::Source;
+use crate::subject::{
+    self, ConditionOf, Conditions, Generation, Named, Origin, Points, Subject, Unconditional,
+};
 use crate::target::{predict_answers, predict_losses};
 use crate::tshirt::evaluate::chunks;
 use crate::way::Way;
@@ -28,33 +34,40 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Most retained images that are read.
 const MOST_RETAINED: usize = 1000;
+/// The values of black and white in the training of the models.
+const RANGE: [f64; 2] = [-1.0, 1.0];
 
 /// The models of an audit, plain ones.
-pub struct Models {
-    pub before: UNet2d,
-    pub after: UNet2d,
+pub struct Models<M> {
+    pub before: M,
+    pub after: M,
     /// Never saw the items.
-    pub retrained: Option<UNet2d>,
+    pub retrained: Option<M>,
     /// Another such model.
-    pub another: Option<UNet2d>,
-    pub config: SchedulerConfig,
+    pub another: Option<M>,
     /// Where the model before and the model after are.
-    pub folders: [PathBuf; 2],
+    pub places: [PathBuf; 2],
 }
 
 /// Everything that an audit looks at.
-pub struct Material {
-    pub models: Models,
-    pub scheduler: DdpmScheduler,
+pub struct Material<S: Subject> {
+    pub subject: S,
+    pub models: Models<S::Model>,
+    pub process: Process,
     pub probe: Probe,
-    /// `[items, channels, height, width]` in `[-1, 1]`.
-    pub subjects: Tensor<4>,
-    pub records: Vec<Subject>,
+    /// The items.
+    pub items: Points<ConditionOf<S>>,
+    /// The pictures of the items, `[items, channels, height, width]` in `[-1, 1]`.
+    pub pictures: Tensor<4>,
+    /// Altered copies of the items.
+    pub altered: Points<ConditionOf<S>>,
+    pub records: Vec<Item>,
     /// Never seen by any model.
-    pub controls: Tensor<4>,
+    pub controls: Points<ConditionOf<S>>,
     /// Kept by the model.
-    pub retain: Tensor<4>,
+    pub retain: Points<ConditionOf<S>>,
     pub retained: usize,
+    pub format: Format,
     pub manifest: Manifest,
     pub description: String,
     pub name: String,
@@ -65,24 +78,21 @@ pub struct Material {
     pub unlearning: BTreeMap<String, String>,
 }
 
-impl Material {
-    /// Loads, and lets the model unlearn first if there is none after.
-    pub fn load(options: &Options, progress: &dyn Progress) -> Result<Self> {
+impl Material<Unconditional> {
+    /// The bundled model and data. The model unlearns first if there is none after.
+    pub fn bundled(options: &Options, progress: &dyn Progress) -> Result<Self> {
         progress.phase("loading");
-        match &options.before {
-            None => Self::bundled(options, progress),
-            Some(before) => Self::own(options, before),
-        }
-    }
-
-    fn bundled(options: &Options, progress: &dyn Progress) -> Result<Self> {
         let (assets, case) = (&options.assets, Case::Tshirt);
         let device = options.device.device()?;
-        let origin = ModelFolder::find(case.model(assets))?;
+        let path = case.model(assets);
+        let origin = ModelFolder::find(&path)?;
         let config = SchedulerConfig::from_file(origin.scheduler_file())?;
         let load = |path: &Path| UNet2d::load(ModelFolder::find(path)?.network(), &device);
         let [retrained, another] = case.retrained(assets);
-        let before = UNet2d::load(origin.network(), &device)?;
+        let conditions = Conditions::default();
+        let named = named("before", &path, None, &conditions);
+        let source = Source::find(&named)?;
+        let (mut subject, before) = Unconditional::read(&named, &source, &device, progress)?;
         let data = case.load(assets, &device)?;
         let mut unlearning = BTreeMap::new();
         let after = match &options.after {
@@ -99,24 +109,36 @@ impl Material {
             before,
             retrained: Some(load(&retrained)?),
             another: Some(load(&another)?),
-            folders: [
+            places: [
                 origin.network().into(),
                 ModelFolder::find(&after)?.network().into(),
             ],
-            config,
         };
         let item = Manifest::of(assets.join("data/tshirt.png"))?;
         let copies = Copies::of(case, &data);
         let retained = data.retain.dims()[0];
+        let [_, channels, height, width] = data.forget.dims();
+        let items = unconditional(data.forget.clone());
         Ok(Self {
-            scheduler: DdpmScheduler::from_config(&models.config)?,
-            probe: Probe::new(&models.config, chunks(options.device))?,
+            altered: altered(&mut subject, &items, &data.forget)?,
+            subject,
+            probe: Probe::new(&config, chunks(options.device))?,
+            process: Process::Steps(config),
             models,
-            subjects: data.forget,
-            records: subjects(&item),
-            controls: few(data.heldout, options.controls),
-            retain: few(data.retain, MOST_RETAINED),
+            items,
+            pictures: data.forget,
+            records: records(&item),
+            controls: unconditional(few(data.heldout, options.controls)),
+            retain: unconditional(few(data.retain, MOST_RETAINED)),
             retained,
+            format: Format {
+                channels,
+                height,
+                width,
+                is_configured: true,
+                range: RANGE,
+                transparency: Transparency::Drop,
+            },
             manifest: Manifest::of(assets.join("data/digits10k-images-idx3-ubyte.gz"))?,
             description: "handwritten digits of 28×28 pixels (MNIST); the file also holds 1,000 digits that no model saw".into(),
             name: "the bundled model of digits, which memorised a picture".into(),
@@ -125,103 +147,159 @@ impl Material {
             unlearning,
         })
     }
+}
 
-    fn own(options: &Options, before: &Path) -> Result<Self> {
+impl<S: Subject> Material<S> {
+    /// Models and images of the command line; `before` is where the model before is.
+    pub fn own(
+        options: &Options,
+        (before, source): (&Path, &Source),
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        progress.phase("loading");
         let device = options.device.device()?;
-        let origin = ModelFolder::find(before).map_err(|error| format!("--before: {error}"))?;
-        let config = SchedulerConfig::from_file(origin.scheduler_file())?;
-        let load = |option: &str, path: &Option<PathBuf>| -> Result<Option<(UNet2d, PathBuf)>> {
-            let Some(path) = path else { return Ok(None) };
-            let found = ModelFolder::find(path).map_err(|error| format!("--{option}: {error}"))?;
-            let model = UNet2d::load(found.network(), &device)?;
-            Ok(Some((model, found.network().into())))
+        let conditions = options.told.conditions();
+        let named = named(
+            "before",
+            before,
+            options.told.config.as_deref(),
+            &conditions,
+        );
+        subject::check::<S>(&named, source.folder())?;
+        let (mut subject, model) = S::read(&named, source, &device, progress)
+            .map_err(|error| subject::explained(error, source.folder()))?;
+        let process = Process::from_file(source.folder().scheduler_file())?;
+        let process = match subject.space().is_pixels() {
+            true => process,
+            false => process.without_clamp().0,
         };
         let needed = |option: &str, path: &Option<PathBuf>| {
             path.clone()
                 .ok_or_else(|| format!("--{option} is needed with --before"))
         };
-        let after = needed("after", &options.after)?;
-        let (after, after_folder) = load("after", &Some(after))?.ok_or("--after is needed")?;
-        let before_model = UNet2d::load(origin.network(), &device)?;
-        let format = format(before_model.config())?;
         let [forget, retain, control] = [
             needed("forget", &options.forget)?,
             needed("retain", &options.retain)?,
             needed("control", &options.control)?,
         ];
-        let files = ImageFiles::find(&forget)?;
-        let (items, _) = Images::read_all(files, format, |_| {})?;
-        let read = |path: &Path, count: usize| -> Result<(Tensor<4>, usize)> {
-            let files = ImageFiles::find(path)?;
-            let found = files.pictures.len();
-            let images = ImageReader::new(files, format)
-                .without(&items)
-                .read(count, |_| {});
-            match images.len() {
-                0 | 1 => {
-                    Err(format!("{}: fewer than two images can be read", path_text(path)).into())
-                }
-                _ => Ok((images.all(&device), found)),
-            }
-        };
-        let (controls, _) = read(&control, options.controls)?;
-        let (retained_images, retained) = read(&retain, MOST_RETAINED)?;
-        let records = items.files().iter().enumerate().map(|(index, file)| {
+        let found = ImageFiles::find(&forget)?;
+        let input = subject.input();
+        let format = subject
+            .space()
+            .format(input, &found, Transparency::Drop, before)?;
+        let (images, _) = Images::read_all(found.clone(), format, |_| {})?;
+        let pictures = images.all(&device);
+        let records = images.files().iter().enumerate().map(|(index, file)| {
             let sha256 = Manifest::of(file)?.files()[0].sha256.clone();
-            Ok(Subject {
+            Ok(Item {
                 name: item_name(index),
                 sha256,
             })
         });
-        let subjects = items.all(&device);
+        let records = records.collect::<siss::Result<_>>()?;
+        let mut points = |images: &Images, found: &ImageFiles, is_forgotten: bool| {
+            let origin = Origin {
+                found,
+                is_forgotten,
+                device: &device,
+            };
+            subject::points(&mut subject, images, &origin, progress)
+        };
+        let items = points(&images, &found, true)?;
+        let read = |path: &Path, count: usize| -> Result<(Images, ImageFiles)> {
+            let found = ImageFiles::find(path)?;
+            let mut reader = ImageReader::new(found.clone(), format).without(&images);
+            let images = reader.read(count, |_| {});
+            match images.len() {
+                0 | 1 => {
+                    Err(format!("{}: fewer than two images can be read", path_text(path)).into())
+                }
+                _ => Ok((images, found)),
+            }
+        };
+        let (unseen, found) = read(&control, options.controls)?;
+        let controls = points(&unseen, &found, false)?;
+        let (kept, found) = read(&retain, MOST_RETAINED)?;
+        let retain_points = points(&kept, &found, false)?;
+        // Half the distance to the nearest image that no model saw.
+        let unseen = unseen.all(&device);
         let data = CaseData {
-            retain: controls.clone(),
-            heldout: controls.clone(),
-            forget: subjects.clone(),
+            retain: unseen.clone(),
+            heldout: unseen,
+            forget: pictures.clone(),
         };
-        let models = Models {
-            before: before_model,
-            after,
-            retrained: load("retrained", &options.retrained)?.map(|it| it.0),
-            another: load("another", &options.another)?.map(|it| it.0),
-            folders: [origin.network().into(), after_folder],
-            config,
-        };
+        let models = models::<S>(options, (model, source), &device, progress)?;
+        let chunks = Chunks::of_pictures(format.height * format.width, options.device);
         Ok(Self {
-            scheduler: DdpmScheduler::from_config(&models.config)?,
-            probe: Probe::new(&models.config, chunks(options.device))?,
+            altered: altered(&mut subject, &items, &pictures)?,
+            description: description(&subject, &items, &retain),
+            subject,
             models,
-            records: records.collect::<siss::Result<_>>()?,
-            subjects,
-            // Half the distance to the nearest image that no model saw.
+            probe: Probe::of(&process, chunks)?,
+            process,
+            records,
+            items,
             copies: Copies::of(Case::Faces, &data),
             copies_rule:
                 "nearer than half the distance of the nearest picture that no model saw (L2)".into(),
+            pictures,
             controls,
-            retain: retained_images,
-            retained,
+            retain: retain_points,
+            retained: found.pictures.len(),
+            format,
             manifest: Manifest::of(&retain)?,
-            description: format!("the images of {}", path_text(&retain)),
-            name: path_text(origin.pipeline()),
+            name: path_text(source.file().unwrap_or(source.folder().pipeline())),
             unlearning: BTreeMap::new(),
         })
     }
 
+    /// Generates pictures with its models.
+    pub fn generation(&self) -> Generation<'_, S> {
+        Generation {
+            subject: &self.subject,
+            probe: &self.probe,
+        }
+    }
+
+    /// The points of one more picture.
+    pub fn item(&mut self, file: &Path) -> Result<Points<ConditionOf<S>>> {
+        let device = self.device();
+        let found = ImageFiles::find(file)?;
+        let (images, _) = Images::read_all(found.clone(), self.format, |_| {})?;
+        let origin = Origin {
+            found: &found,
+            is_forgotten: true,
+            device: &device,
+        };
+        subject::points(
+            &mut self.subject,
+            &images,
+            &origin,
+            &crate::progress::Silent,
+        )
+    }
+
     /// Number of items.
     pub fn items(&self) -> usize {
-        self.subjects.dims()[0]
+        self.items.count()
     }
 
     /// The device of the images.
     pub fn device(&self) -> Device {
-        self.subjects.device()
+        self.items.points.device()
+    }
+
+    /// Timesteps as the process counts them.
+    pub fn times(&self, timesteps: &[usize]) -> Vec<f64> {
+        let times = timesteps.iter();
+        times.map(|&timestep| self.process.time(timestep)).collect()
     }
 
     /// The distance of each image from its nearest item, pixels from 0 to 1.
     pub fn distances(&self, images: &Tensor<4>) -> Vec<f64> {
         let mut nearest = vec![f64::INFINITY; images.dims()[0]];
         for row in 0..self.items() {
-            let item = self.subjects.clone().narrow(0, row, 1);
+            let item = self.pictures.clone().narrow(0, row, 1);
             for (nearest, distance) in nearest.iter_mut().zip(distances(images, &item)) {
                 *nearest = nearest.min(distance);
             }
@@ -230,11 +308,115 @@ impl Material {
     }
 }
 
+/// A model of the command line.
+fn named<'a>(
+    option: &'static str,
+    path: &'a Path,
+    config: Option<&'a Path>,
+    conditions: &'a Conditions,
+) -> Named<'a> {
+    Named {
+        option,
+        path,
+        config,
+        range: RANGE,
+        conditions,
+    }
+}
+
+/// The models next to the one before.
+fn models<S: Subject>(
+    options: &Options,
+    (before, source): (S::Model, &Source),
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Models<S::Model>> {
+    let told = &options.told;
+    let config = told.config.as_deref();
+    let load = |option, path: &Path, lora: Option<&PathBuf>| -> Result<(S::Model, PathBuf)> {
+        let conditions = Conditions {
+            lora: lora.cloned(),
+            ..told.conditions()
+        };
+        let named = named(option, path, config.filter(|_| path.is_file()), &conditions);
+        let source = Source::find(&named)?;
+        let (_, model) = S::read(&named, &source, device, progress)
+            .map_err(|error| format!("--{option}: {error}"))?;
+        Ok((model, source.network().into()))
+    };
+    let twin = |option, path: &Option<PathBuf>| {
+        let loaded = path.as_ref().map(|path| load(option, path, None));
+        Ok::<_, Box<dyn Error>>(loaded.transpose()?.map(|(model, _)| model))
+    };
+    let (after, places) = match (&options.after, &options.before, &told.unlearned_lora) {
+        (Some(after), _, _) => {
+            let (after, place) = load("after", after, None)?;
+            (after, [source.network().into(), place])
+        }
+        (None, Some(before), Some(lora)) => {
+            let (after, _) = load("unlearned-lora", before, Some(lora))?;
+            let known = told.lora.as_ref().unwrap_or(lora);
+            (after, [known.clone(), lora.clone()])
+        }
+        _ => return Err("--after is needed with --before".into()),
+    };
+    Ok(Models {
+        before,
+        after,
+        retrained: twin("retrained", &options.retrained)?,
+        another: twin("another", &options.another)?,
+        places,
+    })
+}
+
+/// The data, and what the models are told of them.
+fn description<S: Subject>(subject: &S, items: &Points<ConditionOf<S>>, retain: &Path) -> String {
+    let images = format!("the images of {}", path_text(retain));
+    if items.words.is_empty() {
+        return images;
+    }
+    let guidance = match subject.guidance() {
+        Some((scale, _)) => format!("guidance {scale}"),
+        None => "no guidance".into(),
+    };
+    format!(
+        "{images}; the models are told each image's own class or caption, and pictures are generated under those of the items with {guidance}"
+    )
+}
+
+/// Altered copies of the items, under the items' conditions.
+fn altered<S: Subject>(
+    subject: &mut S,
+    items: &Points<ConditionOf<S>>,
+    pictures: &Tensor<4>,
+) -> siss::Result<Points<ConditionOf<S>>> {
+    let all = neighbours(pictures).map(|(_, pictures)| pictures);
+    let rows: Vec<usize> = all.iter().flat_map(|_| 0..items.count()).collect();
+    let pictures = all
+        .iter()
+        .flat_map(|pictures| pictures.clone().split(1, 0))
+        .map(|picture| subject.space_mut().encode(picture));
+    Ok(Points {
+        points: Tensor::cat(pictures.collect::<siss::Result<Vec<_>>>()?, 0),
+        ..items.rows(&rows)
+    })
+}
+
+/// Points of models without a condition.
+fn unconditional(points: Tensor<4>) -> Points<()> {
+    Points {
+        keys: vec![0; points.dims()[0]],
+        points,
+        condition: (),
+        words: Vec::new(),
+    }
+}
+
 /// The items of a manifest, under names that give nothing away.
-pub fn subjects(manifest: &Manifest) -> Vec<Subject> {
+pub fn records(manifest: &Manifest) -> Vec<Item> {
     let files = manifest.files().iter().enumerate();
     files
-        .map(|(index, file)| Subject {
+        .map(|(index, file)| Item {
             name: item_name(index),
             sha256: file.sha256.clone(),
         })
@@ -248,21 +430,6 @@ fn item_name(index: usize) -> String {
 fn few(images: Tensor<4>, most: usize) -> Tensor<4> {
     let count = images.dims()[0].min(most);
     images.narrow(0, 0, count)
-}
-
-fn format(config: &UNet2dConfig) -> Result<Format> {
-    let channels = config.in_channels;
-    let (Some([height, width]), true) = (config.sample_size, matches!(channels, 1 | 3)) else {
-        return Err("--before: the model must have 1 or 3 channels and a `sample_size`".into());
-    };
-    Ok(Format {
-        channels,
-        height,
-        width,
-        is_configured: true,
-        range: [-1.0, 1.0],
-        transparency: Transparency::Drop,
-    })
 }
 
 /// Lets the bundled model unlearn by the quick protocol, and saves it into the output folder.

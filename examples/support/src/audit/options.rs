@@ -10,6 +10,7 @@ use crate::audit::today::today;
 use crate::digits::ASSETS;
 use crate::files::{as_optional_text, as_text};
 use crate::options::at_least_one;
+use crate::subject::Conditions;
 
 /// Tests a model before and after unlearning, and writes a report that a person can read:
 /// report.html, and the same as report.json.
@@ -71,12 +72,12 @@ pub struct PurgeOptions {
 pub struct Options {
     /// The model before unlearning, a diffusers folder [default: the bundled one, which memorised a
     /// T-shirt].
-    #[arg(long, value_name = "DIR", requires_all = ["after", "forget", "retain", "control"])]
+    #[arg(long, value_name = "DIR", requires_all = ["unlearned", "forget", "retain", "control"])]
     #[serde(serialize_with = "as_optional_text")]
     pub before: Option<PathBuf>,
 
     /// The model after unlearning [default: the model before unlearns first].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", group = "unlearned")]
     #[serde(serialize_with = "as_optional_text")]
     pub after: Option<PathBuf>,
 
@@ -90,6 +91,10 @@ pub struct Options {
     #[arg(long, value_name = "DIR", requires = "retrained")]
     #[serde(serialize_with = "as_optional_text")]
     pub another: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub told: Told,
 
     /// Images to be forgotten: a folder, or one image.
     #[arg(long, value_name = "DIR", requires = "before")]
@@ -162,6 +167,62 @@ pub struct Options {
     pub assets: PathBuf,
 }
 
+/// What the models are told of images, and the parts that a folder lacks.
+#[derive(Args, Debug, Clone, Default, Serialize)]
+pub struct Told {
+    /// The class of the images to be forgotten, instead of those of their folders.
+    #[arg(long, value_name = "N", requires = "before")]
+    pub label: Option<usize>,
+
+    /// The class that stands for none in models that were trained for guidance.
+    #[arg(long, value_name = "N", requires = "before")]
+    pub null_label: Option<usize>,
+
+    /// A file of captions in the format of metadata.jsonl, with names relative to its own folder.
+    #[arg(long, value_name = "FILE", requires = "before")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub prompts: Option<PathBuf>,
+
+    /// Scale of classifier-free guidance for generated and denoised images [default: as `unlearn`].
+    #[arg(long, value_name = "S", requires = "before")]
+    pub guidance: Option<f64>,
+
+    /// Folder that keeps the latents of images, so that a later run need not encode them.
+    #[arg(long, value_name = "DIR", requires = "before")]
+    #[serde(skip)]
+    pub cache: Option<PathBuf>,
+
+    /// What single files of Stable Diffusion lack, as for `unlearn`.
+    #[arg(long, value_name = "DIR", requires = "before")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub config: Option<PathBuf>,
+
+    /// A LoRA that belongs to the model before.
+    #[arg(long, value_name = "FILE", requires = "before")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub lora: Option<PathBuf>,
+
+    /// The LoRA after unlearning, instead of --after: it belongs to the same model.
+    #[arg(long, value_name = "FILE", group = "unlearned", requires = "lora")]
+    #[serde(serialize_with = "as_optional_text")]
+    pub unlearned_lora: Option<PathBuf>,
+}
+
+impl Told {
+    /// As the models are read.
+    pub fn conditions(&self) -> Conditions {
+        Conditions {
+            label: self.label,
+            null_label: self.null_label,
+            prompts: self.prompts.clone(),
+            guidance: self.guidance,
+            cache: self.cache.clone(),
+            lora: self.lora.clone(),
+            ..Conditions::default()
+        }
+    }
+}
+
 /// What only a person knows.
 #[derive(Args, Debug, Clone, Serialize)]
 pub struct RecordOptions {
@@ -212,6 +273,7 @@ impl Options {
                 ));
             }
         }
+        self.told.conditions().check()?;
         if self.after.is_some() && self.before.is_none() && !self.assets.exists() {
             return Err(
                 "--after without --before: there is no bundled model; give --before".into(),

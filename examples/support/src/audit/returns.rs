@@ -1,19 +1,17 @@
 //! Whether the items come back: by fine-tuning, or with the help of the old model.
 
-use siss::Result;
-use siss::burn::tensor::Tensor;
 use siss::evaluate::DenoisingLoss;
 use siss::metrics::{Relearning, RelearningCurve, pair_attack};
-use siss::models::UNet2d;
 use siss::report::audit::{Attack, AuditTest, Chart, Figure, Line, Measured, Unit, Verdict};
-use siss::sampling::{DdimSampler, Sampler};
+use siss::{DdpmScheduler, FlowMatching, Result};
 
 use crate::audit::attacks::SEED;
 use crate::audit::material::Material;
 use crate::audit::options::Options;
-use crate::closeness::neighbours;
 use crate::probe::mean;
+use crate::process::Process;
 use crate::progress::Progress;
+use crate::subject::Subject;
 
 /// Where the loss is measured while a model is taught again.
 const TIMESTEP: usize = 250;
@@ -25,19 +23,18 @@ const LOOKS: u64 = 12;
 const WEIGHTS: [f64; 2] = [2.0, 4.0];
 /// Share of the generated pictures that the pair attack draws: it runs two models.
 const PART: usize = 4;
-/// Pictures drawn at a time.
-const ROWS: usize = 32;
 
 /// What fine-tuning brings back: the test, and a chart.
-pub fn relearning(
-    material: &Material,
+pub fn relearning<S: Subject>(
+    material: &Material<S>,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(AuditTest, Chart)> {
     let loss = DenoisingLoss {
         noises: options.noises,
         seed: SEED,
-        ..DenoisingLoss::at([TIMESTEP as f64])
+        micro_batch_size: material.probe.rows(),
+        ..DenoisingLoss::at(material.times(&[TIMESTEP]))
     };
     let attack = Relearning {
         steps: options.relearning_steps,
@@ -47,29 +44,35 @@ pub fn relearning(
         ..Relearning::at(loss.clone())
     };
     let models = &material.models;
-    let of = |model: &UNet2d| -> Result<f64> {
-        Ok(mean(
-            &loss
-                .measure(model, &material.scheduler, &material.subjects, &())?
-                .concat(),
-        ))
+    let scheduler = material.process.scheduler()?;
+    let items = (&material.items.points, &material.items.condition);
+    let of = |model: &S::Model| -> Result<f64> {
+        let losses = loss.measure(model, scheduler.as_ref(), items.0, items.1)?;
+        Ok(mean(&losses.concat()))
     };
     let (known, forgotten) = (of(&models.before)?, of(&models.after)?);
     // Half way on a logarithmic scale.
     let level = (known * forgotten).sqrt();
-    let similar = neighbours(&material.subjects).map(|(_, images)| images);
-    let similar = Tensor::cat(similar.to_vec(), 0);
     let mut lines = Vec::new();
     let mut figures = Vec::new();
     let mut pairs = Vec::new();
     for (name, data) in [
         ("other data", &material.retain),
-        ("altered copies", &similar),
+        ("altered copies", &material.altered),
     ] {
-        let mut run = |model: &UNet2d, whose: &str| -> Result<RelearningCurve> {
+        let mut run = |model: &S::Model, whose: &str| -> Result<RelearningCurve> {
             progress.phase(&format!("teaching the {whose} model again on {name}"));
-            let (data, points) = ((data, &()), (&material.subjects, &()));
-            let curve = attack.run(model.clone(), &material.scheduler, data, points, level)?;
+            let data = (&data.points, &data.condition);
+            let model = model.clone();
+            let curve = match &material.process {
+                Process::Steps(config) => {
+                    let scheduler = DdpmScheduler::from_config(config)?;
+                    attack.run(model, &scheduler, data, items, level)?
+                }
+                Process::Flow(_) => {
+                    attack.run(model, &FlowMatching::default(), data, items, level)?
+                }
+            };
             let points = curve.losses.iter().map(|&(step, loss)| (step as f64, loss));
             lines.push(Line {
                 name: format!("{whose}, on {name}"),
@@ -200,28 +203,22 @@ fn verdict(pairs: &[Pair<'_>], most: u64) -> (Verdict, String) {
 /// What somebody can do who kept the model from before.
 ///
 /// `generates` says whether the model before generates the items by itself.
-pub fn pair(
-    material: &Material,
+pub fn pair<S: Subject>(
+    material: &Material<S>,
     options: &Options,
     generates: bool,
     progress: &dyn Progress,
 ) -> Result<AuditTest> {
     let models = &material.models;
-    let sampler = DdimSampler::from_scheduler(&models.config, 25)?;
-    let [_, channels, height, width] = material.subjects.dims();
     let count = (options.samples / PART).max(2);
     let mut figures = Vec::new();
     let mut most: f64 = 0.0;
     for weight in WEIGHTS {
         let both = pair_attack::<4, _>(models.after.clone(), models.before.clone(), weight)?;
-        let mut copies = 0;
-        for first in (0..count).step_by(ROWS) {
-            progress.phase(&format!("pair attack, w = {weight}: {first} of {count}"));
-            let shape = [ROWS.min(count - first), channels, height, width];
-            let images =
-                sampler.sample(&both, &(), shape, SEED, first as u64, &material.device())?;
-            copies += material.copies.among(&images);
-        }
+        let tell = |done| progress.phase(&format!("pair attack, w = {weight}: {done} of {count}"));
+        let generation = material.generation();
+        let images = generation.sample(&both, &material.items, (0, count), tell)?;
+        let copies = material.copies.among(&images);
         let share = Measured::share(copies, count)?;
         most = most.max(share.value);
         figures.push(Figure::new(

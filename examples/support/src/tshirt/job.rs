@@ -20,7 +20,7 @@ use siss::report::audit::Manifest;
 use siss::steering::Levels;
 use siss::{DdpmScheduler, PairSampler, SissTrainer};
 
-use crate::audit::material::subjects;
+use crate::audit::material::records;
 use crate::audit::summary::{self, Evidence};
 use crate::cases::Case;
 use crate::classifier::DigitClassifier;
@@ -355,7 +355,7 @@ fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -
         },
         parameters,
         networks: [network, &unlearned],
-        items: subjects(&Manifest::of(options.assets.join(digits::TSHIRT))?),
+        items: records(&Manifest::of(options.assets.join(digits::TSHIRT))?),
         retained: &retained,
         retained_count: digits::NUM_RETAIN,
         retained_description: "handwritten digits of 28×28 pixels (MNIST)".into(),

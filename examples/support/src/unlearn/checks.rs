@@ -17,10 +17,10 @@ use crate::probe::enough;
 use crate::process::Process;
 use crate::progress::Progress;
 use crate::resume::checkpoint_folder;
+use crate::subject::{ConditionOf, Points, Subject};
 use crate::unlearn::data::Data;
 use crate::unlearn::job::RESULTS;
 use crate::unlearn::options::{Augment, Options, Settings};
-use crate::unlearn::subject::{ConditionOf, Points, Subject};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

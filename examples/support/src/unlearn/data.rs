@@ -13,10 +13,10 @@ use siss::rand::seq::SliceRandom;
 
 use crate::probe::EVALUATION_SEED;
 use crate::progress::Progress;
+use crate::subject::{ConditionOf, MOST_VALUES, Subject};
 use crate::target::REFERENCES;
 use crate::unlearn::options::{Augment, Options};
 use crate::unlearn::stream::{self, MOST_HELD, MOST_NEAREST, RetainStream};
-use crate::unlearn::subject::{ConditionOf, Subject};
 use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -28,8 +28,6 @@ const MOST_CONTROL: usize = 256;
 /// Fewest retained images that answers are predicted from: 32 digits explain a third of the errors
 /// of the bundled model, a thousand two thirds.
 pub const LEAST_REFERENCES: usize = 32;
-/// Most numbers in the images of a run: 8 GiB of them.
-pub const MOST_VALUES: usize = 1 << 31;
 
 /// The images of a run. With `--augment flip` the images to forget and to keep include their mirror
 /// images.

@@ -1,15 +1,14 @@
 //! Measures a model on the forgotten images, and on images that it is not trained on.
 
 use serde::{Deserialize, Serialize};
+use siss::Result;
 use siss::burn::tensor::Tensor;
 use siss::report::{binomial_interval, percentile_rank, quantile};
-use siss::sampling::Guided;
-use siss::{Condition, Result};
 
 use crate::probe::{ByTimestep, Probe, distances, enough, mean};
 use crate::progress::Progress;
+use crate::subject::{ConditionOf, Generation, Points, Subject};
 use crate::unlearn::predicted::{Figures, Predicted};
-use crate::unlearn::subject::{ConditionOf, Points, Subject};
 
 /// Fewest rows over which the loss of small forgotten images is averaged: few images are measured
 /// with many noises.
@@ -82,11 +81,6 @@ pub struct Measuring {
     /// How long they took.
     pub seconds: f64,
 }
-
-/// The wanted condition, and the one that stands for none.
-type BothConditions<S> = (ConditionOf<S>, ConditionOf<S>);
-/// A model with guidance, and both conditions of some rows.
-type GuidedModel<S> = (Guided<<S as Subject>::Model>, BothConditions<S>);
 
 /// The data used to measure models.
 pub struct Examiner<'a, S: Subject> {
@@ -201,7 +195,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
         let (low, high) = binomial_interval(near_count as u64, self.samples as u64, 0.95)?;
         progress.phase(&format!("denoising {name}"));
         let copies = self.copies();
-        let denoised = self.denoise(model, &copies)?;
+        let denoised = self.generation().denoise(model, &copies, self.middle())?;
         let mut figures = Evaluation {
             samples: self.samples,
             near_count,
@@ -326,6 +320,13 @@ impl<'a, S: Subject> Examiner<'a, S> {
         Tensor::cat(rows.collect(), 0)
     }
 
+    fn generation(&self) -> Generation<'_, S> {
+        Generation {
+            subject: self.subject,
+            probe: &self.probe,
+        }
+    }
+
     /// Pictures from number `first` on, each under the condition of a forgotten image in turn.
     fn sample(
         &self,
@@ -334,51 +335,9 @@ impl<'a, S: Subject> Examiner<'a, S> {
         count: usize,
         progress: impl Fn(usize) + Sync,
     ) -> Result<Tensor<4>> {
-        let rows: Vec<usize> = (first..first + count)
-            .map(|row| row % self.forget.count())
-            .collect();
-        let condition = self.forget.condition.take_rows(&rows);
-        let device = self.forget.points.device();
-        let [_, channels, height, width] = self.forget.points.dims();
-        let shape = [count, channels, height, width];
-        let first = first as u64;
-        let points = match self.guided(model, condition.clone(), count)? {
-            Some((model, both)) => self
-                .probe
-                .sample(&model, &both, first, shape, &device, progress),
-            None => self
-                .probe
-                .sample(model, &condition, first, shape, &device, progress),
-        };
-        self.subject.space().pictures(&points?)
-    }
-
-    /// Pictures of points that are noised to the middle timestep and denoised.
-    fn denoise(&self, model: &S::Model, points: &Points<ConditionOf<S>>) -> Result<Tensor<4>> {
-        let (condition, timestep) = (&points.condition, self.middle());
-        let denoised = match self.guided(model, condition.clone(), points.count())? {
-            Some((model, both)) => self
-                .probe
-                .denoise(&model, (&points.points, &both), timestep),
-            None => self
-                .probe
-                .denoise(model, (&points.points, condition), timestep),
-        };
-        self.subject.space().pictures(&denoised?)
-    }
-
-    /// The model with guidance, if the subject has it, and its pair of conditions.
-    fn guided(
-        &self,
-        model: &S::Model,
-        wanted: ConditionOf<S>,
-        count: usize,
-    ) -> Result<Option<GuidedModel<S>>> {
-        let Some((scale, none)) = self.subject.guidance() else {
-            return Ok(None);
-        };
-        let none = none.take_rows(&vec![0; count]);
-        Ok(Some((Guided::new(model.clone(), scale)?, (wanted, none))))
+        let numbers = (first, count);
+        self.generation()
+            .sample(model, &self.forget, numbers, progress)
     }
 
     /// The model's loss on each point under its own condition, without guidance.

@@ -29,6 +29,11 @@ use crate::process::Process;
 use crate::progress::Progress;
 use crate::resume::{checkpoint_folder, open_results};
 use crate::run::{Batches, LOG, Plan, Run};
+use crate::subject::source::Source;
+use crate::subject::{
+    self, Classes, ConditionOf, Kind, MakePoints, NO_STREAM, Origin, Points, Subject, Text,
+    Unconditional, from_range,
+};
 use crate::target::Target;
 use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
@@ -39,12 +44,7 @@ use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
 use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
-use crate::unlearn::source::Source;
 use crate::unlearn::stream;
-use crate::unlearn::subject::{
-    self, Classes, ConditionOf, Kind, MakePoints, NO_STREAM, Origin, Points, Subject, Text,
-    Unconditional, from_range,
-};
 use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -71,8 +71,6 @@ const MOST_NAMED: usize = 10;
 const PLAN: &str = "memory.json";
 /// Number of times that losses are measured during the run.
 const LOOKS: usize = 10;
-/// Images with fewer pixels leave cores idle, so chunks of them run in parallel.
-const SMALL_PIXELS: usize = 64 * 64;
 
 /// The contents of `summary.json`.
 #[derive(Debug, Serialize)]
@@ -174,7 +172,7 @@ pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     options.check()?;
     check_method(&options, &options.all_devices().0.device()?)?;
-    let source = Source::find(&options)?;
+    let source = Source::find(&options.named())?;
     checks::folders(&options, source.folder())?;
     match Kind::of(&source)? {
         Kind::Unconditional => run_on::<Unconditional>(options, &source, started, progress),
@@ -195,7 +193,7 @@ where
     ConditionOf<S>: 'static,
 {
     let origin = source.folder();
-    subject::check::<S>(&options, origin)?;
+    subject::check::<S>(&options.named(), origin)?;
     let device = options.all_devices().0.device()?;
     let (out, checkpointing) = (&options.out, &options.checkpointing);
     let results = open_results(out, &RESULTS)?;
@@ -205,7 +203,7 @@ where
     for note in origin.notes() {
         progress.say(&note.to_string());
     }
-    let (mut subject, unet) = S::read(&options, source, &device, progress)
+    let (mut subject, unet) = S::read(&options.named(), source, &device, progress)
         .map_err(|error| subject::explained(error, origin))?;
     let process = process(origin, &subject, &unet, progress)?;
     if options.streaming.stream && !subject.space().is_pixels() {
@@ -809,10 +807,9 @@ fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
 
 /// The number of images run at a time in measurements.
 fn chunks(options: &Options, settings: &Settings, format: Format) -> Chunks {
-    let is_small = format.height * format.width <= SMALL_PIXELS;
     Chunks {
         rows: settings.measured_at_a_time,
-        in_parallel: is_small && options.all_devices().0 == DeviceSpec::Flex,
+        ..Chunks::of_pictures(format.height * format.width, options.all_devices().0)
     }
 }
 

@@ -10,6 +10,4 @@ pub mod pictures;
 pub mod predicted;
 pub mod report;
 pub mod resources;
-pub mod source;
 pub mod stream;
-pub mod subject;

@@ -10,8 +10,10 @@ use siss::images::{Format, Transparency};
 
 use crate::audit::summary::Reporting;
 use crate::files::{as_optional_text, as_text};
-use crate::options::{at_least_one, clipper, learning_rate, number};
+use crate::options::{at_least_one, clipper, learning_rate};
+use crate::probe::Chunks;
 use crate::resume::Checkpointing;
+use crate::subject::{Conditions, Named};
 use crate::target::Target;
 use crate::unlearn::memory::Wanted;
 use crate::way::{Way, parse_way};
@@ -252,98 +254,6 @@ fn is_off(option: &bool) -> bool {
     !option
 }
 
-/// The options for models with a condition.
-#[derive(Args, Debug, Clone, Default, Serialize)]
-pub struct Conditions {
-    /// The class of the images to forget, instead of those of their folders.
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub label: Option<usize>,
-
-    /// The class that stands for none in a model that was trained for guidance.
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub null_label: Option<usize>,
-
-    /// The class under which the model answers for one that never saw the images, if there are too
-    /// few retained images to predict that [default: --null-label, or the retained images' own].
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub neighbour_label: Option<usize>,
-
-    /// A file of captions in the format of metadata.jsonl, with names relative to its own folder:
-    /// {"file_name": "a.png", "text": "a hat"}. It goes before captions beside the images.
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[serde(serialize_with = "as_optional_text")]
-    pub prompts: Option<PathBuf>,
-
-    /// The prompt under which the model answers for one that never saw the images, if there are too
-    /// few retained images to predict that [default: the empty one].
-    #[arg(long, value_name = "TEXT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub neighbour_prompt: Option<String>,
-
-    /// Scale of classifier-free guidance for generated and denoised images [default: 7.5 for a
-    /// prompt, 1 for a class].
-    #[arg(long, value_name = "S")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub guidance: Option<f64>,
-
-    /// Probability with which a row of a step has no prompt or class, as in training for guidance.
-    #[arg(long, value_name = "P", default_value_t = 0.0, alias = "drop-prompt")]
-    pub drop_condition: f64,
-
-    /// Before every N-th step, searches for embeddings under which the model still knows the
-    /// images, and forgets them under these too.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub adversarial: Option<u64>,
-
-    /// Folder that keeps the latents of images, so that a later run need not encode them.
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip)]
-    pub cache: Option<PathBuf>,
-
-    /// A LoRA of the model: only its factors are trained, and only it is written.
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[serde(serialize_with = "as_optional_text")]
-    pub lora: Option<PathBuf>,
-}
-
-impl Conditions {
-    /// Each option, and whether it was given.
-    pub fn given(&self) -> [(&'static str, bool); 10] {
-        [
-            ("label", self.label.is_some()),
-            ("null-label", self.null_label.is_some()),
-            ("neighbour-label", self.neighbour_label.is_some()),
-            ("prompts", self.prompts.is_some()),
-            ("neighbour-prompt", self.neighbour_prompt.is_some()),
-            ("guidance", self.guidance.is_some()),
-            ("drop-condition", self.drop_condition != 0.0),
-            ("adversarial", self.adversarial.is_some()),
-            ("cache", self.cache.is_some()),
-            ("lora", self.lora.is_some()),
-        ]
-    }
-
-    fn check(&self) -> Result<(), String> {
-        if let Some(scale) = self.guidance {
-            number("guidance", scale, scale.is_finite(), "a finite number")?;
-        }
-        let probability = self.drop_condition;
-        let is_legal = (0.0..=1.0).contains(&probability);
-        number(
-            "drop-condition",
-            probability,
-            is_legal,
-            "a number from 0 to 1",
-        )
-    }
-}
-
 /// A set of defaults.
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -388,9 +298,6 @@ const LARGE_LEARNING_RATE: f64 = 5e-6;
 const SMALL_LEARNING_RATE: f64 = 1e-4;
 const LARGE_SAMPLES: usize = 8;
 const SMALL_SAMPLES: usize = 128;
-/// Pixels run at a time where nothing is known of the memory, and most images.
-const PIXELS_AT_A_TIME: usize = 1 << 16;
-const MOST_AT_A_TIME: usize = 32;
 /// Faces that the paper runs at a time.
 const FACES_AT_A_TIME: usize = 4;
 /// The paper's rate for Stable Diffusion, and the pictures that it looks at.
@@ -425,6 +332,17 @@ impl Options {
         learning_rate(self.learning_rate)?;
         self.conditions.check()?;
         clipper(self.clipper)
+    }
+
+    /// The model, as it is read.
+    pub fn named(&self) -> Named<'_> {
+        Named {
+            option: "model",
+            path: &self.model,
+            config: self.config.as_deref(),
+            range: self.range,
+            conditions: &self.conditions,
+        }
     }
 
     /// How the learning rate changes, in words.
@@ -498,8 +416,7 @@ impl Options {
 
 /// Images run at a time by their size.
 fn few(format: Format) -> usize {
-    let pixels = format.height * format.width;
-    (PIXELS_AT_A_TIME / pixels).clamp(1, MOST_AT_A_TIME)
+    Chunks::of_pictures(format.height * format.width, DeviceSpec::Flex).rows
 }
 
 #[cfg(test)]

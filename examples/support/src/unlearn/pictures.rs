@@ -9,9 +9,9 @@ use siss::report::{ImageGrid, Plot};
 use crate::curves::{along, panel, step_panels, with_start};
 use crate::probe::ByTimestep;
 use crate::run::StepRecord;
+use crate::subject::Subject;
 use crate::unlearn::evaluate::{Along, Evaluated, Examiner};
 use crate::unlearn::predicted::Figures;
-use crate::unlearn::subject::Subject;
 
 /// Most generated images shown.
 const SHOWN: usize = 128;

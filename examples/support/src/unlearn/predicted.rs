@@ -13,9 +13,9 @@ use siss::{Condition, Denoiser, Result};
 use crate::probe::{ByTimestep, mean};
 use crate::process::Process;
 use crate::progress::Progress;
+use crate::subject::{Points, Subject};
 use crate::target::{MOST_CONTROLS, answers_of, losses_of};
 use crate::unlearn::data::LEAST_REFERENCES;
-use crate::unlearn::subject::{Points, Subject};
 use crate::way::Way;
 
 /// Below this share of the power of the model's errors, the answers say little of it.

@@ -6,12 +6,12 @@ use std::path::Path;
 use siss::files::path_text;
 use siss::report::audit::{Manifest, Subject, WorstCase};
 
-use crate::audit::material::subjects;
+use crate::audit::material::records;
 use crate::audit::summary::{self, Evidence};
 use crate::probe::ByTimestep;
+use crate::subject::source::Source;
 use crate::unlearn::evaluate::Evaluation;
 use crate::unlearn::job::{Config, Summary};
-use crate::unlearn::source::Source;
 
 /// Writes `report.html` and `report.json` into the folder of the results.
 pub fn write(summary: &Summary, source: &Source, folder: &Path) -> Result<(), Box<dyn Error>> {
@@ -87,7 +87,7 @@ fn items(summary: &Summary) -> siss::Result<(Vec<Subject>, Option<WorstCase>)> {
     }
     if items.len() < summary.forget_images {
         // Not every one of very many was measured one by one.
-        for item in subjects(&Manifest::of(&summary.config.options.forget)?) {
+        for item in records(&Manifest::of(&summary.config.options.forget)?) {
             if items.iter().all(|known| known.sha256 != item.sha256) {
                 let name = format!("item {}", items.len() + 1);
                 items.push(Subject { name, ..item });

@@ -15,10 +15,10 @@ use siss::images::{ImageStore, Images};
 
 use crate::progress::{Progress, duration};
 use crate::run::Batches;
+use crate::subject::{ConditionOf, MakePoints, Points, Subject};
 use crate::unlearn::data::Data;
 use crate::unlearn::options::Options;
 use crate::unlearn::resources::images;
-use crate::unlearn::subject::{ConditionOf, MakePoints, Points, Subject};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

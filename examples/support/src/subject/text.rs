@@ -15,11 +15,10 @@ use siss::models::{
 use siss::{Condition, Result as SissResult};
 
 use super::encoders::{Encoders, Layout};
-use super::{Input, Origin, Result, Space, Subject, Told, say_all};
+use super::source::Source;
+use super::{Conditions, Input, Named, Origin, Result, Space, Subject, Told, say_all};
 use crate::files;
 use crate::progress::Progress;
-use crate::unlearn::options::{Conditions, Options};
-use crate::unlearn::source::Source;
 
 /// The files of a LoRA in a folder of peft.
 const ADAPTER: &str = "adapter_model.safetensors";
@@ -271,13 +270,13 @@ impl<N: TextNetwork> Subject for Text<N> {
     const OPTIONS: &'static [&'static str] = N::OPTIONS;
 
     fn read(
-        options: &Options,
+        named: &Named<'_>,
         source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, N)> {
-        let space = Space::read(options, source, device, progress)?;
-        Self::load(&options.conditions, (source, space), device, progress)
+        let space = Space::read(named, source, device, progress)?;
+        Self::load(named.conditions, (source, space), device, progress)
     }
 
     fn space(&self) -> &Space {

@@ -6,10 +6,9 @@ use serde_json::{Map, Value};
 use siss::files::path_text;
 use siss::models::ModelFolder;
 
-use super::{Result, Subject};
+use super::source::Source;
+use super::{Named, Result, Subject};
 use crate::files;
-use crate::unlearn::options::Options;
-use crate::unlearn::source::Source;
 
 /// What is unlearned, in words.
 const SUPPORTED: &str = "diffusers' UNet2DModel (with or without classes), DiT, and Stable Diffusion 1, 2, XL and 3 are unlearned here";
@@ -35,7 +34,7 @@ impl Kind {
         let kind = Self::of_folder(source.folder())?;
         match source.file() {
             Some(file) if kind != Self::Text => Err(format!(
-                "{}: single files are read of Stable Diffusion 1, 2 and XL, but the network of --config is of another kind; give the folder of its pipeline as --model",
+                "{}: single files are read of Stable Diffusion 1, 2 and XL, but the network of --config is of another kind; give the folder of its pipeline instead",
                 path_text(file)
             )
             .into()),
@@ -92,8 +91,8 @@ pub fn explained(error: Box<dyn Error>, origin: &ModelFolder) -> Box<dyn Error> 
 }
 
 /// Rejects options that the kind of model has no use for, and pipelines with other parts.
-pub fn check<S: Subject>(options: &Options, origin: &ModelFolder) -> Result<()> {
-    check_options::<S>(options)?;
+pub fn check<S: Subject>(named: &Named<'_>, origin: &ModelFolder) -> Result<()> {
+    check_options::<S>(named)?;
     let (Some(path), Some(index)) = (origin.index_file(), origin.index()?) else {
         return Ok(());
     };
@@ -111,14 +110,14 @@ pub fn check<S: Subject>(options: &Options, origin: &ModelFolder) -> Result<()> 
 }
 
 /// Whether the option for a folder of latents is of use depends on the points, not on the kind.
-fn check_options<S: Subject>(options: &Options) -> Result<()> {
-    let given = options.conditions.given().into_iter();
+fn check_options<S: Subject>(named: &Named<'_>) -> Result<()> {
+    let given = named.conditions.given().into_iter();
     let mut refused = given.filter(|(option, is_given)| *is_given && !S::OPTIONS.contains(option));
     match refused.find(|(option, _)| *option != "cache") {
         None => Ok(()),
         Some((option, _)) => Err(format!(
             "--{option} is of no use for the model of {}: {}",
-            path_text(&options.model),
+            path_text(named.path),
             match S::OPTIONS {
                 [] => "it has no condition".into(),
                 options => format!("it takes --{}", options.join(", --")),

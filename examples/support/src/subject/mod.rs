@@ -3,7 +3,10 @@
 
 mod classes;
 mod encoders;
+mod generation;
 mod kind;
+mod options;
+pub mod source;
 mod space;
 mod text;
 mod unconditional;
@@ -19,12 +22,13 @@ use siss::models::{LeftOut, LoadNote};
 use siss::{Condition, Denoiser};
 
 use crate::progress::Progress;
-use crate::unlearn::options::Options;
-use crate::unlearn::source::Source;
+use crate::subject::source::Source;
 
 pub use classes::Classes;
+pub use generation::Generation;
 pub use kind::{Kind, check, explained};
-pub use space::{Input, Latents, NO_STREAM, Space, from_range};
+pub use options::{Conditions, Named};
+pub use space::{Input, Latents, MOST_VALUES, NO_STREAM, Space, from_range};
 pub use text::{Text, TextNetwork};
 pub use unconditional::Unconditional;
 
@@ -47,7 +51,7 @@ pub trait Subject: Sized + Sync {
 
     /// Reads the model.
     fn read(
-        options: &Options,
+        named: &Named<'_>,
         source: &Source,
         device: &Device,
         progress: &dyn Progress,

@@ -8,10 +8,9 @@ use siss::burn::tensor::Device;
 use siss::images::{ImageFiles, Images};
 use siss::models::{LeftOut, UNet2d, UNet2dConfig, save_pipeline};
 
-use super::{Input, MakePoints, Origin, Result, Space, Subject, Told, say_all};
+use super::source::Source;
+use super::{Input, MakePoints, Named, Origin, Result, Space, Subject, Told, say_all};
 use crate::progress::Progress;
-use crate::unlearn::options::Options;
-use crate::unlearn::source::Source;
 
 /// A [`UNet2d`] without classes.
 pub struct Unconditional {
@@ -46,7 +45,7 @@ impl Subject for Unconditional {
     const OPTIONS: &'static [&'static str] = &[];
 
     fn read(
-        options: &Options,
+        named: &Named<'_>,
         source: &Source,
         device: &Device,
         progress: &dyn Progress,
@@ -55,7 +54,7 @@ impl Subject for Unconditional {
         say_all(unet.notes(), progress);
         let unconditional = Self {
             input: input(unet.config()),
-            space: Space::read(options, source, device, progress)?,
+            space: Space::read(named, source, device, progress)?,
         };
         Ok((unconditional, unet))
     }

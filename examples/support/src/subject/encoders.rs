@@ -12,8 +12,8 @@ use siss::models::{
 };
 
 use super::Result;
+use super::source::Source;
 use crate::files;
-use crate::unlearn::source::Source;
 
 /// The tokenizer and the encoder of each place in a pipeline.
 const PLACES: [[&str; 2]; 2] = [

@@ -13,13 +13,12 @@ use siss::models::{
     ClassCondition, ClassUNet2d, Dit, LeftOut, LoadNote, PipelineNetwork, UNet2d, save_pipeline,
 };
 
+use super::source::Source;
 use super::{
-    ConditionOf, Input, MakePoints, NO_STREAM, Origin, Result, Space, Subject, Told, say_all,
-    unconditional,
+    ConditionOf, Input, MakePoints, NO_STREAM, Named, Origin, Result, Space, Subject, Told,
+    say_all, unconditional,
 };
 use crate::progress::Progress;
-use crate::unlearn::options::Options;
-use crate::unlearn::source::Source;
 
 /// A network that is conditioned on a class.
 pub trait ClassNetwork: PipelineNetwork<Condition: Debug + Sync + 'static> + Sync {
@@ -179,14 +178,14 @@ impl<N: ClassNetwork> Subject for Classes<N> {
     ];
 
     fn read(
-        options: &Options,
+        named: &Named<'_>,
         source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<(Self, N)> {
         let network = N::read(source.network(), device)?;
         say_all(network.notes(), progress);
-        let conditions = &options.conditions;
+        let conditions = named.conditions;
         let null = conditions.null_label.or(network.null());
         let guidance = conditions.guidance.unwrap_or(N::GUIDANCE);
         if null.is_none() && (guidance != 1.0 || conditions.drop_condition > 0.0) {
@@ -194,10 +193,10 @@ impl<N: ClassNetwork> Subject for Classes<N> {
         }
         let classes = Self {
             input: network.input(),
-            space: Space::read(options, source, device, progress)?,
+            space: Space::read(named, source, device, progress)?,
             labels: Labels {
                 count: network.labels(),
-                model: options.model.clone(),
+                model: named.path.into(),
                 device: device.clone(),
             },
             label: conditions.label,

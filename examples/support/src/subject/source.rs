@@ -12,8 +12,8 @@ use siss::models::{
 };
 use siss::process::SchedulerConfig;
 
+use super::Named;
 use crate::files;
-use crate::unlearn::options::Options;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -34,22 +34,22 @@ impl From<ModelFolder> for Source {
 
 impl Source {
     /// Finds the model of the command line.
-    pub fn find(options: &Options) -> Result<Self> {
-        let Options { model, config, .. } = options;
+    pub fn find(named: &Named<'_>) -> Result<Self> {
+        let Named { option, path, .. } = *named;
         let find = |option: &str, path: &Path| {
             ModelFolder::find(path).map_err(|error| format!("--{option}: {error}"))
         };
-        match (model.is_file(), config) {
-            (false, None) => Ok(find("model", model)?.into()),
+        match (path.is_file(), named.config) {
+            (false, None) => Ok(find(option, path)?.into()),
             (false, Some(_)) => Err(format!(
-                "--config is for a single file as --model, and {} is not one",
-                path_text(model)
+                "--config is for a single file as --{option}, and {} is not one",
+                path_text(path)
             )
             .into()),
-            (true, None) => Err(no_config(model).into()),
+            (true, None) => Err(no_config(option, path).into()),
             (true, Some(config)) => Ok(Self {
                 folder: find("config", config)?,
-                file: Some((SingleFile::open(model)?, model.clone())),
+                file: Some((SingleFile::open(path)?, path.into())),
             }),
         }
     }
@@ -126,9 +126,9 @@ impl Source {
     }
 }
 
-fn no_config(model: &Path) -> String {
+fn no_config(option: &str, model: &Path) -> String {
     format!(
-        "--model {} is a single file, which has no scheduler, no tokenizer and no settings: give --config DIR, a folder of the same version \
+        "--{option} {} is a single file, which has no scheduler, no tokenizer and no settings: give --config DIR, a folder of the same version \
          of Stable Diffusion in the diffusers layout. It needs no weights (`hf download OWNER/NAME --include \"*.json\" \"*.txt\" --local-dir \
          DIR`), except those of `text_encoder` for version 2 and of `text_encoder_2` for XL, which single files have in another layout",
         path_text(model)

@@ -9,12 +9,12 @@ use siss::files::path_text;
 use siss::images::{Format, ImageFiles, Images, Transparency};
 use siss::models::{AutoencoderKl, LatentCache, ModelFolder};
 
-use super::Result;
+use super::source::Source;
+use super::{Named, Result};
 use crate::progress::Progress;
-use crate::unlearn::data::MOST_VALUES;
-use crate::unlearn::options::Options;
-use crate::unlearn::source::Source;
 
+/// Most numbers in images that are kept in memory: 8 GiB of them.
+pub const MOST_VALUES: usize = 1 << 31;
 /// Numbers of a picture's colours.
 const COLOURS: usize = 3;
 /// The part of a pipeline that makes latents.
@@ -131,24 +131,24 @@ impl Latents {
 impl Space {
     /// Latents if the pipeline has an autoencoder, and pixels otherwise.
     pub fn read(
-        options: &Options,
+        named: &Named<'_>,
         source: &Source,
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let cache = options.conditions.cache.as_deref();
+        let cache = named.conditions.cache.as_deref();
         match (has_autoencoder(source.folder())?, cache) {
-            (true, _) if options.range != [-1.0, 1.0] => {
+            (true, _) if named.range != [-1.0, 1.0] => {
                 Err("--range: autoencoders take pictures from -1 to 1; leave it out".into())
             }
             (true, cache) => {
                 let latents = Latents::read(source, cache, device, progress)?;
                 Ok(Self::Latents(Box::new(latents)))
             }
-            (false, None) => Ok(Self::Pixels(options.range)),
+            (false, None) => Ok(Self::Pixels(named.range)),
             (false, Some(_)) => Err(format!(
                 "--cache is of no use for the model of {}: it keeps latents, and the points of this model are pixels",
-                path_text(&options.model)
+                path_text(named.path)
             )
             .into()),
         }
