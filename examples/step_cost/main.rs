@@ -53,8 +53,8 @@ pub struct Arguments {
     #[arg(long, default_value = "flex")]
     device: DeviceSpec,
 
-    /// First channels of the networks of colour pictures and latents [default: 128 for faces256,
-    /// else 32].
+    /// First channels of the networks of colour pictures and latents [default: 128 for faces256, 64
+    /// for text, else 32].
     #[arg(long)]
     width: Option<usize>,
 
@@ -301,13 +301,10 @@ fn count_launches(arguments: &Arguments) -> Result<String> {
 }
 
 fn prepare(arguments: &Arguments, device: &Device) -> Result<(Network, PairSampler<4>)> {
-    let config = arguments.workload.config(arguments.width);
-    let [height, width] = config.sample_size.unwrap_or([28; 2]);
-    let shape = [arguments.batch as usize, config.in_channels, height, width];
-    let network = Network {
-        unet: config.init(device)?,
-        bf16: arguments.bf16,
-    };
+    let (unet, [channels, height, width]) = arguments.workload.network(arguments.width, device)?;
+    let shape = [arguments.batch as usize, channels, height, width];
+    let bf16 = arguments.bf16;
+    let network = Network { unet, bf16 };
     Ok((network, arguments.workload.pairs(shape, device)?))
 }
 

@@ -8,11 +8,18 @@ use serde::Serialize;
 use siss::burn::module::{Module, ModuleMapper, Param};
 use siss::burn::tensor::{Device, FloatDType, Tensor};
 use siss::draws::{Stream, normal_noise};
-use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
+use siss::models::{
+    DownBlockType, Size, TextCondition, UNet2d, UNet2dCondition, UNet2dConditionConfig,
+    UNet2dConfig, UpBlockType,
+};
 use siss::{DdpmScheduler, Denoiser, PairSampler};
 use siss_support::digits;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Tokens of a prompt, and their features, as CLIP encodes it.
+const TOKENS: usize = 77;
+const FEATURES: usize = 768;
 
 /// A network and the data it is for.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -30,10 +37,30 @@ pub enum Workload {
     Faces256,
     /// 4×64×64.
     Latents,
+    /// 4×64×64 and a prompt of 77 tokens, Stable Diffusion 1 if `width` is 320.
+    Text,
 }
 
 impl Workload {
-    pub fn config(self, width: Option<usize>) -> UNet2dConfig {
+    /// A network with fresh parameters, and the shape of a point.
+    pub fn network(
+        self,
+        width: Option<usize>,
+        device: &Device,
+    ) -> siss::Result<(Unet, [usize; 3])> {
+        if self == Workload::Text {
+            let unet = text(width.unwrap_or(64)).init(device)?;
+            let shape = [1, TOKENS, FEATURES];
+            let states = normal_noise(shape, 3, 0, 0, Stream::Evaluation, device);
+            return Ok((Unet::Told(Told { unet, states }), [4, 64, 64]));
+        }
+        let config = self.config(width);
+        let [height, width] = config.sample_size.unwrap_or([28; 2]);
+        let shape = [config.in_channels, height, width];
+        Ok((Unet::Plain(config.init(device)?), shape))
+    }
+
+    fn config(self, width: Option<usize>) -> UNet2dConfig {
         match self {
             Workload::Digits => UNet2dConfig {
                 layers_per_block: 1,
@@ -48,13 +75,13 @@ impl Workload {
             Workload::Emoji32 => faces(32, width.unwrap_or(32)),
             Workload::Faces64 => faces(64, width.unwrap_or(32)),
             Workload::Faces256 => faces(256, width.unwrap_or(128)),
-            Workload::Latents => latents(width.unwrap_or(32)),
+            Workload::Latents | Workload::Text => latents(width.unwrap_or(32)),
         }
     }
 
     pub fn scheduler(self) -> siss::Result<DdpmScheduler> {
         match self {
-            Workload::Latents => DdpmScheduler::scaled_linear(1000),
+            Workload::Latents | Workload::Text => DdpmScheduler::scaled_linear(1000),
             _ => DdpmScheduler::linear(1000),
         }
     }
@@ -66,7 +93,7 @@ impl Workload {
             Workload::Emoji32 => Some(45.0),
             Workload::Faces64 => Some(77.0),
             Workload::Faces256 => Some(310.0),
-            Workload::Latents => Some(181.0),
+            Workload::Latents | Workload::Text => Some(181.0),
         }
     }
 
@@ -150,10 +177,50 @@ fn latents(width: usize) -> UNet2dConfig {
     }
 }
 
+/// The network of Stable Diffusion 1, with these first channels.
+fn text(width: usize) -> UNet2dConditionConfig {
+    UNet2dConditionConfig {
+        sample_size: Some(Size::Square(64)),
+        block_out_channels: [1, 2, 4, 4].map(|factor| factor * width).to_vec(),
+        norm_num_groups: width.min(32),
+        cross_attention_dim: FEATURES,
+        ..UNet2dConditionConfig::default()
+    }
+}
+
+/// A network of one kind or the other.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A program has one of them.
+pub enum Unet {
+    Plain(UNet2d),
+    Told(Told),
+}
+
+/// A network that is told the same prompt in all rows.
+#[derive(Module, Debug)]
+pub struct Told {
+    unet: UNet2dCondition,
+    states: Tensor<3>,
+}
+
+impl Unet {
+    fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>) -> Tensor<4> {
+        match self {
+            Unet::Plain(unet) => unet.predict(noisy, timesteps, &()),
+            Unet::Told(told) => {
+                let states = told.states.clone().cast(noisy.dtype());
+                let states = states.repeat_dim(0, noisy.dims()[0]);
+                let condition = TextCondition::new(states);
+                told.unet.predict(noisy, timesteps, &condition)
+            }
+        }
+    }
+}
+
 /// A network with f32 weights that is run in f32 or in bf16.
 #[derive(Module, Debug)]
 pub struct Network {
-    pub unet: UNet2d,
+    pub unet: Unet,
     #[module(skip)]
     pub bf16: bool,
 }
@@ -161,15 +228,14 @@ pub struct Network {
 impl Denoiser<4> for Network {
     type Condition = ();
 
-    fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, condition: &()) -> Tensor<4> {
+    fn predict(&self, noisy: Tensor<4>, timesteps: Tensor<1>, _: &()) -> Tensor<4> {
         if !self.bf16 {
-            return self.unet.predict(noisy, timesteps, condition);
+            return self.unet.predict(noisy, timesteps);
         }
         // The casts are part of the graph, so the gradients are those of the f32 weights.
         let half = self.unet.clone().map(&mut ToBf16);
         let noisy = noisy.cast(FloatDType::BF16);
-        half.predict(noisy, timesteps, condition)
-            .cast(FloatDType::F32)
+        half.predict(noisy, timesteps).cast(FloatDType::F32)
     }
 }
 
