@@ -13,6 +13,11 @@ use crate::host::{read_f32, to_f32, vector};
 use crate::objective::LossTerm;
 use crate::parameters::check_parameters;
 
+/// Times that the same two rows are run again.
+const REPEATS: usize = 3;
+/// Rows that the check runs forward: two, again and again, and one of them alone.
+pub(crate) const ROWS: usize = 2 * (1 + REPEATS) + 1;
+
 /// Refuses a model that cannot be trained by two separate gradients.
 ///
 /// That is a model without trainable parameters, with one that is not finite or held twice, with
@@ -91,7 +96,7 @@ fn check_repeats<const D: usize>(
     again: impl Fn() -> Tensor<D>,
     layers: &TrainingLayers,
 ) -> Result<()> {
-    for _ in 0..3 {
+    for _ in 0..REPEATS {
         let difference = relative_difference(first, again())?;
         if difference > tolerance(first.dtype()) {
             return Err(Error::StochasticModel {

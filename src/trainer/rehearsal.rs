@@ -1,6 +1,6 @@
 //! Runs one micro-batch before a run, to learn what it takes.
 
-use super::SissTrainer;
+use super::{SissTrainer, preflight};
 use crate::data::{Side, UnlearningBatch};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
@@ -15,6 +15,8 @@ pub struct Rehearsal {
     pub of_side: usize,
     /// Rows of both sides in the whole step.
     pub of_step: usize,
+    /// Rows that the trainer's first step runs forward besides, to check the model.
+    pub of_check: usize,
 }
 
 impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
@@ -73,6 +75,7 @@ impl<M: Denoiser<D>, const D: usize> SissTrainer<M, D> {
             rows: run,
             of_side,
             of_step: retain + forget,
+            of_check: preflight::ROWS,
         })
     }
 

@@ -209,6 +209,11 @@ impl<'a, A: Serialize + DeserializeOwned, M: Denoiser<4, Condition: 'static>> Ru
         })
     }
 
+    /// Number of steps that were taken before.
+    pub fn taken(&self) -> usize {
+        self.trainer.next_step() as usize
+    }
+
     /// Number of measurements that are still to be made during the run.
     pub fn looks(&self) -> usize {
         let left = self.trainer.next_step() + 1..=self.plan.steps as u64;

@@ -80,6 +80,9 @@ pub struct Measuring {
     pub announced_seconds: f64,
     /// How long they took.
     pub seconds: f64,
+    /// How long one image takes.
+    #[serde(skip)]
+    pub each: f64,
 }
 
 /// The data used to measure models.
@@ -178,6 +181,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
             images,
             announced_seconds: each * images as f64,
             seconds: 0.0,
+            each,
         })
     }
 

@@ -324,7 +324,8 @@ where
     let looks = run.looks();
     let saved = options.save_samples.unwrap_or(0);
     let mut measuring = examiner.measuring(&unet, 1 + looks, saved)?;
-    progress.say(&resources::measuring(&measuring, looks));
+    let left = options.steps - run.taken().min(options.steps);
+    progress.say(&resources::measuring(&measuring, looks, left, fit.as_ref()));
     let began = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;
     let save_samples = |model: &S::Model, evaluated: &Evaluated, name: &str| {

@@ -72,6 +72,9 @@ pub struct MemoryPlan {
     pub measured: usize,
     /// Seconds that the passes of a step take, judging from it.
     pub seconds_per_step: f64,
+    /// Images that the first step runs forward besides.
+    #[serde(default)]
+    pub checked: usize,
 }
 
 /// What cannot fit.
@@ -133,6 +136,7 @@ pub fn plan(
         available_memory_bytes: available,
         measured,
         seconds_per_step: largest.seconds * of_step as f64 / measured.max(1) as f64,
+        checked: largest.rehearsal.of_check,
     }))
 }
 
@@ -274,6 +278,7 @@ mod tests {
                     rows,
                     of_side: 10,
                     of_step: 20,
+                    of_check: 9,
                 },
                 resident: [1000, 1100 + 50 * rows as u64],
                 seconds: 1.0,
@@ -313,6 +318,7 @@ mod tests {
             rows: 1,
             of_side: 1,
             of_step: 2,
+            of_check: 9,
         };
         let quarter = |resident| Rehearsed {
             rehearsal,
@@ -341,6 +347,7 @@ mod tests {
                 rows: 1,
                 of_side: 1,
                 of_step: 2,
+                of_check: 9,
             })
         });
         let [before, peak] = seen.unwrap().unwrap().resident;

@@ -179,12 +179,23 @@ pub fn memory(
     ]
 }
 
-/// The time of the measurements in a line.
-pub fn measuring(measuring: &Measuring, looks: usize) -> String {
+/// The time of the measurements and of the steps in a line.
+pub fn measuring(
+    measuring: &Measuring,
+    looks: usize,
+    steps: usize,
+    plan: Option<&MemoryPlan>,
+) -> String {
+    // Steps that are left of a resumed run have no first one, but its check all the same.
+    let steps = plan.map(|plan| {
+        let seconds = plan.seconds_per_step * steps as f64 + plan.checked as f64 * measuring.each;
+        format!("; at least about {} for the steps", duration(seconds))
+    });
     format!(
-        "time     about {} to measure before, after and {looks} times on the way: {} through the model",
+        "time     about {} to measure before, after and {looks} times on the way, {} through the model{}",
         duration(measuring.announced_seconds),
         images(measuring.images),
+        steps.unwrap_or_default(),
     )
 }
 
