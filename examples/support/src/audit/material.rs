@@ -10,7 +10,7 @@ use siss::images::{Format, ImageFiles, ImageReader, Images, Transparency};
 use siss::models::{ModelFolder, UNet2d};
 use siss::process::SchedulerConfig;
 use siss::report::audit::{Manifest, Subject as Item};
-use siss::{Method, PairSampler};
+use siss::{Condition, Denoiser, Method, PairSampler};
 
 use crate::audit::options::Options;
 use crate::cases::{Case, CaseData};
@@ -18,7 +18,7 @@ use crate::closeness::neighbours;
 use crate::files::create_folder;
 use crate::probe::{Chunks, Probe, distances};
 use crate::process::Process;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::quick::{BATCH, FORGET_PROB, Quick};
 use crate::request::Copies;
 use crate::run::tell;
@@ -159,12 +159,8 @@ impl<S: Subject> Material<S> {
         progress.phase("loading");
         let device = options.device.device()?;
         let conditions = options.told.conditions();
-        let named = named(
-            "before",
-            before,
-            options.told.config.as_deref(),
-            &conditions,
-        );
+        let config = options.told.config.as_deref();
+        let named = named("before", before, config, &conditions);
         subject::check::<S>(&named, source.folder())?;
         let (mut subject, model) = S::read(&named, source, &device, progress)
             .map_err(|error| subject::explained(error, source.folder()))?;
@@ -173,81 +169,29 @@ impl<S: Subject> Material<S> {
             true => process,
             false => process.without_clamp().0,
         };
-        let needed = |option: &str, path: &Option<PathBuf>| {
-            path.clone()
-                .ok_or_else(|| format!("--{option} is needed with --before"))
-        };
-        let [forget, retain, control] = [
-            needed("forget", &options.forget)?,
-            needed("retain", &options.retain)?,
-            needed("control", &options.control)?,
-        ];
-        let found = ImageFiles::find(&forget)?;
-        let input = subject.input();
-        let format = subject
-            .space()
-            .format(input, &found, Transparency::Drop, before)?;
-        let (images, _) = Images::read_all(found.clone(), format, |_| {})?;
-        let pictures = images.all(&device);
-        let records = images.files().iter().enumerate().map(|(index, file)| {
-            let sha256 = Manifest::of(file)?.files()[0].sha256.clone();
-            Ok(Item {
-                name: item_name(index),
-                sha256,
-            })
-        });
-        let records = records.collect::<siss::Result<_>>()?;
-        let mut points = |images: &Images, found: &ImageFiles, is_forgotten: bool| {
-            let origin = Origin {
-                found,
-                is_forgotten,
-                device: &device,
-            };
-            subject::points(&mut subject, images, &origin, progress)
-        };
-        let items = points(&images, &found, true)?;
-        let read = |path: &Path, count: usize| -> Result<(Images, ImageFiles)> {
-            let found = ImageFiles::find(path)?;
-            let mut reader = ImageReader::new(found.clone(), format).without(&images);
-            let images = reader.read(count, |_| {});
-            match images.len() {
-                0 | 1 => {
-                    Err(format!("{}: fewer than two images can be read", path_text(path)).into())
-                }
-                _ => Ok((images, found)),
-            }
-        };
-        let (unseen, found) = read(&control, options.controls)?;
-        let controls = points(&unseen, &found, false)?;
-        let (kept, found) = read(&retain, MOST_RETAINED)?;
-        let retain_points = points(&kept, &found, false)?;
-        // Half the distance to the nearest image that no model saw.
-        let unseen = unseen.all(&device);
-        let data = CaseData {
-            retain: unseen.clone(),
-            heldout: unseen,
-            forget: pictures.clone(),
-        };
+        let retain = needed("retain", &options.retain)?;
+        let images = OwnImages::read(options, before, &mut subject, &device, progress)?;
         let models = models::<S>(options, (model, source), &device, progress)?;
+        let format = images.format;
         let chunks = Chunks::of_pictures(format.height * format.width, options.device);
         Ok(Self {
-            altered: altered(&mut subject, &items, &pictures)?,
-            description: description(&subject, &items, &retain),
+            altered: altered(&mut subject, &images.items, &images.pictures)?,
+            description: description(&subject, &images.items, retain),
             subject,
             models,
             probe: Probe::of(&process, chunks)?,
             process,
-            records,
-            items,
-            copies: Copies::of(Case::Faces, &data),
+            records: images.records,
+            items: images.items,
+            copies: images.copies,
             copies_rule:
                 "nearer than half the distance of the nearest picture that no model saw (L2)".into(),
-            pictures,
-            controls,
-            retain: retain_points,
-            retained: found.pictures.len(),
+            pictures: images.pictures,
+            controls: images.controls,
+            retain: images.retain,
+            retained: images.retained,
             format,
-            manifest: Manifest::of(&retain)?,
+            manifest: Manifest::of(retain)?,
             name: path_text(source.file().unwrap_or(source.folder().pipeline())),
             unlearning: BTreeMap::new(),
         })
@@ -268,15 +212,11 @@ impl<S: Subject> Material<S> {
         let (images, _) = Images::read_all(found.clone(), self.format, |_| {})?;
         let origin = Origin {
             found: &found,
-            is_forgotten: true,
+            // The label of the command line is that of the present items.
+            is_forgotten: false,
             device: &device,
         };
-        subject::points(
-            &mut self.subject,
-            &images,
-            &origin,
-            &crate::progress::Silent,
-        )
+        subject::points(&mut self.subject, &images, &origin, &Silent)
     }
 
     /// Number of items.
@@ -306,6 +246,96 @@ impl<S: Subject> Material<S> {
         }
         nearest
     }
+}
+
+/// The images of the command line.
+struct OwnImages<C> {
+    items: Points<C>,
+    pictures: Tensor<4>,
+    records: Vec<Item>,
+    controls: Points<C>,
+    retain: Points<C>,
+    /// Number of retained images that were found.
+    retained: usize,
+    copies: Copies,
+    format: Format,
+}
+
+impl<C: Condition> OwnImages<C> {
+    fn read<S>(
+        options: &Options,
+        model: &Path,
+        subject: &mut S,
+        device: &Device,
+        progress: &dyn Progress,
+    ) -> Result<Self>
+    where
+        S: Subject<Model: Denoiser<4, Condition = C>>,
+    {
+        let found = ImageFiles::find(needed("forget", &options.forget)?)?;
+        let (space, input) = (subject.space(), subject.input());
+        let format = space.format(input, &found, Transparency::Drop, model)?;
+        let (images, _) = Images::read_all(found.clone(), format, |_| {})?;
+        let pictures = images.all(device);
+        let records = images.files().iter().enumerate().map(record);
+        let records = records.collect::<siss::Result<_>>()?;
+        let mut points = |images: &Images, found: &ImageFiles, is_forgotten| {
+            let origin = Origin {
+                found,
+                is_forgotten,
+                device,
+            };
+            subject::points(subject, images, &origin, progress)
+        };
+        let items = points(&images, &found, true)?;
+        let others = |option, path: &Option<PathBuf>, count| -> Result<(Images, ImageFiles)> {
+            let path = needed(option, path)?;
+            let found = ImageFiles::find(path)?;
+            let mut reader = ImageReader::new(found.clone(), format).without(&images);
+            let images = reader.read(count, |_| {});
+            match images.len() {
+                0 | 1 => {
+                    Err(format!("{}: fewer than two images can be read", path_text(path)).into())
+                }
+                _ => Ok((images, found)),
+            }
+        };
+        let (unseen, found) = others("control", &options.control, options.controls)?;
+        let controls = points(&unseen, &found, false)?;
+        let (kept, found) = others("retain", &options.retain, MOST_RETAINED)?;
+        let unseen = unseen.all(device);
+        // Half the distance to the nearest image that no model saw.
+        let data = CaseData {
+            retain: unseen.clone(),
+            heldout: unseen,
+            forget: pictures.clone(),
+        };
+        Ok(Self {
+            items,
+            records,
+            controls,
+            retain: points(&kept, &found, false)?,
+            retained: found.pictures.len(),
+            copies: Copies::of(Case::Faces, &data),
+            pictures,
+            format,
+        })
+    }
+}
+
+fn needed<'a>(option: &str, path: &'a Option<PathBuf>) -> Result<&'a Path> {
+    match path {
+        Some(path) => Ok(path),
+        None => Err(format!("--{option} is needed with --before").into()),
+    }
+}
+
+/// The record of an item, under a name that gives nothing away.
+fn record((index, file): (usize, &PathBuf)) -> siss::Result<Item> {
+    Ok(Item {
+        name: item_name(index),
+        sha256: Manifest::of(file)?.files()[0].sha256.clone(),
+    })
 }
 
 /// A model of the command line.
