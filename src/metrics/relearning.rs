@@ -22,7 +22,7 @@ use crate::trainer::SissTrainer;
 ///
 /// | field | [`at`](Relearning::at) | purpose | range |
 /// |---|---|---|---|
-/// | `loss` | given | what is measured of the points | |
+/// | `loss` | given | what is measured of the points; its `micro_batch_size` is also the rows of a step that run at a time | |
 /// | `steps` | 300 | most steps | ≥ 1 |
 /// | `every` | 10 | steps from one measurement to the next | ≥ 1 |
 /// | `batch_size` | 64 | points per step | ≥ 1 |
@@ -59,7 +59,7 @@ use crate::trainer::SissTrainer;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Relearning {
-    /// What is measured of the points.
+    /// What is measured of the points, and how many rows run at a time, in steps too.
     pub loss: DenoisingLoss,
     /// Most steps.
     pub steps: u64,
@@ -120,6 +120,7 @@ impl Relearning {
         let mut trainer = SissTrainer::builder(model, scheduler.clone())
             .loss(NaiveDeletion)
             .learning_rate(self.learning_rate)
+            .micro_batch_size(self.loss.micro_batch_size)
             .seed(self.seed)
             .build()?;
         let mut curve = RelearningCurve {
@@ -228,6 +229,21 @@ mod tests {
         assert_eq!((found.back_after, found.losses.len()), (Some(40), 3));
         assert_eq!(found.losses, never.losses[..3]);
         assert_eq!(run(f64::MAX).back_after, Some(0));
+    }
+
+    #[test]
+    fn fewer_rows_at_a_time_find_the_same() {
+        let (scheduler, point) = (DdpmScheduler::linear(1000).unwrap(), normal(1, 1, 3));
+        let losses = |micro_batch_size| {
+            let mut attack = attack();
+            attack.loss.micro_batch_size = micro_batch_size;
+            let data = (&point, &());
+            let found = attack.run(model(3), &scheduler, data, data, 0.0);
+            found.unwrap().losses
+        };
+        for (few, all) in losses(3).iter().zip(&losses(64)) {
+            assert!((few.1 / all.1 - 1.0).abs() < 1e-5, "{few:?} {all:?}");
+        }
     }
 
     #[test]
