@@ -435,7 +435,9 @@ fn single_files_of_versions_2_and_xl_take_an_encoder_from_the_folder() {
         });
         fs::remove_file(&last).unwrap();
         let error = run(place, "none", &format!("{more} --config PLACE/config")).unwrap_err();
-        assert!(error.contains("text_encoder"), "{error}");
+        let name = last.strip_prefix(place).unwrap().display().to_string();
+        let folder = name.rsplit_once('/').unwrap().0;
+        assert!(error.contains(folder), "{error}");
     }
 }
 
@@ -756,7 +758,11 @@ fn models_with_a_condition_are_audited_under_the_items_own() {
     let open = own.not_tested.iter().map(|open| open.what.as_str());
     assert!(open.clone().any(|what| what.contains("embeddings")));
     let error = audited(place, "out/model", "--prompts PLACE/forget").unwrap_err();
-    assert!(error.contains("--prompts is of no use"), "{error}");
+    let takes = "--prompts is of no use for the model of";
+    assert!(
+        error.contains(takes) && !error.contains("drop-condition"),
+        "{error}"
+    );
 
     let place = captioned(flow_model, 20);
     let place = place.path();
@@ -770,6 +776,29 @@ fn models_with_a_condition_are_audited_under_the_items_own() {
     );
     let open = report.not_tested.iter();
     assert!(open.clone().any(|open| open.what.contains("PIA")));
+}
+
+/// Of an earlier request, under the class of its own folder; without a class it is left open.
+#[test]
+fn an_earlier_item_is_tested_again_under_its_own_class() {
+    let place = class_place(20);
+    let place = place.path();
+    let log = "--log PLACE/log.jsonl";
+    audited(place, "model", &format!("{log} --label 2")).unwrap();
+    fs::rename(place.join("forget"), place.join("first")).unwrap();
+    picture(&place.join("forget/2/next.png"), 101);
+    let of = |earlier: &str| {
+        let more = format!("{log} --label 0 --earlier PLACE/{earlier}");
+        audited(place, "model", &more).unwrap()
+    };
+    let found = of("first");
+    assert_eq!(found.rechecks.len(), 1, "{:?}", found.not_tested);
+    fs::create_dir(place.join("plain")).unwrap();
+    fs::copy(place.join("first/1/own.png"), place.join("plain/own.png")).unwrap();
+    let left_open = of("plain");
+    assert!(left_open.rechecks.is_empty());
+    let why = left_open.not_tested.iter().map(|open| open.why.as_str());
+    assert!(why.clone().any(|why| why.contains("its file was given")));
 }
 
 #[test]

@@ -48,20 +48,20 @@ impl Workload {
         width: Option<usize>,
         device: &Device,
     ) -> siss::Result<(Unet, [usize; 3])> {
-        if self == Workload::Text {
+        let Some(config) = self.config(width) else {
             let unet = text(width.unwrap_or(64)).init(device)?;
             let shape = [1, TOKENS, FEATURES];
             let states = normal_noise(shape, 3, 0, 0, Stream::Evaluation, device);
             return Ok((Unet::Told(Told { unet, states }), [4, 64, 64]));
-        }
-        let config = self.config(width);
+        };
         let [height, width] = config.sample_size.unwrap_or([28; 2]);
         let shape = [config.in_channels, height, width];
         Ok((Unet::Plain(config.init(device)?), shape))
     }
 
-    fn config(self, width: Option<usize>) -> UNet2dConfig {
-        match self {
+    /// The configuration of a network that is told nothing.
+    fn config(self, width: Option<usize>) -> Option<UNet2dConfig> {
+        Some(match self {
             Workload::Digits => UNet2dConfig {
                 layers_per_block: 1,
                 block_out_channels: vec![32, 64, 64],
@@ -75,8 +75,9 @@ impl Workload {
             Workload::Emoji32 => faces(32, width.unwrap_or(32)),
             Workload::Faces64 => faces(64, width.unwrap_or(32)),
             Workload::Faces256 => faces(256, width.unwrap_or(128)),
-            Workload::Latents | Workload::Text => latents(width.unwrap_or(32)),
-        }
+            Workload::Latents => latents(width.unwrap_or(32)),
+            Workload::Text => return None,
+        })
     }
 
     pub fn scheduler(self) -> siss::Result<DdpmScheduler> {

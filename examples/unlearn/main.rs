@@ -139,6 +139,11 @@ const OVERDONE: f64 = 10.0;
 /// An increase of the control loss by this factor means a loss of quality.
 const HARMED: f64 = 1.05;
 
+/// A number with two digits.
+fn rounded(number: f64) -> f64 {
+    format!("{number:.1e}").parse().unwrap_or(number)
+}
+
 /// Advice that follows from the results.
 fn advice(summary: &Summary) -> Vec<String> {
     let (before, after) = (&summary.before, &summary.after);
@@ -148,7 +153,7 @@ fn advice(summary: &Summary) -> Vec<String> {
     };
     let [less, more] = match (summary.config.options.method, summary.forget_scale) {
         (Way::Counterfactual, Some(scale)) => {
-            [0.5, 3.0].map(|factor| format!("constant:{:.3}", factor * scale))
+            [0.5, 3.0].map(|factor| format!("constant:{}", rounded(factor * scale)))
         }
         _ => ["fraction:0.05", "fraction:0.5"].map(Into::into),
     };

@@ -20,7 +20,10 @@ pub(crate) fn frozen_output<const D: usize, M: Denoiser<D>>(
 ) -> Result<Tensor<D>> {
     let (shape, device) = (noisy.dims(), noisy.device());
     // An objective of the user's own asks: it may ask for nothing, or ask wrongly.
-    let (what, remedy) = ("the frozen model's timesteps", "give one for every noisy point");
+    let (what, remedy) = (
+        "the frozen model's timesteps",
+        "give one for every noisy point",
+    );
     check_shape(what, &shape[..1], &[timesteps.len()], remedy)?;
     condition.check_rows("the frozen model's condition", shape[0])?;
     if shape[0] == 0 {
@@ -33,7 +36,12 @@ pub(crate) fn frozen_output<const D: usize, M: Denoiser<D>>(
     });
     let answered = to_f32(Tensor::cat(parts.collect(), 0).inner());
     let remedy = "the frozen model must predict one value for every element of its input";
-    check_shape("the frozen model's output", &shape, &answered.dims(), remedy)?;
+    check_shape(
+        "the frozen model's output",
+        &shape,
+        &answered.dims(),
+        remedy,
+    )?;
     Ok(answered)
 }
 

@@ -164,6 +164,17 @@ impl Probe {
     pub fn losses<M: Denoiser<4, Condition: Sync> + Sync>(
         &self,
         model: &M,
+        images: (&Tensor<4>, &M::Condition),
+        timestep: usize,
+    ) -> Result<Vec<f64>> {
+        self.losses_from(0, model, images, timestep)
+    }
+
+    /// The same with the noises of images from number `begin` on.
+    pub fn losses_from<M: Denoiser<4, Condition: Sync> + Sync>(
+        &self,
+        begin: usize,
+        model: &M,
         (images, condition): (&Tensor<4>, &M::Condition),
         timestep: usize,
     ) -> Result<Vec<f64>> {
@@ -171,7 +182,7 @@ impl Probe {
             let images = images.clone().narrow(0, first, count);
             let loss = DenoisingLoss {
                 seed: EVALUATION_SEED,
-                first_point: first as u64,
+                first_point: (begin + first) as u64,
                 micro_batch_size: self.chunks.rows,
                 ..DenoisingLoss::at([self.process.time(timestep)])
             };

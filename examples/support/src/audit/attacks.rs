@@ -7,7 +7,7 @@ use siss::{DdpmScheduler, Result};
 
 use crate::audit::material::Material;
 use crate::audit::options::Options;
-use crate::probe::{EVALUATION_SEED, distances, mean};
+use crate::probe::{EVALUATION_SEED, distances};
 use crate::process::Process;
 use crate::progress::Progress;
 use crate::subject::{ConditionOf, Points, Subject};
@@ -209,22 +209,18 @@ pub fn losses<S: Subject>(
     noises: usize,
 ) -> Result<Vec<f64>> {
     let count = points.count();
-    let rows: Vec<usize> = (0..noises).flat_map(|_| 0..count).collect();
-    let rows = points.rows(&rows);
-    let losses = material
-        .probe
-        .losses(model, (&rows.points, &rows.condition), timestep)?;
-    let of = |point| {
-        mean(
-            &losses
-                .iter()
-                .skip(point)
-                .step_by(count)
-                .copied()
-                .collect::<Vec<_>>(),
-        )
-    };
-    Ok((0..count).map(of).collect())
+    let of_points = (&points.points, &points.condition);
+    let mut sums = vec![0.0; count];
+    for noise in 0..noises {
+        let first = noise * count;
+        let losses = material
+            .probe
+            .losses_from(first, model, of_points, timestep)?;
+        for (sum, loss) in sums.iter_mut().zip(losses) {
+            *sum += loss;
+        }
+    }
+    Ok(sums.into_iter().map(|sum| sum / noises as f64).collect())
 }
 
 /// Signals of membership beyond the loss. There are none for the path of flow matching: the attacks

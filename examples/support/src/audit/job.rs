@@ -17,7 +17,7 @@ use crate::audit::attacks::{Generated, Losses, TIMESTEPS, denoised, losses, sign
 use crate::audit::closeness::{answers, relative};
 use crate::audit::facts::{frame, left_open, never_tested, old_model, threats};
 use crate::audit::keep::quality;
-use crate::audit::material::Material;
+use crate::audit::material::{Material, named};
 use crate::audit::options::Options;
 use crate::audit::pictures::{levels, pictures};
 use crate::audit::returns::{pair, relearning};
@@ -25,7 +25,7 @@ use crate::audit::today::today;
 use crate::process::Process;
 use crate::progress::Progress;
 use crate::subject::source::Source;
-use crate::subject::{Classes, Kind, Named, Subject, Text, Unconditional};
+use crate::subject::{Classes, ConditionOf, Kind, Points, Subject, Text, Unconditional};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -39,13 +39,7 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<AuditReport> {
         return tested(material, options, log, progress);
     };
     let conditions = options.told.conditions();
-    let source = Source::find(&Named {
-        option: "before",
-        path: before,
-        config: options.told.config.as_deref(),
-        range: [-1.0, 1.0],
-        conditions: &conditions,
-    })?;
+    let source = Source::find(&named("before", before, options, &conditions))?;
     let own = (before.as_path(), &source);
     match Kind::of(&source)? {
         Kind::Unconditional => own_tested::<Unconditional>(options, own, log, progress),
@@ -74,15 +68,25 @@ fn tested<S: Subject>(
     mut log: Option<AuditLog>,
     progress: &dyn Progress,
 ) -> Result<AuditReport> {
+    // What is wrong with the earlier items is known before the tests, which take long.
+    let earlier = match &log {
+        Some(log) => earlier_items(&mut material, options, log)?,
+        None => Vec::new(),
+    };
     let mut report = audit(&material, options, progress)?;
-    if let Some(log) = &log {
-        report.previous_entry_sha256 = Some(log.head().to_owned());
-        let current: Vec<String> = report.subjects.iter().map(|it| it.sha256.clone()).collect();
-        let earlier = log.to_recheck(&current);
-        let (rechecks, open) = recheck(&mut material, options, &earlier)?;
-        report.rechecks = rechecks;
-        report.not_tested.extend(open);
+    for (item, found) in earlier {
+        match found {
+            Ok(point) => report
+                .rechecks
+                .push(test_again(&material, options, &item, &point)?),
+            Err(why) => report.not_tested.push(NotTested {
+                attack: None,
+                what: format!("an item of the earlier request {}", item.request),
+                why,
+            }),
+        }
     }
+    report.previous_entry_sha256 = log.as_ref().map(|log| log.head().to_owned());
     let sha256 = report.save(&options.out)?;
     if let Some(log) = &mut log {
         log.append(LogEntry {
@@ -167,7 +171,15 @@ fn of_conditions<S: Subject>(material: &Material<S>) -> Vec<NotTested> {
         what: "PIA, SecMI and SimA".into(),
         why: "they are defined for processes of steps, and this model's is a path".into(),
     });
-    other_conditions.into_iter().chain(signals).collect()
+    let parts = (!material.subject.space().is_pixels()).then(|| NotTested {
+        attack: None,
+        what: "the autoencoder and the text encoders of the other models".into(),
+        why: "all networks are run with those of the model before".into(),
+    });
+    [other_conditions, signals, parts]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn model<S: Subject>(material: &Material<S>) -> siss::Result<AuditedModel> {
@@ -183,50 +195,56 @@ fn model<S: Subject>(material: &Material<S>) -> siss::Result<AuditedModel> {
     })
 }
 
-/// Tests the items of earlier requests whose files are there: the rank of their loss.
-fn recheck<S: Subject>(
+/// An item of an earlier request, and its point or why there is none.
+type Earlier<C> = (EarlierSubject, std::result::Result<Points<C>, String>);
+
+/// The items of earlier requests, of which the files may be there.
+fn earlier_items<S: Subject>(
     material: &mut Material<S>,
     options: &Options,
-    earlier: &[EarlierSubject],
-) -> Result<(Vec<Recheck>, Vec<NotTested>)> {
-    let files = match &options.earlier {
-        Some(folder) => ImageFiles::find(folder)?.pictures,
-        None => Vec::new(),
+    log: &AuditLog,
+) -> Result<Vec<Earlier<ConditionOf<S>>>> {
+    let current: Vec<String> = material
+        .records
+        .iter()
+        .map(|it| it.sha256.clone())
+        .collect();
+    let found = match &options.earlier {
+        Some(folder) => ImageFiles::find(folder)?,
+        None => ImageFiles::default(),
     };
-    let hashed = files
-        .into_iter()
-        .map(|file| Ok((Manifest::of(&file)?.files()[0].sha256.clone(), file)));
+    let hashed = found
+        .pictures
+        .iter()
+        .map(|file| Ok((Manifest::of(file)?.files()[0].sha256.clone(), file)));
     let hashed: Vec<_> = hashed.collect::<siss::Result<_>>()?;
-    let (mut rechecks, mut open) = (Vec::new(), Vec::new());
-    for item in earlier {
-        match hashed.iter().find(|(sha256, _)| *sha256 == item.sha256) {
-            Some((_, file)) => rechecks.push(test_again(material, options, item, file)?),
-            None => open.push(NotTested {
-                attack: None,
-                what: format!("an item of the earlier request {}", item.request),
-                why: format!(
-                    "no file with the SHA-256 {} was given (--earlier)",
-                    item.sha256
-                ),
-            }),
-        }
-    }
-    Ok((rechecks, open))
+    let of_item = |item: EarlierSubject| {
+        let point = match hashed.iter().find(|(sha256, _)| *sha256 == item.sha256) {
+            Some((_, file)) => material
+                .item(file, &found)
+                .map_err(|error| format!("its file was given, but: {error}")),
+            None => Err(format!(
+                "no file with the SHA-256 {} was given (--earlier)",
+                item.sha256
+            )),
+        };
+        (item, point)
+    };
+    Ok(log.to_recheck(&current).into_iter().map(of_item).collect())
 }
 
+/// The rank of the loss of an earlier item.
 fn test_again<S: Subject>(
-    material: &mut Material<S>,
+    material: &Material<S>,
     options: &Options,
     item: &EarlierSubject,
-    file: &Path,
+    point: &Points<ConditionOf<S>>,
 ) -> Result<Recheck> {
-    let point = material.item(file)?;
-    let material = &*material;
     let (model, noises) = (&material.models.after, options.noises);
     let mut lowest: (f64, usize) = (1.0, TIMESTEPS[0]);
     for timestep in TIMESTEPS {
         let of = |points| losses(material, model, points, timestep, noises);
-        let test = ControlTest::new(of(&point)?[0], &of(&material.controls)?)?;
+        let test = ControlTest::new(of(point)?[0], &of(&material.controls)?)?;
         if test.low < lowest.0 {
             lowest = (test.low, timestep);
         }

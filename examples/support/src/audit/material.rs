@@ -12,7 +12,7 @@ use siss::process::SchedulerConfig;
 use siss::report::audit::{Manifest, Subject as Item};
 use siss::{Condition, Denoiser, Method, PairSampler};
 
-use crate::audit::options::Options;
+use crate::audit::options::{Options, Told};
 use crate::cases::{Case, CaseData};
 use crate::closeness::neighbours;
 use crate::files::create_folder;
@@ -32,8 +32,10 @@ use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Most retained images that are read.
+/// Most retained images that are read, and of models whose points are latents: prompts may take
+/// megabytes each.
 const MOST_RETAINED: usize = 1000;
+const MOST_LATENTS: usize = 200;
 /// The values of black and white in the training of the models.
 const RANGE: [f64; 2] = [-1.0, 1.0];
 
@@ -90,7 +92,7 @@ impl Material<Unconditional> {
         let load = |path: &Path| UNet2d::load(ModelFolder::find(path)?.network(), &device);
         let [retrained, another] = case.retrained(assets);
         let conditions = Conditions::default();
-        let named = named("before", &path, None, &conditions);
+        let named = named("before", &path, options, &conditions);
         let source = Source::find(&named)?;
         let (mut subject, before) = Unconditional::read(&named, &source, &device, progress)?;
         let data = case.load(assets, &device)?;
@@ -159,8 +161,7 @@ impl<S: Subject> Material<S> {
         progress.phase("loading");
         let device = options.device.device()?;
         let conditions = options.told.conditions();
-        let config = options.told.config.as_deref();
-        let named = named("before", before, config, &conditions);
+        let named = named("before", before, options, &conditions);
         subject::check::<S>(&named, source.folder())?;
         let (mut subject, model) = S::read(&named, source, &device, progress)
             .map_err(|error| subject::explained(error, source.folder()))?;
@@ -205,13 +206,12 @@ impl<S: Subject> Material<S> {
         }
     }
 
-    /// The points of one more picture.
-    pub fn item(&mut self, file: &Path) -> Result<Points<ConditionOf<S>>> {
+    /// The points of one more picture, of these that were found.
+    pub fn item(&mut self, file: &Path, found: &ImageFiles) -> Result<Points<ConditionOf<S>>> {
         let device = self.device();
-        let found = ImageFiles::find(file)?;
-        let (images, _) = Images::read_all(found.clone(), self.format, |_| {})?;
+        let (images, _) = Images::read_all(ImageFiles::find(file)?, self.format, |_| {})?;
         let origin = Origin {
-            found: &found,
+            found,
             // The label of the command line is that of the present items.
             is_forgotten: false,
             device: &device,
@@ -274,6 +274,11 @@ impl<C: Condition> OwnImages<C> {
     {
         let found = ImageFiles::find(needed("forget", &options.forget)?)?;
         let (space, input) = (subject.space(), subject.input());
+        let most = if space.is_pixels() {
+            MOST_RETAINED
+        } else {
+            MOST_LATENTS
+        };
         let format = space.format(input, &found, Transparency::Drop, model)?;
         let (images, _) = Images::read_all(found.clone(), format, |_| {})?;
         let pictures = images.all(device);
@@ -288,6 +293,14 @@ impl<C: Condition> OwnImages<C> {
             subject::points(subject, images, &origin, progress)
         };
         let items = points(&images, &found, true)?;
+        if !items.words.is_empty() && options.samples < items.count() {
+            return Err(format!(
+                "--samples is {}; pictures are generated under the conditions of all {} items, so it must be at least as many",
+                options.samples,
+                items.count()
+            )
+            .into());
+        }
         let others = |option, path: &Option<PathBuf>, count| -> Result<(Images, ImageFiles)> {
             let path = needed(option, path)?;
             let found = ImageFiles::find(path)?;
@@ -302,7 +315,7 @@ impl<C: Condition> OwnImages<C> {
         };
         let (unseen, found) = others("control", &options.control, options.controls)?;
         let controls = points(&unseen, &found, false)?;
-        let (kept, found) = others("retain", &options.retain, MOST_RETAINED)?;
+        let (kept, found) = others("retain", &options.retain, most)?;
         let unseen = unseen.all(device);
         // Half the distance to the nearest image that no model saw.
         let data = CaseData {
@@ -339,18 +352,19 @@ fn record((index, file): (usize, &PathBuf)) -> siss::Result<Item> {
 }
 
 /// A model of the command line.
-fn named<'a>(
+pub fn named<'a>(
     option: &'static str,
     path: &'a Path,
-    config: Option<&'a Path>,
+    options: &'a Options,
     conditions: &'a Conditions,
 ) -> Named<'a> {
     Named {
         option,
         path,
-        config,
+        config: options.told.config.as_deref().filter(|_| path.is_file()),
         range: RANGE,
         conditions,
+        takes: &Told::NAMES,
     }
 }
 
@@ -362,14 +376,14 @@ fn models<S: Subject>(
     progress: &dyn Progress,
 ) -> Result<Models<S::Model>> {
     let told = &options.told;
-    let config = told.config.as_deref();
     let load = |option, path: &Path, lora: Option<&PathBuf>| -> Result<(S::Model, PathBuf)> {
         let conditions = Conditions {
             lora: lora.cloned(),
             ..told.conditions()
         };
-        let named = named(option, path, config.filter(|_| path.is_file()), &conditions);
+        let named = named(option, path, options, &conditions);
         let source = Source::find(&named)?;
+        subject::check::<S>(&named, source.folder())?;
         let (_, model) = S::read(&named, &source, device, progress)
             .map_err(|error| format!("--{option}: {error}"))?;
         Ok((model, source.network().into()))

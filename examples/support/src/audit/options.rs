@@ -198,7 +198,7 @@ pub struct Told {
     pub config: Option<PathBuf>,
 
     /// A LoRA that belongs to the model before.
-    #[arg(long, value_name = "FILE", requires = "before")]
+    #[arg(long, value_name = "FILE", requires_all = ["before", "unlearned_lora"], conflicts_with = "retrained")]
     #[serde(serialize_with = "as_optional_text")]
     pub lora: Option<PathBuf>,
 
@@ -209,6 +209,16 @@ pub struct Told {
 }
 
 impl Told {
+    /// The options of this command for conditions.
+    pub const NAMES: [&'static str; 6] = [
+        "label",
+        "null-label",
+        "prompts",
+        "guidance",
+        "cache",
+        "lora",
+    ];
+
     /// As the models are read.
     pub fn conditions(&self) -> Conditions {
         Conditions {
@@ -274,6 +284,11 @@ impl Options {
             }
         }
         self.told.conditions().check()?;
+        let models = [&self.before, &self.after, &self.retrained, &self.another];
+        let is_file = |path: &&Option<PathBuf>| path.as_ref().is_some_and(|path| path.is_file());
+        if self.told.config.is_some() && !models.iter().any(is_file) {
+            return Err("--config is for single files, and none of the models is one".into());
+        }
         if self.after.is_some() && self.before.is_none() && !self.assets.exists() {
             return Err(
                 "--after without --before: there is no bundled model; give --before".into(),

@@ -210,7 +210,8 @@ pub fn pair<S: Subject>(
     progress: &dyn Progress,
 ) -> Result<AuditTest> {
     let models = &material.models;
-    let count = (options.samples / PART).max(2);
+    // Under the conditions of all items.
+    let count = (options.samples / PART).max(2).max(material.items());
     let mut figures = Vec::new();
     let mut most: f64 = 0.0;
     for weight in WEIGHTS {

@@ -189,7 +189,13 @@ impl<N: ClassNetwork> Subject for Classes<N> {
         let null = conditions.null_label.or(network.null());
         let guidance = conditions.guidance.unwrap_or(N::GUIDANCE);
         if null.is_none() && (guidance != 1.0 || conditions.drop_condition > 0.0) {
-            return Err("--guidance and --drop-condition need the class that stands for none: give --null-label".into());
+            let options = match named.takes.contains(&"drop-condition") {
+                true => "--guidance and --drop-condition need",
+                false => "--guidance needs",
+            };
+            return Err(
+                format!("{options} the class that stands for none: give --null-label").into(),
+            );
         }
         let classes = Self {
             input: network.input(),

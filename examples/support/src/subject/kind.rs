@@ -10,8 +10,8 @@ use super::source::Source;
 use super::{Named, Result, Subject};
 use crate::files;
 
-/// What is unlearned, in words.
-const SUPPORTED: &str = "diffusers' UNet2DModel (with or without classes), DiT, and Stable Diffusion 1, 2, XL and 3 are unlearned here";
+/// What is supported, in words.
+const SUPPORTED: &str = "diffusers' UNet2DModel (with or without classes), DiT, and Stable Diffusion 1, 2, XL and 3 are supported here";
 
 /// The kind of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub fn check<S: Subject>(named: &Named<'_>, origin: &ModelFolder) -> Result<()> 
 
 /// Whether the option for a folder of latents is of use depends on the points, not on the kind.
 fn check_options<S: Subject>(named: &Named<'_>) -> Result<()> {
-    let given = named.conditions.given().into_iter();
+    let given = named.conditions.given();
     let mut refused = given.filter(|(option, is_given)| *is_given && !S::OPTIONS.contains(option));
     match refused.find(|(option, _)| *option != "cache") {
         None => Ok(()),
@@ -120,7 +120,11 @@ fn check_options<S: Subject>(named: &Named<'_>) -> Result<()> {
             path_text(named.path),
             match S::OPTIONS {
                 [] => "it has no condition".into(),
-                options => format!("it takes --{}", options.join(", --")),
+                options => {
+                    let options = options.iter().copied();
+                    let known = options.filter(|option| named.takes.contains(option));
+                    format!("it takes --{}", known.collect::<Vec<_>>().join(", --"))
+                }
             }
         )
         .into()),

@@ -19,6 +19,8 @@ pub struct Named<'a> {
     /// The values of black and white in its training.
     pub range: [f64; 2],
     pub conditions: &'a Conditions,
+    /// The options for conditions that the program has.
+    pub takes: &'static [&'static str],
 }
 
 /// The options for models with a condition.
@@ -53,8 +55,8 @@ pub struct Conditions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub neighbour_prompt: Option<String>,
 
-    /// Scale of classifier-free guidance for generated and denoised images [default: 7.5 for a
-    /// prompt, 1 for a class].
+    /// Scale of classifier-free guidance for generated and denoised images [default: 7.5 for Stable
+    /// Diffusion, 7 for its version 3, 4 for DiT, 1 for other models with classes].
     #[arg(long, value_name = "S")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
@@ -82,20 +84,35 @@ pub struct Conditions {
 }
 
 impl Conditions {
+    /// Their names.
+    pub const NAMES: [&'static str; 10] = [
+        "label",
+        "null-label",
+        "neighbour-label",
+        "prompts",
+        "neighbour-prompt",
+        "guidance",
+        "drop-condition",
+        "adversarial",
+        "cache",
+        "lora",
+    ];
+
     /// Each option, and whether it was given.
-    pub fn given(&self) -> [(&'static str, bool); 10] {
-        [
-            ("label", self.label.is_some()),
-            ("null-label", self.null_label.is_some()),
-            ("neighbour-label", self.neighbour_label.is_some()),
-            ("prompts", self.prompts.is_some()),
-            ("neighbour-prompt", self.neighbour_prompt.is_some()),
-            ("guidance", self.guidance.is_some()),
-            ("drop-condition", self.drop_condition != 0.0),
-            ("adversarial", self.adversarial.is_some()),
-            ("cache", self.cache.is_some()),
-            ("lora", self.lora.is_some()),
-        ]
+    pub fn given(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        let given = [
+            self.label.is_some(),
+            self.null_label.is_some(),
+            self.neighbour_label.is_some(),
+            self.prompts.is_some(),
+            self.neighbour_prompt.is_some(),
+            self.guidance.is_some(),
+            self.drop_condition != 0.0,
+            self.adversarial.is_some(),
+            self.cache.is_some(),
+            self.lora.is_some(),
+        ];
+        Self::NAMES.into_iter().zip(given)
     }
 
     /// Rejects values that no model takes.

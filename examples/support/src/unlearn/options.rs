@@ -342,6 +342,7 @@ impl Options {
             config: self.config.as_deref(),
             range: self.range,
             conditions: &self.conditions,
+            takes: &Conditions::NAMES,
         }
     }
 
