@@ -252,8 +252,8 @@ impl ModelCheck {
     /// - [`Error::PredictionTypeDiffers`] if the scheduler's configuration names another prediction
     ///   type than the model's
     /// - [`Error::InvalidSetting`] for an invalid range
-    /// - [`Error::OutOfRange`] for no points, a micro-batch size of 0, or if the model's loss is not
-    ///   finite
+    /// - [`Error::OutOfRange`] if `points` or `micro_batch_size` is 0, or for a loss of the model
+    ///   that is not finite
     pub fn run<const D: usize, M: Denoiser<D>>(
         &self,
         model: &M,
