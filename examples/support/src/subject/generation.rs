@@ -7,8 +7,8 @@ use siss::{Condition, Denoiser, Result};
 use super::{ConditionOf, Points, Subject};
 use crate::probe::Probe;
 
-/// The wanted condition, and the one that stands for none.
-type Both<C> = (C, C);
+/// A model with guidance, and two conditions: the wanted one, and the one that stands for none.
+type GuidedModel<M, C> = (Guided<M>, (C, C));
 
 /// Generates pictures with models of a subject.
 pub struct Generation<'a, S> {
@@ -61,7 +61,7 @@ impl<S: Subject> Generation<'_, S> {
         model: &M,
         wanted: &ConditionOf<S>,
         count: usize,
-    ) -> Result<Option<(Guided<M>, Both<ConditionOf<S>>)>> {
+    ) -> Result<Option<GuidedModel<M, ConditionOf<S>>>> {
         let Some((scale, none)) = self.subject.guidance() else {
             return Ok(None);
         };
