@@ -778,6 +778,41 @@ fn models_with_a_condition_are_audited_under_the_items_own() {
     assert!(open.clone().any(|open| open.what.contains("PIA")));
 }
 
+/// With one noise the first item has the same alone and beside another, so that another class of it
+/// changes the sum of both losses by as much as its own.
+#[test]
+fn each_item_is_audited_under_its_own_class() {
+    let place = class_place(20);
+    let place = place.path();
+    fs::remove_dir_all(place.join("forget")).unwrap();
+    let sums = |labels: &[usize]| -> Vec<f64> {
+        let folder = place.join("forget");
+        let mut listing = String::new();
+        for (number, label) in labels.iter().enumerate() {
+            let name = format!("{number}.png");
+            picture(&folder.join(&name), 100 + number);
+            listing += &format!("{{\"file_name\": \"{name}\", \"label\": {label}}}\n");
+        }
+        write(&folder.join("metadata.jsonl"), &listing);
+        let report = audited(place, "model", "--noises 1").unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        let before = report.charts[0].lines[0].points.iter();
+        before.map(|point| point.1 * labels.len() as f64).collect()
+    };
+    let differences = |one: &[usize], other: &[usize]| -> Vec<f64> {
+        let (one, other) = (sums(one), sums(other));
+        one.iter()
+            .zip(other)
+            .map(|(one, other)| one - other)
+            .collect()
+    };
+    let (alone, beside) = (differences(&[1], &[2]), differences(&[1, 0], &[2, 0]));
+    assert!(alone.iter().any(|change| change.abs() > 1e-3), "{alone:?}");
+    for (alone, beside) in alone.iter().zip(&beside) {
+        assert!((alone - beside).abs() < 1e-5, "{alone} {beside}");
+    }
+}
+
 /// Of an earlier request, under the class of its own folder; without a class it is left open.
 #[test]
 fn an_earlier_item_is_tested_again_under_its_own_class() {

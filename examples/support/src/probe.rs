@@ -112,6 +112,11 @@ impl Probe {
         self.chunks.rows
     }
 
+    /// Number of images that are run at once on all cores together.
+    pub fn at_once(&self) -> usize {
+        self.chunks.at_once()
+    }
+
     /// Seconds that a model takes for an image, judging from as many of these as are run at once.
     pub fn seconds_per_image<M: Denoiser<4, Condition: Sync> + Sync>(
         &self,

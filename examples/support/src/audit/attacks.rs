@@ -208,16 +208,18 @@ pub fn losses<S: Subject>(
     timestep: usize,
     noises: usize,
 ) -> Result<Vec<f64>> {
-    let count = points.count();
-    let of_points = (&points.points, &points.condition);
-    let mut sums = vec![0.0; count];
-    for noise in 0..noises {
-        let first = noise * count;
-        let losses = material
-            .probe
-            .losses_from(first, model, of_points, timestep)?;
-        for (sum, loss) in sums.iter_mut().zip(losses) {
-            *sum += loss;
+    let (count, mut sums) = (points.count(), vec![0.0; points.count()]);
+    // As many noises at a time as keep all cores busy, and no more: conditions may be large.
+    let together = (material.probe.at_once() / count).clamp(1, noises);
+    for first in (0..noises).step_by(together) {
+        let some = together.min(noises - first);
+        let rows: Vec<usize> = (0..some).flat_map(|_| 0..count).collect();
+        let rows = points.rows(&rows);
+        let images = (&rows.points, &rows.condition);
+        let probe = &material.probe;
+        let losses = probe.losses_from(first * count, model, images, timestep)?;
+        for (row, loss) in losses.into_iter().enumerate() {
+            sums[row % count] += loss;
         }
     }
     Ok(sums.into_iter().map(|sum| sum / noises as f64).collect())

@@ -17,7 +17,7 @@ use crate::audit::attacks::{Generated, Losses, TIMESTEPS, denoised, losses, sign
 use crate::audit::closeness::{answers, relative};
 use crate::audit::facts::{frame, left_open, never_tested, old_model, threats};
 use crate::audit::keep::quality;
-use crate::audit::material::{Material, named};
+use crate::audit::material::{Material, named, sha256};
 use crate::audit::options::Options;
 use crate::audit::pictures::{levels, pictures};
 use crate::audit::returns::{pair, relearning};
@@ -213,13 +213,10 @@ fn earlier_items<S: Subject>(
         Some(folder) => ImageFiles::find(folder)?,
         None => ImageFiles::default(),
     };
-    let hashed = found
-        .pictures
-        .iter()
-        .map(|file| Ok((Manifest::of(file)?.files()[0].sha256.clone(), file)));
+    let hashed = found.pictures.iter().map(|file| Ok((sha256(file)?, file)));
     let hashed: Vec<_> = hashed.collect::<siss::Result<_>>()?;
     let of_item = |item: EarlierSubject| {
-        let point = match hashed.iter().find(|(sha256, _)| *sha256 == item.sha256) {
+        let point = match hashed.iter().find(|(hash, _)| *hash == item.sha256) {
             Some((_, file)) => material
                 .item(file, &found)
                 .map_err(|error| format!("its file was given, but: {error}")),

@@ -282,8 +282,8 @@ impl<C: Condition> OwnImages<C> {
         let format = space.format(input, &found, Transparency::Drop, model)?;
         let (images, _) = Images::read_all(found.clone(), format, |_| {})?;
         let pictures = images.all(device);
-        let records = images.files().iter().enumerate().map(record);
-        let records = records.collect::<siss::Result<_>>()?;
+        let hashes = images.files().iter().map(sha256);
+        let hashes = hashes.collect::<siss::Result<Vec<_>>>()?;
         let mut points = |images: &Images, found: &ImageFiles, is_forgotten| {
             let origin = Origin {
                 found,
@@ -325,7 +325,7 @@ impl<C: Condition> OwnImages<C> {
         };
         Ok(Self {
             items,
-            records,
+            records: hashes.into_iter().enumerate().map(record).collect(),
             controls,
             retain: points(&kept, &found, false)?,
             retained: found.pictures.len(),
@@ -341,14 +341,6 @@ fn needed<'a>(option: &str, path: &'a Option<PathBuf>) -> Result<&'a Path> {
         Some(path) => Ok(path),
         None => Err(format!("--{option} is needed with --before").into()),
     }
-}
-
-/// The record of an item, under a name that gives nothing away.
-fn record((index, file): (usize, &PathBuf)) -> siss::Result<Item> {
-    Ok(Item {
-        name: item_name(index),
-        sha256: Manifest::of(file)?.files()[0].sha256.clone(),
-    })
 }
 
 /// A model of the command line.
@@ -458,17 +450,20 @@ fn unconditional(points: Tensor<4>) -> Points<()> {
 
 /// The items of a manifest, under names that give nothing away.
 pub fn records(manifest: &Manifest) -> Vec<Item> {
-    let files = manifest.files().iter().enumerate();
-    files
-        .map(|(index, file)| Item {
-            name: item_name(index),
-            sha256: file.sha256.clone(),
-        })
-        .collect()
+    let hashes = manifest.files().iter().map(|file| file.sha256.clone());
+    hashes.enumerate().map(record).collect()
 }
 
-fn item_name(index: usize) -> String {
-    format!("item {}", index + 1)
+fn record((index, sha256): (usize, String)) -> Item {
+    Item {
+        name: format!("item {}", index + 1),
+        sha256,
+    }
+}
+
+/// The hash of one file.
+pub fn sha256(file: &PathBuf) -> siss::Result<String> {
+    Ok(Manifest::of(file)?.files()[0].sha256.clone())
 }
 
 fn few(images: Tensor<4>, most: usize) -> Tensor<4> {

@@ -160,9 +160,9 @@ impl<'a, S: Subject> Examiner<'a, S> {
         };
         let [sampling, denoising] = self.probe.calls(self.middle());
         let generated = sampling * self.samples.max(saved) + denoising * self.copy_rows().len();
-        let losses = |rows, most, controls| {
+        let losses = |rows: usize, most, controls| {
             let count = self.forget.count().min(most);
-            self.timesteps.len() * (rows_of(count, rows) + controls)
+            self.timesteps.len() * (rows.next_multiple_of(count) + controls)
         };
         let evaluation = per_sample * generated
             + losses(
@@ -364,7 +364,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
         most: usize,
     ) -> Result<Vec<f64>> {
         let count = self.forget.count().min(most);
-        let noises = rows_of(count, rows) / count;
+        let noises = rows.div_ceil(count);
         let rows: Vec<usize> = (0..noises).flat_map(|_| 0..count).collect();
         let losses = self.losses(model, &self.forget.rows(&rows), timestep)?;
         let of_image = |image| losses.iter().skip(image).step_by(count).sum::<f64>();
@@ -382,11 +382,6 @@ impl<'a, S: Subject> Examiner<'a, S> {
         let distances = pairwise(images, &self.forget_pictures);
         distances.iter().filter(|row| is_near(row)).count()
     }
-}
-
-/// The least multiple of `count` that is at least `rows`.
-fn rows_of(count: usize, rows: usize) -> usize {
-    rows.next_multiple_of(count)
 }
 
 /// Euclidean distances with pixels in `[0, 1]`: from each image of the first batch to all of the

@@ -324,7 +324,7 @@ where
     let looks = run.looks();
     let saved = options.save_samples.unwrap_or(0);
     let mut measuring = examiner.measuring(&unet, 1 + looks, saved)?;
-    let left = options.steps - run.taken().min(options.steps);
+    let left = options.steps.saturating_sub(run.taken());
     progress.say(&resources::measuring(&measuring, looks, left, fit.as_ref()));
     let began = Instant::now();
     let before = examiner.evaluate(&unet, "before", progress)?;

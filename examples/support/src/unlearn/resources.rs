@@ -186,7 +186,7 @@ pub fn measuring(
     steps: usize,
     plan: Option<&MemoryPlan>,
 ) -> String {
-    // Steps that are left of a resumed run have no first one, but its check all the same.
+    // A resumed run checks the model as well, in the first step that it takes.
     let steps = plan.map(|plan| {
         let seconds = plan.seconds_per_step * steps as f64 + plan.checked as f64 * measuring.each;
         format!("; at least about {} for the steps", duration(seconds))
