@@ -30,6 +30,8 @@ pub enum Subject {
 pub struct Unlearning {
     pub contender: Contender,
     pub order: Order,
+    /// Points of each request, where they come in turn.
+    pub of_each: usize,
     /// For each request.
     pub steps: usize,
     pub seed: u64,
@@ -69,7 +71,9 @@ impl Setting {
         match self.subject {
             Subject::Before => BEFORE.into(),
             Subject::Retrained => RETRAINED.into(),
-            Subject::Unlearned(run) => format!("{}{}", run.contender, run.order.suffix()),
+            Subject::Unlearned(run) => {
+                format!("{}{}", run.contender, run.order.suffix(run.of_each))
+            }
         }
     }
 }

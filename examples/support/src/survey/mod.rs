@@ -185,6 +185,7 @@ mod tests {
                 "--methods siss --steps 5 --seeds 0 --order together,in-turn,replay",
                 2,
             ),
+            ("--methods siss --steps 5 --seeds 0 --of-each 2", 0),
             ("--methods siss --steps 5 --seeds 0 --samples 8", 3),
             ("--methods siss --steps 5 --seeds 0 --case digits", 3),
         ] {
@@ -293,6 +294,7 @@ mod tests {
         for (words, name) in [
             ("--steps 10,0", "--steps"),
             ("--batch 0", "--batch"),
+            ("--of-each 0", "--of-each"),
             ("--forget-prob 0", "--forget-prob"),
             ("--forget-prob 1.5", "--forget-prob"),
             ("--clipper fraction:-1", "--clipper"),

@@ -50,10 +50,14 @@ pub struct Options {
     #[arg(long, value_delimiter = ',')]
     pub points: Vec<usize>,
 
-    /// In which order, separated by commas: all in one request, or one request per point, each to
-    /// the model that the one before it left.
+    /// In which order, separated by commas: all in one request, or one request after another, each
+    /// to the model that the one before it left.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "together")]
     pub order: Vec<Order>,
+
+    /// Points of each request, where they come in turn.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub of_each: usize,
 
     /// How the two gradients are weighed, by every method of this command: `fraction:0.5:1` and
     /// others, as `mnist_tshirt` takes them [default: the method's own].
@@ -103,7 +107,11 @@ impl Options {
     pub fn check(&self) -> Result<()> {
         let steps = self.steps.iter().map(|&steps| ("steps", Some(steps)));
         at_least_one(&steps.collect::<Vec<_>>())?;
-        at_least_one(&[("batch", Some(self.batch)), ("heldout", Some(self.heldout))])?;
+        at_least_one(&[
+            ("of-each", Some(self.of_each)),
+            ("batch", Some(self.batch)),
+            ("heldout", Some(self.heldout)),
+        ])?;
         clipper(self.clipper)?;
         let forget_prob = self.forget_prob.unwrap_or(FORGET_PROB);
         if !(forget_prob > 0.0 && forget_prob <= 1.0) {
@@ -141,6 +149,7 @@ impl Options {
                     let unlearnings = self.methods.iter().map(|&contender| Unlearning {
                         contender,
                         order,
+                        of_each: self.of_each,
                         steps,
                         seed,
                     });

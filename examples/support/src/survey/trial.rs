@@ -179,7 +179,7 @@ impl<'a> Forgetting<'a> {
         progress: &dyn Progress,
     ) -> Result<Unlearned> {
         let trial = self.trial;
-        let requests = run.order.requests(self.points);
+        let requests = run.order.requests(self.points, run.of_each);
         let mut model = trial.trained.model.clone();
         let (mut total, mut lines) = (Took::default(), Vec::new());
         for (index, new) in requests.iter().enumerate() {
