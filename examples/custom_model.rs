@@ -2,9 +2,10 @@
 //! and `examples/README.md`.
 //!
 //! A small network is trained on tones and on many copies of one motif of square waves, which it
-//! memorises. It then forgets the motif and keeps the tones. Nothing in the crate is specific to
-//! sounds or to this network. To adapt the program, replace the parts under *Your model* and *Your
-//! data*, and load your weights instead of training.
+//! memorises. It then forgets the motif and keeps the tones, and is compared with the same network
+//! trained on the tones alone. Nothing in the crate is specific to sounds or to this network. To
+//! adapt the program, replace the parts under *Your model* and *Your data*, and load your weights
+//! instead of training.
 
 use std::error::Error;
 use std::f64::consts::TAU;
@@ -18,24 +19,32 @@ use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use siss::answer::{PredictedAnswer, PredictedAnswerConfig};
 use siss::checkpoint::model_fingerprint;
 use siss::draws::{Stream, TimestepSampling, keyed_rng, normal_noise};
-use siss::evaluate::DenoisingLoss;
+use siss::evaluate::{AnswerDistance, DenoisedDistance, DenoisingLoss};
 use siss::files::path_text;
+use siss::objective::Answers;
 use siss::observer::{JsonLog, cut_log};
 use siss::process::SchedulerExt;
 use siss::rand::RngExt;
 use siss::report::{Panel, Plot, Series};
 use siss::sampling::{DdimConfig, DdimSampler, Sampler};
+use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData};
 use siss::{Checkpoints, DdpmScheduler, Denoiser, PairSampler, Scheduler, SissTrainer, StepReport};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// A small model of sounds memorises one of them, then unlearns it. Half a minute on two CPU cores.
+/// A small model of sounds memorises one of them, then unlearns it. Two minutes on two CPU cores,
+/// most of them for training three models.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Options {
+    /// How the model unlearns.
+    #[arg(long, value_enum, default_value_t)]
+    method: Way,
+
     /// Optimiser steps of the unlearning.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
@@ -60,6 +69,16 @@ struct Options {
     quick: bool,
 }
 
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Way {
+    /// The answers that the model would give if it had never heard the motif are predicted and
+    /// taught.
+    #[default]
+    Counterfactual,
+    /// The method of the paper, which does not stop by itself.
+    Siss,
+}
+
 fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,14 +97,24 @@ fn run(options: &Options) -> Result<()> {
     let data = Data::new(&device);
 
     // Your model is already trained; here it is trained first.
-    let training_steps = if options.quick { 300 } else { 4_000 };
-    let model = train(SoundNet::new(&device), &data, &scheduler, training_steps)?;
+    let steps = if options.quick { 300 } else { 4_000 };
+    let train = |what: &str, sounds: &Tensor<3>, seed: u64| {
+        println!("training {what}");
+        let model = SoundNet::new(&device, seed);
+        self::train(model, sounds, &scheduler, (steps, seed))
+    };
+    let model = train("the model", &data.training_set(), SEED)?;
+    // What unlearning should arrive at. You would not have it, and need it only to see how near
+    // you came: of two models that never heard the motif, one is the floor of the other.
+    let retrained = train("a model without the motif", &data.tones, SEED + 1)?;
+    let another = train("another one without it", &data.tones, SEED + 2)?;
 
-    let before = Measurement::of(&model, &data, &scheduler)?;
+    let measure = |model: &SoundNet| Measurement::of(model, &retrained, &data, &scheduler);
+    let before = measure(&model)?;
     let (model, reports) = unlearn(model, &data, scheduler.clone(), options)?;
-    let after = Measurement::of(&model, &data, &scheduler)?;
+    let after = measure(&model)?;
 
-    print_table(&before, &after);
+    print_table(&before, &after, &measure(&another)?);
     let picture = options.out.join("sounds.svg");
     save_picture(&picture, &data, &before, &after, &reports)?;
     println!(
@@ -106,15 +135,26 @@ fn unlearn(
     let began_with = model_fingerprint(&model)?;
     let falling_rate = LinearLrSchedulerConfig::new(6e-4, 0.0, steps as usize);
     let log = options.out.join("steps.jsonl");
-    let mut trainer = SissTrainer::builder(model, scheduler)
+    let answers = match options.method {
+        Way::Counterfactual => Some(predict_answers(&model, data, &scheduler)?),
+        Way::Siss => None,
+    };
+    let builder = SissTrainer::builder(model, scheduler)
         .learning_rate(falling_rate.init()?)
         .seed(SEED)
-        .observer(JsonLog::open(&log)?)
-        .build()?;
+        .observer(JsonLog::open(&log)?);
+    let mut trainer = match answers {
+        Some(answers) => {
+            let clipper = answers.clipper();
+            builder.loss(answers).clipper(clipper).build()?
+        }
+        None => builder.build()?,
+    };
     let pairs = PairSampler::new(data.tones.clone(), data.motif.clone(), SEED)?;
 
     let mut checkpoints = Checkpoints::new(options.out.join("checkpoints"))?
         .setting("steps", &steps)?
+        .setting("method", &format!("{:?}", options.method))?
         .setting("model", &began_with)?
         .setting("pairs", &pairs.fingerprint()?)?;
     match options.resume {
@@ -150,6 +190,16 @@ fn unlearn(
     Ok((trainer.into_model(), reports))
 }
 
+/// Predicts the answers at the motif from the tones, and from others that the model has not heard.
+fn predict_answers(model: &SoundNet, data: &Data, scheduler: &DdpmScheduler) -> Result<Answers<3>> {
+    println!("unlearning: predicting the answers of a model that never heard the motif");
+    let of = CounterfactualData::new(&data.tones, &data.controls, &data.motif);
+    let losses = Counterfactual::fit(model, scheduler, of, CounterfactualConfig::default())?;
+    let config = PredictedAnswerConfig::default();
+    let answer = PredictedAnswer::fit(model, scheduler, &of, &losses, &config)?;
+    Ok(Answers::new(answer).keeping())
+}
+
 // Your model. Replace this part with any burn module of any rank; here the rank is 3, for [batch,
 // channels, samples].
 
@@ -181,7 +231,7 @@ struct Block {
 }
 
 impl SoundNet {
-    fn new(device: &Device) -> Self {
+    fn new(device: &Device, seed: u64) -> Self {
         let encode = Conv1dConfig::new(1, CHANNELS, PATCH).with_stride(PATCH);
         let decode = ConvTranspose1dConfig::new([CHANNELS, 1], PATCH).with_stride(PATCH);
         let model = Self {
@@ -190,7 +240,11 @@ impl SoundNet {
             norm: GroupNormConfig::new(4, CHANNELS).init(device),
             decode: decode.init(device),
         };
-        model.map(&mut RepeatableWeights::default())
+        model.map(&mut RepeatableWeights {
+            seed,
+            name: String::new(),
+            count: 0,
+        })
     }
 }
 
@@ -246,8 +300,10 @@ const SAMPLES: usize = 256;
 /// Number of tones in the training data, and copies of the motif among them.
 const TONES: u64 = 2_000;
 const COPIES: usize = 400;
-/// Number of tones that the model has not seen.
+/// Number of tones that no model has heard, to measure with, and of more such tones, from which
+/// answers are predicted.
 const NEW_TONES: u64 = 256;
+const CONTROLS: u64 = 200;
 
 struct Data {
     /// `[TONES, 1, SAMPLES]`, to be kept.
@@ -256,6 +312,8 @@ struct Data {
     motif: Tensor<3>,
     /// `[NEW_TONES, 1, SAMPLES]`, for measuring.
     new_tones: Tensor<3>,
+    /// `[CONTROLS, 1, SAMPLES]`, for predicting.
+    controls: Tensor<3>,
 }
 
 impl Data {
@@ -264,6 +322,10 @@ impl Data {
             tones: sounds((0..TONES).map(tone), device),
             motif: sounds([motif()], device),
             new_tones: sounds((TONES..TONES + NEW_TONES).map(tone), device),
+            controls: sounds(
+                (0..CONTROLS).map(|index| tone(TONES + NEW_TONES + index)),
+                device,
+            ),
         }
     }
 
@@ -307,21 +369,25 @@ fn sounds(sounds: impl IntoIterator<Item = Vec<f32>>, device: &Device) -> Tensor
 /// Key of all random numbers: the program does the same on every run.
 const SEED: u64 = 0;
 
-fn train(model: SoundNet, data: &Data, scheduler: &DdpmScheduler, steps: u64) -> Result<SoundNet> {
+fn train(
+    model: SoundNet,
+    set: &Tensor<3>,
+    scheduler: &DdpmScheduler,
+    (steps, seed): (u64, u64),
+) -> Result<SoundNet> {
     const BATCH: usize = 32;
-    let set = data.training_set();
     let (device, size) = (set.device(), set.dims()[0] as i64);
     let mut optimizer = AdamWConfig::new().init();
     let mut model = model.train();
     for step in 0..steps {
-        let mut random = keyed_rng(SEED, step, 0, Stream::Pairs);
+        let mut random = keyed_rng(seed, step, 0, Stream::Pairs);
         let rows: Vec<i64> = (0..BATCH).map(|_| random.random_range(0..size)).collect();
         let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &device);
         let clean = set.clone().select(0, rows);
 
         let range = scheduler.time_range();
-        let timesteps = TimestepSampling::LowDiscrepancy.timesteps(range, BATCH, SEED, step);
-        let noise = normal_noise(clean.dims(), SEED, step, 0, Stream::Noise, &device);
+        let timesteps = TimestepSampling::LowDiscrepancy.timesteps(range, BATCH, seed, step);
+        let noise = normal_noise(clean.dims(), seed, step, 0, Stream::Noise, &device);
         let noisy = scheduler.add_noise(clean, noise.clone(), &timesteps)?;
 
         let predicted = model.predict(noisy, vector(timesteps, &device), &());
@@ -339,8 +405,8 @@ fn train(model: SoundNet, data: &Data, scheduler: &DdpmScheduler, steps: u64) ->
 
 /// Initial weights from the crate's keyed noise. burn's own weights come from a random generator
 /// per device.
-#[derive(Default)]
 struct RepeatableWeights {
+    seed: u64,
     name: String,
     count: u64,
 }
@@ -360,7 +426,8 @@ impl ModuleMapper for RepeatableWeights {
                     [inputs, _] => *inputs,
                     shape => shape[1..].iter().product(),
                 };
-                let noise = normal_noise(shape, SEED, self.count, 0, Stream::Evaluation, &device);
+                let noise =
+                    normal_noise(shape, self.seed, self.count, 0, Stream::Evaluation, &device);
                 noise / (inputs as f64).sqrt()
             }
             "bias" => value.zeros_like(),
@@ -374,7 +441,7 @@ fn vector(values: impl IntoIterator<Item = f64>, device: &Device) -> Tensor<1> {
     Tensor::from_data(values.as_slice(), device)
 }
 
-// Measurements before and after unlearning, with the same noise.
+// Measurements of the models, with the same noise.
 
 const TIMESTEPS: [usize; 3] = [100, 250, 400];
 /// Number of generated sounds.
@@ -384,6 +451,11 @@ struct Measurement {
     /// Mean squared error of the predicted noise at each of `TIMESTEPS`.
     motif_loss: [f64; 3],
     tones_loss: [f64; 3],
+    /// How far the answers at the motif are from the retrained model's, at each of `TIMESTEPS`: the
+    /// power of the difference over that of the retrained model's error.
+    answers: [f64; 3],
+    /// L2 between copies of the motif denoised from each of `TIMESTEPS`, to the retrained model's.
+    denoised: [f64; 3],
     /// Number of generated sounds that are the motif.
     recalled: usize,
     /// The generated sound closest to the motif.
@@ -394,8 +466,27 @@ struct Measurement {
 }
 
 impl Measurement {
-    fn of(model: &SoundNet, data: &Data, scheduler: &DdpmScheduler) -> Result<Self> {
+    fn of(
+        model: &SoundNet,
+        retrained: &SoundNet,
+        data: &Data,
+        scheduler: &DdpmScheduler,
+    ) -> Result<Self> {
         let sampler = DdimSampler::new(scheduler, DdimConfig::new(25))?;
+        let answers = AnswerDistance::at(TIMESTEPS.map(|timestep| timestep as f64)).measure(
+            model,
+            retrained,
+            scheduler,
+            &data.motif,
+            &(),
+        )?;
+        let denoised = DenoisedDistance::at(TIMESTEPS).measure(
+            model,
+            retrained,
+            &sampler,
+            &data.motif,
+            &(),
+        )?;
         let shape = [GENERATED, 1, SAMPLES];
         let generated = sampler.sample(model, &(), shape, SEED, 0, &data.motif.device())?;
         // A sample is the motif if ‖sample − motif‖ is below half of ‖motif‖: no tone comes that
@@ -412,6 +503,8 @@ impl Measurement {
         Ok(Self {
             motif_loss: losses(model, &data.motif, 64, scheduler)?,
             tones_loss: losses(model, &data.new_tones, 1, scheduler)?,
+            answers: [0, 1, 2].map(|index| answers[index][0].distance),
+            denoised: [0, 1, 2].map(|index| denoised[index][0].to_reference),
             recalled: distances
                 .iter()
                 .filter(|&&distance| distance < limit)
@@ -447,21 +540,28 @@ fn values(sounds: Tensor<3>) -> Result<Vec<f32>> {
     Ok(sounds.try_into_vec_as::<f32>()?)
 }
 
-fn print_table(before: &Measurement, after: &Measurement) {
-    println!("\n{:<38} {:>8} {:>8}", "", "before", "after");
-    for (index, timestep) in TIMESTEPS.iter().enumerate() {
-        let (before, after) = (before.motif_loss[index], after.motif_loss[index]);
-        let name = format!("loss of the motif, t = {timestep}");
-        println!("{name:<38} {before:>8.4} {after:>8.4}");
-    }
-    for (index, timestep) in TIMESTEPS.iter().enumerate() {
-        let (before, after) = (before.tones_loss[index], after.tones_loss[index]);
-        let name = format!("loss of {NEW_TONES} new tones, t = {timestep}");
-        let change = 100.0 * (after / before - 1.0);
-        println!("{name:<38} {before:>8.4} {after:>8.4} ({change:+.1} %)");
-    }
+fn print_table(before: &Measurement, after: &Measurement, another: &Measurement) {
+    println!(
+        "\n{:<38} {:>8} {:>8} {:>17}",
+        "", "before", "after", "another retrained"
+    );
+    let rows = |what: &str, of: fn(&Measurement) -> [f64; 3]| {
+        let values = [before, after, another].map(of);
+        for (index, timestep) in TIMESTEPS.iter().enumerate() {
+            let [before, after, another] = values.map(|values| values[index]);
+            let name = format!("{what}, t = {timestep}");
+            println!("{name:<38} {before:>8.4} {after:>8.4} {another:>17.4}");
+        }
+    };
+    rows("answers at the motif", |it| it.answers);
+    rows("copies of the motif", |it| it.denoised);
+    rows("loss of the motif", |it| it.motif_loss);
+    rows(&format!("loss of {NEW_TONES} new tones"), |it| {
+        it.tones_loss
+    });
     let name = format!("motifs among {GENERATED} generated sounds");
-    println!("{name:<38} {:>8} {:>8}", before.recalled, after.recalled);
+    let [before, after, another] = [before, after, another].map(|it| it.recalled);
+    println!("{name:<38} {before:>8} {after:>8} {another:>17}");
 }
 
 fn save_picture(
