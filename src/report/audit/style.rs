@@ -73,14 +73,13 @@ figcaption { font-size: 0.9rem; color: var(--quiet); margin-top: 0.4rem; max-wid
     --ground: #ffffff; --panel: #f4f5f7; --ink: #000000; --quiet: #444c55; --line: #bfc5cc;
     --blue: #1f5f99; --amber: #8a5300; --red: #a32020; --grey: #59636e;
   }
-  html { color-scheme: light; }
-  body { max-width: none; padding: 0; font-size: 9pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  html { color-scheme: light; font-size: 9.5pt; }
+  body { max-width: none; padding: 0; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   .chart img { filter: none; }
-  h1 { font-size: 18pt; } h2 { font-size: 13pt; margin-top: 1.6rem; } h3 { font-size: 11pt; }
+  h2 { margin-top: 1.6rem; }
   h2, h3, thead { break-after: avoid; }
-  .box, figure, tr { break-inside: avoid; }
+  .box, .test, figure, tr { break-inside: avoid; }
   .test { padding: 0.6rem 0.8rem 0.2rem; }
-  .test p { break-after: avoid; }
   .charts { grid-template-columns: 1fr 1fr; }
   p, li { orphans: 3; widows: 3; }
 }
