@@ -417,6 +417,20 @@ pub enum Error {
         detail: String,
     },
 
+    /// A tensor of a file is of a type that is not read, such as floats of eight bits.
+    #[error(
+        "{path}: tensor `{tensor}` is of type {dtype}, which is not read; convert the file to F16, in Python by `.half()` of each tensor",
+        path = path_text(path)
+    )]
+    UnsupportedTensorType {
+        /// The file.
+        path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// Its type, as the file names it.
+        dtype: String,
+    },
+
     /// Reading or writing a file failed.
     #[error("{action} {path}: {source}", path = path_text(path))]
     Io {

@@ -232,10 +232,13 @@ fn safetensors() -> Vec<Case> {
         with_weights("values that no tensor has", "the file has 100", || {
             tensors(format!("{{{}}}", entry("a", "F32", "1", 0, 4)), 100)
         }),
-        with_weights("a type of half a byte", "not", || {
+        with_weights("a type of a byte", "F8_E4M3", || {
+            tensors(format!("{{{}}}", entry("a", "F8_E4M3", "2", 0, 2)), 2)
+        }),
+        with_weights("a type of half a byte", "F4, which is not read", || {
             tensors(format!("{{{}}}", entry("a", "F4", "2", 0, 1)), 1)
         }),
-        with_weights("a type that is none", "not describe tensors", || {
+        with_weights("a type that is none", "PICKLE, which is not read", || {
             tensors(format!("{{{}}}", entry("a", "PICKLE", "1", 0, 4)), 4)
         }),
         with_weights("a tensor of 100,000 dimensions", "missing tensor", || {
@@ -246,7 +249,7 @@ fn safetensors() -> Vec<Case> {
             let name = "x".repeat(7_000_000);
             tensors(format!("{{{}}}", entry(&name, "F32", "1", 0, 4)), 4)
         }),
-        with_weights("a type whose name has 7 MB", "not describe tensors", || {
+        with_weights("a type whose name has 7 MB", "which is not read", || {
             let dtype = "x".repeat(7_000_000);
             tensors(format!("{{{}}}", entry("a", &dtype, "1", 0, 4)), 4)
         }),

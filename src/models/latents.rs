@@ -173,7 +173,7 @@ fn store(mean: &Tensor<4>, path: &Path) -> Result<()> {
     let read = move || Ok(burn::tensor::Bytes::from_bytes_vec(bytes.clone()));
     let mean = burn_pack::Tensor::deferred(MEAN.into(), DType::F32, shape, None, length, read);
     replace(path, |file| {
-        folder::write(vec![mean], file)?;
+        folder::write(vec![mean], &folder::FileMetadata::new(), file)?;
         file.flush()
     })
 }

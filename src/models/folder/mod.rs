@@ -80,11 +80,12 @@ pub(super) fn save_files<M: Module>(
     folder: &Path,
     files: Files,
 ) -> Result<()> {
-    save_tensors(collect(module), config, folder, files)
+    let metadata = FileMetadata::new();
+    save_tensors(collect(module), &metadata, config, folder, files)
 }
 
-/// Like [`save`], with each tensor in the type that it has in the folder `original`, or in f32 if
-/// no weights can be read there.
+/// Like [`save`], with each tensor in the type that it has in the folder `original`, and with the
+/// metadata of the weights there; in f32 and without if no weights can be read there.
 ///
 /// # Errors
 /// Those of [`save`].
@@ -95,19 +96,22 @@ pub(super) fn save_like<M: Module>(
 ) -> Result<()> {
     let stored = weights::read(original, Files::Diffusers).and_then(|stored| {
         let prefix = common_prefix(&stored.tensors);
-        by_name(stored.tensors, prefix.len(), &stored.path)
+        let tensors = by_name(stored.tensors, prefix.len(), &stored.path)?;
+        Ok((tensors, stored.metadata))
     });
-    let stored = stored.unwrap_or_default();
+    let (stored, metadata) = stored.unwrap_or_default();
     let tensors = collect(module).into_iter();
     let tensors = tensors.map(|tensor| match stored.get(&tensor.name) {
         Some(earlier) => like(tensor, &earlier.tensor),
         None => tensor,
     });
-    save_tensors(tensors.collect(), config, folder, Files::Diffusers)
+    let tensors = tensors.collect();
+    save_tensors(tensors, &metadata, config, folder, Files::Diffusers)
 }
 
 fn save_tensors(
     tensors: Vec<burn_pack::Tensor>,
+    metadata: &FileMetadata,
     config: &str,
     folder: &Path,
     files: Files,
@@ -121,7 +125,7 @@ fn save_tensors(
         return Err(invalid(&index, message));
     }
     replace(&folder.join(files.weights()), |file| {
-        safe::write(tensors, file)
+        safe::write(tensors, metadata, file)
     })?;
     replace(&folder.join(CONFIG), |file| {
         file.write_all(config.as_bytes())
@@ -212,15 +216,7 @@ pub(super) fn fill<M: Module>(
 /// The tensors of a file, by their names in the file. Values are read when they are needed.
 pub(super) type StoredTensors = BTreeMap<String, burn_pack::Tensor>;
 
-/// The tensors of a safetensors file.
-///
-/// # Errors
-/// [`Error::Io`], [`Error::InvalidFile`].
-pub(super) fn tensors(path: &Path) -> Result<StoredTensors> {
-    safe::tensors(path)
-}
-
-pub(super) use safe::write;
+pub(super) use safe::{FileMetadata, SafeFile, read, tensors, write};
 
 #[cfg(feature = "pytorch")]
 use pickled::tensors as pickled_tensors;

@@ -5,6 +5,7 @@
 //! again for each tensor. The file is also written here, because burn's writer creates a temporary
 //! file that only its owner may read.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -13,29 +14,55 @@ use std::sync::{Arc, Mutex};
 use burn::store::burn_pack::{Error as PackError, Tensor as PackTensor};
 use burn::tensor::{BoolStore, Bytes, DType};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::StoredTensors;
 use crate::error::{Error, Result};
-use crate::files::{invalid, open};
+use crate::files::{invalid, open, shortened};
 
 /// Size in bytes of the header's length, with which the file begins.
 const LENGTH_BYTES: u64 = 8;
 /// Longest header that is read: that of Stable Diffusion has 100 kB.
 const LONGEST_HEADER: u64 = 8 << 20;
+/// The entry of a header that is not a tensor.
+const METADATA: &str = "__metadata__";
+/// Metadata that is true of the weights of one file only: hashes of them, by which programs find
+/// out what a file is.
+const HASHES: [&str; 3] = [
+    "modelspec.hash_sha256",
+    "sshs_legacy_hash",
+    "sshs_model_hash",
+];
 
-/// The tensors of a file, by name. Their positions are checked here, their values are read when
+/// What the header of a file says besides the tensors: texts by name.
+pub(in crate::models) type FileMetadata = BTreeMap<String, String>;
+
+/// The contents of a file.
+pub(in crate::models) struct SafeFile {
+    pub(in crate::models) tensors: StoredTensors,
+    /// Without hashes of the weights, because a file that is written from it has other weights.
+    pub(in crate::models) metadata: FileMetadata,
+}
+
+/// The tensors of a file, by name.
+///
+/// # Errors
+/// Those of [`read`].
+pub(crate) fn tensors(path: &Path) -> Result<StoredTensors> {
+    Ok(read(path)?.tensors)
+}
+
+/// The contents of a file. The positions of tensors are checked here, their values are read when
 /// they are needed.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::InvalidFile`].
-pub(crate) fn tensors(path: &Path) -> Result<StoredTensors> {
+/// [`Error::Io`], [`Error::InvalidFile`], [`Error::UnsupportedTensorType`].
+pub(in crate::models) fn read(path: &Path) -> Result<SafeFile> {
     let (mut file, length) = open(path)?;
     let header = read_header(&mut file, length, path)?;
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
-        damaged(
-            path,
-            format!("its header does not describe tensors: {error}"),
-        )
+        let message = format!("its header does not describe tensors: {error}");
+        unknown_type(&header, path).unwrap_or_else(|| damaged(path, message))
     })?;
     let data_start = LENGTH_BYTES + header.len() as u64;
     let promised = data_start.checked_add(metadata.data_len() as u64);
@@ -49,13 +76,9 @@ pub(crate) fn tensors(path: &Path) -> Result<StoredTensors> {
     }
     let file = Arc::new(Mutex::new(file));
     let mut tensors = StoredTensors::new();
-    for (name, info) in metadata.tensors() {
-        let dtype = burn_type(info.dtype).ok_or_else(|| {
-            damaged(
-                path,
-                format!("`{name}` is of type {:?}, which is not read", info.dtype),
-            )
-        })?;
+    for (name, info) in BTreeMap::from_iter(metadata.tensors()) {
+        let dtype = burn_type(info.dtype);
+        let dtype = dtype.ok_or_else(|| unsupported(path, &name, &format!("{:?}", info.dtype)))?;
         let (first, end) = info.data_offsets;
         let (file, start) = (file.clone(), data_start + first as u64);
         let read = move || read_values(&file, start, end - first);
@@ -63,7 +86,34 @@ pub(crate) fn tensors(path: &Path) -> Result<StoredTensors> {
         let tensor = PackTensor::deferred(name.clone(), dtype, shape, None, end - first, read);
         tensors.insert(name, tensor);
     }
-    Ok(tensors)
+    let mut metadata: FileMetadata = metadata.metadata().clone().into_iter().flatten().collect();
+    metadata.retain(|name, _| !HASHES.contains(&name.as_str()));
+    Ok(SafeFile { tensors, metadata })
+}
+
+/// The error about the first tensor of a type that nobody has heard of, if that is what is wrong
+/// with a header.
+fn unknown_type(header: &[u8], path: &Path) -> Option<Error> {
+    #[derive(Deserialize)]
+    struct Entry {
+        dtype: Option<String>,
+    }
+    let entries: BTreeMap<String, Entry> = serde_json::from_slice(header).ok()?;
+    let is_known = |name: &str| serde_json::from_value::<Dtype>(name.into()).is_ok();
+    let mut types = entries
+        .iter()
+        .filter(|(name, _)| *name != METADATA)
+        .filter_map(|(name, entry)| Some((name, entry.dtype.as_deref()?)));
+    let (name, dtype) = types.find(|(_, dtype)| !is_known(dtype))?;
+    Some(unsupported(path, name, dtype))
+}
+
+fn unsupported(path: &Path, tensor: &str, dtype: &str) -> Error {
+    Error::UnsupportedTensorType {
+        path: path.into(),
+        tensor: shortened(tensor.into()),
+        dtype: shortened(dtype.into()),
+    }
 }
 
 fn read_header(file: &mut File, length: u64, path: &Path) -> Result<Vec<u8>> {
@@ -102,8 +152,12 @@ fn read_values(
 }
 
 /// Writes tensors in the order of PyTorch's safetensors: those of the longest type first, then by
-/// name.
-pub(in crate::models) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io::Result<()> {
+/// name. Without metadata, the header says that they are PyTorch's.
+pub(in crate::models) fn write(
+    tensors: Vec<PackTensor>,
+    metadata: &FileMetadata,
+    file: &mut File,
+) -> io::Result<()> {
     let mut tensors: Vec<(Dtype, PackTensor)> = tensors
         .into_iter()
         .map(|tensor| match stored_type(tensor.dtype) {
@@ -119,7 +173,7 @@ pub(in crate::models) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io:
             .cmp(left_type)
             .then_with(|| left.name.cmp(&right.name))
     });
-    let header = header(&tensors).map_err(io::Error::other)?;
+    let header = header(&tensors, metadata).map_err(io::Error::other)?;
     let mut writer = BufWriter::new(file);
     writer.write_all(&(header.len() as u64).to_le_bytes())?;
     writer.write_all(&header)?;
@@ -129,9 +183,19 @@ pub(in crate::models) fn write(tensors: Vec<PackTensor>, file: &mut File) -> io:
     writer.flush()
 }
 
-/// Names, types, shapes and positions, padded with spaces so that the values are aligned.
+/// An entry of a header.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Metadata(&'a FileMetadata),
+    Tensor(&'a TensorInfo),
+}
+
+/// Metadata, then names, types, shapes and positions, padded with spaces so that the values are
+/// aligned. safetensors' own writer has the metadata in another order each time.
 fn header(
     tensors: &[(Dtype, PackTensor)],
+    metadata: &FileMetadata,
 ) -> std::result::Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let mut end = 0;
     let infos = tensors.iter().map(|(dtype, tensor)| {
@@ -144,9 +208,18 @@ fn header(
         };
         (tensor.name.clone(), info)
     });
-    let format = [("format".to_owned(), "pt".to_owned())].into();
-    let metadata = Metadata::new(Some(format), infos.collect())?;
-    let mut header = serde_json::to_vec(&metadata)?;
+    let checked = Metadata::new(None, infos.collect())?;
+    let format = FileMetadata::from([("format".into(), "pt".into())]);
+    let metadata = if metadata.is_empty() {
+        &format
+    } else {
+        metadata
+    };
+    let names = tensors.iter().map(|(_, tensor)| tensor.name.as_str());
+    let infos = names.filter_map(|name| Some((name, Entry::Tensor(checked.info(name)?))));
+    let mut header = Vec::new();
+    let first = std::iter::once((METADATA, Entry::Metadata(metadata)));
+    serde_json::Serializer::new(&mut header).collect_map(first.chain(infos))?;
     header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
     Ok(header)
 }
@@ -157,6 +230,14 @@ fn stored_type(dtype: DType) -> Option<Dtype> {
         DType::F32 | DType::Flex32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::I16 => Dtype::I16,
+        DType::I8 => Dtype::I8,
+        DType::U64 => Dtype::U64,
+        DType::U32 => Dtype::U32,
+        DType::U8 => Dtype::U8,
+        DType::Bool(BoolStore::Native) => Dtype::BOOL,
         _ => return None,
     })
 }

@@ -173,6 +173,117 @@ fn integers_are_no_weights() {
     }
 }
 
+/// What is wrong is the type, not the file.
+#[test]
+fn a_type_that_is_not_read_is_named_with_the_tensor_and_the_remedy() {
+    let folder = saved();
+    let name = "conv_norm_out.weight";
+    let original = read(folder.path());
+    for dtype in [Dtype::F8_E4M3, Dtype::F8_E5M2] {
+        let mut tensors = original.clone();
+        let tensor = tensors.get_mut(name).unwrap();
+        (tensor.0, tensor.2) = (dtype, vec![0; 4]);
+        write(folder.path(), &tensors);
+        let error = load(folder.path()).unwrap_err();
+        let text = error.to_string();
+        for part in [name, &format!("{dtype:?}"), "convert the file to F16"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(
+            matches!(error, Error::UnsupportedTensorType { .. }),
+            "{error:?}"
+        );
+    }
+    let header =
+        br#"{"a":{"dtype":"NF4","shape":[2],"data_offsets":[0,1]},"__metadata__":{"dtype":"x"}}"#;
+    let length = (header.len() as u64).to_le_bytes();
+    let bytes = [&length[..], header, &[0]].concat();
+    std::fs::write(folder.path().join(WEIGHTS), bytes).unwrap();
+    let error = load(folder.path()).unwrap_err();
+    assert!(
+        matches!(&error, Error::UnsupportedTensorType { tensor, dtype, .. } if tensor == "a" && dtype == "NF4"),
+        "{error:?}"
+    );
+}
+
+/// Whatever is read can be written.
+#[test]
+fn tensors_of_all_types_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+    let types = [
+        Dtype::F64,
+        Dtype::I64,
+        Dtype::U64,
+        Dtype::F32,
+        Dtype::I32,
+        Dtype::U32,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::I16,
+        Dtype::I8,
+        Dtype::U8,
+        Dtype::BOOL,
+    ];
+    let tensor = |dtype: Dtype| {
+        let data = vec![1; 2 * dtype.bitsize() / 8];
+        (format!("{dtype:?}"), (dtype, vec![2], data))
+    };
+    let tensors: Tensors = types.map(tensor).into();
+    std::fs::write(&first, serialized(&tensors)).unwrap();
+    let read = safe::read(&first).unwrap();
+    let mut file = std::fs::File::create(&second).unwrap();
+    safe::write(
+        read.tensors.into_values().collect(),
+        &read.metadata,
+        &mut file,
+    )
+    .unwrap();
+    assert_eq!(tensors_of(&second), tensors);
+}
+
+/// Of one file, and of all parts together.
+#[test]
+fn a_network_written_like_another_keeps_its_metadata() {
+    let [from, to] = [saved(), tempfile::tempdir().unwrap()];
+    let unet = load(from.path()).unwrap();
+    let tensors = read(from.path());
+    let written = || {
+        save_like(&unet, &unet.config().to_json(), [from.path(), to.path()]).unwrap();
+        let bytes = weights(to.path());
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        header.metadata().clone().unwrap()
+    };
+    let entry = |name: &str| (name.to_string(), "kept".to_string());
+    let with = |tensors: &Tensors, name: &str, file: &Path| {
+        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        let metadata = [entry(name), entry("sshs_model_hash")].into();
+        safetensors::serialize_to_file(views, Some(metadata), file).unwrap();
+    };
+    with(&tensors, "whole", &from.path().join(WEIGHTS));
+    assert_eq!(written(), [entry("whole")].into());
+
+    std::fs::remove_file(from.path().join(WEIGHTS)).unwrap();
+    let halves = tensors.iter().enumerate().fold(
+        [Tensors::new(), Tensors::new()],
+        |mut halves, (index, (name, tensor))| {
+            halves[index % 2].insert(name.clone(), tensor.clone());
+            halves
+        },
+    );
+    let mut map = serde_json::Map::new();
+    for (number, half) in halves.iter().enumerate() {
+        let file = format!("part-{number}.safetensors");
+        with(half, &format!("half {number}"), &from.path().join(&file));
+        map.extend(half.keys().map(|name| (name.clone(), file.clone().into())));
+    }
+    let index = serde_json::json!({ "weight_map": map });
+    std::fs::write(from.path().join(INDEX), index.to_string()).unwrap();
+    assert_eq!(written(), [entry("half 0"), entry("half 1")].into());
+}
+
 #[test]
 fn old_attention_names_and_shapes_are_read() {
     let folder = saved();

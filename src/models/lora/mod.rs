@@ -274,7 +274,7 @@ impl Lora {
             tensors.extend(layer.alpha.as_ref().map(|value| packed(alpha, value)));
         }
         replace(path, |file| {
-            folder::write(tensors, file)?;
+            folder::write(tensors, &folder::FileMetadata::new(), file)?;
             file.flush()
         })
     }

@@ -221,7 +221,7 @@ impl SingleFile {
         let kept: Vec<burn_pack::Tensor> = kept.map(|(_, tensor)| tensor.clone()).collect();
         let tensors = new.into_values().chain(kept).collect();
         replace(path.as_ref(), |file| {
-            folder::write(tensors, file)?;
+            folder::write(tensors, &folder::FileMetadata::new(), file)?;
             file.flush()
         })
     }
@@ -249,7 +249,7 @@ impl SingleFile {
             of_encoder,
         ];
         replace(path.as_ref(), |file| {
-            folder::write(tensors.concat(), file)?;
+            folder::write(tensors.concat(), &folder::FileMetadata::new(), file)?;
             file.flush()
         })
     }

@@ -125,7 +125,7 @@ fn file(unet: &UNet2dCondition, autoencoder: &AutoencoderKl, path: &Path) {
         tensors.push(tensor);
     }
     let mut file = std::fs::File::create(path).unwrap();
-    folder::write(tensors, &mut file).unwrap();
+    folder::write(tensors, &folder::FileMetadata::new(), &mut file).unwrap();
 }
 
 fn output(unet: &UNet2dCondition, noisy: &Tensor<4>) -> Tensor<4> {
@@ -247,7 +247,11 @@ fn header(tensors: &[(&str, &[usize])]) -> (tempfile::TempDir, PathBuf) {
         )
     };
     let mut file = std::fs::File::create(&path).unwrap();
-    folder::write(tensors.iter().map(tensor).collect(), &mut file).unwrap();
+    folder::write(
+        tensors.iter().map(tensor).collect(),
+        &folder::FileMetadata::new(),
+        &mut file,
+    ).unwrap();
     (folder, path)
 }
 

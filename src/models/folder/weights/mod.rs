@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Files, StoredTensors, mismatch, pickled_tensors, safe};
+use super::{FileMetadata, Files, SafeFile, StoredTensors, mismatch, pickled_tensors, safe};
 use crate::error::{Error, Result};
 use crate::files::json::python_object;
 use crate::files::{invalid, read_configuration, shortened};
@@ -45,6 +45,8 @@ pub(super) struct Weights {
     /// The file, or the index of its parts.
     pub(super) path: PathBuf,
     pub(super) tensors: StoredTensors,
+    /// What the header of a safetensors file says besides; that of several files together.
+    pub(super) metadata: FileMetadata,
     /// A note about the choice, if it was not obvious.
     pub(super) note: Option<LoadNote>,
 }
@@ -64,9 +66,9 @@ pub(super) fn read(folder: &Path, files: Files) -> Result<Weights> {
         return Err(none(folder, files, &names));
     };
     let path = folder.join(chosen.name);
-    let tensors = match chosen.is_index {
+    let SafeFile { tensors, metadata } = match chosen.is_index {
         true => parts(&path, chosen.format)?,
-        false => chosen.format.tensors(&path)?,
+        false => chosen.format.read(&path)?,
     };
     let is_plain = chosen.variant.is_none() && !chosen.is_index;
     let note = (!is_plain || !others.is_empty()).then(|| LoadNote::Weights {
@@ -76,6 +78,7 @@ pub(super) fn read(folder: &Path, files: Files) -> Result<Weights> {
     Ok(Weights {
         path,
         tensors,
+        metadata,
         note,
     })
 }
@@ -94,10 +97,13 @@ impl Format {
         }
     }
 
-    fn tensors(self, path: &Path) -> Result<StoredTensors> {
+    fn read(self, path: &Path) -> Result<SafeFile> {
         match self {
-            Format::Safe => safe::tensors(path),
-            Format::Pickled => pickled_tensors(path),
+            Format::Safe => safe::read(path),
+            Format::Pickled => Ok(SafeFile {
+                tensors: pickled_tensors(path)?,
+                metadata: FileMetadata::new(),
+            }),
         }
     }
 }
@@ -209,7 +215,7 @@ fn none(folder: &Path, files: Files, names: &[String]) -> Error {
 }
 
 /// The tensors of all parts named by an index.
-fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
+fn parts(index: &Path, format: Format) -> Result<SafeFile> {
     let text = read_configuration(index)?;
     let map = weight_map(&text, index, format)?;
     let files: BTreeSet<&str> = map.values().map(String::as_str).collect();
@@ -231,9 +237,14 @@ fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
         return Err(invalid(index, message));
     }
     let mut read = Vec::with_capacity(files.len());
+    let mut metadata = FileMetadata::new();
     for file in files {
         let path = folder.join(file);
-        let tensors = format.tensors(&path)?;
+        let SafeFile {
+            tensors,
+            metadata: own,
+        } = format.read(&path)?;
+        metadata.extend(own);
         let mut of_part = map.iter().filter(|(_, place)| *place == file);
         if let Some((name, _)) = of_part.find(|(name, _)| !tensors.contains_key(*name)) {
             let detail = ": the index says that it is there";
@@ -258,7 +269,10 @@ fn parts(index: &Path, format: Format) -> Result<StoredTensors> {
             }
         }
     }
-    Ok(all)
+    Ok(SafeFile {
+        tensors: all,
+        metadata,
+    })
 }
 
 /// The file of each tensor. All files are in the same folder.
