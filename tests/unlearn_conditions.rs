@@ -368,23 +368,110 @@ fn second_model(folder: &Path) {
     unet.save(folder.join("unet")).unwrap();
 }
 
-/// Files of version 2 and of XL hold an encoder in the layout of OpenCLIP. It is copied, and the
-/// one of the folder is used.
+/// Names, shapes and values of a file in single precision.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
+fn tensors_of(file: &Path) -> Tensors {
+    let bytes = fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = tensors.tensors().into_iter();
+    let copy = tensors.map(|(name, it)| (name, (it.shape().to_vec(), it.data().to_vec())));
+    copy.collect()
+}
+
+fn write_tensors(tensors: &Tensors, file: &Path) {
+    let views = tensors.iter().map(|(name, (shape, data))| {
+        (
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), data).unwrap(),
+        )
+    });
+    safetensors::serialize_to_file(views, None, file).unwrap();
+}
+
+/// The text encoder of a folder in the layout of OpenCLIP: queries, keys and values above each
+/// other, the projection transposed, and what no network takes.
+fn open_clip(folder: &Path, prefix: &str) -> Tensors {
+    let mut packed = Tensors::new();
+    for (name, (shape, data)) in tensors_of(&folder.join("model.safetensors")) {
+        if name == "text_projection.weight" {
+            let values: Vec<&[u8]> = data.chunks(4).collect();
+            let rows = values.chunks(shape[1]);
+            let column = |index: usize| {
+                let rows = rows.clone();
+                rows.flat_map(move |row: &[&[u8]]| row[index].to_vec())
+            };
+            let data = (0..shape[1]).flat_map(column).collect();
+            packed.insert(
+                format!("{prefix}text_projection"),
+                (vec![shape[1], shape[0]], data),
+            );
+            continue;
+        }
+        let mut place = name.replace("text_model.encoder.layers", "transformer.resblocks");
+        for (own, there) in [
+            (
+                "text_model.embeddings.position_embedding.weight",
+                "positional_embedding",
+            ),
+            ("text_model.embeddings.", ""),
+            ("text_model.final_layer_norm", "ln_final"),
+            ("layer_norm", "ln_"),
+            ("mlp.fc1", "mlp.c_fc"),
+            ("mlp.fc2", "mlp.c_proj"),
+            ("self_attn.out_proj", "attn.out_proj"),
+        ] {
+            place = place.replace(own, there);
+        }
+        let projections = ["q", "k", "v"].map(|it| format!("self_attn.{it}_proj."));
+        let part = projections.iter().position(|it| place.contains(it));
+        if let Some(part) = part {
+            place = place.replace(&projections[part], "attn.in_proj_");
+        }
+        let place = format!("{prefix}{place}");
+        match part {
+            None => drop(packed.insert(place, (shape, data))),
+            Some(part) => {
+                let mut whole = shape.clone();
+                whole[0] *= 3;
+                let empty = (whole, vec![0; 3 * data.len()]);
+                let (_, values) = packed.entry(place).or_insert(empty);
+                values[part * data.len()..][..data.len()].copy_from_slice(&data);
+            }
+        }
+    }
+    let one = 1_f32.to_le_bytes().to_vec();
+    packed.insert(format!("{prefix}logit_scale"), (vec![], one.clone()));
+    if prefix.starts_with("cond_stage_model") {
+        for unused in ["text_projection", "transformer.resblocks.2.ln_1.weight"] {
+            packed.insert(format!("{prefix}{unused}"), (vec![1], one.clone()));
+        }
+    }
+    packed
+}
+
+/// Files of version 2 and of XL hold an encoder in the layout of OpenCLIP, so that the folder needs
+/// no weights at all.
 #[test]
-fn single_files_of_versions_2_and_xl_take_an_encoder_from_the_folder() {
+fn single_files_of_versions_2_and_xl_hold_their_encoders() {
     const FIRST: &str = "cond_stage_model.transformer.";
     let device = Device::flex();
-    // The name of the first encoder in the file, or none, and the prefix of the one of OpenCLIP.
-    type Case = (fn(&Path), Option<&'static str>, &'static str);
+    // The name of the first encoder in the file, or none; the prefix of the one of OpenCLIP, and
+    // its folder.
+    type Case = (fn(&Path), Option<&'static str>, [&'static str; 2]);
     let cases: [Case; 2] = [
-        (second_model, None, "cond_stage_model.model."),
+        (
+            second_model,
+            None,
+            ["cond_stage_model.model.", "text_encoder"],
+        ),
         (
             xl_model,
             Some("conditioner.embedders.0.transformer."),
-            "conditioner.embedders.1.model.",
+            ["conditioner.embedders.1.model.", "text_encoder_2"],
         ),
     ];
-    for (model, first, open_clip) in cases {
+    for (model, first, [prefix, encoder_folder]) in cases {
         let place = captioned(model, 20);
         let place = place.path();
         let (folder, config) = (place.join("model"), place.join("config"));
@@ -396,48 +483,48 @@ fn single_files_of_versions_2_and_xl_take_an_encoder_from_the_folder() {
         fs::rename(&folder, &config).unwrap();
         SingleFile::create(&folder, &unet, &autoencoder, &encoder).unwrap();
 
-        let bytes = fs::read(&folder).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let renamed = tensors.tensors().into_iter().filter_map(|(name, tensor)| {
-            match (name.strip_prefix(FIRST), first) {
+        let renamed = tensors_of(&folder)
+            .into_iter()
+            .filter_map(|(name, tensor)| match (name.strip_prefix(FIRST), first) {
                 (Some(_), None) => None,
                 (Some(rest), Some(first)) => Some((format!("{first}{rest}"), tensor)),
                 (None, _) => Some((name, tensor)),
+            });
+        let pruned: Tensors = renamed.collect();
+        let mut whole = pruned.clone();
+        whole.extend(open_clip(&config.join(encoder_folder), prefix));
+        write_tensors(&whole, &folder);
+        for file in files(&config).into_keys() {
+            if file
+                .extension()
+                .is_some_and(|ending| ending == "safetensors")
+            {
+                fs::remove_file(config.join(file)).unwrap();
             }
-        });
-        let copied = format!("{open_clip}ln_final.weight");
-        let values = [1_u8; 16];
-        let foreign = TensorView::new(Dtype::F32, vec![4], &values).unwrap();
-        let all: Vec<_> = renamed.chain([(copied.clone(), foreign)]).collect();
-        safetensors::serialize_to_file(all, None, &folder).unwrap();
-        fs::remove_file(config.join(WEIGHTS)).unwrap();
-        fs::remove_file(config.join("vae/diffusion_pytorch_model.safetensors")).unwrap();
-        if first.is_some() {
-            fs::remove_file(config.join("text_encoder/model.safetensors")).unwrap();
         }
 
-        run(place, "out", &format!("{more} --config PLACE/config")).unwrap();
+        let more = format!("{more} --config PLACE/config");
+        run(place, "out", &more).unwrap();
         let written = place.join("out/model/model");
-        let bytes = fs::read(&written).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.tensor(&copied).unwrap().data(), values);
+        for (name, tensor) in tensors_of(&written) {
+            let is_unet = name.starts_with("model.diffusion_model.");
+            assert!(is_unet || tensor == whole[&name], "{name}");
+            whole.remove(&name);
+        }
+        assert!(whole.is_empty(), "{whole:?}");
         let file = SingleFile::open(&written).unwrap();
         let again = file.unet_with(unet.config(), &device).unwrap();
         again.save(place.join("again")).unwrap();
         let of_folder = UNet2dCondition::load(place.join("whole/model"), &device).unwrap();
         of_folder.save(place.join("expected")).unwrap();
         let [again, expected] = ["again", "expected"].map(|name| files(&place.join(name)));
-        assert!(again == expected, "{open_clip}: unlearned differently");
+        assert!(again == expected, "{prefix}: unlearned differently");
 
-        let last = config.join(match first {
-            Some(_) => "text_encoder_2/model.safetensors",
-            None => "text_encoder/model.safetensors",
-        });
-        fs::remove_file(&last).unwrap();
-        let error = run(place, "none", &format!("{more} --config PLACE/config")).unwrap_err();
-        let name = last.strip_prefix(place).unwrap().display().to_string();
-        let folder = name.rsplit_once('/').unwrap().0;
-        assert!(error.contains(folder), "{error}");
+        // Without it, that of the folder is read.
+        write_tensors(&pruned, &folder);
+        let error = run(place, "none", &more).unwrap_err();
+        let needed = format!("config/{encoder_folder}");
+        assert!(error.contains(&needed), "{error}");
     }
 }
 

@@ -2,10 +2,14 @@
 //! models.
 
 mod names;
+mod open_clip;
 #[cfg(test)]
 mod tests;
+mod versions;
 
-use std::collections::BTreeMap;
+pub(super) use self::names::UnetNames;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -13,30 +17,61 @@ use burn::module::Module;
 use burn::store::burn_pack;
 use burn::tensor::{Device, Shape};
 
-use self::names::UnetNames;
-use super::folder::{self, StoredTensors};
-use super::{
-    AdditionEmbedType, AutoencoderKl, AutoencoderKlConfig, ClipActivation, ClipTextConfig,
-    ClipTextEncoder, ConditionDownBlockType, ConditionUpBlockType, LoadNote, PerStage,
-    UNet2dCondition, UNet2dConditionConfig,
+use self::versions::{
+    OF_XL, encoder_of_version_1, encoder_of_version_2, second_encoder_of_xl, version_1, version_2,
+    xl,
 };
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
+use super::folder::{self, FileMetadata, SafeFile, StoredTensors};
+use super::{
+    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextEncoder, LoadNote, UNet2dCondition,
+    UNet2dConditionConfig,
+};
+use crate::error::{Error, Result};
 use crate::files::{invalid, replace};
 
 const UNET: &str = "model.diffusion_model.";
 const AVERAGE: &str = "model_ema.";
 const AUTOENCODER: &str = "first_stage_model.";
-/// The first text encoder in version 1 and in XL.
-const TEXT_ENCODERS: [&str; 2] = [
-    "cond_stage_model.transformer.",
-    "conditioner.embedders.0.transformer.",
+/// The text encoders of each version, by their places in a pipeline.
+const TEXT_ENCODERS: [&[EncoderPlace]; 2] = [
+    &[
+        EncoderPlace {
+            prefix: "cond_stage_model.transformer.",
+            layout: EncoderLayout::Transformers,
+        },
+        EncoderPlace {
+            prefix: "conditioner.embedders.0.transformer.",
+            layout: EncoderLayout::Transformers,
+        },
+        EncoderPlace {
+            prefix: "cond_stage_model.model.",
+            layout: EncoderLayout::OpenClipWithLast,
+        },
+    ],
+    &[EncoderPlace {
+        prefix: "conditioner.embedders.1.model.",
+        layout: EncoderLayout::OpenClip,
+    }],
 ];
 /// The weight whose inputs tell version 1 from version 2.
 const OF_VERSION: &str = "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight";
-/// A weight that only XL has, and the features that it takes.
-const OF_XL: (&str, usize) = ("label_emb.0.0.weight", 2816);
+
+/// Where a version has a text encoder.
+#[derive(Debug, Clone, Copy)]
+struct EncoderPlace {
+    prefix: &'static str,
+    layout: EncoderLayout,
+}
+
+/// How a file holds a text encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EncoderLayout {
+    /// As the library transformers does.
+    Transformers,
+    OpenClip,
+    /// As OpenCLIP does, with a last layer that the network does not have.
+    OpenClipWithLast,
+}
 
 /// A checkpoint of Stable Diffusion 1, 2 or XL in a single `.safetensors` file.
 ///
@@ -59,6 +94,7 @@ const OF_XL: (&str, usize) = ("label_emb.0.0.weight", 2816);
 pub struct SingleFile {
     path: PathBuf,
     tensors: StoredTensors,
+    metadata: FileMetadata,
 }
 
 impl SingleFile {
@@ -66,12 +102,16 @@ impl SingleFile {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::InvalidFile`] if it is not safetensors, or holds no network of this
-    /// kind.
+    /// kind; [`Error::UnsupportedTensorType`] for floats of eight bits.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let tensors = folder::tensors(&path)?;
+        let SafeFile { tensors, metadata } = folder::read(&path)?;
         match tensors.keys().any(|name| name.starts_with(UNET)) {
-            true => Ok(Self { path, tensors }),
+            true => Ok(Self {
+                path,
+                tensors,
+                metadata,
+            }),
             false => Err(invalid(
                 &path,
                 format!(
@@ -102,7 +142,7 @@ impl SingleFile {
         device: &Device,
     ) -> Result<UNet2dCondition> {
         let unet = config.init(device)?;
-        let names = unet_names(config);
+        let names = unet_names(&unet);
         let tensors = self.renamed(&unet, UNET, |name| names.of(name))?;
         let mut notes = vec![LoadNote::NoiseAssumed { scheduler: None }];
         if self.tensors.keys().any(|name| name.starts_with(AVERAGE)) {
@@ -142,34 +182,41 @@ impl SingleFile {
         Ok(folder::fill(autoencoder, tensors, &self.path)?.0)
     }
 
-    /// The text encoder of version 1, or the first one of XL.
+    /// The text encoder of version 1 or 2, or the first one of XL.
+    ///
+    /// That of version 2 is the network of the published folders: without the last layer of the
+    /// file, and without its projection, which the version does not use.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] for a file without such an encoder
     /// ([`has_text_encoder`](SingleFile::has_text_encoder)); [`Error::WeightMismatch`] as for
     /// [`UNet2d::load`](super::UNet2d::load).
     pub fn text_encoder(&self, device: &Device) -> Result<ClipTextEncoder> {
-        let config = ClipTextConfig {
-            hidden_size: 768,
-            intermediate_size: 3072,
-            projection_dim: 768,
-            num_attention_heads: 12,
-            hidden_act: ClipActivation::QuickGelu,
-            eos_token_id: 2,
-            ..ClipTextConfig::default()
+        let config = match self.encoder(0)?.layout {
+            EncoderLayout::Transformers => encoder_of_version_1(),
+            _ => encoder_of_version_2(),
         };
         self.text_encoder_with(&config, device)
     }
 
-    /// Whether [`text_encoder`](SingleFile::text_encoder) can be read. In version 2, and the second
-    /// one of XL, it has the layout of OpenCLIP, which is not read.
-    pub fn has_text_encoder(&self) -> bool {
-        self.text_encoder_prefix().is_some()
+    /// The second text encoder of XL, with its projection.
+    ///
+    /// # Errors
+    /// Those of [`text_encoder`](SingleFile::text_encoder), where
+    /// [`has_text_encoder_2`](SingleFile::has_text_encoder_2) tells whether the file has it.
+    pub fn text_encoder_2(&self, device: &Device) -> Result<ClipTextEncoder> {
+        self.text_encoder_2_with(&second_encoder_of_xl(), device)
     }
 
-    fn text_encoder_prefix(&self) -> Option<&'static str> {
-        let has = |prefix: &&str| self.tensors.keys().any(|name| name.starts_with(*prefix));
-        TEXT_ENCODERS.into_iter().find(has)
+    /// Whether the file has the encoder that [`text_encoder`](SingleFile::text_encoder) reads. Some
+    /// hold the UNet alone.
+    pub fn has_text_encoder(&self) -> bool {
+        self.encoder(0).is_ok()
+    }
+
+    /// Whether the file has the encoder that [`text_encoder_2`](SingleFile::text_encoder_2) reads.
+    pub fn has_text_encoder_2(&self) -> bool {
+        self.encoder(1).is_ok()
     }
 
     /// The text encoder of a file with another configuration than the published ones.
@@ -181,49 +228,138 @@ impl SingleFile {
         config: &ClipTextConfig,
         device: &Device,
     ) -> Result<ClipTextEncoder> {
-        let Some(prefix) = self.text_encoder_prefix() else {
-            let message = "its text encoder is not in the layout of transformers; give the folder of the encoder in the diffusers layout";
-            return Err(invalid(&self.path, message));
-        };
-        let encoder = config.init(device)?;
-        let tensors = self.renamed(&encoder, prefix, |name| Some(name.into()))?;
-        Ok(folder::fill(encoder, tensors, &self.path)?.0)
+        self.read_encoder(self.encoder(0)?, config, device)
     }
 
-    /// Writes the file with another UNet of its configuration, in the types of the original.
+    /// The second text encoder of a file with another configuration than the published one.
+    ///
+    /// # Errors
+    /// Those of [`text_encoder_2`](SingleFile::text_encoder_2).
+    pub fn text_encoder_2_with(
+        &self,
+        config: &ClipTextConfig,
+        device: &Device,
+    ) -> Result<ClipTextEncoder> {
+        self.read_encoder(self.encoder(1)?, config, device)
+    }
+
+    /// Where the file has the encoder of a place in the pipeline, counted from 0.
+    fn encoder(&self, place: usize) -> Result<EncoderPlace> {
+        let has = |it: &&EncoderPlace| self.tensors.keys().any(|name| name.starts_with(it.prefix));
+        let mut places = TEXT_ENCODERS.get(place).into_iter().copied().flatten();
+        places.find(has).copied().ok_or_else(|| {
+            let message = format!(
+                "it does not hold {} text encoder(s); take the others from a folder in the diffusers layout",
+                place + 1
+            );
+            invalid(&self.path, message)
+        })
+    }
+
+    fn read_encoder(
+        &self,
+        EncoderPlace { prefix, layout }: EncoderPlace,
+        config: &ClipTextConfig,
+        device: &Device,
+    ) -> Result<ClipTextEncoder> {
+        let encoder = config.init(device)?;
+        let last = match layout {
+            EncoderLayout::Transformers => {
+                let tensors = self.renamed(&encoder, prefix, |name| Some(name.into()))?;
+                return Ok(folder::fill(encoder, tensors, &self.path)?.0);
+            }
+            EncoderLayout::OpenClip => None,
+            EncoderLayout::OpenClipWithLast => Some(config.num_hidden_layers),
+        };
+        let expected = folder::expected_shapes(&encoder);
+        let (tensors, taken) = open_clip::unpacked(&self.tensors, prefix, &expected, &self.path)?;
+        let mut others = self.tensors.keys().filter(|name| !taken.contains(*name));
+        let is_unexpected = |name: &&String| {
+            let inner = name.strip_prefix(prefix);
+            inner.is_some_and(|name| !open_clip::is_unused(name, last))
+        };
+        match others.find(is_unexpected) {
+            None => Ok(folder::fill(encoder, tensors, &self.path)?.0),
+            Some(name) => Err(self.without_place(name)),
+        }
+    }
+
+    /// Writes the file with another UNet of its configuration, in the types of the original, with
+    /// everything else that it holds and the metadata of its header, except hashes of the weights.
     ///
     /// The moving average of the weights is left out, since it still knows what was unlearnt.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::WeightMismatch`] for a UNet with other tensors than the file's.
     pub fn save_with(&self, unet: &UNet2dCondition, path: impl AsRef<Path>) -> Result<()> {
-        let names = unet_names(unet.config());
-        let mut new = BTreeMap::new();
-        for mut tensor in folder::collect(unet) {
-            let place = names.of(&tensor.name).map(|name| format!("{UNET}{name}"));
-            let earlier = place.and_then(|name| Some((name.clone(), self.tensors.get(&name)?)));
-            let Some((place, earlier)) = earlier else {
-                let detail = ": the file that was read has no place for it".to_string();
-                return Err(folder::mismatch(
-                    &self.path,
-                    "unexpected",
-                    tensor.name,
-                    detail,
-                ));
-            };
-            tensor.name = place.clone();
-            new.insert(place, folder::like(tensor, earlier));
+        self.save_with_encoders(unet, &[], path)
+    }
+
+    /// Like [`save_with`](SingleFile::save_with), with other text encoders too, in the order of the
+    /// pipeline and each in the layout that it has in the file.
+    ///
+    /// # Errors
+    /// Those of [`save_with`](SingleFile::save_with); [`Error::InvalidFile`] for more encoders than
+    /// the file has.
+    pub fn save_with_encoders(
+        &self,
+        unet: &UNet2dCondition,
+        encoders: &[&ClipTextEncoder],
+        path: impl AsRef<Path>,
+    ) -> Result<()> {
+        let names = unet_names(unet);
+        let mut new = named(unet, UNET, |name| names.of(name));
+        for (place, encoder) in encoders.iter().enumerate() {
+            let EncoderPlace { prefix, layout } = self.encoder(place)?;
+            new.extend(match layout {
+                EncoderLayout::Transformers => named(*encoder, prefix, |name| Some(name.into())),
+                _ => open_clip::packed(folder::collect(*encoder), prefix),
+            });
         }
-        let kept = self
-            .tensors
-            .iter()
-            .filter(|(name, _)| !name.starts_with(AVERAGE) && !new.contains_key(*name));
-        let kept: Vec<burn_pack::Tensor> = kept.map(|(_, tensor)| tensor.clone()).collect();
-        let tensors = new.into_values().chain(kept).collect();
+        let new = new.into_iter().map(|tensor| self.in_place(tensor));
+        let mut tensors = new.collect::<Result<Vec<_>>>()?;
+        let replaced: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        for tensor in self.tensors.values() {
+            let name = &tensor.name;
+            match replaced.contains(name) || name.starts_with(AVERAGE) {
+                true => {}
+                // It would be of the model before.
+                false if name.starts_with(UNET) => {
+                    let detail = ": the UNet has no such tensor";
+                    return Err(folder::mismatch(&self.path, "missing", name, detail));
+                }
+                false => tensors.push(tensor.clone()),
+            }
+        }
         replace(path.as_ref(), |file| {
-            folder::write(tensors, &folder::FileMetadata::new(), file)?;
+            folder::write(tensors, &self.metadata, file)?;
             file.flush()
         })
+    }
+
+    /// A new tensor in the shape and the type of the one that the file has under its name.
+    fn in_place(&self, tensor: burn_pack::Tensor) -> Result<burn_pack::Tensor> {
+        let Some(earlier) = self.tensors.get(&tensor.name) else {
+            return Err(folder::mismatch(
+                &self.path,
+                "unexpected",
+                tensor.name,
+                ": the file that was read has no place for it",
+            ));
+        };
+        // Linear layers may be 1 × 1 convolutions.
+        let sizes = |shape: &Shape| Vec::from_iter(shape.iter().copied().filter(|size| *size != 1));
+        if sizes(&tensor.shape) != sizes(&earlier.shape) {
+            let (new, old) = (&tensor.shape[..], &earlier.shape[..]);
+            let detail = format!(": its shape is {new:?}, that in the file {old:?}");
+            return Err(folder::mismatch(
+                &self.path,
+                "misshapen",
+                tensor.name,
+                detail,
+            ));
+        }
+        Ok(folder::like(tensor, earlier))
     }
 
     /// Writes a checkpoint of version 1 from its parts, in f32.
@@ -236,20 +372,22 @@ impl SingleFile {
         autoencoder: &AutoencoderKl,
         text_encoder: &ClipTextEncoder,
     ) -> Result<()> {
-        let names = unet_names(unet.config());
+        let names = unet_names(unet);
         let stages = autoencoder.config().block_out_channels.len();
         let of_unet = named(unet, UNET, |name| names.of(name));
         let of_autoencoder = named(autoencoder, AUTOENCODER, |name| {
             names::autoencoder(name, stages)
         });
-        let of_encoder = named(text_encoder, TEXT_ENCODERS[0], |name| Some(name.into()));
+        let of_encoder = named(text_encoder, TEXT_ENCODERS[0][0].prefix, |name| {
+            Some(name.into())
+        });
         let tensors = [
             of_unet,
             of_autoencoder.into_iter().map(as_convolution).collect(),
             of_encoder,
         ];
         replace(path.as_ref(), |file| {
-            folder::write(tensors.concat(), &folder::FileMetadata::new(), file)?;
+            folder::write(tensors.concat(), &FileMetadata::new(), file)?;
             file.flush()
         })
     }
@@ -312,13 +450,7 @@ impl SingleFile {
                 if name.ends_with(folder::POSITION_IDS) {
                     continue;
                 }
-                let detail = ": the network has no place for it";
-                return Err(folder::mismatch(
-                    &self.path,
-                    "unexpected",
-                    name.as_str(),
-                    detail,
-                ));
+                return Err(self.without_place(name));
             };
             let mut tensor = tensor.clone();
             tensor.name = own.clone();
@@ -330,6 +462,11 @@ impl SingleFile {
         }
         Ok(renamed)
     }
+
+    fn without_place(&self, name: &str) -> Error {
+        let detail = ": the network has no place for it";
+        folder::mismatch(&self.path, "unexpected", name, detail)
+    }
 }
 
 /// The tensors of a network under the names of a single file.
@@ -339,9 +476,10 @@ fn named<M: Module>(
     name_in_file: impl Fn(&str) -> Option<String>,
 ) -> Vec<burn_pack::Tensor> {
     let tensors = folder::collect(network).into_iter();
-    let tensors = tensors.filter_map(|mut tensor| {
-        tensor.name = format!("{prefix}{}", name_in_file(&tensor.name)?);
-        Some(tensor)
+    let tensors = tensors.map(|mut tensor| {
+        let name = name_in_file(&tensor.name).unwrap_or(tensor.name);
+        tensor.name = format!("{prefix}{name}");
+        tensor
     });
     tensors.collect()
 }
@@ -354,48 +492,7 @@ fn as_convolution(mut tensor: burn_pack::Tensor) -> burn_pack::Tensor {
     tensor
 }
 
-fn unet_names(config: &UNet2dConditionConfig) -> UnetNames {
-    let has_attention = |kind: &ConditionUpBlockType| *kind == ConditionUpBlockType::Attention;
-    UnetNames {
-        layers_per_block: config.layers_per_block,
-        up_attention: config.up_block_types.iter().map(has_attention).collect(),
-    }
-}
-
-fn version_1() -> UNet2dConditionConfig {
-    UNet2dConditionConfig {
-        sample_size: Some(super::Size::Square(64)),
-        cross_attention_dim: 768,
-        ..UNet2dConditionConfig::default()
-    }
-}
-
-fn version_2() -> UNet2dConditionConfig {
-    UNet2dConditionConfig {
-        sample_size: Some(super::Size::Square(96)),
-        cross_attention_dim: 1024,
-        attention_head_dim: PerStage::Each(vec![5, 10, 20, 20]),
-        use_linear_projection: true,
-        upcast_attention: Some(true),
-        ..UNet2dConditionConfig::default()
-    }
-}
-
-fn xl() -> UNet2dConditionConfig {
-    use ConditionDownBlockType as Down;
-    use ConditionUpBlockType as Up;
-    UNet2dConditionConfig {
-        sample_size: Some(super::Size::Square(128)),
-        block_out_channels: vec![320, 640, 1280],
-        down_block_types: vec![Down::Resnet, Down::Attention, Down::Attention],
-        up_block_types: vec![Up::Attention, Up::Attention, Up::Resnet],
-        cross_attention_dim: 2048,
-        attention_head_dim: PerStage::Each(vec![5, 10, 20]),
-        transformer_layers_per_block: PerStage::Each(vec![1, 2, 10]),
-        use_linear_projection: true,
-        addition_embed_type: Some(AdditionEmbedType::TextTime),
-        addition_time_embed_dim: Some(256),
-        projection_class_embeddings_input_dim: Some(OF_XL.1),
-        ..UNet2dConditionConfig::default()
-    }
+fn unet_names(unet: &UNet2dCondition) -> UnetNames {
+    let shapes = folder::expected_shapes(unet);
+    UnetNames::of_tensors(shapes.keys().map(String::as_str))
 }

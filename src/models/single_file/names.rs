@@ -1,12 +1,15 @@
 //! The names of the first latent diffusion models (LDM), which single files have.
 
-/// Where the stages of a UNet end in the numbering of a single file.
+use std::collections::BTreeSet;
+
+/// The names of a UNet's tensors, for which one has to know where its stages end in the numbering
+/// of a single file.
 #[derive(Debug)]
-pub(super) struct UnetNames {
+pub(in crate::models) struct UnetNames {
     /// Residual blocks of a downward stage.
-    pub(super) layers_per_block: usize,
-    /// Whether each upward stage has attention, innermost first.
-    pub(super) up_attention: Vec<bool>,
+    layers_per_block: usize,
+    /// Upward stages that have attention, counted from the innermost one.
+    up_attention: BTreeSet<usize>,
 }
 
 /// Names of a UNet's tensors outside its stages.
@@ -53,8 +56,27 @@ fn indexed<'a>(name: &'a str, list: &str) -> Option<(usize, &'a str)> {
 }
 
 impl UnetNames {
+    /// Those of the UNet that has tensors of these names in diffusers.
+    pub(in crate::models) fn of_tensors<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let (mut layers, mut up_attention) = (BTreeSet::new(), BTreeSet::new());
+        for name in names {
+            if let Some((0, rest)) = indexed(name, "down_blocks") {
+                layers.extend(indexed(rest, "resnets").map(|(layer, _)| layer));
+            }
+            if let Some((stage, rest)) = indexed(name, "up_blocks")
+                && rest.starts_with("attentions.")
+            {
+                up_attention.insert(stage);
+            }
+        }
+        Self {
+            layers_per_block: layers.len(),
+            up_attention,
+        }
+    }
+
     /// The name in a single file, after `model.diffusion_model.`.
-    pub(super) fn of(&self, name: &str) -> Option<String> {
+    pub(in crate::models) fn of(&self, name: &str) -> Option<String> {
         replaced(name, &UNET)
             .or_else(|| self.down(name))
             .or_else(|| middle(name))
@@ -88,7 +110,7 @@ impl UnetNames {
         }
         let rest = rest.strip_prefix("upsamplers.0.conv.")?;
         let end = first + self.layers_per_block;
-        let place = 1 + usize::from(*self.up_attention.get(stage)?);
+        let place = 1 + usize::from(self.up_attention.contains(&stage));
         Some(format!("output_blocks.{end}.{place}.conv.{rest}"))
     }
 }

@@ -91,8 +91,8 @@ impl Source {
         file.autoencoder_with(&config, device)
     }
 
-    /// The text encoder of a place in the pipeline, counted from 0. A single file has at most the
-    /// first one in a layout that is read.
+    /// The text encoder of a place in the pipeline, counted from 0: that of the folder for a single
+    /// file without it.
     pub fn text_encoder(
         &self,
         place: usize,
@@ -100,10 +100,13 @@ impl Source {
         device: &Device,
     ) -> siss::Result<ClipTextEncoder> {
         let folder = self.folder.pipeline().join(name);
-        match &self.file {
-            Some((file, _)) if place == 0 && file.has_text_encoder() => {
-                let config = ClipTextConfig::from_file(folder.join(CONFIG))?;
-                file.text_encoder_with(&config, device)
+        let config = || ClipTextConfig::from_file(folder.join(CONFIG));
+        match (&self.file, place) {
+            (Some((file, _)), 0) if file.has_text_encoder() => {
+                file.text_encoder_with(&config()?, device)
+            }
+            (Some((file, _)), 1) if file.has_text_encoder_2() => {
+                file.text_encoder_2_with(&config()?, device)
             }
             _ => ClipTextEncoder::load(folder, device),
         }
@@ -130,7 +133,7 @@ fn no_config(option: &str, model: &Path) -> String {
     format!(
         "--{option} {} is a single file, which has no scheduler, no tokenizer and no settings: give --config DIR, a folder of the same version \
          of Stable Diffusion in the diffusers layout. It needs no weights (`hf download OWNER/NAME --include \"*.json\" \"*.txt\" --local-dir \
-         DIR`), except those of `text_encoder` for version 2 and of `text_encoder_2` for XL, which single files have in another layout",
+         DIR`), except those of a text encoder that the file lacks",
         path_text(model)
     )
 }

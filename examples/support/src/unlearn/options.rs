@@ -36,7 +36,7 @@ pub struct Options {
     pub model: PathBuf,
 
     /// What a single file of Stable Diffusion as --model lacks: a folder of the same version in the
-    /// diffusers layout, whose network and autoencoder need no weights.
+    /// diffusers layout, which needs no weights of what the file holds.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(serialize_with = "as_optional_text")]
