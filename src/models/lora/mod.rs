@@ -17,7 +17,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use self::names::Spelling;
 use self::settings::Scales;
-use super::folder;
+use super::folder::{self, FileMetadata, SafeFile};
+use super::single_file::UnetNames;
 use crate::draws::{Stream, normal_noise};
 use crate::error::{Error, Result, check_range};
 use crate::files::{invalid, replace};
@@ -31,7 +32,13 @@ const MAX_RANK: usize = 1 << 14;
 /// A LoRA: for some layers of a network, two factors whose product is added to the weights.
 ///
 /// It is read in the spellings of kohya's scripts and of peft and diffusers, and written in the
-/// one that it came in, with its precision.
+/// one that it came in, with its precision. kohya's files name the layers of a UNet as diffusers
+/// does or, as most files for XL, as the first latent diffusion models
+/// (`lora_unet_input_blocks_4_1_…`).
+///
+/// The metadata in the header of the file is kept too, except hashes of the weights: the facts of
+/// training in a kohya file (`ss_…`), and the settings in one of diffusers. kohya's facts include
+/// the words of the captions (`ss_tag_frequency`) and the names of folders.
 ///
 /// - [`merge`](Lora::merge) adds it to a network's weights: the network can be used, trained and
 ///   saved as if it had been trained so.
@@ -41,8 +48,8 @@ const MAX_RANK: usize = 1 << 14;
 ///
 /// # Scale
 /// The product is multiplied by `α / r`. A kohya file holds `α`; without it, or with 0, `α = r`. A
-/// peft folder's `adapter_config.json` has `lora_alpha` and `r`, also beside a single file; a
-/// diffusers file without it has scale 1.
+/// file of diffusers has `lora_alpha` in the entry `lora_adapter_metadata` of its header, and a
+/// peft folder in `adapter_config.json`, also beside a single file; without both the scale is 1.
 ///
 /// # Example
 /// ```no_run
@@ -62,7 +69,8 @@ const MAX_RANK: usize = 1 << 14;
 pub struct Lora {
     path: PathBuf,
     layers: Vec<Layer>,
-    /// The settings beside the file.
+    metadata: FileMetadata,
+    /// The settings in the file's header and beside it.
     scales: Scales,
 }
 
@@ -94,17 +102,22 @@ impl Lora {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::InvalidFile`] if it is not a file of factors;
-    /// [`Error::UnsupportedConfig`] for settings that change the product (`use_dora`, …);
+    /// [`Error::UnsupportedTensorType`]; [`Error::UnsupportedConfig`] for settings that change the
+    /// product (`use_dora`, …);
     /// [`Error::WeightMismatch`] with the first tensor that is of another method (DoRA, LoHa, LoKr,
-    /// differences of biases), misshapen, or has no counterpart.
+    /// differences of biases) or of no part of a pipeline, misshapen, or has no counterpart.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = match path.as_ref().is_dir() {
             true => path.as_ref().join("adapter_model.safetensors"),
             false => path.as_ref().to_path_buf(),
         };
-        let scales = Scales::beside(&path)?;
+        let SafeFile {
+            tensors: stored,
+            metadata,
+        } = folder::read(&path)?;
+        let scales = Scales::beside(&path)?.with_header(&metadata, &path)?;
         let mut tensors = BTreeMap::new();
-        for (name, tensor) in folder::tensors(&path)? {
+        for (name, tensor) in stored {
             tensors.insert(name, data(tensor, &path)?);
         }
         let mut found: BTreeMap<String, names::Factors> = BTreeMap::new();
@@ -124,6 +137,7 @@ impl Lora {
         Ok(Self {
             path,
             layers,
+            metadata,
             scales,
         })
     }
@@ -174,6 +188,7 @@ impl Lora {
             false => Ok(Self {
                 path: PathBuf::new(),
                 layers,
+                metadata: FileMetadata::new(),
                 scales: Scales::default(),
             }),
             true => Err(Error::InvalidSetting {
@@ -208,8 +223,9 @@ impl Lora {
     /// Adds the products to a network's weights.
     ///
     /// # Errors
-    /// [`Error::WeightMismatch`] with the first factors of this part that no layer has, or that
-    /// have other shapes than its weight; [`Error::InvalidFile`] if there are none of this part.
+    /// [`Error::WeightMismatch`] with the first factors of this part that no layer has, that have
+    /// other shapes than its weight, or that are not the only ones of the layer;
+    /// [`Error::InvalidFile`] if there are none of this part.
     pub fn merge<M: Module>(&self, network: M, part: LoraPart) -> Result<M> {
         let layers = self.of(&network, part)?;
         Ok(network.map(&mut Merge { layers }))
@@ -255,7 +271,7 @@ impl Lora {
         Ok(lora)
     }
 
-    /// Writes a file in the spelling and the precision of the one that was read.
+    /// Writes a file in the spelling and the precision of the one that was read, with its metadata.
     ///
     /// If there was an `adapter_config.json` beside that file, which holds the scale, it is written
     /// beside the new one.
@@ -274,7 +290,7 @@ impl Lora {
             tensors.extend(layer.alpha.as_ref().map(|value| packed(alpha, value)));
         }
         replace(path, |file| {
-            folder::write(tensors, &folder::FileMetadata::new(), file)?;
+            folder::write(tensors, &self.metadata, file)?;
             file.flush()
         })
     }
@@ -300,7 +316,16 @@ impl Lora {
             target
                 .check(&down, &up)
                 .map_err(|detail| mismatch(&self.path, "misshapen", &layer.stem, detail))?;
-            layers.insert(target.id, Prepared::new(target, layer)?);
+            let prepared = Prepared::new(target, layer)?;
+            if layers.insert(target.id, prepared).is_some() {
+                let detail = ": the file has factors of the same layer under another name too";
+                return Err(mismatch(
+                    &self.path,
+                    "duplicate",
+                    &layer.stem,
+                    detail.into(),
+                ));
+            }
         }
         match layers.is_empty() {
             false => Ok(layers),
@@ -318,6 +343,8 @@ pub(super) struct Target {
     id: ParamId,
     /// The path of its layer in the network.
     path: String,
+    /// The names that kohya's scripts give to that layer.
+    underscored: Vec<String>,
     /// Its shape in the file: `[outputs, inputs, …]`.
     shape: Vec<usize>,
 }
@@ -372,7 +399,8 @@ impl Target {
 
 /// The weights of a network's linear layers and convolutions.
 fn targets_of<M: Module>(network: &M) -> Vec<Target> {
-    let is_base = |parameter: &Parameter| !parameter.name.contains(".weight.");
+    let all = parameters(network);
+    let names = UnetNames::of_tensors(all.iter().map(|parameter| parameter.name.as_str()));
     let target = |parameter: Parameter| {
         let path = parameter.name.strip_suffix(".weight")?.to_string();
         let mut shape = parameter.shape().to_vec();
@@ -383,14 +411,18 @@ fn targets_of<M: Module>(network: &M) -> Vec<Target> {
             4 => {}
             _ => return None,
         }
+        let of_first = names.of(&parameter.name);
+        let of_first = of_first.and_then(|name| Some(name.strip_suffix(".weight")?.to_string()));
+        let paths = [Some(path.clone()), of_first].into_iter().flatten();
         Some(Target {
             id: parameter.id,
             path,
+            underscored: paths.map(|path| path.replace('.', "_")).collect(),
             shape,
         })
     };
-    let all = parameters(network).into_iter().filter(is_base);
-    all.filter_map(target).collect()
+    let is_base = |parameter: &Parameter| !parameter.name.contains(".weight.");
+    all.into_iter().filter(is_base).filter_map(target).collect()
 }
 
 /// Factors that fit a weight.
@@ -517,6 +549,10 @@ fn layer(
     path: &Path,
 ) -> Result<Layer> {
     let spelling = factors.spelling;
+    if LoraPart::ALL.iter().all(|part| !part.has(spelling, &stem)) {
+        let detail = ": it belongs to no part of a pipeline that is read; remove its factors, or merge the file into the model, in Python";
+        return Err(mismatch(path, "unexpected", &stem, detail.into()));
+    }
     let mut take = |key: &Option<String>| key.as_ref().and_then(|key| tensors.remove(key));
     let (down, up, alpha) = (take(&factors.down), take(&factors.up), take(&factors.alpha));
     let (Some(down), Some(up)) = (down, up) else {

@@ -31,7 +31,8 @@ impl fmt::Display for LoraPart {
 /// How a file names its factors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Spelling {
-    /// `lora_unet_…_to_q.lora_down.weight`, with underscores for dots.
+    /// `lora_unet_…_to_q.lora_down.weight`, with underscores for dots: the path of the layer in
+    /// diffusers, or, as in most files for XL, in the first latent diffusion models.
     #[default]
     Kohya,
     /// `unet.….to_q.lora_A.weight`, of diffusers and peft.
@@ -171,20 +172,22 @@ impl LoraPart {
             return prefixes.iter().find_map(|prefix| stem.strip_prefix(prefix));
         }
         let stem = stem.strip_prefix(PEFT).unwrap_or(stem);
-        let parts = [
-            Self::Unet,
-            Self::Transformer,
-            Self::TextEncoder,
-            Self::TextEncoder2,
-        ];
         let of = |part: Self| stem.strip_prefix(part.prefix(spelling))?.strip_prefix('.');
         match of(self) {
             Some(inner) => Some(inner),
             // A folder of peft holds one network and does not name it.
-            None if parts.into_iter().all(|part| of(part).is_none()) => Some(stem),
+            None if Self::ALL.into_iter().all(|part| of(part).is_none()) => Some(stem),
             None => None,
         }
     }
+
+    /// All parts.
+    pub(super) const ALL: [Self; 4] = [
+        Self::Unet,
+        Self::Transformer,
+        Self::TextEncoder,
+        Self::TextEncoder2,
+    ];
 
     /// Whether a layer of the file belongs to this part.
     pub(super) fn has(self, spelling: Spelling, stem: &str) -> bool {
@@ -193,7 +196,7 @@ impl LoraPart {
 
     /// The weight that a layer of the file belongs to.
     ///
-    /// kohya's underscores are ambiguous, so its names are compared with those of the network.
+    /// kohya's underscores are ambiguous, so its names are compared with all those of the network.
     pub(super) fn target<'a>(
         self,
         targets: &'a [Target],
@@ -201,15 +204,15 @@ impl LoraPart {
         stem: &str,
     ) -> Option<&'a Target> {
         let inner = self.inner(spelling, stem)?;
-        let is_same = |path: &str| match spelling {
-            Spelling::Kohya => path.replace('.', "_") == inner,
+        let is_same = |target: &Target| match spelling {
+            Spelling::Kohya => target.underscored.iter().any(|name| name == inner),
             Spelling::Processor => {
-                let old = inner.replace(".processor.", ".");
-                path == old || path.strip_suffix(".0") == Some(&old)
+                let (path, old) = (&target.path, inner.replace(".processor.", "."));
+                *path == old || path.strip_suffix(".0") == Some(&old)
             }
-            Spelling::Diffusers | Spelling::DiffusersOld => path == inner,
+            Spelling::Diffusers | Spelling::DiffusersOld => target.path == inner,
         };
-        targets.iter().find(|target| is_same(&target.path))
+        targets.iter().find(|target| is_same(target))
     }
 }
 
