@@ -61,6 +61,20 @@ def captions(folder, ours):
     return from_prompts(StableDiffusionPipeline, CAPTIONS, folder, ours)
 
 
+def single(folder, ours):
+    pipeline = StableDiffusionPipeline.from_single_file(
+        folder / "model.safetensors", config=str(folder / "config"), torch_dtype=torch.float32, local_files_only=True
+    )
+    return of_prompts(pipeline, CAPTIONS, ours)
+
+
+def half(folder, ours):
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(tensor.dtype == torch.float16 for tensor in stored.values()), "not in half precision any more"
+    return unet(ours["noisy"], torch.tensor([10, 700]), ours["states"].squeeze(1)).sample, ours["output"]
+
+
 def transformer(folder, ours):
     pipeline = DiTPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     labels, none = torch.tensor(TINY_LABELS), torch.full([len(TINY_LABELS)], TINY_NO_LABEL)
@@ -91,7 +105,10 @@ def flow(folder, ours):
 
 
 def from_prompts(kind, prompts, folder, ours, **parts):
-    pipeline = kind.from_pretrained(folder, torch_dtype=torch.float32, **parts)
+    return of_prompts(kind.from_pretrained(folder, torch_dtype=torch.float32, **parts), prompts, ours)
+
+
+def of_prompts(pipeline, prompts, ours):
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(
         list(prompts), latents=ours["noise"], guidance_scale=GUIDANCE, num_inference_steps=STEPS, output_type="pt"
@@ -124,7 +141,7 @@ def relative_error(found, expected):
 def main():
     root = Path(sys.argv[1])
     compared = {}
-    for layout in (unconditional, classes, captions, transformer, xl, flow):
+    for layout in (unconditional, classes, captions, single, half, transformer, xl, flow):
         folder = root / layout.__name__
         compared[layout.__name__] = relative_error(*layout(folder, load_file(folder / "ours.safetensors")))
     for spelling in ("peft", "kohya"):

@@ -10,7 +10,7 @@ use siss::burn::tensor::{Device, Int, Tensor};
 use siss::draws::{Stream, normal_noise};
 use siss::models::{
     AutoencoderKl, ClassCondition, ClipTextEncoder, ClipTokenizer, Dit, Lora, LoraPart,
-    ModelFolder, Sd3Transformer, TextCondition, UNet2d, UNet2dCondition, save_pipeline,
+    ModelFolder, Sd3Transformer, SingleFile, TextCondition, UNet2d, UNet2dCondition, save_pipeline,
 };
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdimSampler, Guided, Sampler};
@@ -56,6 +56,8 @@ fn main() -> Result<()> {
     unconditional(&out.join("unconditional"))?;
     classes(&out.join("classes"))?;
     captions(&out.join("captions"))?;
+    single(&out.join("captions"), &out.join("single"))?;
+    half(&out.join("original/half"), &out.join("half"))?;
     let original = |name: &str| out.join("original").join(name);
     transformer(&original("transformer"), &out.join("transformer"))?;
     xl_model(&original("xl"));
@@ -135,6 +137,60 @@ fn captions(folder: &Path) -> Result<()> {
         folder,
         &["noise", "latents", "pictures"],
         &[noise, latents, pictures],
+    )
+}
+
+/// The pipeline that [`captions`] wrote as a single file, and the settings that it lacks.
+fn single(written: &Path, folder: &Path) -> Result<()> {
+    let device = Device::flex();
+    let origin = Path::new(ASSETS).join("captions");
+    let unet = UNet2dCondition::load(&origin, &device)?;
+    let autoencoder = AutoencoderKl::load(&origin, &device)?;
+    let encoder = ClipTextEncoder::load(&origin, &device)?;
+    create_folder(folder)?;
+    let created = folder.join("created.safetensors");
+    SingleFile::create(&created, &unet, &autoencoder, &encoder)?;
+    let file = SingleFile::open(&created)?;
+    file.save_with_encoders(&unet, &[&encoder], folder.join("model.safetensors"))?;
+    std::fs::remove_file(created)?;
+    let configs = ["unet", "vae", "text_encoder"].map(|part| format!("{part}/config.json"));
+    let files = COPIED.iter().copied();
+    for file in files.chain(configs.iter().map(String::as_str)) {
+        let target = folder.join("config").join(file);
+        create_folder(target.parent().unwrap_or(folder))?;
+        copy(&origin.join(file), &target)?;
+    }
+    // The answers are the same.
+    let answers = "ours.safetensors";
+    Ok(copy(&written.join(answers), &folder.join(answers))?)
+}
+
+/// A network in half precision, which stays in half precision.
+fn half(original: &Path, folder: &Path) -> Result<()> {
+    let device = Device::flex();
+    let scheduler = "scheduler/scheduler_config.json";
+    for (from, file) in [
+        (CASES, "unet/config.json"),
+        (CASES, "unet/diffusion_pytorch_model.fp16.safetensors"),
+        (ASSETS, scheduler),
+    ] {
+        let part = if from == CASES { "fp16" } else { "captions" };
+        let target = original.join(file);
+        create_folder(target.parent().unwrap_or(original))?;
+        copy(&Path::new(from).join(part).join(file), &target)?;
+    }
+    let origin = ModelFolder::find(original)?;
+    let unet = UNet2dCondition::load(origin.network(), &device)?;
+    save_pipeline(&unet, &origin, folder, "nothing")?;
+    let noise = |shape, row| normal_noise::<4>(shape, 1, 0, row, Stream::Evaluation, &device);
+    let (noisy, states) = (noise([2, 4, 8, 8], 0), noise([2, 1, 7, 24], 9));
+    let condition = TextCondition::new(states.clone().squeeze_dim(1));
+    let timesteps = Tensor::from_data([10.0, 700.0], &device);
+    let output = unet.predict(noisy.clone(), timesteps, &condition);
+    write(
+        folder,
+        &["noisy", "states", "output"],
+        &[noisy, states, output],
     )
 }
 
