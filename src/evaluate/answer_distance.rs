@@ -151,7 +151,8 @@ impl AnswerDistance {
                 }
             }
         };
-        rows.each_part_with(compare, &scales, points, condition, &device, take)?;
+        let noise = |shape, first, device: &_| rows.noise(shape, first, device);
+        rows.each_part_with(compare, noise, &scales, (points, condition), &device, take)?;
         let compared = |sums: &Vec<Sums>| {
             let sums = sums.iter();
             sums.map(|sums| sums.compared(self.noises)).collect()

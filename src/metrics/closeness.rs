@@ -147,6 +147,7 @@ mod tests {
     use burn::tensor::Device;
 
     use crate::denoiser::FnDenoiser;
+    use crate::draws::{Stream, normal_noise};
     use crate::error::Error;
     use crate::process::DdpmScheduler;
 
@@ -196,28 +197,44 @@ mod tests {
     }
 
     /// A model that errs by a constant `s` more has the loss `2 s E r + s²` more, with the error
-    /// `r` of the other; over both directions, only the samples matter.
+    /// `r = m / 2 − ε` of the other. Samples that lie `c` higher under the same noise have an `E r`
+    /// that is `γ c / 2` larger.
     #[test]
-    fn a_model_has_no_distance_from_itself_and_a_worse_one_does() {
+    fn both_directions_are_those_of_a_constant_error() {
+        const TIMESTEPS: [f64; 2] = [100.0, 500.0];
+        const NOISES: usize = 4;
+        let (error, higher) = (3.0, 0.7);
         let scheduler = DdpmScheduler::linear(1000).unwrap();
         let samples = normal(1, 50, 3);
         let loss = DenoisingLoss {
-            noises: 4,
-            ..DenoisingLoss::at([100.0, 500.0])
+            noises: NOISES,
+            ..DenoisingLoss::at(TIMESTEPS)
         };
-        let measure = |one: f64, other: f64| {
+        let measure = |one: f64, other: f64, of_unlearned: &Tensor<2>| {
+            let samples = [of_unlearned, &samples];
             let models = (&says(one), &says(other));
-            bidirectional_loss(models, &scheduler, [&samples, &samples], [&(), &()], &loss).unwrap()
+            bidirectional_loss(models, &scheduler, samples, [&(), &()], &loss).unwrap()
         };
-        let same = measure(0.2, 0.2);
+        let same = measure(0.2, 0.2, &samples);
         assert_eq!((same.sum.value, same.sum.high), (0.0, 0.0));
-        let apart = measure(0.0, 3.0);
-        assert!(
-            apart.on_unlearned.low > 0.0 && apart.on_retrained.high < 0.0,
-            "{apart:?}"
-        );
-        // On the same samples, one model's loss is the other's gain.
-        assert!(apart.sum.value.abs() < 1e-6);
+
+        let apart = measure(0.0, error, &(samples.clone() + higher));
+        let device = Device::flex();
+        let noise = normal_noise([50 * NOISES, 3], 0, 0, 0, Stream::Evaluation, &device);
+        let mean = |values: Tensor<2>| values.mean().into_scalar::<f32>() as f64;
+        let (of_samples, of_noise) = (mean(samples.clone()), mean(noise));
+        let over_timesteps = |of: &dyn Fn(f64) -> f64| TIMESTEPS.map(of).iter().sum::<f64>() / 2.0;
+        let gamma = over_timesteps(&|t| scheduler.signal_scale(t));
+        let sigma = over_timesteps(&|t| scheduler.noise_scale(t));
+        let residual = |mean: f64| gamma * mean / 2.0 + (sigma / 2.0 - 1.0) * of_noise;
+        let excess = |mean: f64| 2.0 * error * residual(mean) + error * error;
+        for (found, expected) in [
+            (apart.on_unlearned.value, excess(of_samples + higher)),
+            (apart.on_retrained.value, -excess(of_samples)),
+            (apart.sum.value, error * gamma * higher),
+        ] {
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
         assert_eq!(apart.sum.samples, [50, 50]);
     }
 }

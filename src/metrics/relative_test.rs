@@ -353,17 +353,23 @@ mod tests {
     #[test]
     fn a_model_in_the_middle_is_rarely_called_closer() {
         const RUNS: u64 = 100;
-        let rejected = (0..RUNS).filter(|run| {
+        let p_value = |run: u64| {
             let draw = |part: u64, mean: f64| features(normal(10 * run + part, 60, 2) + mean);
-            let found = compare(draw(1, 0.0), draw(2, -0.5), draw(3, 0.5));
-            found.p_value < 0.05
-        });
-        let share = rejected.count() as f64 / RUNS as f64;
-        // Four standard errors above the level.
-        assert!(
-            share < 0.05 + 4.0 * (0.05 * 0.95 / RUNS as f64).sqrt(),
-            "{share}"
-        );
+            compare(draw(1, 0.0), draw(2, -0.5), draw(3, 0.5)).p_value
+        };
+        let mut p_values: Vec<f64> = (0..RUNS).map(p_value).collect();
+        p_values.sort_by(f64::total_cmp);
+        let share_below =
+            |level: f64| p_values.partition_point(|p| *p < level) as f64 / RUNS as f64;
+        // Four standard errors.
+        for level in [0.05, 0.25, 0.5, 0.75, 0.95] {
+            let (share, error) = (
+                share_below(level),
+                (level * (1.0 - level) / RUNS as f64).sqrt(),
+            );
+            println!("below {level}: {share}");
+            assert!((share - level).abs() < 4.0 * error, "{level}: {share}");
+        }
     }
 
     #[test]

@@ -123,6 +123,26 @@ impl DenoisingLoss {
         points: &dyn Points<D>,
         condition: &M::Condition,
     ) -> Result<Vec<Vec<f64>>> {
+        let noise = |shape, first, device: &Device| self.noise(shape, first, device);
+        self.measure_with(model, scheduler, points, condition, noise)
+    }
+
+    /// The same with given noise.
+    ///
+    /// `noise(shape, first, device)` gives the noise of consecutive rows from `first` on; row
+    /// `i · noises + j` is the `j`-th noise of point `i`. Points are numbered from `first_point`
+    /// on. Its elements should be independent and normal, with mean 0 and variance 1.
+    ///
+    /// # Errors
+    /// Those of [`measure`](Self::measure); [`Error::ShapeMismatch`] for noise of another shape.
+    pub fn measure_with<const D: usize, M: Denoiser<D>>(
+        &self,
+        model: &M,
+        scheduler: &dyn Scheduler,
+        points: &dyn Points<D>,
+        condition: &M::Condition,
+        noise: impl FnMut([usize; D], u64, &Device) -> Tensor<D>,
+    ) -> Result<Vec<Vec<f64>>> {
         let count = points.dims()[0];
         self.check(count)?;
         check_not_empty(points, "the set of points to measure")?;
@@ -138,20 +158,15 @@ impl DenoisingLoss {
             None => points.load(0..1)?.device(),
         };
         let mut means = vec![vec![0.0; count]; self.timesteps.len()];
-        self.each_part(
-            &model,
-            &scales,
-            points,
-            condition,
-            &device,
-            |rows, losses| {
-                for (means, losses) in means.iter_mut().zip(losses.chunks(rows.len())) {
-                    for (&point, &loss) in rows.iter().zip(losses) {
-                        means[point] += f64::from(loss) / self.noises as f64;
-                    }
+        let take = |rows: &[usize], losses: &[f32]| {
+            for (means, losses) in means.iter_mut().zip(losses.chunks(rows.len())) {
+                for (&point, &loss) in rows.iter().zip(losses) {
+                    means[point] += f64::from(loss) / self.noises as f64;
                 }
-            },
-        )?;
+            }
+        };
+        let (losses, points) = (of_model(&model), (points, condition));
+        self.each_part_with(losses, noise, &scales, points, &device, take)?;
         Ok(means)
     }
 
@@ -184,20 +199,30 @@ impl DenoisingLoss {
         device: &Device,
         take: impl FnMut(&[usize], &[f32]),
     ) -> Result<()> {
-        let losses = |timestep, scales: &_, clean: &_, noise: &_, condition: &_| {
-            row_losses(model, timestep, scales, clean, noise, condition)
-        };
-        self.each_part_with(losses, scales, points, condition, device, take)
+        let noise = |shape, first, device: &Device| self.noise(shape, first, device);
+        let (losses, points) = (of_model(model), (points, condition));
+        self.each_part_with(losses, noise, scales, points, device, take)
+    }
+
+    /// The noise of consecutive rows.
+    pub(super) fn noise<const D: usize>(
+        &self,
+        shape: [usize; D],
+        first: u64,
+        device: &Device,
+    ) -> Tensor<D> {
+        normal_noise(shape, self.seed, 0, first, Stream::Evaluation, device)
     }
 
     /// [`each_part`](Self::each_part) of anything that is measured of rows at a timestep: their
-    /// scales, clean points, noise and condition.
+    /// scales, clean points, noise and condition. `noise` gets the shape of rows and the number of
+    /// the first.
     pub(super) fn each_part_with<const D: usize, C: Condition>(
         &self,
         measure: impl Fn(f64, &Scales, &Tensor<D>, &Tensor<D>, &C) -> Result<Tensor<1>>,
+        mut noise: impl FnMut([usize; D], u64, &Device) -> Tensor<D>,
         scales: &Scales,
-        points: &dyn Points<D>,
-        condition: &C,
+        (points, condition): (&dyn Points<D>, &C),
         device: &Device,
         mut take: impl FnMut(&[usize], &[f32]),
     ) -> Result<()> {
@@ -206,8 +231,10 @@ impl DenoisingLoss {
         for (first, rows) in parts {
             let clean = self.clean(points, &rows, device)?;
             let first_row = first_row.wrapping_add(first as u64);
-            let (shape, stream) = (clean.dims(), Stream::Evaluation);
-            let noise = normal_noise(shape, self.seed, 0, first_row, stream, device);
+            let shape = clean.dims();
+            let noise = noise(shape, first_row, device);
+            let remedy = "give each row of each point its noise";
+            check_shape("the given noise", &shape, &noise.dims(), remedy)?;
             let condition = condition.take_rows(&rows);
             let losses = self.timesteps.iter().enumerate().map(|(index, &timestep)| {
                 let scales = scales.repeat(index, rows.len());
@@ -255,6 +282,15 @@ pub(crate) fn parts(
         let rows = first..total.min(first.saturating_add(size));
         (first, rows.map(|row| row / noises).collect())
     })
+}
+
+/// [`row_losses`] of a model.
+fn of_model<const D: usize, M: Denoiser<D>>(
+    model: &M,
+) -> impl Fn(f64, &Scales, &Tensor<D>, &Tensor<D>, &M::Condition) -> Result<Tensor<1>> {
+    |timestep, scales, clean, noise, condition| {
+        row_losses(model, timestep, scales, clean, noise, condition)
+    }
 }
 
 /// The loss of each row at a timestep, mean over elements.

@@ -66,6 +66,49 @@ fn measured(loss: &DenoisingLoss, points: &Tensor<2>, told: &Tensor<2>) -> Vec<V
     loss.measure(&model, &scheduler(), points, told).unwrap()
 }
 
+/// Given noise is asked for row after row; its own gives the same as without.
+#[test]
+fn given_noise_takes_the_place_of_its_own() {
+    let (clean, told, device) = (points(3), told(3), Device::flex());
+    let loss = DenoisingLoss {
+        noises: 2,
+        first_point: 5,
+        micro_batch_size: 4,
+        ..DenoisingLoss::at([400.0])
+    };
+    let model = half(PredictionType::Epsilon);
+    let with = |noise: &dyn Fn([usize; 2], u64) -> Tensor<2>| {
+        let noise = |shape, first, _: &Device| noise(shape, first);
+        loss.measure_with(&model, &scheduler(), &clean, &told, noise)
+    };
+    let own = |seed: u64| {
+        move |shape, first| normal_noise(shape, seed, 0, first, Stream::Evaluation, &Device::flex())
+    };
+    let plain = loss.measure(&model, &scheduler(), &clean, &told).unwrap();
+    assert_eq!(with(&own(0)).unwrap(), plain);
+    assert_ne!(with(&own(1)).unwrap(), plain);
+
+    let asked = RefCell::new(Vec::new());
+    let zero = |shape: [usize; 2], first| {
+        asked.borrow_mut().push((shape[0], first));
+        Tensor::zeros(shape, &device)
+    };
+    let found = with(&zero).unwrap();
+    assert_eq!(asked.take(), [(4, 10), (2, 14)]);
+    // Without noise the output is half of γ x and what it is told, and the target is 0.
+    let gamma = scheduler().signal_scale(400.0);
+    let [x, c] = [clean.clone(), told.clone()].map(host);
+    for (found, (x, c)) in found[0].iter().zip(x.iter().zip(&c)) {
+        let squares = x.iter().zip(c).map(|(x, c)| (0.5 * gamma * x + c).powi(2));
+        assert!((found - squares.sum::<f64>() / 3.0).abs() < 1e-5, "{found}");
+    }
+    let error = with(&|[rows, _], _| Tensor::zeros([rows, 2], &device)).unwrap_err();
+    assert!(
+        matches!(&error, Error::ShapeMismatch { .. }) && error.to_string().contains("noise"),
+        "{error}"
+    );
+}
+
 /// Written out in f64: noise `point · noises + n` of the seed, the same at every timestep.
 #[test]
 fn the_loss_is_that_of_its_definition_in_the_space_of_the_prediction() {

@@ -1,12 +1,11 @@
 //! Cases of the metrics.
 
-use siss::burn::tensor::Tensor;
+use siss::DdpmScheduler;
+use siss::evaluate::DenoisingLoss;
 use siss::metrics::{
     Features, KMeans, Likelihood, MembershipSignal, NoiseScale, Resize, Roc, frechet_distance,
     inception_score, kernel_distance, precision_recall,
 };
-use siss::process::SchedulerExt;
-use siss::{DdpmScheduler, Denoiser};
 
 use super::{Case, Computed, Result, host, relative_norm};
 
@@ -147,17 +146,15 @@ impl Case {
             let scores = signal.measure(&model, &scheduler, &points, &())?;
             computed.push((name.into(), scores));
         }
-        let (noise, rows) = (self.image("noise")?, points.dims()[0]);
-        let timesteps = vec![timestep as f64; rows];
-        let noisy = scheduler.add_noise(points.clone(), noise.clone(), &timesteps)?;
-        let timesteps = Tensor::<1>::full([rows], timestep as f64, &self.device);
-        let output = model.predict(noisy, timesteps, &());
-        let elements: usize = points.dims()[1..].iter().product();
-        let losses = (output - noise)
-            .square()
-            .reshape([rows, elements])
-            .mean_dim(1);
-        computed.push(("expect_loss".into(), host(losses)?));
+        let noise = self.image("noise")?;
+        let losses = DenoisingLoss::at([timestep as f64]).measure_with(
+            &model,
+            &scheduler,
+            &points,
+            &(),
+            |[rows, ..], first, _| noise.clone().narrow(0, first as usize, rows),
+        )?;
+        computed.push(("expect_loss".into(), losses.concat()));
         Ok(computed)
     }
 
