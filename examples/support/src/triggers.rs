@@ -153,3 +153,69 @@ pub fn table(found: &[Found]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use siss::burn::tensor::Device;
+    use siss::images::{Annotations, ImageFiles};
+
+    use super::*;
+
+    fn found(picture: usize, prompt: &str, is_given: bool, memory: &str) -> Found {
+        let trigger = serde_json::json!({"losses": [0.5], "score": 1.0, "memory": memory});
+        Found {
+            picture,
+            prompt: prompt.into(),
+            is_given,
+            trigger: serde_json::from_value(trigger).unwrap(),
+        }
+    }
+
+    /// The best first, of two pictures.
+    fn all() -> Vec<Found> {
+        vec![
+            found(0, "a hat", true, "memorised"),
+            found(0, "a red hat", false, "memorised"),
+            found(0, "hat", false, "partly"),
+            found(0, "one hat", false, "partly"),
+            found(0, "a cat", false, "not"),
+            found(1, "a house", true, "not"),
+            found(1, "house", false, "partly"),
+            found(1, "hat", false, "partly"),
+        ]
+    }
+
+    #[test]
+    fn given_prompts_and_the_best_that_are_memorised_in_part_are_taken() {
+        assert_eq!(taken(&all(), 1), ["a hat", "a house", "hat", "house"]);
+        assert_eq!(taken(&all(), 0), ["a hat", "a house"]);
+        let all_of_them = ["a hat", "a house", "hat", "house", "one hat"];
+        assert_eq!(taken(&all(), 9), all_of_them);
+    }
+
+    /// A prompt that brings nothing back is no caption to forget a picture under.
+    #[test]
+    fn each_picture_is_written_for_each_of_its_triggers() {
+        let place = tempfile::tempdir().unwrap();
+        let memorised = Tensor::<4>::zeros([2, 3, 4, 4], &Device::flex());
+        write(place.path(), &all(), &memorised, 2).unwrap();
+        let files = ImageFiles::find(place.path()).unwrap();
+        let annotations = Annotations::of(&files).unwrap();
+        let captions = files.pictures.iter();
+        let captions = captions.map(|file| annotations.caption(file).unwrap());
+        let expected = ["a hat", "hat", "one hat", "house", "hat"];
+        assert_eq!(captions.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn the_table_counts_each_kind() {
+        let table = table(&all());
+        for line in [
+            "picture 0: of 5 prompts 2 are memorised, 2 in part, 1 not",
+            "picture 1: of 3 prompts 0 are memorised, 2 in part, 1 not",
+            " 1.00  yes        a hat (given)",
+        ] {
+            assert!(table.contains(line), "{table}");
+        }
+    }
+}
