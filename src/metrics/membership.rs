@@ -138,6 +138,17 @@ impl MembershipSignal {
         Ok(scores)
     }
 
+    /// Times that the model is called for a point.
+    ///
+    /// A `stride` of 0, which [`measure`](Self::measure) refuses, counts as 1.
+    pub fn calls(self) -> usize {
+        match self {
+            MembershipSignal::Sima { .. } => 1,
+            MembershipSignal::Pia { .. } | MembershipSignal::Pian { .. } => 2,
+            MembershipSignal::SecMi { timestep, stride } => timestep / stride.max(1) + 2,
+        }
+    }
+
     fn check_stride(self) -> Result<()> {
         if let MembershipSignal::SecMi { timestep, stride } = self {
             let legal = stride > 0 && timestep.is_multiple_of(stride);
@@ -337,6 +348,8 @@ impl LikelihoodRatio {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use super::*;
     use burn::nn::{Linear, LinearConfig};
     use burn::tensor::Device;
@@ -409,6 +422,27 @@ mod tests {
                 (found / (error * error * norm) - 1.0).abs() < 1e-2,
                 "{found}"
             );
+        }
+    }
+
+    #[test]
+    fn calls_of_the_model_are_counted() {
+        static ROWS_RUN: AtomicUsize = AtomicUsize::new(0);
+        let layer = LinearConfig::new(1, 1).init(&Device::flex());
+        let model = FnDenoiser::new(layer, |_: &Linear, noisy: Tensor<2>, _, _: &()| {
+            ROWS_RUN.fetch_add(noisy.dims()[0], Relaxed);
+            noisy
+        });
+        let scheduler = DdpmScheduler::linear(1000).unwrap();
+        let (timestep, stride) = (200, 40);
+        for signal in [
+            MembershipSignal::Sima { timestep },
+            MembershipSignal::Pia { timestep },
+            MembershipSignal::Pian { timestep },
+            MembershipSignal::SecMi { timestep, stride },
+        ] {
+            signal.measure(&model, &scheduler, &points(3), &()).unwrap();
+            assert_eq!(ROWS_RUN.swap(0, Relaxed), 3 * signal.calls(), "{signal:?}");
         }
     }
 

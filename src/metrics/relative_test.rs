@@ -367,7 +367,6 @@ mod tests {
                 share_below(level),
                 (level * (1.0 - level) / RUNS as f64).sqrt(),
             );
-            println!("below {level}: {share}");
             assert!((share - level).abs() < 4.0 * error, "{level}: {share}");
         }
     }

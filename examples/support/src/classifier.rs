@@ -21,7 +21,7 @@ pub const CLASSES: usize = 10;
 pub const WEIGHTS: &str = "classifier/model.safetensors";
 /// Splits of the samples for the inception score, as in the paper, and the fewest samples of one.
 const SPLITS: usize = 10;
-const FEWEST: usize = 10;
+const FEWEST_OF_A_SPLIT: usize = 10;
 /// Images run at a time.
 const ROWS: usize = 50;
 
@@ -45,6 +45,9 @@ pub struct DigitClassifier {
 }
 
 impl DigitClassifier {
+    /// Fewest digits that are judged.
+    pub const FEWEST: usize = SPLITS * FEWEST_OF_A_SPLIT;
+
     /// An untrained network.
     pub fn new(device: &Device) -> Self {
         let convolution = |(channels, stride)| {
@@ -129,7 +132,7 @@ impl DigitClassifier {
     pub fn judge(&self, images: &Tensor<4>, left_out: &[bool]) -> Result<Option<Judgement>> {
         let digits = (0..).zip(left_out).filter(|(_, is_out)| !**is_out);
         let digits: Vec<i32> = digits.map(|(row, _)| row).collect();
-        if digits.len() < SPLITS * FEWEST {
+        if digits.len() < Self::FEWEST {
             return Ok(None);
         }
         let digits = Tensor::<1, Int>::from_data(digits.as_slice(), &images.device());

@@ -43,6 +43,14 @@ pub fn as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result
     serializer.serialize_str(&path_text(path))
 }
 
+/// Serialises paths as texts.
+pub fn as_texts<S: Serializer>(
+    paths: &[PathBuf],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path_text(path)))
+}
+
 /// Serialises an optional path as text.
 pub fn as_optional_text<S: Serializer>(
     path: &Option<PathBuf>,

@@ -120,6 +120,12 @@ pub struct AuditedRun {
     pub versions: BTreeMap<String, String>,
     /// Where it ran.
     pub device: String,
+    /// Seconds that the tests were announced to take, before they began.
+    #[serde(default, serialize_with = "digits::optional")]
+    pub announced_seconds: Option<f64>,
+    /// Seconds that they took.
+    #[serde(default, serialize_with = "digits::optional")]
+    pub seconds: Option<f64>,
 }
 
 /// The item with the strongest trace: an average hides it.

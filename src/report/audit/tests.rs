@@ -94,6 +94,8 @@ fn report(text: &str) -> AuditReport {
             seed: 7,
             versions: named.into(),
             device: own(),
+            announced_seconds: Some(90.0),
+            seconds: Some(100.0 / 3.0),
         },
         quality: test.figures.clone(),
         tests: vec![test],
@@ -196,6 +198,11 @@ fn what_is_missing_or_impossible_is_named_with_its_place() {
     assert_eq!(
         percent,
         ("quality[0].before".into(), ReportFault::NotAShare(18.0))
+    );
+    let endless = fault_of(|it| it.run.seconds = Some(f64::INFINITY));
+    assert_eq!(
+        endless,
+        ("run".into(), ReportFault::NotFinite(f64::INFINITY))
     );
     let unknown = fault_of(|it| it.worst_case.as_mut().unwrap().sha256 = hash('9'));
     assert_eq!(
@@ -400,6 +407,7 @@ fn hostile_texts_stay_texts() {
         check_page(hostile);
     }
     let page = report("<b>https://example.org</b>").to_html().unwrap();
+    assert!(page.contains("33.3 s (announced: 90 s)"));
     assert!(page.contains("&lt;b&gt;https://example.org&lt;/b&gt;"));
 }
 

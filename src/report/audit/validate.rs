@@ -24,6 +24,8 @@ impl AuditReport {
             check_test(&format!("tests[{index}]"), test)?;
         }
         check_figures("quality", &self.quality)?;
+        let times = [self.run.announced_seconds, self.run.seconds];
+        at("run", finite(times.into_iter().flatten()))?;
         for (index, chart) in self.charts.iter().enumerate() {
             at(&format!("charts[{index}]"), check_chart(chart))?;
         }

@@ -1,12 +1,13 @@
 //! Whether the items can be found in the model, or got out of it.
 
 use siss::burn::tensor::Tensor;
-use siss::metrics::{ControlTest, Estimate, MembershipSignal};
+use siss::metrics::{Estimate, MembershipSignal};
 use siss::report::audit::{Attack, AuditTest, Figure, Measured, Unit, Verdict};
 use siss::{DdpmScheduler, Result};
 
 use crate::audit::material::Material;
 use crate::audit::options::Options;
+use crate::audit::ranks::{OfModels, Scores, smallest};
 use crate::probe::{EVALUATION_SEED, distances};
 use crate::process::Process;
 use crate::progress::Progress;
@@ -14,45 +15,36 @@ use crate::subject::{ConditionOf, Points, Subject};
 
 /// Timesteps of the loss, fixed here and not chosen by results.
 pub const TIMESTEPS: [usize; 3] = [100, 250, 400];
+/// Published signals of membership: name, timestep, and what is measured.
+pub const SIGNALS: [(&str, u64, MembershipSignal); 4] = [
+    (
+        "PIA at timestep 200",
+        200,
+        MembershipSignal::Pia { timestep: 200 },
+    ),
+    (
+        "PIAN at timestep 200",
+        200,
+        MembershipSignal::Pian { timestep: 200 },
+    ),
+    (
+        "SecMI at timestep 100",
+        100,
+        MembershipSignal::SecMi {
+            timestep: 100,
+            stride: 10,
+        },
+    ),
+    (
+        "SimA at timestep 100",
+        100,
+        MembershipSignal::Sima { timestep: 100 },
+    ),
+];
 /// Where items are noised to before they are denoised.
-const DENOISED_FROM: usize = 250;
-/// A test that finds the item by chance in fewer of a hundred cases finds it.
-const LEVEL: f64 = 0.05;
+pub const DENOISED_FROM: usize = 250;
 /// A loss this many times that of a retrained model is too high.
 const OVERDONE: f64 = 3.0;
-
-/// A statistic of each item and of each control, by timestep or signal: low for members.
-pub struct Scores {
-    pub items: Vec<f64>,
-    pub controls: Vec<f64>,
-}
-
-impl Scores {
-    /// The item with the fewest controls below it, and its test.
-    fn worst(&self) -> Result<(usize, ControlTest)> {
-        let tests = self
-            .items
-            .iter()
-            .map(|&score| ControlTest::new(score, &self.controls));
-        let tests: Vec<ControlTest> = tests.collect::<Result<_>>()?;
-        let lowest = (0..tests.len()).min_by(|&a, &b| tests[a].low.total_cmp(&tests[b].low));
-        let worst = lowest.unwrap_or(0);
-        Ok((worst, tests[worst]))
-    }
-
-    /// The share of controls that score lower than the item that fares worst.
-    fn rank(&self) -> Result<Measured> {
-        let (worst, test) = self.worst()?;
-        let below = self
-            .controls
-            .iter()
-            .filter(|&&it| it < self.items[worst])
-            .count();
-        let mut rank = Measured::share(below, self.controls.len())?;
-        rank.p_value = Some(test.low);
-        Ok(rank)
-    }
-}
 
 /// The loss of the items at fixed timesteps, by model.
 pub struct Losses {
@@ -90,22 +82,27 @@ impl Losses {
         })
     }
 
+    fn of_models(&self) -> OfModels<'_> {
+        OfModels {
+            before: &self.before,
+            after: &self.after,
+            retrained: self.retrained.as_deref(),
+        }
+    }
+
     /// The item with the strongest trace after unlearning, and what was found of it.
-    pub fn worst_item(&self) -> Result<(usize, String)> {
-        let found = self
-            .after
-            .iter()
-            .map(Scores::worst)
-            .collect::<Result<Vec<_>>>()?;
-        let lowest = (0..found.len()).min_by(|&a, &b| found[a].1.low.total_cmp(&found[b].1.low));
-        let place = lowest.unwrap_or(0);
-        let (item, test) = found[place];
-        let timestep = TIMESTEPS[place];
-        let text = format!(
-            "its loss at timestep {timestep} is {:.4}; by chance a picture that no model saw would have one so low with the probability {:.3}",
-            self.after[place].items[item], test.low
-        );
-        Ok((item, text))
+    pub fn worst_item(&self) -> Result<Option<(usize, String)>> {
+        let worst = self.of_models().ranks()?.worst();
+        Ok(worst.map(|worst| {
+            let text = format!(
+                "its loss at timestep {} is {:.4}, on {}; by chance a picture that no model saw would lie so far out, on either side, with the probability {:.3}",
+                TIMESTEPS[worst.place],
+                self.after[worst.place].items[worst.item],
+                worst.side.words(),
+                worst.p_value
+            );
+            (worst.item, text)
+        }))
     }
 
     /// The test.
@@ -127,10 +124,9 @@ impl Losses {
         }
         let excess = self.excess();
         let over = excess.is_some_and(|excess| excess > OVERDONE);
-        let comparisons = (TIMESTEPS.len() * material.items()) as f64;
-        let (verdict, mut explanation) = by_rank(&self.before, &self.after, comparisons)?;
+        let (verdict, mut explanation) = self.of_models().verdict("loss")?;
         let verdict = match verdict {
-            Verdict::NoTrace if over => Verdict::Overdone,
+            Verdict::NoTrace | Verdict::Undecided if over => Verdict::Overdone,
             other => other,
         };
         if let Some(excess) = excess {
@@ -142,7 +138,7 @@ impl Losses {
             attack: Attack::MembershipInference,
             signal: "loss".into(),
             question: "Does the model predict the item better than pictures it never saw? Then somebody who has the item and the model can tell that it was in the training data.".into(),
-            reading: "0 % means that the model knows the item better than all unseen pictures. The p-value is the probability of so low a rank by chance. An item unlike the others may have a high loss in every model.".into(),
+            reading: format!("0 % means that the model knows the item better than all unseen pictures, 100 % that it knows it worse. {} An item unlike the others has a high loss in every model, so the high side counts only where a model trained without it is not there.", p_values(material)),
             timesteps: TIMESTEPS.map(|it| it as u64).into(),
             fixed_in_advance: true,
             targets: material.items(),
@@ -166,38 +162,13 @@ impl Losses {
     }
 }
 
-/// The verdict of ranks among controls, for so many comparisons.
-fn by_rank(before: &[Scores], after: &[Scores], comparisons: f64) -> Result<(Verdict, String)> {
-    let lowest = |scores: &[Scores]| -> Result<f64> {
-        let tests = scores.iter().map(|it| Ok(it.worst()?.1.low));
-        let tests: Vec<f64> = tests.collect::<Result<_>>()?;
-        Ok(tests.into_iter().fold(1.0, f64::min))
-    };
-    let (before, after) = (lowest(before)?, lowest(after)?);
-    let level = LEVEL / comparisons;
-    let counts = match comparisons {
-        1.0 => format!("at most {level} counts"),
-        many => format!("at most {level:.4} counts, {LEVEL} shared out among {many} comparisons"),
-    };
-    let is_found = |p_value: f64| p_value <= level;
-    Ok(match (is_found(before), is_found(after)) {
-        (_, true) => (
-            Verdict::Trace,
-            format!("The item still stands out: lowest p-value {after:.4} ({counts})."),
-        ),
-        (true, false) => (
-            Verdict::NoTrace,
-            format!(
-                "The item stood out before (lowest p-value {before:.4}) and does not now ({after:.4}; {counts})."
-            ),
-        ),
-        (false, false) => (
-            Verdict::Undecided,
-            format!(
-                "This test does not find the item in the model before either (lowest p-value {before:.4}; {counts}), so its silence now says nothing."
-            ),
-        ),
-    })
+/// How to read the p-values of ranks.
+fn p_values<S: Subject>(material: &Material<S>) -> String {
+    let controls = material.controls.count();
+    format!(
+        "The p-value is two-sided: the probability that chance puts a picture so far out on either side. With {controls} unseen pictures none is below {:.4}.",
+        smallest(controls)
+    )
 }
 
 /// The mean loss of each point over noises. Every row has a noise of its own.
@@ -235,26 +206,6 @@ pub fn signals<S: Subject>(
         return Ok(Vec::new());
     };
     let scheduler = DdpmScheduler::from_config(config)?;
-    let signals = [
-        (
-            "PIA at timestep 200",
-            200,
-            MembershipSignal::Pia { timestep: 200 },
-        ),
-        (
-            "SecMI at timestep 100",
-            100,
-            MembershipSignal::SecMi {
-                timestep: 100,
-                stride: 10,
-            },
-        ),
-        (
-            "SimA at timestep 100",
-            100,
-            MembershipSignal::Sima { timestep: 100 },
-        ),
-    ];
     let test = |(name, timestep, signal): (&str, u64, MembershipSignal)| {
         progress.phase(name);
         let models = &material.models;
@@ -273,35 +224,36 @@ pub fn signals<S: Subject>(
                 controls: measure(&material.controls)?,
             })
         };
-        let (before, after) = (scores(&models.before)?, scores(&models.after)?);
-        let retrained = models
-            .retrained
-            .as_ref()
-            .map(|model| scores(model)?.rank())
-            .transpose()?;
-        let figure = Figure::new(
-            "unseen pictures with a lower score",
-            Unit::Share,
-            after.rank()?,
-        );
-        let figure = figure.before(before.rank()?).retrained(retrained);
-        let items = material.items();
-        let (verdict, explanation) = by_rank(&[before], &[after], items as f64)?;
+        let [before, after] = [&models.before, &models.after].map(scores);
+        let [before, after] = [[before?], [after?]];
+        let retrained = models.retrained.as_ref().map(scores).transpose()?;
+        let retrained = retrained.map(|it| [it]);
+        let of_models = OfModels {
+            before: &before,
+            after: &after,
+            retrained: retrained.as_ref().map(|it| &it[..]),
+        };
+        let rank = |[scores]: &[Scores; 1]| scores.rank();
+        let lower = "unseen pictures with a lower score";
+        let figure = Figure::new(lower, Unit::Share, rank(&after)?)
+            .before(rank(&before)?)
+            .retrained(retrained.as_ref().map(rank).transpose()?);
+        let (verdict, explanation) = of_models.verdict("score")?;
         Ok(AuditTest {
             attack: Attack::MembershipInference,
             signal: name.into(),
             question: "Does a published attack of a few queries tell the item from pictures the model never saw?".into(),
-            reading: "0 % means that the item has the lowest score of all, as training data tend to. The p-value is the probability of so low a rank by chance.".into(),
+            reading: format!("0 % means that the item has the lowest score of all, as training data tend to, 100 % the highest. {}", p_values(material)),
             timesteps: vec![timestep],
             fixed_in_advance: true,
-            targets: items,
+            targets: material.items(),
             controls: material.controls.count(),
             figures: vec![figure],
             verdict,
             explanation,
         })
     };
-    signals.into_iter().map(test).collect()
+    SIGNALS.into_iter().map(test).collect()
 }
 
 /// Generated images, by model, with those of a retrained model if there is one.
@@ -377,10 +329,15 @@ impl Generated {
     }
 }
 
+/// Number of denoised copies of each item.
+pub fn copies(items: usize) -> usize {
+    (64 / items).max(2)
+}
+
 /// Whether a noisy version of an item leads back to it.
 pub fn denoised<S: Subject>(material: &Material<S>, progress: &dyn Progress) -> Result<AuditTest> {
     progress.phase("denoising the items");
-    let copies = (64 / material.items()).max(2);
+    let copies = copies(material.items());
     let rows: Vec<usize> = (0..copies).flat_map(|_| 0..material.items()).collect();
     let noisy = material.items.rows(&rows);
     let clean = material.pictures.clone().repeat_dim(0, copies);
@@ -392,13 +349,10 @@ pub fn denoised<S: Subject>(material: &Material<S>, progress: &dyn Progress) -> 
     };
     let models = &material.models;
     let (before, after) = (distance(&models.before)?, distance(&models.after)?);
-    let other = |model: &Option<S::Model>| model.as_ref().map(distance).transpose();
-    let (retrained, another) = (other(&models.retrained)?, other(&models.another)?);
+    let retrained = models.retrained.as_ref().map(distance).transpose()?;
+    let another: Vec<Measured> = models.another.iter().map(distance).collect::<Result<_>>()?;
     let ends = |it: &Measured| it.interval.unwrap_or([it.value; 2]);
-    let least = [&retrained, &another]
-        .into_iter()
-        .flatten()
-        .map(|it| ends(it)[0]);
+    let least = retrained.iter().chain(&another).map(|it| ends(it)[0]);
     let least = least.fold(f64::INFINITY, f64::min);
     let (verdict, explanation) = match () {
         () if !least.is_finite() => (
@@ -435,7 +389,7 @@ pub fn denoised<S: Subject>(material: &Material<S>, progress: &dyn Progress) -> 
         fixed_in_advance: true,
         targets: material.items(),
         controls: 0,
-        figures: vec![figure.before(before).retrained(retrained).floor(another)],
+        figures: vec![figure.before(before).retrained(retrained).floor(another.into_iter().next())],
         verdict,
         explanation,
     })

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::subject::{Points, Subject};
 
 /// Repetitions with other noise, for the interval.
-const REPETITIONS: u64 = 8;
+pub const REPETITIONS: u64 = 8;
 /// Up to this many times the floor counts as the answers of a retrained model.
 const LIKE_RETRAINED: f64 = 1.5;
 /// Fewest samples of the relative test.
@@ -28,7 +28,7 @@ pub fn answers<S: Subject>(
     progress: &dyn Progress,
 ) -> Result<Option<AuditTest>> {
     let models = &material.models;
-    let (Some(retrained), Some(another)) = (&models.retrained, &models.another) else {
+    let (Some(retrained), Some(another)) = (&models.retrained, models.another.first()) else {
         return Ok(None);
     };
     progress.phase("comparing answers");

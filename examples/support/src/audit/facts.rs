@@ -11,8 +11,8 @@ use siss::report::audit::{
 use crate::audit::options::RecordOptions;
 use crate::audit::today::today;
 
-/// Versions of the crates that compute.
-const BURN: &str = "0.22";
+/// The versions that this build was made with: examples are built in the workspace of this file.
+const LOCKED: &str = include_str!("../../../../Cargo.lock");
 
 /// A report with what a person stated, and how to repeat the run.
 pub fn frame(
@@ -26,7 +26,7 @@ pub fn frame(
             id: stated.request.clone(),
             received: stated.received.clone(),
             completed: stated.completed.clone(),
-            legal_basis: None,
+            legal_basis: stated.legal_basis.clone(),
         },
         tester: Tester {
             name: stated.tester.clone(),
@@ -39,6 +39,7 @@ pub fn frame(
             seed,
             versions: versions(),
             device: device.into(),
+            ..AuditedRun::default()
         },
         shows_subjects: stated.show_forgotten,
         residual_risk: "A test with other samples, other noise or another attack may find what these did not. Copies of the model from before, models made from it, backups, and pictures that were generated earlier and passed on still hold what they held.".into(),
@@ -122,10 +123,18 @@ pub fn old_model(place: String) -> OldCopy {
 }
 
 fn versions() -> BTreeMap<String, String> {
-    let siss = env!("CARGO_PKG_VERSION");
-    [("siss", siss), ("burn", BURN)]
-        .map(|(name, version)| (name.to_owned(), version.to_owned()))
-        .into()
+    ["siss", "burn"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), locked(name, LOCKED)?.to_owned())))
+        .collect()
+}
+
+/// The version of a package in a `Cargo.lock`.
+fn locked<'a>(name: &str, lock: &'a str) -> Option<&'a str> {
+    let mut lines = lock.lines();
+    lines.find(|line| *line == format!("name = \"{name}\""))?;
+    let version = lines.next()?.strip_prefix("version = \"")?;
+    version.strip_suffix('"')
 }
 
 /// A command line that a shell reads as it was.
@@ -194,6 +203,22 @@ mod tests {
             command,
             r"audit --tester 'A. O'\''Tester' --out target/x ''"
         );
+    }
+
+    /// The manifest requires burn by a version that the locked one is compatible with.
+    #[test]
+    fn versions_are_those_of_the_build() {
+        let lock = "[[package]]\nname = \"burn-nn\"\nversion = \"1.2.3\"\n\n[[package]]\nname = \"burn\"\nversion = \"4.5.6\"\n";
+        assert_eq!(locked("burn", lock), Some("4.5.6"));
+        assert_eq!(locked("siss", lock), None);
+        let versions = versions();
+        assert_eq!(versions["siss"], env!("CARGO_PKG_VERSION"));
+        let manifest = include_str!("../../../../Cargo.toml");
+        let required = manifest.split_once("\nburn = { version = \"").unwrap().1;
+        let required = required.split_once('"').unwrap().0;
+        let minor = |version: &str| version.rsplit_once('.').unwrap().0.to_owned();
+        assert_eq!(minor(&versions["burn"]), minor(required));
+        assert_eq!(versions["burn"].split('.').count(), 3);
     }
 
     #[test]

@@ -2,24 +2,26 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::time::Instant;
 
 use siss::burn::module::Module;
-use siss::files::path_text;
 use siss::images::ImageFiles;
-use siss::metrics::ControlTest;
 use siss::models::{ClassUNet2d, Dit, Sd3Transformer, UNet2dCondition};
 use siss::report::audit::{
-    Attack, AuditLog, AuditReport, AuditedData, AuditedModel, EarlierSubject, LogEntry, Manifest,
-    NotTested, Recheck, Verdict, WorstCase,
+    Attack, AuditLog, AuditReport, AuditedData, EarlierSubject, LogEntry, NotTested, Recheck,
+    Verdict, WorstCase,
 };
 
 use crate::audit::attacks::{Generated, Losses, TIMESTEPS, denoised, losses, signals};
 use crate::audit::closeness::{answers, relative};
-use crate::audit::facts::{frame, left_open, never_tested, old_model, threats};
+use crate::audit::cost::Cost;
+use crate::audit::facts::{frame, left_open, never_tested, threats};
 use crate::audit::keep::quality;
 use crate::audit::material::{Material, named, sha256};
 use crate::audit::options::Options;
 use crate::audit::pictures::{levels, pictures};
+use crate::audit::ranks::{Ranks, Scores, Side};
+use crate::audit::ratio::likelihood_ratio;
 use crate::audit::returns::{pair, relearning};
 use crate::audit::today::today;
 use crate::process::Process;
@@ -73,12 +75,22 @@ fn tested<S: Subject>(
         Some(log) => earlier_items(&mut material, options, log)?,
         None => Vec::new(),
     };
-    let mut report = audit(&material, options, progress)?;
+    let cost = Cost::of(
+        &material,
+        options,
+        earlier.iter().filter(|it| it.1.is_ok()).count(),
+    );
+    let announced = cost.seconds(&material)?;
+    progress.say(&cost.line(announced));
+    let began = Instant::now();
+    let (mut report, losses) = audit(&material, options, progress)?;
     for (item, found) in earlier {
         match found {
-            Ok(point) => report
-                .rechecks
-                .push(test_again(&material, options, &item, &point)?),
+            Ok(point) => {
+                report
+                    .rechecks
+                    .push(test_again(&material, &losses, options, (&item, &point))?)
+            }
             Err(why) => report.not_tested.push(NotTested {
                 attack: None,
                 what: format!("an item of the earlier request {}", item.request),
@@ -87,6 +99,8 @@ fn tested<S: Subject>(
         }
     }
     report.previous_entry_sha256 = log.as_ref().map(|log| log.head().to_owned());
+    report.run.announced_seconds = Some(announced);
+    report.run.seconds = Some(began.elapsed().as_secs_f64());
     let sha256 = report.save(&options.out)?;
     if let Some(log) = &mut log {
         log.append(LogEntry {
@@ -101,12 +115,12 @@ fn tested<S: Subject>(
     Ok(report)
 }
 
-/// All tests.
-fn audit<S: Subject>(
+/// All tests, and the losses behind some of them.
+pub(super) fn audit<S: Subject>(
     material: &Material<S>,
     options: &Options,
     progress: &dyn Progress,
-) -> Result<AuditReport> {
+) -> Result<(AuditReport, Losses)> {
     let generated = Generated::sample(material, options, progress)?;
     let losses = Losses::measure(material, options, progress)?;
     let (relearned, relearning_chart) = relearning(material, options, progress)?;
@@ -115,6 +129,7 @@ fn audit<S: Subject>(
         denoised(material, progress)?,
         losses.test(material)?,
     ];
+    tests.extend(likelihood_ratio(material, &losses, options, progress)?);
     tests.extend(signals(material, progress)?);
     tests.extend(answers(material, options, progress)?);
     tests.extend(relative(material, &generated, progress)?);
@@ -123,8 +138,11 @@ fn audit<S: Subject>(
     tests.push(pair(material, options, generates, progress)?);
     let tested: Vec<Attack> = tests.iter().map(|test| test.attack).collect();
 
-    let (worst, finding) = losses.worst_item()?;
     let subjects = material.records.clone();
+    let worst = losses.worst_item()?.and_then(|(item, finding)| {
+        let sha256 = subjects.get(item)?.sha256.clone();
+        Some(WorstCase { sha256, finding })
+    });
     let frame = frame(
         &options.record,
         options,
@@ -134,14 +152,18 @@ fn audit<S: Subject>(
     let mut not_tested = left_open(&tested, "no model trained without the items was given");
     not_tested.extend(never_tested());
     not_tested.extend(of_conditions(material));
+    let (quality, without_score) = quality(material, &losses, &generated)?;
+    not_tested.extend(without_score);
+    let [before, after] = &material.models.places;
     let mut report = AuditReport {
-        worst_case: subjects.get(worst).map(|item| WorstCase {
-            sha256: item.sha256.clone(),
-            finding,
-        }),
+        worst_case: worst,
         subjects,
         threats: threats(&tested),
-        model: model(material)?,
+        model: options.record.model(
+            material.name.clone(),
+            material.models.before.num_params(),
+            [before, after],
+        )?,
         data: AuditedData {
             description: material.description.clone(),
             retain_manifest_sha256: material.manifest.sha256(),
@@ -149,14 +171,14 @@ fn audit<S: Subject>(
             controls: material.controls.count() as u64,
         },
         tests,
-        quality: quality(&losses)?,
+        quality,
         charts: vec![levels(material, options, progress)?, relearning_chart],
         pictures: pictures(material, &generated, options.record.show_forgotten)?,
         not_tested,
         ..frame
     };
     report.run.configuration.extend(material.unlearning.clone());
-    Ok(report)
+    Ok((report, losses))
 }
 
 /// What is not tested of a model with a condition, or with the path of flow matching.
@@ -168,7 +190,7 @@ fn of_conditions<S: Subject>(material: &Material<S>) -> Vec<NotTested> {
     });
     let signals = matches!(material.process, Process::Flow(_)).then(|| NotTested {
         attack: Some(Attack::MembershipInference),
-        what: "PIA, SecMI and SimA".into(),
+        what: "PIA, PIAN, SecMI and SimA".into(),
         why: "they are defined for processes of steps, and this model's is a path".into(),
     });
     let parts = (!material.subject.space().is_pixels()).then(|| NotTested {
@@ -180,19 +202,6 @@ fn of_conditions<S: Subject>(material: &Material<S>) -> Vec<NotTested> {
         .into_iter()
         .flatten()
         .collect()
-}
-
-fn model<S: Subject>(material: &Material<S>) -> siss::Result<AuditedModel> {
-    let [before, after] = &material.models.places;
-    Ok(AuditedModel {
-        name: material.name.clone(),
-        parents: Vec::new(),
-        parameters: material.models.before.num_params() as u64,
-        before_sha256: Manifest::of(before)?.sha256(),
-        after_sha256: Manifest::of(after)?.sha256(),
-        descendants: None,
-        old_copies: Some(vec![old_model(path_text(before))]),
-    })
 }
 
 /// An item of an earlier request, and its point or why there is none.
@@ -230,35 +239,99 @@ fn earlier_items<S: Subject>(
     Ok(log.to_recheck(&current).into_iter().map(of_item).collect())
 }
 
-/// The rank of the loss of an earlier item.
+/// The rank of the loss of an earlier item. A side on which it lay before this run is not this
+/// run's doing; the low side is a trace all the same.
 fn test_again<S: Subject>(
     material: &Material<S>,
+    measured: &Losses,
     options: &Options,
-    item: &EarlierSubject,
-    point: &Points<ConditionOf<S>>,
+    (item, point): (&EarlierSubject, &Points<ConditionOf<S>>),
 ) -> Result<Recheck> {
-    let (model, noises) = (&material.models.after, options.noises);
-    let mut lowest: (f64, usize) = (1.0, TIMESTEPS[0]);
-    for timestep in TIMESTEPS {
-        let of = |points| losses(material, model, points, timestep, noises);
-        let test = ControlTest::new(of(point)?[0], &of(&material.controls)?)?;
-        if test.low < lowest.0 {
-            lowest = (test.low, timestep);
-        }
-    }
-    let (p_value, timestep) = lowest;
-    let level = 0.05 / TIMESTEPS.len() as f64;
+    let among = |model: &S::Model, controls: &[Scores]| -> Result<Vec<Scores>> {
+        let of = |(timestep, controls): (usize, &Scores)| {
+            Ok(Scores {
+                items: losses(material, model, point, timestep, options.noises)?,
+                controls: controls.controls.clone(),
+            })
+        };
+        TIMESTEPS.into_iter().zip(controls).map(of).collect()
+    };
+    let models = &material.models;
+    let after = among(&models.after, &measured.after)?;
+    let ranks = Ranks::new(&after, &among(&models.before, &measured.before)?)?;
+    let (verdict, finding) = recheck(&ranks);
     Ok(Recheck {
         request: item.request.clone(),
         sha256: item.sha256.clone(),
-        verdict: if p_value <= level {
-            Verdict::Trace
-        } else {
-            Verdict::NoTrace
-        },
-        finding: format!(
-            "rank of its loss among {} unseen pictures: lowest p-value {p_value:.3}, at timestep {timestep}",
-            material.controls.count()
-        ),
+        verdict,
+        finding,
     })
+}
+
+/// The verdict of the ranks of an earlier item, and the numbers behind it.
+fn recheck(ranks: &Ranks) -> (Verdict, String) {
+    let verdict = match (ranks.found(Side::Low), ranks.found(Side::High)) {
+        (Some(_), _) => Verdict::Trace,
+        (None, Some(_)) => Verdict::Overdone,
+        (None, None) if ranks.too_few().is_some() => Verdict::Undecided,
+        (None, None) => Verdict::NoTrace,
+    };
+    let finding = match (verdict, ranks.too_few(), ranks.worst()) {
+        (Verdict::Undecided, Some(why), _) => why,
+        (_, _, Some(worst)) => {
+            let before = if worst.is_expected {
+                ", as before this run"
+            } else {
+                ""
+            };
+            format!(
+                "rank of its loss among unseen pictures: smallest p-value {:.3}, at timestep {}, on {}{before} ({})",
+                worst.p_value,
+                TIMESTEPS[worst.place],
+                worst.side.words(),
+                ranks.rule()
+            )
+        }
+        (_, _, None) => "its loss was not measured".into(),
+    };
+    (verdict, finding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An earlier item at the three timesteps, after and before, among so many controls.
+    fn of(controls: usize, after: f64, before: f64) -> (Verdict, String) {
+        let scores = |item: f64| -> Vec<Scores> {
+            let one = || Scores {
+                items: vec![item],
+                controls: (1..=controls).map(|it| it as f64).collect(),
+            };
+            TIMESTEPS.map(|_| one()).into()
+        };
+        recheck(&Ranks::new(&scores(after), &scores(before)).unwrap())
+    }
+
+    #[test]
+    fn an_earlier_item_is_found_on_either_side_and_the_finding_says_which() {
+        let (verdict, finding) = of(200, 0.0, 100.5);
+        assert_eq!(verdict, Verdict::Trace);
+        assert!(
+            finding.contains("low side") && finding.contains("0.010"),
+            "{finding}"
+        );
+        let (verdict, finding) = of(200, 1e3, 100.5);
+        assert_eq!(verdict, Verdict::Overdone);
+        assert!(finding.contains("high side"), "{finding}");
+        assert_eq!(of(200, 100.5, 100.5).0, Verdict::NoTrace);
+        // It lay there before this run.
+        let (verdict, finding) = of(200, 1e3, 1e3);
+        assert_eq!(verdict, Verdict::NoTrace);
+        assert!(finding.contains("as before this run"), "{finding}");
+        // No rank among so few is rare.
+        let (verdict, finding) = of(100, 0.0, 0.0);
+        assert_eq!(verdict, Verdict::Undecided);
+        assert!(finding.contains("119"), "{finding}");
+    }
 }

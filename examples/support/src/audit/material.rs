@@ -14,6 +14,7 @@ use siss::{Condition, Denoiser, Method, PairSampler};
 
 use crate::audit::options::{Options, Told};
 use crate::cases::{Case, CaseData};
+use crate::classifier::DigitClassifier;
 use crate::closeness::neighbours;
 use crate::files::create_folder;
 use crate::probe::{Chunks, Probe, distances};
@@ -45,8 +46,8 @@ pub struct Models<M> {
     pub after: M,
     /// Never saw the items.
     pub retrained: Option<M>,
-    /// Another such model.
-    pub another: Option<M>,
+    /// Further such models.
+    pub another: Vec<M>,
     /// Where the model before and the model after are.
     pub places: [PathBuf; 2],
 }
@@ -76,6 +77,8 @@ pub struct Material<S: Subject> {
     /// Finds copies of the items among generated images.
     pub copies: Copies,
     pub copies_rule: String,
+    /// Judges generated pictures, if they are digits.
+    pub classifier: Option<DigitClassifier>,
     /// How the model was unlearned, if it was here.
     pub unlearning: BTreeMap<String, String>,
 }
@@ -110,7 +113,7 @@ impl Material<Unconditional> {
             after: load(&after)?,
             before,
             retrained: Some(load(&retrained)?),
-            another: Some(load(&another)?),
+            another: vec![load(&another)?],
             places: [
                 origin.network().into(),
                 ModelFolder::find(&after)?.network().into(),
@@ -146,6 +149,7 @@ impl Material<Unconditional> {
             name: "the bundled model of digits, which memorised a picture".into(),
             copies,
             copies_rule: "an L2 distance below 10, pixels from 0 to 1".into(),
+            classifier: Some(DigitClassifier::load(assets, &device)?),
             unlearning,
         })
     }
@@ -194,6 +198,7 @@ impl<S: Subject> Material<S> {
             format,
             manifest: Manifest::of(retain)?,
             name: path_text(source.file().unwrap_or(source.folder().pipeline())),
+            classifier: None,
             unlearning: BTreeMap::new(),
         })
     }
@@ -380,10 +385,8 @@ fn models<S: Subject>(
             .map_err(|error| format!("--{option}: {error}"))?;
         Ok((model, source.network().into()))
     };
-    let twin = |option, path: &Option<PathBuf>| {
-        let loaded = path.as_ref().map(|path| load(option, path, None));
-        Ok::<_, Box<dyn Error>>(loaded.transpose()?.map(|(model, _)| model))
-    };
+    let twin = |option, path: &PathBuf| Ok(load(option, path, None)?.0);
+    let others = options.another.iter();
     let (after, places) = match (&options.after, &options.before, &told.unlearned_lora) {
         (Some(after), _, _) => {
             let (after, place) = load("after", after, None)?;
@@ -399,8 +402,14 @@ fn models<S: Subject>(
     Ok(Models {
         before,
         after,
-        retrained: twin("retrained", &options.retrained)?,
-        another: twin("another", &options.another)?,
+        retrained: options
+            .retrained
+            .as_ref()
+            .map(|path| twin("retrained", path))
+            .transpose()?,
+        another: others
+            .map(|path| twin("another", path))
+            .collect::<Result<_>>()?,
         places,
     })
 }

@@ -1,14 +1,18 @@
 //! The command line of `audit`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use siss::backend::DeviceSpec;
+use siss::files::path_text;
+use siss::report::audit::{AuditedModel, Manifest, OldCopy};
 
+use crate::audit::facts::old_model;
 use crate::audit::today::today;
 use crate::digits::ASSETS;
-use crate::files::{as_optional_text, as_text};
+use crate::files::{as_optional_text, as_text, as_texts};
 use crate::options::at_least_one;
 use crate::subject::Conditions;
 
@@ -87,10 +91,10 @@ pub struct Options {
     pub retrained: Option<PathBuf>,
 
     /// Another one, trained with another seed: how far apart the two are is the floor of every
-    /// distance.
+    /// distance. Given several times, the items' losses are compared with those of all.
     #[arg(long, value_name = "DIR", requires = "retrained")]
-    #[serde(serialize_with = "as_optional_text")]
-    pub another: Option<PathBuf>,
+    #[serde(serialize_with = "as_texts", skip_serializing_if = "Vec::is_empty")]
+    pub another: Vec<PathBuf>,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -260,9 +264,69 @@ pub struct RecordOptions {
     )]
     pub relation: String,
 
+    /// The legal basis of the request, in the words of whoever handles it.
+    #[arg(long, value_name = "TEXT", value_parser = words())]
+    pub legal_basis: Option<String>,
+
+    /// A model from which the tested one was made; may be given several times.
+    #[arg(long = "parent", value_name = "NAME", value_parser = words())]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<String>,
+
+    /// A model made from the tested one, such as a LoRA; may be given several times.
+    #[arg(long = "descendant", value_name = "NAME", value_parser = words())]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub descendants: Vec<String>,
+
+    /// States that somebody looked for models made from the tested one, and found none.
+    #[arg(long, conflicts_with = "descendants")]
+    pub no_descendants: bool,
+
+    /// A copy of the model from before or of what was made with it, and what became of it; may be
+    /// given several times.
+    #[arg(long = "old-copy", num_args = 2, value_names = ["PLACE", "FATE"], value_parser = words())]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub old_copies: Vec<String>,
+
     /// Puts pictures into the report in which the items can be recognised.
     #[arg(long)]
     pub show_forgotten: bool,
+}
+
+impl RecordOptions {
+    /// The model that a report is about, with what was stated of it: its name, the number of its
+    /// parameters, and where the network before and that after are.
+    pub fn model(
+        &self,
+        name: String,
+        parameters: usize,
+        [before, after]: [&Path; 2],
+    ) -> siss::Result<AuditedModel> {
+        let descendants = match (self.no_descendants, self.descendants.is_empty()) {
+            (false, true) => None,
+            _ => Some(self.descendants.clone()),
+        };
+        // The parser takes places and fates in pairs.
+        let stated = self.old_copies.chunks_exact(2).map(|pair| OldCopy {
+            place: pair[0].clone(),
+            fate: pair[1].clone(),
+        });
+        let read = old_model(path_text(before));
+        Ok(AuditedModel {
+            name,
+            parents: self.parents.clone(),
+            parameters: parameters as u64,
+            before_sha256: Manifest::of(before)?.sha256(),
+            after_sha256: Manifest::of(after)?.sha256(),
+            descendants,
+            old_copies: Some(std::iter::once(read).chain(stated).collect()),
+        })
+    }
+}
+
+/// Texts that are not empty.
+fn words() -> NonEmptyStringValueParser {
+    NonEmptyStringValueParser::new()
 }
 
 impl Options {
@@ -284,10 +348,18 @@ impl Options {
             }
         }
         self.told.conditions().check()?;
-        let models = [&self.before, &self.after, &self.retrained, &self.another];
-        let is_file = |path: &&Option<PathBuf>| path.as_ref().is_some_and(|path| path.is_file());
-        if self.told.config.is_some() && !models.iter().any(is_file) {
+        let models = [&self.before, &self.after, &self.retrained];
+        let mut models = models.into_iter().flatten().chain(&self.another);
+        if self.told.config.is_some() && !models.any(|path| path.is_file()) {
             return Err("--config is for single files, and none of the models is one".into());
+        }
+        let twins: Vec<_> = self.retrained.iter().chain(&self.another).collect();
+        let is_again = |&(place, path): &(usize, &&PathBuf)| twins[..place].contains(path);
+        if let Some((_, path)) = twins.iter().enumerate().find(is_again) {
+            return Err(format!(
+                "--another {}: it is given twice; the spread of retrained models needs different ones",
+                path_text(path)
+            ));
         }
         if self.after.is_some() && self.before.is_none() && !self.assets.exists() {
             return Err(

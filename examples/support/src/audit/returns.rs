@@ -20,9 +20,28 @@ const HIDDEN: f64 = 2.0;
 /// Measurements of the loss on the way.
 const LOOKS: u64 = 12;
 /// Weights of the old model in the pair attack; 1 is the old model itself.
-const WEIGHTS: [f64; 2] = [2.0, 4.0];
+pub const WEIGHTS: [f64; 2] = [2.0, 4.0];
+/// What a model is taught the items again with.
+pub const DATA: [&str; 2] = ["other data", "altered copies"];
+/// Points per step then.
+pub const BATCH: usize = 32;
 /// Share of the generated pictures that the pair attack draws: it runs two models.
 const PART: usize = 4;
+
+/// Steps from one measurement to the next.
+fn every(steps: u64) -> u64 {
+    (steps / LOOKS).max(1)
+}
+
+/// Measurements of the loss while a model takes these steps, the first before any.
+pub fn looks(steps: u64) -> usize {
+    1 + steps.div_ceil(every(steps)) as usize
+}
+
+/// Pictures that the pair of models generates, at least one under the condition of each item.
+pub fn of_pair(samples: usize, items: usize) -> usize {
+    (samples / PART).max(2).max(items)
+}
 
 /// What fine-tuning brings back: the test, and a chart.
 pub fn relearning<S: Subject>(
@@ -38,8 +57,8 @@ pub fn relearning<S: Subject>(
     };
     let attack = Relearning {
         steps: options.relearning_steps,
-        every: (options.relearning_steps / LOOKS).max(1),
-        batch_size: 32,
+        every: every(options.relearning_steps),
+        batch_size: BATCH,
         seed: options.seed,
         ..Relearning::at(loss.clone())
     };
@@ -56,10 +75,7 @@ pub fn relearning<S: Subject>(
     let mut lines = Vec::new();
     let mut figures = Vec::new();
     let mut pairs = Vec::new();
-    for (name, data) in [
-        ("other data", &material.retain),
-        ("altered copies", &material.altered),
-    ] {
+    for (name, data) in DATA.into_iter().zip([&material.retain, &material.altered]) {
         let mut run = |model: &S::Model, whose: &str| -> Result<RelearningCurve> {
             progress.phase(&format!("teaching the {whose} model again on {name}"));
             let data = (&data.points, &data.condition);
@@ -210,8 +226,7 @@ pub fn pair<S: Subject>(
     progress: &dyn Progress,
 ) -> Result<AuditTest> {
     let models = &material.models;
-    // Under the conditions of all items.
-    let count = (options.samples / PART).max(2).max(material.items());
+    let count = of_pair(options.samples, material.items());
     let mut figures = Vec::new();
     let mut most: f64 = 0.0;
     for weight in WEIGHTS {

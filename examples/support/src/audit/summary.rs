@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use siss::files::path_text;
 use siss::models::ModelFolder;
 use siss::report::audit::{
-    Attack, AuditReport, AuditTest, AuditedData, AuditedModel, Chart, Figure, Manifest, Measured,
-    Subject, Unit, Verdict, WorstCase,
+    Attack, AuditReport, AuditTest, AuditedData, Chart, Figure, Manifest, Measured, Subject, Unit,
+    Verdict, WorstCase,
 };
 
-use crate::audit::facts::{frame, left_open, never_tested, old_model, threats};
+use crate::audit::facts::{frame, left_open, never_tested, threats};
 use crate::audit::options::RecordOptions;
 use crate::classifier::Judgement;
 use crate::probe::ByTimestep;
@@ -99,7 +98,6 @@ pub fn write(
     let tested: Vec<Attack> = tests.iter().map(|test| test.attack).collect();
     let mut not_tested = left_open(&tested, "not part of this job: run the example `audit`");
     not_tested.extend(never_tested());
-    let [before, after] = evidence.networks;
     let report = AuditReport {
         quality: quality(&evidence),
         threats: threats(&tested),
@@ -108,15 +106,7 @@ pub fn write(
         worst_case: evidence.worst,
         charts: evidence.charts,
         subjects: evidence.items,
-        model: AuditedModel {
-            name: evidence.name,
-            parents: Vec::new(),
-            parameters: evidence.parameters as u64,
-            before_sha256: Manifest::of(before)?.sha256(),
-            after_sha256: Manifest::of(after)?.sha256(),
-            descendants: None,
-            old_copies: Some(vec![old_model(path_text(before))]),
-        },
+        model: (reporting.record).model(evidence.name, evidence.parameters, evidence.networks)?,
         data: AuditedData {
             description: evidence.retained_description,
             retain_manifest_sha256: Manifest::of(evidence.retained)?.sha256(),
@@ -213,7 +203,8 @@ fn rank(evidence: &Evidence<'_>) -> siss::Result<AuditTest> {
         let ranks = evidence.ranks.iter().map(|(_, ranks)| ranks[side]);
         ranks.fold(100.0, f64::min)
     };
-    // 0.05 shared out among the timesteps, as the audit does.
+    // 0.05 shared out among the timesteps. Of the high side a retrained model would have to tell
+    // whether it is the unlearning's doing.
     let level = 5.0 / evidence.ranks.len().max(1) as f64;
     let [before, after] = [lowest(0), lowest(1)];
     let (verdict, explanation) = match (before <= level, after <= level) {
@@ -240,7 +231,7 @@ fn rank(evidence: &Evidence<'_>) -> siss::Result<AuditTest> {
         attack: Attack::MembershipInference,
         signal: "loss, mean over the items".into(),
         question: "Does the model predict the items better than pictures it never saw?".into(),
-        reading: "0 % means that the model knows the items better than all unseen pictures. The items' loss is a mean over more noises than that of each unseen picture, so no p-value is given.".into(),
+        reading: "0 % means that the model knows the items better than all unseen pictures. The items' loss is a mean over more noises than that of each unseen picture, so no p-value is given. Only the low side counts here; the example `audit` looks at both.".into(),
         timesteps: evidence.ranks.iter().map(|&(timestep, _)| timestep as u64).collect(),
         fixed_in_advance: true,
         targets: evidence.items.len(),
@@ -286,19 +277,24 @@ fn quality(evidence: &Evidence<'_>) -> Vec<Figure> {
     };
     let losses = evidence.quality.iter().map(figure);
     losses
-        .chain(evidence.judged.iter().flat_map(judged))
+        .chain(evidence.judged.iter().flat_map(|it| judged(it, None)))
         .collect()
 }
 
-fn judged([before, after]: &[Judgement; 2]) -> [Figure; 2] {
+/// What a classifier finds in the digits of the models.
+pub fn judged([before, after]: &[Judgement; 2], retrained: Option<&Judgement>) -> [Figure; 2] {
     let score = |of: &Judgement| Measured::from(&of.inception_score);
     let name = "inception score of the generated digits";
-    let scores = Figure::new(name, Unit::named(""), score(after)).before(score(before));
+    let scores = Figure::new(name, Unit::named(""), score(after))
+        .before(score(before))
+        .retrained(retrained.map(score));
     let evenness = |of: &Judgement| {
         let samples = of.counts.iter().sum();
         Measured::noted(of.evenness, [samples], "a description of these samples")
     };
     let name = "evenness of the ten classes among them";
-    let evenness = Figure::new(name, Unit::named(""), evenness(after)).before(evenness(before));
-    [scores, evenness]
+    let evennesses = Figure::new(name, Unit::named(""), evenness(after))
+        .before(evenness(before))
+        .retrained(retrained.map(evenness));
+    [scores, evennesses]
 }

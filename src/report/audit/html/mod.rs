@@ -388,6 +388,13 @@ impl AuditReport {
             ("Seed".to_owned(), text(run.seed.to_string())),
             ("Device".to_owned(), text(&run.device)),
         ];
+        let seconds = |time| format!("{} s", significant(time, 3));
+        let announced = run.announced_seconds.map(seconds);
+        let announced = announced.map(|time| format!(" (announced: {time})"));
+        let taken = run.seconds.map(|taken| {
+            let time = seconds(taken) + &announced.unwrap_or_default();
+            ("Time the tests took".to_owned(), text(time))
+        });
         let chained = self.previous_entry_sha256.as_deref();
         let chained = match chained {
             Some(START) => paragraph("This report is the first in its log of requests."),
@@ -405,7 +412,7 @@ impl AuditReport {
             .map(|(name, value)| named(name, value));
         let pieces = [
             element("pre", "", text(&run.command)),
-            terms(fixed.into_iter().chain(versions)),
+            terms(fixed.into_iter().chain(taken).chain(versions)),
             chained,
             element("h3", "", text("Settings")),
             terms(settings),
