@@ -844,6 +844,7 @@ fn models_with_a_condition_are_audited_under_the_items_own() {
     );
     let open = own.not_tested.iter().map(|open| open.what.as_str());
     assert!(open.clone().any(|what| what.contains("embeddings")));
+    assert!(open.clone().any(|what| what.contains("likelihood ratio")));
     let error = audited(place, "out/model", "--prompts PLACE/forget").unwrap_err();
     let takes = "--prompts is of no use for the model of";
     assert!(

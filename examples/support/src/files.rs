@@ -48,7 +48,7 @@ pub fn as_texts<S: Serializer>(
     paths: &[PathBuf],
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_seq(paths.iter().map(|path| path_text(path)))
+    serializer.collect_seq(paths.iter().map(path_text))
 }
 
 /// Serialises an optional path as text.

@@ -151,7 +151,7 @@ pub(super) fn audit<S: Subject>(
     )?;
     let mut not_tested = left_open(&tested, "no model trained without the items was given");
     not_tested.extend(never_tested());
-    not_tested.extend(of_conditions(material));
+    not_tested.extend(of_this_model(material));
     let (quality, without_score) = quality(material, &losses, &generated)?;
     not_tested.extend(without_score);
     let [before, after] = &material.models.places;
@@ -181,8 +181,9 @@ pub(super) fn audit<S: Subject>(
     Ok((report, losses))
 }
 
-/// What is not tested of a model with a condition, or with the path of flow matching.
-fn of_conditions<S: Subject>(material: &Material<S>) -> Vec<NotTested> {
+/// What is not tested of a model with a condition, with the path of flow matching, or without two
+/// models that never saw the items.
+fn of_this_model<S: Subject>(material: &Material<S>) -> Vec<NotTested> {
     let other_conditions = (!material.items.words.is_empty()).then(|| NotTested {
         attack: Some(Attack::DataReconstruction),
         what: "other classes or captions than the items' own, and embeddings found by a search".into(),
@@ -193,12 +194,18 @@ fn of_conditions<S: Subject>(material: &Material<S>) -> Vec<NotTested> {
         what: "PIA, PIAN, SecMI and SimA".into(),
         why: "they are defined for processes of steps, and this model's is a path".into(),
     });
+    let twins = &material.models;
+    let ratio = (twins.retrained.is_none() || twins.another.is_empty()).then(|| NotTested {
+        attack: Some(Attack::MembershipInference),
+        what: "the likelihood ratio of the items' losses".into(),
+        why: "it needs two models trained without the items (--retrained, --another)".into(),
+    });
     let parts = (!material.subject.space().is_pixels()).then(|| NotTested {
         attack: None,
         what: "the autoencoder and the text encoders of the other models".into(),
         why: "all networks are run with those of the model before".into(),
     });
-    [other_conditions, signals, parts]
+    [other_conditions, signals, ratio, parts]
         .into_iter()
         .flatten()
         .collect()
