@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use siss::files::path_text;
+use siss::metrics::Estimate;
 use siss_support::progress::{Bar, duration};
 use siss_support::unlearn::evaluate::Evaluation;
 use siss_support::unlearn::job::{self, Summary};
@@ -109,6 +110,9 @@ fn print_table(summary: &Summary) {
         format!("{:.2}", after.denoise_l2),
         none(),
     );
+    for [name, before, after] in published_rows(summary) {
+        row(&name, before, after, none());
+    }
     println!(
         "\n(1) closer than half the median distance of the control images to it, here {:.2} (pixels in [0, 1]); {} of {} control \
          images are that near\n(2) in brackets: share of the control images whose loss is lower; near 0 is memorised",
@@ -116,6 +120,9 @@ fn print_table(summary: &Summary) {
     );
     if summary.predicted.is_some() {
         println!("(3) of a model retrained without them: where forgetting stops");
+    }
+    for note in published_notes(summary) {
+        println!("{note}");
     }
     let memory = match summary.peak_memory_bytes {
         Some(peak) => format!(", {} of memory at most", bytes(peak)),
@@ -128,6 +135,41 @@ fn print_table(summary: &Summary) {
         duration(summary.seconds),
         summary.rows_per_sample,
     );
+}
+
+/// The rows of FID and SSCD, as far as they were measured: name, before, after.
+fn published_rows(summary: &Summary) -> Vec<[String; 3]> {
+    let (before, after) = (&summary.before, &summary.after);
+    let shown = |of: &Estimate| format!("{:.2} [{:.2}, {:.2}]", of.value, of.low, of.high);
+    let mut rows = Vec::new();
+    if let (Some(before), Some(after)) = (&before.fid, &after.fid) {
+        let [retained, samples] = [0, 1].map(|side| after.samples[side]);
+        let name = format!("FID of {samples} samples, {retained} retained (4)");
+        rows.push([name, shown(before), shown(after)]);
+    }
+    if let (Some(before), Some(after)) = (&before.sscd, &after.sscd) {
+        let name = format!("SSCD of {} with copies (5)", images(after.images.len()));
+        rows.push([name, shown(&before.mean), shown(&after.mean)]);
+    }
+    rows
+}
+
+/// What the figures of FID and SSCD are.
+fn published_notes(summary: &Summary) -> Vec<String> {
+    let fid = summary.after.fid.as_ref().map(|fid| {
+        format!(
+            "(4) {}, with its 95 % interval. With so few samples it is too large, by about the same before and after; it is not \
+             comparable with published figures, which are of 10,000 samples",
+            fid.name
+        )
+    });
+    let sscd = summary.after.sscd.as_ref().map(|sscd| {
+        format!(
+            "(5) {}, with its 95 % interval: the protocol of SISS; ReTrack's figures are of another one, and belong in another column",
+            sscd.mean.name
+        )
+    });
+    fid.into_iter().chain(sscd).collect()
 }
 
 /// Below this percentile the loss of an image suggests that the model has memorised it.

@@ -190,6 +190,7 @@ impl CopyProtocol {
 /// | `protocol` | given | which copies count |
 /// | `timestep` | 250 | to where pictures are noised |
 /// | `seed` | 0 | key of the noise |
+/// | `micro_batch_size` | 16 | copies run at a time, which changes nothing but memory |
 ///
 /// # Reference
 /// Pizzi et al. 2022, *A Self-Supervised Descriptor for Image Copy Detection* (the descriptor).
@@ -202,6 +203,8 @@ pub struct CopySimilarity {
     pub timestep: usize,
     /// Key of the noise.
     pub seed: u64,
+    /// Copies run through the model at a time, at least 1.
+    pub micro_batch_size: usize,
 }
 
 /// The similarity of one picture's copies with it.
@@ -223,6 +226,7 @@ impl CopySimilarity {
             protocol,
             timestep: 250,
             seed: 0,
+            micro_batch_size: 16,
         }
     }
 
@@ -235,9 +239,9 @@ impl CopySimilarity {
     /// - `pictures`: `[n, channels, height, width]` in `[−1, 1]`; `condition`: `n` rows
     ///
     /// # Errors
-    /// Those of [`Sampler::noise_and_denoise`] and of `describe`; [`Error::ShapeMismatch`] for
-    /// descriptors without a row per picture; [`Error::NonFiniteNumber`] for descriptors that have
-    /// no direction.
+    /// Those of [`Sampler::noise_and_denoise`] and of `describe`; [`Error::OutOfRange`] for a
+    /// `micro_batch_size` of 0; [`Error::ShapeMismatch`] for descriptors without a row per picture;
+    /// [`Error::NonFiniteNumber`] for descriptors that have no direction.
     pub fn measure<M: Denoiser<4>>(
         &self,
         model: &M,
@@ -246,15 +250,19 @@ impl CopySimilarity {
         condition: &M::Condition,
         describe: impl Fn(Tensor<4>) -> Result<Tensor<2>>,
     ) -> Result<Vec<PictureSimilarity>> {
-        let count = self.protocol.copies();
+        let (count, few) = (self.protocol.copies(), self.micro_batch_size);
+        check_range("micro_batch_size", few as f64, few >= 1, "at least 1")?;
         let picture = |row: usize| {
             let original = pictures.clone().narrow(0, row, 1);
-            let condition = condition.take_rows(&vec![row; count]);
-            let clean = original.clone().repeat_dim(0, count);
-            let first = (row * count) as u64;
-            let (timestep, seed) = (self.timestep, self.seed);
-            let copies =
-                sampler.noise_and_denoise(model, &condition, clean, timestep, seed, first)?;
+            let some = |first: usize| {
+                let some = few.min(count - first);
+                let condition = condition.take_rows(&vec![row; some]);
+                let clean = original.clone().repeat_dim(0, some);
+                let (timestep, first) = (self.timestep, (row * count + first) as u64);
+                sampler.noise_and_denoise(model, &condition, clean, timestep, self.seed, first)
+            };
+            let copies = (0..count).step_by(few).map(some);
+            let copies = Tensor::cat(copies.collect::<Result<_>>()?, 0);
             let levels = |pictures: Tensor<4>| (pictures * 127.5 + 127.5).clamp(0.0, 255.0);
             let copies = match self.protocol {
                 CopyProtocol::MeanOfSixteen => levels(copies),
@@ -412,6 +420,27 @@ mod tests {
                 protocol == CopyProtocol::MeanOfSixteen
             );
         }
+        let layer = LinearConfig::new(1, 1).init(&Device::flex());
+        let faint = FnDenoiser::new(layer, |_: &Linear, noisy: Tensor<4>, _, _: &()| noisy * 0.3);
+        let faint = faint.predicting(PredictionType::Sample);
+        let copies = |micro_batch_size| {
+            let similarity = CopySimilarity {
+                micro_batch_size,
+                ..CopySimilarity::new(CopyProtocol::MeanOfSixteen)
+            };
+            let found = similarity.measure(&faint, &sampler, &picture, &(), describe);
+            found.unwrap().remove(1).copies
+        };
+        let together = copies(16);
+        assert_ne!(together[0], together[15]);
+        assert_eq!(copies(5), together);
+        let none = CopySimilarity {
+            micro_batch_size: 0,
+            ..CopySimilarity::new(CopyProtocol::Single)
+        };
+        let error = none.measure(&grey(0.0), &sampler, &picture, &(), describe);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("micro_batch_size"), "{error}");
         let wrong = |pictures: Tensor<4>| Ok(describe(pictures)?.narrow(0, 0, 1));
         let similarity = CopySimilarity::new(CopyProtocol::MeanOfSixteen);
         let error = similarity

@@ -1,6 +1,6 @@
 //! The Fréchet distance of two sets of features (FID).
 
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
+use nalgebra::{DMatrix, DVector, Dyn, SymmetricEigen};
 
 use super::estimate::{Estimate, check_samples, mean_and_deviation};
 use super::features::{Features, Moments, check_comparable};
@@ -19,8 +19,9 @@ use crate::error::{Result, check_shape};
 /// The interval is that of the central limit theorem for this distance, from the derivative with
 /// respect to both moments. It does not contain the bias: the distance of finite samples is too
 /// large, by much if there are fewer points than features. So compare sets of equal size, and
-/// expect more than 0 for two sets from one source. Features of length 2048 take minutes, because
-/// the decompositions grow with the cube of the length.
+/// expect more than 0 for two sets from one source. With more points than features of length 2048
+/// it takes minutes, because the decompositions grow with the cube of the smaller number; `real`
+/// decides which that is.
 ///
 /// # Errors
 /// [`Error::OutOfRange`](crate::Error::OutOfRange) for fewer than two points in a set;
@@ -47,7 +48,7 @@ use crate::error::{Result, check_shape};
 pub fn frechet_distance(real: &Features, generated: &Features) -> Result<Estimate> {
     check_comparable(real, generated)?;
     let (of_real, of_generated) = (Moments::of(real), Moments::of(generated));
-    let coupling = Coupling::new(&of_real, &of_generated);
+    let coupling = Coupling::new(Axes::of(real, &of_real), &of_generated);
     let shift = of_real.mean() - of_generated.mean();
     let sides = [
         (real, of_real.mean(), coupling.of_first(), shift.clone()),
@@ -75,18 +76,71 @@ pub fn frechet_distance_of_moments(real: &Moments, generated: &Moments) -> Resul
     let remedy = "use the same network and layer for both sets";
     let (one, other) = (real.mean().len(), generated.mean().len());
     check_shape("a feature vector", &[one], &[other], remedy)?;
-    Ok(Coupling::new(real, generated).distance(real, generated))
+    let axes = Axes::of_covariance(real.covariance());
+    Ok(Coupling::new(axes, generated).distance(real, generated))
 }
 
-/// How the best transport couples two normal distributions.
-///
-/// With `Σ = V L Vᵀ` on its range and `S = V L^½`, the eigenvalues `D` and eigenvectors `W` of
-/// `Sᵀ Τ S` are those of `Σ^½ Τ Σ^½`.
-struct Coupling {
+/// The axes `V` of a covariance `Σ = V L Vᵀ` on its range.
+struct Axes {
     /// `V L^½`.
     root: DMatrix<f64>,
     /// `L`, above 0.
     values: DVector<f64>,
+}
+
+impl Axes {
+    /// The axes of a set with these moments.
+    fn of(set: &Features, moments: &Moments) -> Self {
+        match set.len() <= set.dimension() {
+            true => Self::of_few(set, moments.mean()),
+            false => Self::of_covariance(moments.covariance()),
+        }
+    }
+
+    fn of_covariance(covariance: DMatrix<f64>) -> Self {
+        let eigen = SymmetricEigen::new(covariance);
+        let (values, mut root) = in_range(&eigen);
+        for (mut column, value) in root.column_iter_mut().zip(values.iter()) {
+            column *= value.sqrt();
+        }
+        Self { root, values }
+    }
+
+    /// Those of no more points than features, from the products of the points: with the centred
+    /// points `Y = V L^½ Uᵀ`, which have `Σ = Y Yᵀ`, the small matrix `Yᵀ Y` is `U L Uᵀ`.
+    fn of_few(set: &Features, mean: &DVector<f64>) -> Self {
+        let mut centred = set.columns(0, set.len());
+        let scale = ((set.len() - 1) as f64).sqrt().recip();
+        for mut column in centred.column_iter_mut() {
+            column -= mean;
+            column *= scale;
+        }
+        let (values, vectors) = in_range(&SymmetricEigen::new(centred.transpose() * &centred));
+        Self {
+            root: centred * vectors,
+            values,
+        }
+    }
+}
+
+/// The eigenvalues above 0, and their vectors.
+fn in_range(eigen: &SymmetricEigen<f64, Dyn>) -> (DVector<f64>, DMatrix<f64>) {
+    let least = smallest(&eigen.eigenvalues);
+    let axes: Vec<usize> = (0..eigen.eigenvalues.len())
+        .filter(|&axis| eigen.eigenvalues[axis] > least)
+        .collect();
+    let values = axes.iter().map(|&axis| eigen.eigenvalues[axis]);
+    let values = DVector::from_iterator(axes.len(), values);
+    (values, eigen.eigenvectors.select_columns(&axes))
+}
+
+/// How the best transport couples two normal distributions.
+///
+/// With `S = V L^½` of the first covariance, the eigenvalues `D` and eigenvectors `W` of `Sᵀ Τ S` are
+/// those of `Σ^½ Τ Σ^½`.
+struct Coupling {
+    /// The axes of the first covariance.
+    axes: Axes,
     /// `D`, not below 0.
     products: DVector<f64>,
     /// `W`.
@@ -94,22 +148,12 @@ struct Coupling {
 }
 
 impl Coupling {
-    fn new(first: &Moments, second: &Moments) -> Self {
-        let eigen = SymmetricEigen::new(first.covariance());
-        let least = smallest(&eigen.eigenvalues);
-        let axes: Vec<usize> = (0..eigen.eigenvalues.len())
-            .filter(|&axis| eigen.eigenvalues[axis] > least)
-            .collect();
-        let values =
-            DVector::from_iterator(axes.len(), axes.iter().map(|&it| eigen.eigenvalues[it]));
-        let mut root = eigen.eigenvectors.select_columns(&axes);
-        for (mut column, value) in root.column_iter_mut().zip(values.iter()) {
-            column *= value.sqrt();
-        }
-        let product = root.transpose() * (second.covariance() * &root);
+    fn new(axes: Axes, second: &Moments) -> Self {
+        let root = &axes.root;
+        let product = root.transpose() * (second.covariance() * root);
         let product = (&product + product.transpose()) / 2.0;
         // nalgebra decomposes no empty matrix, and constant features have one.
-        let (products, vectors) = match axes.is_empty() {
+        let (products, vectors) = match axes.values.is_empty() {
             true => (DVector::zeros(0), product),
             false => {
                 let eigen = SymmetricEigen::new(product);
@@ -117,8 +161,7 @@ impl Coupling {
             }
         };
         Self {
-            root,
-            values,
+            axes,
             products: products.map(|value| value.max(0.0)),
             vectors,
         }
@@ -134,8 +177,8 @@ impl Coupling {
     /// `D^¼ Wᵀ L^−½ Vᵀ`: the squared norm of what it makes of a vector is the quadratic form of the
     /// map from the first distribution to the second.
     fn of_first(&self) -> DMatrix<f64> {
-        let mut scaled = self.root.transpose();
-        for (mut row, value) in scaled.row_iter_mut().zip(self.values.iter()) {
+        let mut scaled = self.axes.root.transpose();
+        for (mut row, value) in scaled.row_iter_mut().zip(self.axes.values.iter()) {
             row /= *value;
         }
         self.rotated(scaled, |value| value.sqrt().sqrt())
@@ -144,7 +187,7 @@ impl Coupling {
     /// `D^−¼ Wᵀ L^½ Vᵀ` on the range of `D`, for the map back.
     fn of_second(&self) -> DMatrix<f64> {
         let least = smallest(&self.products);
-        self.rotated(self.root.transpose(), |value| match value > least {
+        self.rotated(self.axes.root.transpose(), |value| match value > least {
             true => value.sqrt().sqrt().recip(),
             false => 0.0,
         })
@@ -246,15 +289,22 @@ mod tests {
         assert!((found.value - 12.0).abs() < 1e-9, "{found}");
     }
 
+    /// Few points are decomposed by their products, moments by their covariance.
     #[test]
     fn moments_give_the_same_distance_and_single_points_none() {
-        let (one, other) = (features(normal(6, 50, 5)), features(normal(7, 60, 5)));
-        let expected = frechet_distance(&one, &other).unwrap().value;
-        let moments = [&one, &other].map(Moments::of);
-        let found = frechet_distance_of_moments(&moments[0], &moments[1]).unwrap();
-        assert_eq!(found, expected);
-        let single = Moments::of(&features(normal(8, 1, 5)));
-        let error = frechet_distance_of_moments(&moments[0], &single).unwrap_err();
+        for dimension in [5, 50, 90] {
+            let [one, other] =
+                [(6, 50), (7, 60)].map(|(seed, rows)| features(normal(seed, rows, dimension)));
+            let expected = frechet_distance(&one, &other).unwrap().value;
+            let moments = [&one, &other].map(Moments::of);
+            let found = frechet_distance_of_moments(&moments[0], &moments[1]).unwrap();
+            assert!(
+                (found - expected).abs() < 1e-9 * expected,
+                "{found} {expected}"
+            );
+        }
+        let [several, single] = [50, 1].map(|rows| Moments::of(&features(normal(8, rows, 5))));
+        let error = frechet_distance_of_moments(&several, &single).unwrap_err();
         assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
     }
 

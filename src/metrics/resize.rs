@@ -19,7 +19,7 @@ use crate::host::{read_f32, tensor, to_f32};
 /// | `PilBicubic` | clean-fid |
 /// | `PilBilinear` | torchvision on pictures of Pillow, as for SSCD |
 ///
-/// `Display` gives the name in `snake_case`.
+/// `Display` gives the name in `snake_case`, and `FromStr` reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -37,14 +37,47 @@ pub enum Resize {
     PilBilinear,
 }
 
-impl std::fmt::Display for Resize {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
+impl Resize {
+    /// All ways.
+    pub const ALL: [Self; 5] = [
+        Self::Tensorflow1,
+        Self::HalfPixel,
+        Self::Antialiased,
+        Self::PilBicubic,
+        Self::PilBilinear,
+    ];
+
+    /// The name, in `snake_case`.
+    pub fn name(self) -> &'static str {
+        match self {
             Resize::Tensorflow1 => "tensorflow1",
             Resize::HalfPixel => "half_pixel",
             Resize::Antialiased => "antialiased",
             Resize::PilBicubic => "pil_bicubic",
             Resize::PilBilinear => "pil_bilinear",
+        }
+    }
+}
+
+impl std::fmt::Display for Resize {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Resize {
+    type Err = Error;
+
+    /// Reads the [`name`](Resize::name).
+    ///
+    /// # Errors
+    /// [`Error::UnknownName`].
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|way| way.name() == text);
+        found.ok_or_else(|| Error::UnknownName {
+            what: "way of resizing",
+            name: text.into(),
+            known: Self::ALL.map(Self::name).into(),
         })
     }
 }
@@ -201,14 +234,6 @@ fn cubic(distance: f64) -> f64 {
 mod tests {
     use super::*;
 
-    const ALL: [Resize; 5] = [
-        Resize::Tensorflow1,
-        Resize::HalfPixel,
-        Resize::Antialiased,
-        Resize::PilBicubic,
-        Resize::PilBilinear,
-    ];
-
     fn resized(kind: Resize, values: &[f32], width: usize) -> Vec<f32> {
         let row = tensor(values.to_vec(), [1, 1, 1, values.len()], &Device::flex());
         let found = kind.apply(row, [1, width]).unwrap();
@@ -216,8 +241,20 @@ mod tests {
     }
 
     #[test]
+    fn names_are_those_of_files_and_are_read_back() {
+        for kind in Resize::ALL {
+            assert_eq!(kind.to_string().parse::<Resize>().unwrap(), kind);
+            let json = serde_json::to_string(&kind).unwrap();
+            assert_eq!(json, format!("\"{kind}\""));
+        }
+        let error = "bilinear".parse::<Resize>().unwrap_err().to_string();
+        assert!(error.contains("`bilinear`"), "{error}");
+        assert!(error.contains("tensorflow1"), "{error}");
+    }
+
+    #[test]
     fn flat_pictures_stay_flat_and_a_size_that_fits_changes_nothing() {
-        for kind in ALL {
+        for kind in Resize::ALL {
             for width in [1, 3, 8, 40] {
                 for value in resized(kind, &[7.0; 8], width) {
                     assert!((value - 7.0).abs() < 1e-4, "{kind} {width}: {value}");

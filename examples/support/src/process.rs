@@ -6,7 +6,7 @@ use serde::Serialize;
 use siss::burn::tensor::{Device, Tensor};
 use siss::draws::TimestepSampling;
 use siss::process::{PredictionType, SchedulerConfig};
-use siss::sampling::{DdimSampler, EulerFlowConfig, EulerFlowSampler, Sampler};
+use siss::sampling::{DdimSampler, DdpmSampler, EulerFlowConfig, EulerFlowSampler, Sampler};
 use siss::{DdpmScheduler, Denoiser, Error, FlowMatching, Result, Scheduler};
 
 /// A forward process.
@@ -98,6 +98,23 @@ impl Process {
             })?),
         })
     }
+
+    /// The sampler that adds noise of its own in every step, for a process of steps.
+    pub fn ancestral(&self, steps: usize) -> Result<DdpmSampler> {
+        match self {
+            Self::Steps(config) => {
+                DdpmSampler::from_scheduler(config, steps.min(config.num_timesteps))
+            }
+            Self::Flow(_) => Err(no_steps()),
+        }
+    }
+}
+
+fn no_steps() -> Error {
+    Error::InvalidSetting {
+        what: "the process is the path of flow matching".into(),
+        remedy: "give a model whose process has steps",
+    }
 }
 
 /// A sampler without noise of its own.
@@ -168,10 +185,7 @@ impl Reverse {
     pub fn ddim(&self) -> Result<&DdimSampler> {
         match self {
             Self::Ddim(sampler) => Ok(sampler),
-            Self::Euler(_) => Err(Error::InvalidSetting {
-                what: "the process is the path of flow matching".into(),
-                remedy: "give a model whose process has steps",
-            }),
+            Self::Euler(_) => Err(no_steps()),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
+use siss::metrics::Estimate;
 use siss::models::ModelFolder;
 use siss::report::audit::{
     Attack, AuditReport, AuditTest, AuditedData, Chart, Figure, Manifest, Measured, Subject, Unit,
@@ -17,6 +18,7 @@ use crate::audit::facts::{frame, left_open, never_tested, threats};
 use crate::audit::options::RecordOptions;
 use crate::classifier::Judgement;
 use crate::probe::ByTimestep;
+use crate::unlearn::published::Similarity;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -78,6 +80,10 @@ pub struct Evidence<'a> {
     pub quality: Vec<(usize, [f64; 2])>,
     /// What a classifier of digits finds in the samples.
     pub judged: Option<[Judgement; 2]>,
+    /// Of the samples against retained pictures.
+    pub fid: Option<[Estimate; 2]>,
+    /// Of items and their denoised copies.
+    pub similarity: Option<[Similarity; 2]>,
     pub worst: Option<WorstCase>,
     pub charts: Vec<Chart>,
 }
@@ -94,6 +100,7 @@ pub fn write(
         return Ok(());
     }
     let mut tests = vec![copies(&evidence)?, denoised(&evidence), rank(&evidence)?];
+    tests.extend(evidence.similarity.as_ref().map(similarity));
     tests.extend(answers(&evidence));
     let tested: Vec<Attack> = tests.iter().map(|test| test.attack).collect();
     let mut not_tested = left_open(&tested, "not part of this job: run the example `audit`");
@@ -181,6 +188,27 @@ fn denoised(evidence: &Evidence<'_>) -> AuditTest {
         figures: vec![figure.before(mean(before)).retrained(evidence.denoised_retrained.map(mean))],
         verdict: Verdict::Undecided,
         explanation: "Too few copies for a verdict; the example `audit` measures more.".into(),
+    }
+}
+
+fn similarity([before, after]: &[Similarity; 2]) -> AuditTest {
+    let figure = Figure::new(
+        "similarity of the copies with the item",
+        Unit::named(""),
+        Measured::from(&after.mean),
+    );
+    AuditTest {
+        attack: Attack::DataReconstruction,
+        signal: format!("similarity of copies denoised from a noisy item, by SSCD: {}", after.mean.name),
+        question: "If the item is hidden under noise and the model removes the noise, does a detector of copies find the item?".into(),
+        reading: "1 is the same picture. The detector's authors call two pictures copies above 0.75. Some of the item shines through the noise, so a model that never saw it is not at 0.".into(),
+        timesteps: vec![],
+        fixed_in_advance: true,
+        targets: after.images.len(),
+        controls: 0,
+        figures: vec![figure.before(Measured::from(&before.mean))],
+        verdict: Verdict::Undecided,
+        explanation: "No model that never saw the item was measured, so what is usual is not known.".into(),
     }
 }
 
@@ -278,7 +306,22 @@ fn quality(evidence: &Evidence<'_>) -> Vec<Figure> {
     let losses = evidence.quality.iter().map(figure);
     losses
         .chain(evidence.judged.iter().flat_map(|it| judged(it, None)))
+        .chain(evidence.fid.iter().map(fid))
         .collect()
+}
+
+fn fid([before, after]: &[Estimate; 2]) -> Figure {
+    let measured = |of: &Estimate| {
+        Measured {
+        note: Some("too large by a bias that is the same before and after; not comparable with figures of 10,000 samples".into()),
+        ..Measured::from(of)
+    }
+    };
+    let name = format!(
+        "FID of the generated pictures against retained ones: {}",
+        after.name
+    );
+    Figure::new(name, Unit::named(""), measured(after)).before(measured(before))
 }
 
 /// What a classifier finds in the digits of the models.

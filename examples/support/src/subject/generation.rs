@@ -1,7 +1,8 @@
 //! Pictures by models of a subject, with its guidance.
 
 use siss::burn::tensor::Tensor;
-use siss::sampling::Guided;
+use siss::metrics::{CopySimilarity, PictureSimilarity};
+use siss::sampling::{DdpmSampler, Guided};
 use siss::{Condition, Denoiser, Result};
 
 use super::{ConditionOf, Points, Subject};
@@ -53,6 +54,21 @@ impl<S: Subject> Generation<'_, S> {
             None => self.probe.denoise(model, (clean, condition), timestep),
         };
         self.subject.space().pictures(&denoised?)
+    }
+
+    /// How similar points, which are pictures with values from −1 to 1, are to their copies.
+    pub fn similarity<M: Denoiser<4, Condition = ConditionOf<S>> + Sync>(
+        &self,
+        model: &M,
+        points: &Points<ConditionOf<S>>,
+        (measure, sampler): (&CopySimilarity, &DdpmSampler),
+        describe: impl Fn(Tensor<4>) -> Result<Tensor<2>>,
+    ) -> Result<Vec<PictureSimilarity>> {
+        let (condition, clean) = (&points.condition, &points.points);
+        match self.guided(model, condition, points.count())? {
+            Some((model, both)) => measure.measure(&model, sampler, clean, &both, describe),
+            None => measure.measure(model, sampler, clean, condition, describe),
+        }
     }
 
     /// The model with guidance, if the subject has it, and its pair of conditions.

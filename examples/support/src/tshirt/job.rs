@@ -373,6 +373,8 @@ fn report(summary: &Summary, parameters: usize, network: &Path, folder: &Path) -
             .clone()
             .zip(after.digits.clone())
             .map(<[_; 2]>::from),
+        fid: None,
+        similarity: None,
         worst: None,
         charts: Vec::new(),
     };

@@ -3,12 +3,15 @@
 use serde::{Deserialize, Serialize};
 use siss::Result;
 use siss::burn::tensor::Tensor;
+use siss::metrics::{CopyProtocol, CopySimilarity, Estimate, Features, frechet_distance};
 use siss::report::{binomial_interval, percentile_rank, quantile};
+use siss::sampling::{DdpmSampler, Sampler};
 
-use crate::probe::{ByTimestep, Probe, distances, enough, mean};
+use crate::probe::{ByTimestep, EVALUATION_SEED, Probe, distances, enough, mean};
 use crate::progress::Progress;
 use crate::subject::{ConditionOf, Generation, Points, Subject};
 use crate::unlearn::predicted::{Figures, Predicted};
+use crate::unlearn::published::{Costs, PublishedNetworks, Similarity};
 
 /// Fewest rows over which the loss of small forgotten images is averaged: few images are measured
 /// with many noises.
@@ -22,6 +25,11 @@ const COPIES: usize = 4;
 const COPIES_OF_ONE: usize = 8;
 /// Rows of either side per measurement of small images during the run.
 const ROWS_ALONG: usize = 16;
+
+/// Copies of each image whose similarity is measured, and the steps of their sampler, as in the
+/// SISS paper.
+const SIMILAR_COPIES: usize = 16;
+const COPY_STEPS: usize = 50;
 
 /// Pixels of the images that are generated at a time to be saved, and most images.
 const FEW_PIXELS: usize = 1 << 22;
@@ -43,6 +51,12 @@ pub struct Evaluation {
     pub control_loss: ByTimestep,
     /// Mean distance of the forgotten images from their denoised copies, pixels in `[0, 1]`.
     pub denoise_l2: f64,
+    /// Of the samples against as many retained images, if weights were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fid: Option<Estimate>,
+    /// Of the first forgotten images with their denoised copies by SSCD, if weights were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sscd: Option<Similarity>,
 }
 
 /// The results of measuring a model, and the data behind them.
@@ -76,6 +90,9 @@ pub struct Along {
 pub struct Measuring {
     /// Images that are run through the model.
     pub images: usize,
+    /// Images that are run through the networks of FID and SSCD.
+    #[serde(skip_serializing_if = "is_none")]
+    pub described: usize,
     /// How long they take, judging from a few before the first measurement.
     pub announced_seconds: f64,
     /// How long they took.
@@ -83,6 +100,19 @@ pub struct Measuring {
     /// How long one image takes.
     #[serde(skip)]
     pub each: f64,
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
+}
+
+/// Networks with published weights, and what they measure models with.
+struct Published {
+    networks: PublishedNetworks,
+    /// Of as many retained images as there are samples.
+    retained: Option<Features>,
+    /// Of the copies.
+    sampler: Option<DdpmSampler>,
 }
 
 /// The data used to measure models.
@@ -100,6 +130,7 @@ pub struct Examiner<'a, S: Subject> {
     near: Vec<f64>,
     /// Number of control images that count as near.
     near_controls: usize,
+    published: Option<Published>,
 }
 
 impl<'a, S: Subject> Examiner<'a, S> {
@@ -130,9 +161,37 @@ impl<'a, S: Subject> Examiner<'a, S> {
             timesteps: [num_timesteps / 10, num_timesteps / 4, 2 * num_timesteps / 5],
             near,
             near_controls: 0,
+            published: None,
         };
         examiner.near_controls = examiner.near_count(&control_pictures);
         Ok(examiner)
+    }
+
+    /// Measures FID and SSCD as well, as far as there are networks for them.
+    ///
+    /// # Shapes
+    /// - `retained`: pictures with values from −1 to 1, `[count, channels, height, width]`
+    pub fn add_published(
+        &mut self,
+        networks: PublishedNetworks,
+        retained: &Tensor<4>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        if networks.has_fid() {
+            progress.phase("describing retained images");
+        }
+        let copier = networks.has_sscd().then(|| self.copier()).transpose()?;
+        self.published = Some(Published {
+            retained: networks.features(retained)?,
+            sampler: copier,
+            networks,
+        });
+        Ok(())
+    }
+
+    /// The sampler of copies whose similarity is measured.
+    fn copier(&self) -> Result<DdpmSampler> {
+        self.probe.process().ancestral(COPY_STEPS)
     }
 
     /// The timestep from which images are denoised and at which each image is reported.
@@ -151,15 +210,23 @@ impl<'a, S: Subject> Examiner<'a, S> {
     }
 
     /// What two evaluations and `looks` measurements during the run take. `saved`: images that are
-    /// generated to be saved, before or after.
-    pub fn measuring(&self, model: &S::Model, looks: usize, saved: usize) -> Result<Measuring> {
+    /// generated to be saved, before or after. `published`: the networks of FID and SSCD with what
+    /// they take, and the number of retained images for FID.
+    pub fn measuring(
+        &self,
+        model: &S::Model,
+        (looks, saved): (usize, usize),
+        (networks, costs, retained): (&PublishedNetworks, &Costs, usize),
+    ) -> Result<Measuring> {
         let per_sample = if self.subject.guidance().is_some() {
             2
         } else {
             1
         };
         let [sampling, denoising] = self.probe.calls(self.middle());
-        let generated = sampling * self.samples.max(saved) + denoising * self.copy_rows().len();
+        let generated = sampling * self.samples.max(saved)
+            + denoising * self.copy_rows().len()
+            + self.copying(networks)?;
         let losses = |rows: usize, most, controls| {
             let count = self.forget.count().min(most);
             self.timesteps.len() * (rows.next_multiple_of(count) + controls)
@@ -177,12 +244,40 @@ impl<'a, S: Subject> Examiner<'a, S> {
         let each = self
             .probe
             .seconds_per_image(model, control, self.middle())?;
+        let of_fid = if networks.has_fid() {
+            [retained, self.samples]
+        } else {
+            [0; 2]
+        };
+        let of_sscd = self.similar(networks) * (1 + SIMILAR_COPIES);
+        let described = of_fid[0] + 2 * (of_fid[1] + of_sscd);
         Ok(Measuring {
             images,
-            announced_seconds: each * images as f64,
+            described,
+            announced_seconds: each * images as f64 + costs.seconds(of_fid, of_sscd),
             seconds: 0.0,
             each,
         })
+    }
+
+    /// Number of images whose similarity to their copies is measured.
+    fn similar(&self, networks: &PublishedNetworks) -> usize {
+        match networks.has_sscd() {
+            true => DENOISED.min(self.forget.count()),
+            false => 0,
+        }
+    }
+
+    /// Images that are run through the model for these copies.
+    fn copying(&self, networks: &PublishedNetworks) -> Result<usize> {
+        let copies = self.similar(networks) * SIMILAR_COPIES;
+        if copies == 0 {
+            return Ok(0);
+        }
+        let copier = self.copier()?;
+        let below = copier.timesteps().iter();
+        let below = below.filter(|&&below| below < self.middle());
+        Ok(copies * (1 + below.count()))
     }
 
     /// Measures a plain model (`model.valid()`).
@@ -209,6 +304,8 @@ impl<'a, S: Subject> Examiner<'a, S> {
             forget_loss_percentile: ByTimestep::new(),
             control_loss: ByTimestep::new(),
             denoise_l2: mean(&distances(&denoised, &self.copied(&self.forget_pictures))),
+            fid: self.fid(&generated, name, progress)?,
+            sscd: self.sscd(model, name, progress)?,
         };
         let mut each = Vec::new();
         for timestep in self.timesteps {
@@ -237,6 +334,59 @@ impl<'a, S: Subject> Examiner<'a, S> {
             denoised,
             each,
         })
+    }
+
+    /// FID of generated pictures, if there is a network for it.
+    fn fid(
+        &self,
+        generated: &Tensor<4>,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> Result<Option<Estimate>> {
+        let Some(Published {
+            networks,
+            retained: Some(retained),
+            ..
+        }) = &self.published
+        else {
+            return Ok(None);
+        };
+        progress.phase(&format!("FID {name}"));
+        let features = networks.features(generated)?;
+        let distance = features.map(|features| frechet_distance(retained, &features));
+        distance.transpose()
+    }
+
+    /// How similar the first forgotten images are to their copies, if there is a network for it.
+    fn sscd(
+        &self,
+        model: &S::Model,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> Result<Option<Similarity>> {
+        let Some(Published {
+            networks,
+            sampler: Some(sampler),
+            ..
+        }) = &self.published
+        else {
+            return Ok(None);
+        };
+        let Some(describe) = networks.describe() else {
+            return Ok(None);
+        };
+        progress.phase(&format!("SSCD {name}"));
+        let measure = CopySimilarity {
+            timestep: self.middle(),
+            seed: EVALUATION_SEED,
+            micro_batch_size: self.probe.rows(),
+            ..CopySimilarity::new(CopyProtocol::MeanOfSixteen)
+        };
+        let images = self.forget.first(self.similar(networks));
+        let images = self
+            .generation()
+            .similarity(model, &images, (&measure, sampler), describe)?;
+        Similarity::of(images).map(Some)
     }
 
     /// The figures of a prediction at the timesteps, and of the images, that are measured.

@@ -42,6 +42,7 @@ use crate::unlearn::memory::{self, MemoryPlan, Training, Wanted, available_memor
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::unlearn::pictures;
 use crate::unlearn::predicted::{self, Predicted};
+use crate::unlearn::published::PublishedNetworks;
 use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
 use crate::unlearn::stream;
@@ -195,6 +196,7 @@ where
     let origin = source.folder();
     subject::check::<S>(&options.named(), origin)?;
     let device = options.all_devices().0.device()?;
+    let networks = PublishedNetworks::read(&options.published, &device)?;
     let (out, checkpointing) = (&options.out, &options.checkpointing);
     let results = open_results(out, &RESULTS)?;
     checkpointing.check_earlier(&results, out, true, |line| progress.say(line))?;
@@ -219,6 +221,7 @@ where
     };
     let sizes = [model.parameters, model.trained];
     let mut settings = options.settings(sizes, model.format)?;
+    networks.check(subject.space(), settings.samples, data.retain.len())?;
     let [channels, height, width] = subject.space().shape(subject.input(), model.format);
     unet.check_input([1, channels, height, width])?;
     let kept = subject::kept(&subject, model.format, data.count());
@@ -276,7 +279,7 @@ where
     let range = model.format.range;
     let pictures =
         [&data.forget, &data.control].map(|images| from_range(&images.all(&device), range));
-    let examiner = Examiner::new(
+    let mut examiner = Examiner::new(
         &subject,
         Probe::of(process, chunks(&options, &settings, model.format))?,
         [forget, control],
@@ -323,10 +326,14 @@ where
 
     let looks = run.looks();
     let saved = options.save_samples.unwrap_or(0);
-    let mut measuring = examiner.measuring(&unet, 1 + looks, saved)?;
+    let retained = few_retained(&data, settings.samples, &device);
+    let published = (&networks, &networks.trial(&retained)?, retained.dims()[0]);
+    let mut measuring = examiner.measuring(&unet, (1 + looks, saved), published)?;
     let left = options.steps.saturating_sub(run.taken());
     progress.say(&resources::measuring(&measuring, looks, left, fit.as_ref()));
     let began = Instant::now();
+    examiner.add_published(networks, &retained, progress)?;
+    drop(retained);
     let before = examiner.evaluate(&unet, "before", progress)?;
     let save_samples = |model: &S::Model, evaluated: &Evaluated, name: &str| {
         let folder = results.path().join("samples").join(name);
@@ -483,6 +490,13 @@ fn points<S: Subject>(
         points(&data.retain, &data.found.retain, false)?,
         points(&data.control, &data.found.control, false)?,
     ])
+}
+
+/// As many retained images as are generated, if there are, with values from −1 to 1.
+fn few_retained(data: &Data, samples: usize, device: &Device) -> Tensor<4> {
+    let count = data.retain.len().min(samples);
+    let images = data.retain.tensor(0..count, device);
+    from_range(&images, data.format().range)
 }
 
 /// What the model is told of the images, in a line; nothing for a model without a condition.

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod options;
 pub mod pictures;
 pub mod predicted;
+pub mod published;
 pub mod report;
 pub mod resources;
 pub mod stream;

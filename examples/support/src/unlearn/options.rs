@@ -16,6 +16,7 @@ use crate::resume::Checkpointing;
 use crate::subject::{Conditions, Named};
 use crate::target::Target;
 use crate::unlearn::memory::Wanted;
+use crate::unlearn::published::PublishedWeights;
 use crate::way::{Way, parse_way};
 
 /// Makes a diffusion model forget images and keep generating everything else.
@@ -214,6 +215,10 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip)]
     pub threads: Option<usize>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub published: PublishedWeights,
 
     #[command(flatten)]
     #[serde(flatten)]

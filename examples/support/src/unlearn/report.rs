@@ -47,6 +47,16 @@ pub fn write(summary: &Summary, source: &Source, folder: &Path) -> Result<(), Bo
         answers: None,
         quality: at(|it| &it.control_loss),
         judged: None,
+        fid: before
+            .fid
+            .clone()
+            .zip(after.fid.clone())
+            .map(<[_; 2]>::from),
+        similarity: before
+            .sscd
+            .clone()
+            .zip(after.sscd.clone())
+            .map(<[_; 2]>::from),
         worst,
         charts: Vec::new(),
     };

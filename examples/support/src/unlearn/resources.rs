@@ -192,9 +192,13 @@ pub fn measuring(
         format!("; at least about {} for the steps", duration(seconds))
     });
     format!(
-        "time     about {} to measure before, after and {looks} times on the way, {} through the model{}",
+        "time     about {} to measure before, after and {looks} times on the way, {} through the model{}{}",
         duration(measuring.announced_seconds),
         images(measuring.images),
+        match measuring.described {
+            0 => String::new(),
+            described => format!(" and {described} through the networks of FID and SSCD"),
+        },
         steps.unwrap_or_default(),
     )
 }
