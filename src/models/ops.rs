@@ -8,6 +8,7 @@ use super::flex;
 use super::trace::{Operation, record};
 use crate::backend::is_flex;
 use crate::host::row_index;
+use burn::module::Param;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, LayerNorm, Linear};
 use burn::tensor::activation::{silu, softmax};
@@ -19,6 +20,22 @@ use burn::tensor::{DType, Tensor};
     all(feature = "fused", any(feature = "wgpu", feature = "cuda"))
 ))]
 use burn::{nn::PaddingConfig2d, tensor::ops::ConvOptions};
+
+/// What a network is given, in the type of its weights, in which it computes.
+pub(crate) fn in_type_of<const D: usize, const E: usize>(
+    given: Tensor<D>,
+    weight: &Param<Tensor<E>>,
+) -> Tensor<D> {
+    in_type(given, weight.val().dtype())
+}
+
+/// A tensor in a type; the same if it has it.
+pub(crate) fn in_type<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    match tensor.dtype() == dtype {
+        true => tensor,
+        false => tensor.cast(dtype),
+    }
+}
 
 /// A convolution with the layer's weights, stride and padding.
 ///

@@ -241,11 +241,13 @@ impl Dit {
         timesteps: Tensor<1>,
         labels: &Tensor<1, Int>,
     ) -> Tensor<4> {
-        let config = &self.config;
+        let (config, given) = (&self.config, noisy.dtype());
+        let noisy = ops::in_type_of(noisy, &self.pos_embed.proj.weight);
         let patches = ops::convolve(&self.pos_embed.proj, noisy);
         let [_, channels, height, width] = patches.dims();
         let base = config.sample_size / config.patch_size;
         let places = positions(channels, [height, width], base, &patches.device());
+        let places = ops::in_type(places, patches.dtype());
         let mut features = patches.flatten(2, 3) + places;
         for block in &self.transformer_blocks {
             let (timesteps, labels) = (timesteps.clone(), labels.clone());
@@ -260,7 +262,8 @@ impl Dit {
             None => features,
         };
         let features = ops::project(&self.proj_out_2, features);
-        unpatchify(features, [height, width], config.patch_size)
+        let output = unpatchify(features, [height, width], config.patch_size);
+        ops::in_type(output, given)
     }
 }
 

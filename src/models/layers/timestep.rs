@@ -68,6 +68,7 @@ impl TimestepEmbedding {
     /// - `sinusoids`: `[rows, inputs]`
     /// - the result: `[rows, outputs]`
     pub(crate) fn forward(&self, sinusoids: Tensor<2>) -> Tensor<2> {
+        let sinusoids = ops::in_type_of(sinusoids, &self.linear_1.weight);
         let hidden = silu(ops::linear(&self.linear_1, sinusoids));
         ops::linear(&self.linear_2, hidden)
     }

@@ -173,21 +173,28 @@ impl Sd3Transformer {
         timesteps: Tensor<1>,
         condition: &TextCondition,
     ) -> Tensor<4> {
+        let given = noisy.dtype();
+        let noisy = ops::in_type_of(noisy, &self.pos_embed.proj.weight);
         let patches = ops::convolve(&self.pos_embed.proj, noisy);
         let [_, _, height, width] = patches.dims();
         let places = self
             .pos_embed
             .cropped([height, width], self.config.pos_embed_max_size);
+        let places = ops::in_type(places, patches.dtype());
         let mut features = patches.flatten(2, 3) + places;
         let told = self.told(timesteps, condition);
         let prompts = condition.hidden_states.clone().swap_dims(1, 2);
-        let mut context = ops::project(&self.context_embedder, prompts);
+        let mut context = ops::project(
+            &self.context_embedder,
+            ops::in_type(prompts, features.dtype()),
+        );
         for block in &self.transformer_blocks {
             (features, context) = block.forward(features, context, &told);
         }
         let [scale, shift] = self.norm_out.forward(&told);
         let features = ops::project(&self.proj_out, adaptive_norm(features, scale, shift));
-        unpatchify(features, [height, width], self.config.patch_size)
+        let output = unpatchify(features, [height, width], self.config.patch_size);
+        ops::in_type(output, given)
     }
 
     /// The embedding of timestep and pooled prompt, `[rows, channels]`.

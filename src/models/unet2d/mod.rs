@@ -205,6 +205,8 @@ impl UNet2d {
         timesteps: Tensor<1>,
         classes: Option<&ClassCondition>,
     ) -> Tensor<4> {
+        let given = noisy.dtype();
+        let noisy = ops::in_type_of(noisy, &self.conv_in.weight);
         let told = Told {
             embedding: self.embed(timesteps, classes, &noisy),
             context: None,
@@ -225,10 +227,11 @@ impl UNet2d {
         for block in &self.up_blocks {
             features = block.forward(features, &told, &mut skips);
         }
-        ops::convolve(
+        let output = ops::convolve(
             &self.conv_out,
             ops::group_norm_silu(&self.conv_norm_out, features),
-        )
+        );
+        ops::in_type(output, given)
     }
 
     /// The prediction alone, without a variance.
@@ -283,7 +286,9 @@ impl UNet2d {
             (Some(ClassEmbedding::Numbers(layers)), ClassCondition::Numbers(numbers)) => {
                 Some(layers.forward(self.sinusoids(numbers.clone(), like)))
             }
-            (None, ClassCondition::Embeddings(embeddings)) => Some(embeddings.clone()),
+            (None, ClassCondition::Embeddings(embeddings)) => {
+                Some(ops::in_type(embeddings.clone(), like.dtype()))
+            }
             _ => None,
         }
     }

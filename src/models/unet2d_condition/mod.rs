@@ -12,7 +12,7 @@ use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, GroupNormConfig};
 use burn::tensor::activation::silu;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::condition::TextCondition;
 use super::layers::{
@@ -163,17 +163,18 @@ impl UNet2dCondition {
         }
     }
 
-    fn told(&self, timesteps: Tensor<1>, condition: &TextCondition, like: &Tensor<4>) -> Told {
+    fn told(&self, timesteps: Tensor<1>, condition: &TextCondition, dtype: DType) -> Told {
         let channels = self.config.block_out_channels.first().copied();
         let sinusoids = self.sinusoids(timesteps, channels.unwrap_or_default());
-        let time = self.time_embedding.forward(sinusoids.cast(like.dtype()));
-        let embedding = match self.addition(condition, like) {
+        let time = self.time_embedding.forward(sinusoids);
+        let embedding = match self.addition(condition) {
             Some(addition) => time + addition,
             None => time,
         };
+        let prompts = condition.hidden_states.clone().swap_dims(1, 2);
         Told {
             embedding: silu(embedding),
-            context: Some(condition.hidden_states.clone().swap_dims(1, 2)),
+            context: Some(ops::in_type(prompts, dtype)),
         }
     }
 
@@ -183,13 +184,13 @@ impl UNet2dCondition {
     }
 
     /// The embedding of pooled prompt and sizes, `[rows, size]`.
-    fn addition(&self, condition: &TextCondition, like: &Tensor<4>) -> Option<Tensor<2>> {
+    fn addition(&self, condition: &TextCondition) -> Option<Tensor<2>> {
         let layers = self.add_embedding.as_ref()?;
         let (pooled, time_ids) = (condition.pooled.clone()?, condition.time_ids.clone()?);
         let size = self.config.addition_time_embed_dim?;
         let [rows, ids] = time_ids.dims();
         let sinusoids = self.sinusoids(time_ids.reshape([rows * ids]), size);
-        let sinusoids = sinusoids.reshape([rows, ids * size]).cast(like.dtype());
+        let sinusoids = sinusoids.reshape([rows, ids * size]).cast(pooled.dtype());
         Some(layers.forward(Tensor::cat(vec![pooled, sinusoids], 1)))
     }
 }
@@ -220,7 +221,9 @@ impl Denoiser<4> for UNet2dCondition {
         timesteps: Tensor<1>,
         condition: &TextCondition,
     ) -> Tensor<4> {
-        let told = self.told(timesteps, condition, &noisy);
+        let given = noisy.dtype();
+        let noisy = ops::in_type_of(noisy, &self.conv_in.weight);
+        let told = self.told(timesteps, condition, noisy.dtype());
         let sample = match self.config.center_input_sample {
             true => noisy.mul_scalar(2.0).sub_scalar(1.0),
             false => noisy,
@@ -234,10 +237,11 @@ impl Denoiser<4> for UNet2dCondition {
         for block in &self.up_blocks {
             features = block.forward(features, &told, &mut skips);
         }
-        ops::convolve(
+        let output = ops::convolve(
             &self.conv_out,
             ops::group_norm_silu(&self.conv_norm_out, features),
-        )
+        );
+        ops::in_type(output, given)
     }
 
     fn prediction_type(&self) -> PredictionType {
