@@ -11,7 +11,7 @@ use siss::backend::DeviceSpec;
 use siss::draws::Draws;
 use siss::observer::StepOutcome;
 use siss::steering::HardStop;
-use siss::trainer::Reduce;
+use siss::trainer::{AllReduce, Reduce, SumOnFirst};
 use siss::*;
 use siss_support::small::*;
 use siss_support::way::Way;
@@ -164,7 +164,8 @@ fn conditions_go_with_their_rows() {
     }
 }
 
-/// A device that panics is named, nothing is changed, and the next step is taken.
+/// A device that panics is named, nothing is changed, and the next step is taken. On the CPU all
+/// devices have one name.
 #[test]
 fn a_device_that_fails_is_named_and_loses_nothing() {
     let points = conditional_batch();
@@ -175,12 +176,18 @@ fn a_device_that_fails_is_named_and_loses_nothing() {
     trainer.step(points.clone()).unwrap();
     let draws: Draws<2> = trainer.draw(&points).unwrap();
     let before = parameters(trainer.model());
+    let devices = std::iter::once(device()).chain(further(2));
+    let names: Vec<String> = devices.map(|device| format!("{device:?}")).collect();
     for call in 1..4 {
         trainer.model().left.store(call, Ordering::SeqCst);
         let error = trainer.step_with(&points, &draws).unwrap_err();
         trainer.model().left.store(usize::MAX, Ordering::SeqCst);
-        assert!(matches!(error, Error::DeviceFailed { .. }), "{error}");
+        let Error::DeviceFailed { device: failed, .. } = &error else {
+            panic!("{error}");
+        };
+        assert!(names.contains(failed), "{error}");
         let text = error.to_string();
+        assert!(text.contains(failed.as_str()), "{text}");
         assert!(text.contains("out of memory"), "{text}");
         assert!(text.contains("the last checkpoint"), "{text}");
         assert_eq!(parameters(trainer.model()), before);
@@ -188,6 +195,95 @@ fn a_device_that_fails_is_named_and_loses_nothing() {
     }
     trainer.step_with(&points, &draws).unwrap();
     assert_ne!(parameters(trainer.model()), before);
+}
+
+/// The run ends when a device fails, and goes on from the last checkpoint as if nothing had
+/// happened: with the failed device, or without.
+#[test]
+fn a_run_goes_on_from_its_checkpoint_after_a_device_failed() {
+    let builder = |replicas: usize| {
+        let builder = SissTrainer::builder(Conditional::new(), scheduler());
+        builder.learning_rate(1e-2).replicas(further(replicas))
+    };
+    let whole = |replicas: usize| {
+        let mut trainer = builder(replicas).build().unwrap();
+        (0..5).for_each(|_| drop(trainer.step(conditional_batch()).unwrap()));
+        parameters(trainer.model())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = builder(2).build().unwrap();
+    let mut checkpoints = Checkpoints::new(folder.path()).unwrap();
+    (0..3).for_each(|_| drop(trainer.step(conditional_batch()).unwrap()));
+    checkpoints.save(&mut trainer, &()).unwrap();
+    // A step is lost that was taken after the checkpoint.
+    trainer.step(conditional_batch()).unwrap();
+    trainer.model().left.store(2, Ordering::SeqCst);
+    let error = trainer.step(conditional_batch()).unwrap_err();
+    assert!(matches!(error, Error::DeviceFailed { .. }), "{error}");
+    drop((trainer, checkpoints));
+
+    for replicas in [2, 0] {
+        let mut trainer = builder(replicas).build().unwrap();
+        let mut checkpoints = Checkpoints::new(folder.path()).unwrap();
+        let resumed = checkpoints.resume(&mut trainer).unwrap().unwrap();
+        assert_eq!((resumed.step, trainer.next_step()), (3, 3));
+        (0..2).for_each(|_| drop(trainer.step(conditional_batch()).unwrap()));
+        let found = parameters(trainer.model());
+        match replicas {
+            0 => assert_near("without the device", &found, &whole(2)),
+            _ => assert_eq!(found, whole(2)),
+        }
+    }
+}
+
+/// Counts the sums.
+#[derive(Debug)]
+struct Counting(Arc<AtomicUsize>);
+
+impl Reduce for Counting {
+    fn name(&self) -> &'static str {
+        "Counting"
+    }
+
+    fn sum(&self, parts: Vec<Tensor<1>>) -> Result<Tensor<1>> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        SumOnFirst.sum(parts)
+    }
+}
+
+/// One sum per term and step, whatever the number of devices and of micro-batches.
+#[test]
+fn each_term_is_added_up_once_in_a_step() {
+    const STEPS: usize = 3;
+    for (method, terms) in [(Method::Siss, 2), (Method::NaiveDeletion, 1)] {
+        for (replicas, micro_batch) in [(1, ROWS), (3, 1), (0, ROWS)] {
+            let count = Arc::new(AtomicUsize::new(0));
+            let mut trainer = SissTrainer::builder(Mlp::new(3, &device()), scheduler())
+                .method(method)
+                .thin_below(0.0)
+                .micro_batch_size(micro_batch)
+                .replicas(further(replicas))
+                .reduce(Counting(count.clone()))
+                .build()
+                .unwrap();
+            for _ in 0..STEPS {
+                trainer.step(batch(ROWS, 0.4, 3, &device())).unwrap();
+            }
+            // One device has nothing to add up.
+            let expected = if replicas == 0 { 0 } else { terms * STEPS };
+            let counted = count.load(Ordering::SeqCst);
+            assert_eq!(counted, expected, "{method}, {replicas} replicas");
+        }
+    }
+}
+
+/// An all-reduce is between different GPUs: on the CPU it says why it is not possible.
+#[test]
+fn an_all_reduce_on_the_cpu_is_refused() {
+    let twice = AllReduce::new(vec![Device::flex(); 2]).unwrap_err();
+    assert!(matches!(twice, Error::InvalidSetting { .. }), "{twice}");
+    let one = AllReduce::new(vec![Device::flex()]).unwrap_err();
+    assert!(matches!(one, Error::InvalidSetting { .. }), "{one}");
 }
 
 #[derive(Debug)]

@@ -55,9 +55,7 @@ pub use method::Method;
 pub use offloaded::Offloaded;
 pub use optimizer::FusedAdamW;
 pub use rehearsal::Rehearsal;
-#[cfg(feature = "cuda")]
-pub use replicas::AllReduce;
-pub use replicas::{Reduce, SumOnFirst};
+pub use replicas::{AllReduce, Reduce, SumOnFirst};
 pub use self_check::SelfCheck;
 
 /// Fine-tunes a model until it has forgotten the points in the forget set.

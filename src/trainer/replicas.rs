@@ -72,18 +72,21 @@ pub struct AllReduce {
     _context: burn::tensor::distributed::DistributedContext,
 }
 
-#[cfg(feature = "cuda")]
+/// burn's collective sum over NVIDIA GPUs, which a build without the feature `cuda` does not have.
+#[cfg(not(feature = "cuda"))]
+#[derive(Debug)]
+pub struct AllReduce {
+    never: std::convert::Infallible,
+}
+
 impl AllReduce {
     /// Starts the communication between these devices: the model's first, then the replicas'.
     ///
     /// # Errors
     /// - [`Error::InvalidSetting`] for fewer than two devices, or the same one twice
-    /// - [`Error::DeviceFailed`] without NCCL, or with a device that is not an NVIDIA GPU
+    /// - [`Error::DeviceFailed`] without NCCL, with a device that is not an NVIDIA GPU, and in a
+    ///   build without the feature `cuda`
     pub fn new(devices: Vec<Device>) -> Result<Self> {
-        use std::panic::{AssertUnwindSafe, catch_unwind};
-
-        use burn::tensor::distributed::{DistributedConfig, DistributedContext, ReduceOperation};
-
         let is_repeated = |(index, device)| devices[..index].contains(device);
         if devices.len() < 2 || devices.iter().enumerate().any(is_repeated) {
             return Err(Error::InvalidSetting {
@@ -91,6 +94,23 @@ impl AllReduce {
                 remedy: "an all-reduce needs at least two devices, each once",
             });
         }
+        Self::start(devices)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn start(devices: Vec<Device>) -> Result<Self> {
+        Err(Error::DeviceFailed {
+            device: format!("{devices:?}"),
+            reason: "this build has no NCCL; build with the feature `cuda`".into(),
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn start(devices: Vec<Device>) -> Result<Self> {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        use burn::tensor::distributed::{DistributedConfig, DistributedContext, ReduceOperation};
+
         let config = DistributedConfig {
             all_reduce_op: ReduceOperation::Sum,
         };
@@ -141,6 +161,17 @@ impl Reduce for AllReduce {
         // Each device's sum must be complete before its memory is used again.
         sums.for_each(drop);
         Ok(first)
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl Reduce for AllReduce {
+    fn name(&self) -> &'static str {
+        match self.never {}
+    }
+
+    fn sum(&self, _: Vec<Tensor<1>>) -> Result<Tensor<1>> {
+        match self.never {}
     }
 }
 
