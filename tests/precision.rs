@@ -51,9 +51,7 @@ fn load<M>(folder: &str, load: impl Fn(String, &Device) -> siss::Result<M>) -> M
 #[test]
 fn every_network_takes_and_gives_f32_with_weights_in_bf16() {
     let classes = Tensor::<1, Int>::from_data([1, 2], &Device::flex());
-    let unet = load("unet_tshirt_tiny", |folder, device| {
-        UNet2d::load(folder, device)
-    });
+    let unet = load("unet_tshirt_tiny", UNet2d::load);
     let channels = unet.config().in_channels;
     assert_near_in_bf16("UNet2d", unet, [channels, 28, 28], &());
 
@@ -64,18 +62,14 @@ fn every_network_takes_and_gives_f32_with_weights_in_bf16() {
     let labels = ClassCondition::Labels(classes.clone());
     assert_near_in_bf16("ClassUNet2d", unet, [channels, 16, 16], &labels);
 
-    let dit = load("dit_tiny", |folder, device| Dit::load(folder, device));
+    let dit = load("dit_tiny", Dit::load);
     assert_near_in_bf16("Dit", dit, [4, 8, 8], &classes);
 
     let prompts = || TextCondition::new(numbers([2, 5, 24], 2));
-    let unet = load("sd2_tiny", |folder, device| {
-        UNet2dCondition::load(folder, device)
-    });
+    let unet = load("sd2_tiny", UNet2dCondition::load);
     assert_near_in_bf16("UNet2dCondition", unet, [4, 16, 16], &prompts());
 
-    let transformer = load("sd3_tiny", |folder, device| {
-        Sd3Transformer::load(folder, device)
-    });
+    let transformer = load("sd3_tiny", Sd3Transformer::load);
     let pooled = prompts().with_pooled(numbers([2, 20], 3));
     assert_near_in_bf16("Sd3Transformer", transformer, [8, 16, 16], &pooled);
 }

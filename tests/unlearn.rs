@@ -6,6 +6,7 @@ use std::path::Path;
 
 use clap::Parser;
 use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage};
+use safetensors::{Dtype, SafeTensors};
 use siss::burn::tensor::Device;
 use siss::images::{Format, ImageFiles, Images, Transparency};
 use siss::models::{ModelFolder, UNet2d, UNet2dConfig};
@@ -74,6 +75,8 @@ fn told_on(
         ("retain", &retain),
         ("out", &out),
     ];
+    let is_default = |(option, _): &(&str, _)| !more.contains(&format!("--{option} "));
+    let folders = folders.into_iter().filter(is_default);
     let folders = folders.map(|(option, path)| format!("--{option}={}", path.display()));
     let method = match more.contains("--method") {
         true => "",
@@ -875,6 +878,79 @@ fn a_run_that_ran_out_of_memory_goes_on_with_a_smaller_micro_batch() {
     assert_eq!((summary.steps, summary.config.settings.micro_batch), (4, 2));
     let error = run(place, &format!("{budget} 2 --resume --seed 1")).unwrap_err();
     assert!(error.contains("seed was 0 and is 1"), "{error}");
+}
+
+/// The numbers of a network's file, and their types.
+fn numbers(folder: &Path) -> (Vec<f32>, Vec<Dtype>) {
+    let file = folder.join("unet/diffusion_pytorch_model.safetensors");
+    let bytes = fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = tensors.tensors();
+    tensors.sort_by(|one, other| one.0.cmp(&other.0));
+    let types = tensors.iter().map(|(_, tensor)| tensor.dtype()).collect();
+    let bytes = tensors.iter().flat_map(|(_, tensor)| tensor.data());
+    let bytes: Vec<u8> = bytes.copied().collect();
+    let (numbers, _) = bytes.as_chunks::<4>();
+    (
+        numbers
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect(),
+        types,
+    )
+}
+
+/// Steps of which bf16 alone would round most away reach the model by way of the copy in f32.
+#[test]
+fn weights_in_bf16_are_written_as_they_came_and_end_near_those_in_f32() {
+    let place = workplace(20);
+    let place = place.path();
+    let told = Told::default();
+    let run = |out: &str, more: &str| {
+        let out = place.join(out);
+        let budget = "--steps 12 --batch 4 --samples 1 --learning-rate 2e-4";
+        let more = format!("{budget} --out {} {more}", out.display());
+        let model = Path::new(digits::ASSETS).join("base");
+        let summary = told_on(&model, &place.join("forget"), place, &more, &told).unwrap();
+        (summary, numbers(&out.join("model")))
+    };
+    let (wide, (expected, types)) = run("wide", "");
+    let (narrow, (found, found_types)) = run("narrow", "--bf16-weights");
+    let (begin, _) = numbers(&Path::new(digits::ASSETS).join("base"));
+    assert_eq!(found_types, types);
+    assert!(types.iter().all(|&dtype| dtype == Dtype::F32));
+    // Eight binary digits: the lower half of the number is empty.
+    let is_narrow = |number: &f32| number.to_bits() & 0xffff == 0;
+    assert!(found.iter().all(is_narrow) && !expected.iter().all(is_narrow));
+    let norm = |one: &[f32], other: &[f32]| {
+        let differences = one.iter().zip(other).map(|(a, b)| f64::from(a - b).powi(2));
+        differences.sum::<f64>().sqrt()
+    };
+    let (off, moved) = (norm(&found, &expected), norm(&expected, &begin));
+    println!("off by {off:.4} of {moved:.4}");
+    assert!(off < 0.5 * moved, "{off} {moved}");
+    for (found, expected) in [
+        (&narrow.after.forget_loss, &wide.after.forget_loss),
+        (&narrow.after.control_loss, &wide.after.control_loss),
+    ] {
+        for (timestep, expected) in expected {
+            let ratio = found[timestep] / expected;
+            println!("t = {timestep}: {ratio:.3}");
+            assert!((ratio - 1.0).abs() < 0.05, "t = {timestep}: {ratio}");
+        }
+    }
+    let lines = told.0.lock().unwrap().join("\n");
+    assert!(
+        lines.contains("for weights in bf16, two gradients"),
+        "{lines}"
+    );
+    let error = run_on(
+        &place.join("none"),
+        &place.join("forget"),
+        place,
+        "--bf16-weights --lora l",
+    );
+    assert!(error.unwrap_err().contains("--lora"));
 }
 
 /// The header of a 24-bit bitmap.

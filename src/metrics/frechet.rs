@@ -136,8 +136,8 @@ fn in_range(eigen: &SymmetricEigen<f64, Dyn>) -> (DVector<f64>, DMatrix<f64>) {
 
 /// How the best transport couples two normal distributions.
 ///
-/// With `S = V L^½` of the first covariance, the eigenvalues `D` and eigenvectors `W` of `Sᵀ Τ S` are
-/// those of `Σ^½ Τ Σ^½`.
+/// With `S = V L^½` of the first covariance, the eigenvalues `D` and eigenvectors `W` of `Sᵀ Τ S`
+/// are those of `Σ^½ Τ Σ^½`.
 struct Coupling {
     /// The axes of the first covariance.
     axes: Axes,

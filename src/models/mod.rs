@@ -5,6 +5,9 @@
 //! `diffusion_pytorch_model.safetensors`. [`ModelFolder`] finds these folders in a path that a user
 //! gives, and the scheduler that belongs to the network.
 //!
+//! A network computes in the type of its weights, which are f32 when it is read. If they are
+//! converted to bf16 or f16, it takes and gives numbers of other types all the same.
+//!
 //! With the feature `pytorch` a network also reads `diffusion_pytorch_model.bin` if there is no
 //! other file: the pickle is parsed, never executed. Configurations are read strictly: a setting
 //! that would change the computation and is not implemented is refused by name, never ignored.

@@ -117,6 +117,11 @@ impl Probe {
         self.chunks.at_once()
     }
 
+    /// Whether several such chunks of images are run at once.
+    pub fn is_parallel(&self) -> bool {
+        self.chunks.in_parallel
+    }
+
     /// Seconds that a model takes for an image, judging from as many of these as are run at once.
     pub fn seconds_per_image<M: Denoiser<4, Condition: Sync> + Sync>(
         &self,

@@ -6,22 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
-use siss::answer::{Answer, Surrogate};
+use siss::answer::Surrogate;
 use siss::backend::DeviceSpec;
 use siss::burn::module::Module;
-use siss::burn::nn::LinearConfig;
-use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::{Device, Tensor};
-use siss::draws::{CoinFlip, TimestepSampling};
-use siss::evaluate::{EmbeddingSearch, refuse_relearning};
+use siss::evaluate::refuse_relearning;
 use siss::files::{ResultFolder, path_text};
 use siss::images::Format;
 use siss::models::{ClassUNet2d, Dit, ModelFolder, Sd3Transformer, UNet2dCondition};
 use siss::observer::Finding;
-use siss::process::{PredictionType, SchedulerConfig};
-use siss::steering::Levels;
-use siss::trainer::{Adversary, FusedAdamW, Offloaded};
-use siss::{Condition, Denoiser, FnDenoiser, PairSampler, Side, SissTrainer, UnlearningBatch};
+use siss::process::PredictionType;
+use siss::{Condition, Denoiser, PairSampler, Side, UnlearningBatch};
 
 use crate::files::{self, as_text};
 use crate::probe::{Chunks, Probe};
@@ -39,13 +34,15 @@ use crate::unlearn::checks;
 use crate::unlearn::data::{Accounts, Data};
 use crate::unlearn::evaluate::{Along, Evaluated, Evaluation, Examiner, ImageLoss, Measuring};
 use crate::unlearn::memory::{self, MemoryPlan, Training, Wanted, available_memory, peak_memory};
-use crate::unlearn::options::{Options, Protocol, Settings};
+use crate::unlearn::options::{Options, Settings};
 use crate::unlearn::pictures;
+use crate::unlearn::precision;
 use crate::unlearn::predicted::{self, Predicted};
-use crate::unlearn::published::PublishedNetworks;
+use crate::unlearn::published::{Costs, PublishedNetworks};
 use crate::unlearn::report;
 use crate::unlearn::resources::{self, Forecast};
 use crate::unlearn::stream;
+use crate::unlearn::trainer::{adding_gradients, adversary, builder, check_method};
 use crate::way::Way;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -172,6 +169,7 @@ pub struct Model {
 pub fn run(options: Options, progress: &dyn Progress) -> Result<Summary> {
     let started = Instant::now();
     options.check()?;
+    precision::check(&options)?;
     check_method(&options, &options.all_devices().0.device()?)?;
     let source = Source::find(&options.named())?;
     checks::folders(&options, source.folder())?;
@@ -248,6 +246,18 @@ where
     };
     unet.check_condition(pairs.condition(Side::Forget))?;
     let fit = plan(&unet, &pairs, training, (&model, &options), progress)?;
+    progress.phase("measuring the memory of a measurement");
+    let probe = Probe::of(&model.process, chunks(&options, &settings, model.format))?;
+    let retained = few_retained(&data, settings.samples, &device);
+    let shown = (&control, &retained);
+    let (costs, seen) = rehearse_measuring(
+        (&subject, &unet),
+        (&probe, settings.samples),
+        shown,
+        &networks,
+    )?;
+    let fit = fit.zip(seen);
+    let fit = fit.map(|(fit, seen)| fit.with_measuring(seen, training, probe.is_parallel()));
     if let Some(fit) = &fit {
         settings.micro_batch = fit.micro_batch;
     }
@@ -281,7 +291,7 @@ where
         [&data.forget, &data.control].map(|images| from_range(&images.all(&device), range));
     let mut examiner = Examiner::new(
         &subject,
-        Probe::of(process, chunks(&options, &settings, model.format))?,
+        probe,
         [forget, control],
         pictures,
         settings.samples,
@@ -293,14 +303,14 @@ where
         Some(Predicted { levels, answer }) => (levels, answer),
         None => (None, None),
     };
-    let retained = pairs.retain().clone();
-    let trainer = trainer(
-        unet.clone(),
-        retained,
+    let trainer = builder(
+        precision::of_training(unet.clone(), &options),
+        pairs.retain().clone(),
         (levels, answer),
         process,
         (&options, &settings),
     )?;
+    let trainer = adding_gradients(trainer, &options, progress)?.build()?;
 
     let plan = Plan {
         steps: options.steps,
@@ -326,8 +336,7 @@ where
 
     let looks = run.looks();
     let saved = options.save_samples.unwrap_or(0);
-    let retained = few_retained(&data, settings.samples, &device);
-    let published = (&networks, &networks.trial(&retained)?, retained.dims()[0]);
+    let published = (&networks, &costs, retained.dims()[0]);
     let mut measuring = examiner.measuring(&unet, (1 + looks, saved), published)?;
     let left = options.steps.saturating_sub(run.taken());
     progress.say(&resources::measuring(&measuring, looks, left, fit.as_ref()));
@@ -357,7 +366,8 @@ where
             progress.say(&line);
         }
     };
-    let unlearned = run.finish(look, took).map_err(stream::with_remedy)?;
+    let mut unlearned = run.finish(look, took).map_err(stream::with_remedy)?;
+    unlearned.model = precision::of_file(unlearned.model, &options);
 
     let began = Instant::now();
     let after = examiner.evaluate(&unlearned.model, "after", progress)?;
@@ -590,13 +600,14 @@ fn plan<M: Denoiser<4, Condition: 'static>>(
         ..options.clone()
     };
     let settings = rehearsed.settings([model.parameters, model.trained], model.format)?;
-    let mut trainer = trainer(
-        unet.clone(),
+    let mut trainer = builder(
+        precision::of_training(unet.clone(), options),
         pairs.retain().clone(),
         (None, None::<Surrogate<4>>),
         &model.process,
         (&rehearsed, &settings),
-    )?;
+    )?
+    .build()?;
     let batch = pairs.batch(0, options.batch)?;
     let mut rehearse = |batch: &UnlearningBatch<4, M::Condition>, rows| -> Result<_> {
         let seen = memory::watched(|| trainer.rehearse(batch, rows))?;
@@ -616,6 +627,32 @@ fn plan<M: Denoiser<4, Condition: 'static>>(
         Ok(plan) => Ok(Some(plan)),
         Err(too_large) => Err(resources::refusal(&too_large, options).into()),
     }
+}
+
+/// Runs what the measurements run at a time, on control points and on retained pictures: the model,
+/// what makes a picture of a point, and the networks of FID and SSCD. Returns what these cost, and
+/// the memory before and at most, if the system reports it.
+fn rehearse_measuring<S: Subject>(
+    (subject, model): (&S, &S::Model),
+    (probe, samples): (&Probe, usize),
+    (control, retained): (&Points<ConditionOf<S>>, &Tensor<4>),
+    networks: &PublishedNetworks,
+) -> siss::Result<(Costs, Option<[u64; 2]>)> {
+    let most = samples.max(control.count());
+    let rows = 0..most.min(probe.at_once());
+    let rows: Vec<usize> = rows.map(|row| row % control.count()).collect();
+    let Points {
+        points, condition, ..
+    } = control.rows(&rows);
+    let pass = || {
+        probe.seconds_per_image(model, (&points, &condition), 0)?;
+        subject.space().pictures(&points.clone().narrow(0, 0, 1))?;
+        networks.trial(retained)
+    };
+    Ok(match memory::watched(pass)? {
+        Some(seen) => (seen.result, Some(seen.resident)),
+        None => (pass()?, None),
+    })
 }
 
 /// A quarter of a batch's images, if the model takes them: a pass over one shows that a whole one
@@ -650,24 +687,6 @@ fn wanted(options: &Options, format: Format) -> Result<Wanted> {
         wanted.most = plan.micro_batch.max(1);
     }
     Ok(wanted)
-}
-
-/// The search for embeddings during the run, if requested.
-fn adversary<C: Condition>(
-    options: &Options,
-    settings: &Settings,
-    pairs: &PairSampler<4, C>,
-) -> siss::Result<Option<Adversary<4, C>>> {
-    let Some(every) = options.conditions.adversarial else {
-        return Ok(None);
-    };
-    let search = EmbeddingSearch {
-        seed: options.seed,
-        micro_batch_size: settings.micro_batch,
-        ..EmbeddingSearch::while_training()
-    };
-    let (points, condition) = (pairs.forget(), pairs.condition(Side::Forget));
-    Adversary::new(search, every, points.clone(), condition.clone()).map(Some)
 }
 
 /// Saves the first generated images as single files, if requested.
@@ -726,98 +745,6 @@ fn save_model<S: Subject>(
         progress.say(&format!("note: and {more} more"));
     }
     Ok(())
-}
-
-/// Rejects a method, target and clipper that do not fit together, by building a trainer for a model
-/// of two numbers.
-fn check_method(options: &Options, device: &Device) -> Result<()> {
-    let linear = LinearConfig::new(1, 1).init(device);
-    let model = FnDenoiser::new(linear, |linear, noisy: Tensor<2>, _, _: &()| {
-        linear.forward(noisy)
-    });
-    let levels = match options.target {
-        Target::Retrained => Some(Levels::new(vec![0.0, 999.0], vec![vec![1.0; 2]])?),
-        Target::None => None,
-    };
-    let settings = Settings {
-        learning_rate: options.learning_rate.unwrap_or(1.0),
-        samples: 1,
-        micro_batch: 1,
-        measured_at_a_time: 1,
-    };
-    let point = Tensor::<2>::ones([1, 1], device);
-    let answer = match options.target {
-        Target::Retrained => Some(Surrogate::new(point.clone())?),
-        Target::None => None,
-    };
-    let (predicted, asked) = ((levels, answer), (options, &settings));
-    let process = Process::Steps(SchedulerConfig::default());
-    match trainer(model, point, predicted, &process, asked) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let target = match options.target {
-                Target::Retrained => "retrained",
-                Target::None => "none",
-            };
-            let clipper = options
-                .clipper
-                .map(|clipper| format!(" --clipper {clipper}"));
-            Err(format!(
-                "--method {} --target {target}{}: {error}",
-                options.method,
-                clipper.unwrap_or_default()
-            )
-            .into())
-        }
-    }
-}
-
-/// A trainer, with what is predicted of a retrained model: losses and answers.
-fn trainer<M: Denoiser<D, Condition: 'static>, const D: usize>(
-    model: M,
-    retained: Tensor<D>,
-    (levels, answer): (
-        Option<Levels>,
-        Option<impl Answer<D, M::Condition> + 'static>,
-    ),
-    process: &Process,
-    (options, settings): (&Options, &Settings),
-) -> Result<SissTrainer<M, D>> {
-    let replicas = options.all_devices().1.iter().map(|spec| spec.device());
-    let mut builder = SissTrainer::builder(model, process.scheduler()?)
-        .retained_points(retained)
-        .micro_batch_size(settings.micro_batch)
-        .gradient_checkpointing(options.recompute)
-        .replicas(replicas.collect::<siss::Result<Vec<_>>>()?)
-        .seed(options.seed);
-    let rate = settings.learning_rate;
-    builder = match options.protocol {
-        Protocol::Quick => {
-            let falling = LinearLrSchedulerConfig::new(rate, 0.0, options.steps);
-            builder
-                .learning_rate(falling.init()?)
-                .timestep_sampling(process.timesteps())
-        }
-        Protocol::CelebaHq | Protocol::StableDiffusion => builder
-            .learning_rate(rate)
-            .timestep_sampling(TimestepSampling::Uniform)
-            .sampler(CoinFlip::new(0.5)?)
-            .thin_below(0.0),
-    };
-    let host = options.moments_on_host.then(Device::flex);
-    builder = match (options.protocol, host) {
-        (Protocol::StableDiffusion, host) => {
-            let adam = FusedAdamW::new([0.9, 0.999], 1e-8, 1e-2);
-            builder.optimizer(match host {
-                Some(host) => Offloaded::new(adam, host).into(),
-                None => adam.into(),
-            })
-        }
-        (_, Some(host)) => builder.optimizer_state_device(host),
-        (_, None) => builder,
-    };
-    let method = options.method;
-    Ok((method.set(builder, levels, answer, options.clipper)?).build()?)
 }
 
 /// The number of images run at a time in measurements.

@@ -18,20 +18,25 @@ const USED_PART: f64 = 0.9;
 /// Pause between two looks at the resident memory.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// Rows run through the model at once, and what they took.
+/// The result of a pass, and what it took.
 #[derive(Debug, Clone, Copy)]
-pub struct Rehearsed {
-    pub rehearsal: Rehearsal,
+pub struct Watched<T> {
+    pub result: T,
     /// Resident memory of the process: before, and the most during the pass, in bytes.
     pub resident: [u64; 2],
     pub seconds: f64,
 }
+
+/// Rows run through the model at once as in a step.
+pub type Rehearsed = Watched<Rehearsal>;
 
 /// Memory of steps beyond that of a rehearsal, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Training {
     /// Moments, the other side's gradient, and a model before the run.
     pub kept: u64,
+    /// The part of it that is held during measurements between and after the steps.
+    pub measuring: u64,
     /// The gradient of a pass. Another holds their sum while a side is run in several
     /// micro-batches.
     pub gradient: u64,
@@ -64,7 +69,7 @@ pub struct Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
     pub micro_batch: usize,
-    /// Resident memory of the process at most, in bytes.
+    /// Resident memory of the process at most, in bytes, in steps and in measurements.
     pub announced_memory_bytes: u64,
     /// Memory available to the process in total, in bytes.
     pub available_memory_bytes: u64,
@@ -140,6 +145,27 @@ pub fn plan(
     }))
 }
 
+impl MemoryPlan {
+    /// The same with measurements, which were rehearsed from `before` bytes to `peak`;
+    /// `in_parallel` if on several threads.
+    pub fn with_measuring(
+        self,
+        [before, peak]: [u64; 2],
+        training: Training,
+        in_parallel: bool,
+    ) -> Self {
+        let steps = self.announced_memory_bytes;
+        Self {
+            announced_memory_bytes: match in_parallel {
+                // Each thread has a heap of its own for small tensors, and keeps what they leave.
+                true => steps + peak.saturating_sub(before),
+                false => steps.max(peak + training.measuring),
+            },
+            ..self
+        }
+    }
+}
+
 /// The peaks of steps that follow from a rehearsal.
 #[derive(Debug, Clone, Copy)]
 struct Peaks {
@@ -152,7 +178,7 @@ struct Peaks {
 impl Peaks {
     fn of(rehearsed: &Rehearsed, training: Training) -> Self {
         Self {
-            rehearsal: rehearsed.rehearsal,
+            rehearsal: rehearsed.result,
             resident: rehearsed.resident,
             seconds: rehearsed.seconds,
             training,
@@ -188,12 +214,12 @@ impl Peaks {
 
 /// Runs a pass, and watches the memory of the process meanwhile; `None` if the system does not
 /// report it.
-pub fn watched(pass: impl FnOnce() -> siss::Result<Rehearsal>) -> siss::Result<Option<Rehearsed>> {
+pub fn watched<T>(pass: impl FnOnce() -> siss::Result<T>) -> siss::Result<Option<Watched<T>>> {
     let Some(before) = resident_memory() else {
         return Ok(None);
     };
     let (is_done, began) = (AtomicBool::new(false), Instant::now());
-    let (rehearsal, peak) = thread::scope(|scope| {
+    let (result, peak) = thread::scope(|scope| {
         let watch = scope.spawn(|| {
             let mut peak = before;
             while !is_done.load(Relaxed) {
@@ -202,12 +228,12 @@ pub fn watched(pass: impl FnOnce() -> siss::Result<Rehearsal>) -> siss::Result<O
             }
             peak
         });
-        let rehearsal = pass();
+        let result = pass();
         is_done.store(true, Relaxed);
-        (rehearsal, watch.join().unwrap_or(before))
+        (result, watch.join().unwrap_or(before))
     });
-    Ok(Some(Rehearsed {
-        rehearsal: rehearsal?,
+    Ok(Some(Watched {
+        result: result?,
         resident: [before, peak],
         seconds: began.elapsed().as_secs_f64(),
     }))
@@ -254,6 +280,7 @@ mod tests {
 
     const TRAINING: Training = Training {
         kept: 300,
+        measuring: 200,
         gradient: 100,
         replicas: [0, 0],
     };
@@ -274,7 +301,7 @@ mod tests {
             let rows = rows.min(10);
             passes.push(rows);
             Ok(Rehearsed {
-                rehearsal: Rehearsal {
+                result: Rehearsal {
                     rows,
                     of_side: 10,
                     of_step: 20,
@@ -305,6 +332,20 @@ mod tests {
     }
 
     #[test]
+    fn measurements_are_announced_with_what_is_held_meanwhile() {
+        let (_, plan, peak) = planned(16, false, 10_000);
+        let with = |resident, in_parallel| {
+            let plan = plan
+                .unwrap()
+                .with_measuring(resident, TRAINING, in_parallel);
+            plan.announced_memory_bytes
+        };
+        assert_eq!(with([1000, 1500], false), peak);
+        assert_eq!(with([1000, 5000], false), 5000 + TRAINING.measuring);
+        assert_eq!(with([1000, 1500], true), peak + 500);
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused_after_one_row() {
         let (passes, plan, needed) = planned(16, false, 1500);
         assert_eq!((passes, plan, needed), (vec![1], None, 1550));
@@ -321,7 +362,7 @@ mod tests {
             of_check: 9,
         };
         let quarter = |resident| Rehearsed {
-            rehearsal,
+            result: rehearsal,
             resident,
             seconds: 1.0,
         };

@@ -211,6 +211,12 @@ pub struct Options {
     #[serde(skip)]
     pub moments_on_host: bool,
 
+    /// Trains weights in bf16, with a copy in f32 that takes the steps: half of the memory for
+    /// activations, for a little accuracy. Measured and written as they came. Not with --lora.
+    #[arg(long, conflicts_with = "lora")]
+    #[serde(skip_serializing_if = "is_off")]
+    pub bf16_weights: bool,
+
     /// CPU threads [default: all].
     #[arg(long)]
     #[serde(skip)]

@@ -13,13 +13,8 @@ use crate::unlearn::memory::{MemoryPlan, TooLarge, Training, peak_memory};
 use crate::unlearn::options::{Options, Protocol, Settings};
 use crate::way::Way;
 
-/// Numbers per trained parameter besides the weight: the two moments of AdamW, and the gradients of
-/// the two sides.
-const MOMENTS: usize = 2;
+/// The gradients of the two sides.
 const GRADIENTS: usize = 2;
-const NUMBERS_OF_TRAINING: usize = MOMENTS + GRADIENTS;
-/// The same on a further device: the gradients, and one of them as a vector.
-const NUMBERS_OF_A_REPLICA: usize = 3;
 const BYTES_A_NUMBER: usize = 4;
 
 /// The facts known before anything is run, one line per item.
@@ -105,19 +100,23 @@ pub fn announcement(
 
 /// Memory of the steps beyond that of a single pass. `samples`: generated images, before or after.
 pub fn of_training(options: &Options, model: &Model, data: &Data, samples: usize) -> Training {
-    let gradient = numbers(model.trained);
+    let stored = Stored::of(options);
+    let gradient = stored.weights * model.trained as u64;
     let teacher = match options.method {
         Way::Counterfactual => gradient,
         Way::Method(_) | Way::SissToLevel => 0,
     };
+    let state = stored.state * model.trained as u64;
     let shown = data.forget.len() + data.control.len() + 2 * samples;
     let later = numbers(shown * model.format.values()) + references(options, model, data);
     let on_host = options.all_devices().1.iter();
     let on_host = on_host.filter(|&&spec| spec == DeviceSpec::Flex).count();
+    let measuring = state + teacher + later;
     Training {
-        kept: (NUMBERS_OF_TRAINING - 1) as u64 * gradient + teacher + later,
+        kept: measuring + (GRADIENTS - 1) as u64 * gradient,
+        measuring,
         gradient,
-        replicas: [on_host as u64, of_a_replica(model)],
+        replicas: [on_host as u64, of_a_replica(stored, model)],
     }
 }
 
@@ -129,8 +128,34 @@ fn references(options: &Options, model: &Model, data: &Data) -> u64 {
     }
 }
 
-fn of_a_replica(model: &Model) -> u64 {
-    numbers(model.parameters) + NUMBERS_OF_A_REPLICA as u64 * numbers(model.trained)
+/// Weights and gradients, and one of these as a vector in f32.
+fn of_a_replica(stored: Stored, model: &Model) -> u64 {
+    let gradients = GRADIENTS as u64 * stored.weights * model.trained as u64;
+    stored.weights * model.parameters as u64 + gradients + numbers(model.trained)
+}
+
+/// Bytes per parameter.
+#[derive(Debug, Clone, Copy)]
+struct Stored {
+    /// Of weights, and of each gradient.
+    weights: u64,
+    /// Of what the optimiser keeps: two moments, and the copy in f32 of weights in bf16.
+    state: u64,
+}
+
+impl Stored {
+    fn of(options: &Options) -> Self {
+        match options.bf16_weights {
+            true => Self {
+                weights: 2,
+                state: 12,
+            },
+            false => Self {
+                weights: 4,
+                state: 8,
+            },
+        }
+    }
 }
 
 /// The bytes of numbers.
@@ -168,7 +193,7 @@ pub fn memory(
     let steps = plan.seconds_per_step * options.steps as f64;
     vec![
         format!(
-            "memory   about {} in the steps, of {} that are available: {parts}; the rest for the program and activations of {rows} at a time{why} ({how})",
+            "memory   about {} at most, of {} that are available: {parts}; the rest for the program and activations of {rows} at a time{why} ({how})",
             bytes(plan.announced_memory_bytes),
             bytes(plan.available_memory_bytes),
         ),
@@ -225,7 +250,7 @@ fn parts(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)])
         0 => String::new(),
         count => format!(
             ", on each of {count} further devices {} for weights and gradients",
-            bytes(of_a_replica(model))
+            bytes(of_a_replica(Stored::of(options), model))
         ),
     };
     format!(
@@ -237,24 +262,32 @@ fn parts(options: &Options, model: &Model, data: &Data, besides: &[(&str, u64)])
 
 /// What the parameters take on the device of the model, and elsewhere.
 fn of_parameters(options: &Options, model: &Model) -> String {
+    let stored = Stored::of(options);
     let (what, copies) = match options.method {
-        Way::Counterfactual => ("weights before and now", 1),
-        Way::Method(_) | Way::SissToLevel => ("weights", 0),
+        Way::Counterfactual => ("weights before and now", 2),
+        Way::Method(_) | Way::SissToLevel => ("weights", 1),
     };
-    let per_trained = |count: usize| numbers(model.trained * count);
-    let weights = numbers(model.parameters) + per_trained(copies);
+    let [all, trained] = [model.parameters, model.trained].map(|count| count as u64);
+    let weights = stored.weights * (all + (copies - 1) * trained);
+    let gradients = GRADIENTS as u64 * stored.weights * trained;
+    let state = stored.state * trained;
+    let (what, kept) = match options.bf16_weights {
+        true => (format!("{what} in bf16"), "two moments and a copy in f32"),
+        false => (what.into(), "two moments"),
+    };
     // On the host itself there is nothing to save.
     if options.moments_on_host && options.all_devices().0 != DeviceSpec::Flex {
         return format!(
-            "{} for {what}, two gradients and two moments of one parameter at a time, with {} of the host's for the moments of all",
-            bytes(weights + per_trained(GRADIENTS)),
-            bytes(per_trained(MOMENTS)),
+            "{} for {what}, two gradients and {kept} of one parameter at a time, with {} of the host's for those of all",
+            bytes(weights + gradients),
+            bytes(state),
         );
     }
-    format!(
-        "{} for {what}, two moments and two gradients",
-        bytes(weights + per_trained(NUMBERS_OF_TRAINING)),
-    )
+    let list = match options.bf16_weights {
+        true => format!("two gradients, {kept}"),
+        false => "two moments and two gradients".into(),
+    };
+    format!("{} for {what}, {list}", bytes(weights + gradients + state))
 }
 
 /// The error for a run that does not fit, with the ways to make it smaller.
@@ -376,7 +409,7 @@ mod tests {
     use crate::process::Process;
 
     #[test]
-    fn moments_on_the_host_are_announced_there() {
+    fn what_the_parameters_take_is_announced_where_it_is() {
         let model = Model {
             parameters: 100_000_000,
             trained: 50_000_000,
@@ -405,8 +438,20 @@ mod tests {
             "{split}"
         );
         assert!(
-            split.ends_with("with 400 MB of the host's for the moments of all"),
+            split.ends_with("with 400 MB of the host's for those of all"),
             "{split}"
+        );
+        // 2 bytes of 100 million weights, 4 of 50 million in gradients, 12 of them in the state.
+        let narrow = said(&format!("{method} --bf16-weights"));
+        let state = "two gradients, two moments and a copy in f32";
+        assert_eq!(narrow, format!("1.0 GB for weights in bf16, {state}"));
+        let narrow = said(&format!(
+            "{method} --bf16-weights --device wgpu --moments-on-host"
+        ));
+        assert!(narrow.starts_with("400 MB for weights in bf16"), "{narrow}");
+        assert!(
+            narrow.ends_with("with 600 MB of the host's for those of all"),
+            "{narrow}"
         );
         let answers = said("--device wgpu --moments-on-host");
         assert!(
