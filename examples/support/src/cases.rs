@@ -89,19 +89,21 @@ impl Case {
         }
     }
 
-    /// The folders of two models that never saw what the other memorised, trained with different
-    /// seeds; the first is what unlearning should arrive at. The ten digits are not among those
-    /// that the T-shirt's twins were trained on, so these are their twins too. The model that
-    /// memorised the digits was trained on from one of them, which is therefore the second.
-    pub fn retrained(self, assets: &Path) -> [PathBuf; 2] {
+    /// The folder of a model that never saw what the other memorised, which is what unlearning
+    /// should arrive at, and those of others trained with other seeds. The ten digits are not among
+    /// those that the T-shirt's twins were trained on, so these are their twins too. The model that
+    /// memorised the digits was trained on from one of them, which is therefore not the first.
+    pub fn retrained(self, assets: &Path) -> (PathBuf, Vec<PathBuf>) {
         let folder = match self {
             Case::Tshirt | Case::Digits => Case::Tshirt.model(assets),
             Case::Faces => self.model(assets),
         };
-        let names = match self {
-            Case::Digits => ["retrained2", "retrained"],
-            _ => ["retrained", "retrained2"],
+        let (first, others): (_, &[_]) = match self {
+            Case::Tshirt => ("retrained", &["retrained2", "retrained3"]),
+            Case::Digits => ("retrained2", &["retrained", "retrained3"]),
+            Case::Faces => ("retrained", &["retrained2"]),
         };
-        names.map(|name| folder.join(name))
+        let others = others.iter().map(|name| folder.join(name));
+        (folder.join(first), others.collect())
     }
 }

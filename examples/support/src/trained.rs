@@ -1,4 +1,4 @@
-//! The models of a case: the one that memorised, and two that never saw what it memorised.
+//! The models of a case: the one that memorised, and those that never saw what it memorised.
 
 use std::path::Path;
 
@@ -18,9 +18,9 @@ pub struct Trained {
     pub model: UNet2d,
     /// What unlearning should arrive at.
     pub retrained: UNet2d,
-    /// The same trained with another seed: how far two such models are apart is the floor of every
-    /// distance.
-    pub again: UNet2d,
+    /// The same trained with other seeds, one or more: how far two such models are apart is the
+    /// floor of every distance.
+    pub again: Vec<UNet2d>,
 }
 
 impl Trained {
@@ -41,12 +41,12 @@ impl Trained {
         }
         let folder = ModelFolder::find(model)?;
         let load = |path: &Path| UNet2d::load(ModelFolder::find(path)?.network(), device);
-        let [retrained, again] = case.retrained(assets);
+        let (retrained, again) = case.retrained(assets);
         Ok(Self {
             config: SchedulerConfig::from_file(folder.scheduler_file())?,
             model: UNet2d::load(folder.network(), device)?,
             retrained: load(&retrained)?,
-            again: load(&again)?,
+            again: again.iter().map(|path| load(path)).collect::<Result<_>>()?,
         })
     }
 }

@@ -93,7 +93,7 @@ impl Material<Unconditional> {
         let origin = ModelFolder::find(&path)?;
         let config = SchedulerConfig::from_file(origin.scheduler_file())?;
         let load = |path: &Path| UNet2d::load(ModelFolder::find(path)?.network(), &device);
-        let [retrained, another] = case.retrained(assets);
+        let (retrained, others) = case.retrained(assets);
         let conditions = Conditions::default();
         let named = named("before", &path, options, &conditions);
         let source = Source::find(&named)?;
@@ -113,7 +113,10 @@ impl Material<Unconditional> {
             after: load(&after)?,
             before,
             retrained: Some(load(&retrained)?),
-            another: vec![load(&another)?],
+            another: others
+                .iter()
+                .map(|path| load(path))
+                .collect::<siss::Result<_>>()?,
             places: [
                 origin.network().into(),
                 ModelFolder::find(&after)?.network().into(),

@@ -166,7 +166,7 @@ impl<'a> Trial<'a> {
         let actual = errors(&self.trained.retrained)?;
         let mut comparisons = Vec::new();
         for (name, model) in [
-            (RETRAINED, &self.trained.again),
+            (RETRAINED, &self.trained.again[0]),
             (MEMORISED, &self.trained.model),
         ] {
             comparisons.extend(self.compare(name, None, &errors(model)?, &actual));

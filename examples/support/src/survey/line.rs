@@ -12,6 +12,7 @@ use crate::lines::rounded;
 
 use super::contender::Contender;
 use super::order::Order;
+use super::retained::RetainSet;
 use super::thorough::Thorough;
 
 /// The model that is measured.
@@ -19,8 +20,8 @@ use super::thorough::Thorough;
 pub enum Subject {
     /// The one that memorised.
     Before,
-    /// A second retrained one: the floor of every distance.
-    Retrained,
+    /// Another retrained one, by its place among those: the floor of every distance.
+    Retrained(usize),
     /// The one that memorised, after unlearning.
     Unlearned(Unlearning),
 }
@@ -46,6 +47,7 @@ pub struct Setting {
     pub clipper: Option<ClipperSpec>,
     /// `None` stands for the protocol's own.
     pub forget_prob: Option<f64>,
+    pub retained: RetainSet,
     pub batch: usize,
     pub samples: usize,
     /// Whether [`Thorough`] is measured too.
@@ -61,8 +63,11 @@ impl Setting {
     pub fn title(&self) -> String {
         let clipper = name_of(self.clipper);
         match self.subject {
-            Subject::Before | Subject::Retrained => self.method(),
-            Subject::Unlearned(_) => title(&self.method(), &clipper, self.forget_prob),
+            Subject::Before | Subject::Retrained(_) => self.method(),
+            Subject::Unlearned(_) => {
+                let retained = self.retained.name();
+                title(&self.method(), &clipper, self.forget_prob, retained)
+            }
         }
     }
 
@@ -70,7 +75,7 @@ impl Setting {
     pub fn method(&self) -> String {
         match self.subject {
             Subject::Before => BEFORE.into(),
-            Subject::Retrained => RETRAINED.into(),
+            Subject::Retrained(_) => RETRAINED.into(),
             Subject::Unlearned(run) => {
                 format!("{}{}", run.contender, run.order.suffix(run.of_each))
             }
@@ -83,10 +88,11 @@ impl fmt::Display for Setting {
         let (case, points) = (self.case.name(), self.points);
         write!(formatter, "{case}, points {points}, {}", self.title())?;
         match self.subject {
+            Subject::Before => Ok(()),
+            Subject::Retrained(place) => write!(formatter, ", seed {place}"),
             Subject::Unlearned(Unlearning { steps, seed, .. }) => {
                 write!(formatter, ", steps {steps}, seed {seed}")
             }
-            _ => Ok(()),
         }
     }
 }
@@ -105,6 +111,7 @@ pub struct Line {
     pub clipper: String,
     /// For each request.
     pub steps: usize,
+    /// Of a retrained model its place among those.
     pub seed: u64,
     pub batch: usize,
     /// Mean of the answer distance over t = 100, 250, 400 and 600.
@@ -151,6 +158,8 @@ pub struct Line {
     pub membership: Option<f64>,
     pub relearning: Option<u64>,
     pub sliced: Option<f64>,
+    /// What stood for the retained points; empty for the data.
+    pub retained: Option<String>,
 }
 
 /// How a model compares with the retrained one, and what its unlearning took.
@@ -198,7 +207,8 @@ impl Line {
     /// The line of a setting whose model was measured.
     pub fn of(setting: &Setting, device: DeviceSpec, measured: &Measured) -> Self {
         let (steps, seed, batch) = match setting.subject {
-            Subject::Before | Subject::Retrained => (0, 0, 0),
+            Subject::Before => (0, 0, 0),
+            Subject::Retrained(place) => (0, place as u64, 0),
             Subject::Unlearned(run) => (run.steps, run.seed, setting.batch),
         };
         let clipper = setting.clipper.filter(|_| steps > 0);
@@ -253,6 +263,11 @@ impl Line {
             membership: thorough.map(|it| rounded(it.membership)),
             relearning: thorough.and_then(|it| it.relearning),
             sliced: thorough.and_then(|it| it.sliced.map(rounded)),
+            retained: setting
+                .retained
+                .name()
+                .filter(|_| steps > 0)
+                .map(Into::into),
         }
     }
 
@@ -270,18 +285,21 @@ impl Line {
             && (case, points, samples) == (setting.case.name(), setting.points, setting.samples);
         is_same_model
             && match setting.subject {
-                Subject::Before | Subject::Retrained => true,
+                Subject::Before => true,
+                Subject::Retrained(place) => self.seed == place as u64,
                 Subject::Unlearned(run) => {
                     (self.steps, self.seed, self.batch) == (run.steps, run.seed, setting.batch)
                         && self.clipper == name_of(setting.clipper)
                         && self.forget_prob == setting.forget_prob
+                        && self.retained.as_deref() == setting.retained.name()
                 }
             }
     }
 
     /// The method, with what is not its own.
     pub fn title(&self) -> String {
-        title(&self.method, &self.clipper, self.forget_prob)
+        let retained = self.retained.as_deref();
+        title(&self.method, &self.clipper, self.forget_prob, retained)
     }
 
     /// Whether it is a run of unlearning.
@@ -309,14 +327,21 @@ impl Line {
     }
 }
 
-/// A method with what is not its own: the clipper, empty if it is, and λ.
-pub fn title(method: &str, clipper: &str, forget_prob: Option<f64>) -> String {
+/// A method with what is not its own: the clipper, empty if it is, λ, and what stood for the
+/// retained points.
+pub fn title(
+    method: &str,
+    clipper: &str,
+    forget_prob: Option<f64>,
+    retained: Option<&str>,
+) -> String {
     let clipper = match clipper {
         "" => String::new(),
         clipper => format!(", {clipper}"),
     };
     let forget_prob = forget_prob.map_or(String::new(), |it| format!(", λ = {it}"));
-    format!("{method}{clipper}{forget_prob}")
+    let retained = retained.map_or(String::new(), |it| format!(", {it}"));
+    format!("{method}{clipper}{forget_prob}{retained}")
 }
 
 /// The text of a clipper; none for the method's own.

@@ -8,6 +8,7 @@ mod order;
 mod plot;
 mod request;
 mod requests;
+mod retained;
 mod table;
 mod thorough;
 mod trial;
@@ -158,7 +159,7 @@ mod tests {
         let options = options(words);
         let mut runs = Vec::new();
         let all = missing(&options, 1, &runs);
-        assert_eq!(all.len(), 2 + 3 * 2 * 2);
+        assert_eq!(all.len(), 3 + 3 * 2 * 2);
         for (done, setting) in all.iter().enumerate() {
             assert_eq!(missing(&options, 1, &runs).len(), all.len() - done);
             runs.push(finished(setting));
@@ -177,8 +178,10 @@ mod tests {
                 1,
             ),
             ("--methods siss --steps 5 --seeds 0 --forget-prob 0.25", 1),
+            ("--methods siss --steps 5 --seeds 0 --retained data", 0),
+            ("--methods siss --steps 5 --seeds 0 --retained own", 1),
             // Even the models that were not unlearned were measured without.
-            ("--methods siss --steps 5 --seeds 0 --thorough", 3),
+            ("--methods siss --steps 5 --seeds 0 --thorough", 4),
             ("--methods siss --steps 5 --seeds 0 --order together", 0),
             ("--methods siss --steps 5 --seeds 0 --order in-turn", 1),
             (
@@ -186,8 +189,8 @@ mod tests {
                 2,
             ),
             ("--methods siss --steps 5 --seeds 0 --of-each 2", 0),
-            ("--methods siss --steps 5 --seeds 0 --samples 8", 3),
-            ("--methods siss --steps 5 --seeds 0 --case digits", 3),
+            ("--methods siss --steps 5 --seeds 0 --samples 8", 4),
+            ("--methods siss --steps 5 --seeds 0 --case digits", 4),
         ] {
             let options = self::options(other);
             assert_eq!(missing(&options, 1, &runs).len(), count, "{other}");
@@ -198,13 +201,13 @@ mod tests {
     fn a_clipper_is_part_of_a_run() {
         let options = options("--methods siss --steps 5 --seeds 0 --clipper fraction:0.5:1");
         let settings = missing(&options, 1, &[]);
-        let run = finished(&settings[2]);
+        let run = finished(&settings[3]);
         assert_eq!(
             run.clipper.parse::<ClipperSpec>().unwrap(),
             options.clipper.unwrap()
         );
-        assert!(run.is_of(&settings[2]));
-        // The models before and retrained have none.
+        assert!(run.is_of(&settings[3]));
+        // Neither the model before nor the retrained ones have one.
         assert_eq!(finished(&settings[0]).clipper, "");
         assert!(finished(&settings[0]).is_of(&settings[0]));
     }
@@ -219,8 +222,8 @@ mod tests {
             let run = Line::of(&setting, DeviceSpec::Flex, &Measured::default());
             keep(&path, run, (&setting, &mut runs)).unwrap();
         }
-        assert_eq!(runs.len(), 4);
-        let setting = options(&format!("{words} --thorough")).settings(1)[2];
+        assert_eq!(runs.len(), 5);
+        let setting = options(&format!("{words} --thorough")).settings(1)[3];
         let measured = Measured {
             answer: 0.5,
             thorough: Some(Thorough {
@@ -234,13 +237,26 @@ mod tests {
         let run = Line::of(&setting, DeviceSpec::Flex, &measured);
         keep(&path, run.clone(), (&setting, &mut runs)).unwrap();
         assert!(run.is_of(&setting));
-        assert_eq!((runs.len(), &runs[2]), (4, &run));
+        assert_eq!((runs.len(), &runs[3]), (5, &run));
         assert_eq!(lines::read::<Line>(&path).unwrap(), runs);
         // The same columns in every row.
         let table = table::table(&runs);
         let counts: Vec<usize> = table.lines().map(|row| row.matches('|').count()).collect();
-        assert!(counts.iter().all(|&count| count == 23), "{counts:?}");
+        assert!(counts.iter().all(|&count| count == 24), "{counts:?}");
         assert!(table.contains("| 1.000, 2.000 | 0.750 | 20 |"), "{table}");
+        // Over the floor: of the retrained models, and of the run at twice their distance.
+        for (place, run) in runs.iter_mut().enumerate() {
+            run.answer = if place == 3 { 0.5 } else { 0.25 };
+            (run.denoised_400, run.neighbourhood, run.loss) = (2.0, 0.1, 0.1);
+        }
+        let table = table::table(&runs);
+        let ratios = |ratios: &str| table.matches(&format!("| {ratios} |")).count();
+        assert_eq!(ratios("1.0, 1.0, 1.0, 1.0"), 3, "{table}");
+        assert_eq!(ratios("2.0, 1.0, 1.0, 1.0"), 1, "{table}");
+        assert!(
+            table::table(&runs[3..]).contains("| 0.100 | – |"),
+            "{table}"
+        );
     }
 
     #[test]
@@ -248,9 +264,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(REQUESTS);
         let requests = |words: &str, count: usize| -> Vec<RequestLine> {
-            let setting = options(&format!("--methods siss --steps 5 {words}")).settings(1)[2];
+            let setting = options(&format!("--methods siss --steps 5 {words}")).settings(1)[3];
             let Subject::Unlearned(run) = setting.subject else {
-                panic!("the first two are not unlearned");
+                panic!("the first three are not unlearned");
             };
             let numbers = (1..=count).map(|number| (number, 1));
             let line = |number| {
@@ -265,7 +281,8 @@ mod tests {
             ("--seeds 0", 1, 3),
             ("--seeds 1", 1, 4),
             ("--seeds 0 --forget-prob 0.25", 1, 5),
-            ("--seeds 0 --thorough", 1, 5),
+            ("--seeds 0 --retained filtered", 1, 6),
+            ("--seeds 0 --thorough", 1, 6),
         ];
         for (words, count, expected) in counts {
             keep_requests(&path, requests(words, count)).unwrap();
@@ -274,7 +291,7 @@ mod tests {
         }
         // A file from before λ was an option.
         let text = std::fs::read_to_string(&path).unwrap();
-        let without = |line: &str| line.rsplit_once(',').unwrap().0.to_owned() + "\n";
+        let without = |line: &str| line.rsplitn(3, ',').nth(2).unwrap().to_owned() + "\n";
         let earlier: String = text.lines().take(3).map(without).collect();
         std::fs::write(&path, earlier).unwrap();
         keep_requests(&path, requests("--seeds 2", 1)).unwrap();

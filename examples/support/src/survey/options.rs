@@ -15,6 +15,7 @@ use crate::quick::{BATCH, FORGET_PROB};
 use super::contender::Contender;
 use super::line::{Setting, Subject, Unlearning};
 use super::order::Order;
+use super::retained::RetainSet;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -68,6 +69,11 @@ pub struct Options {
     /// command: above 0 and at most 1 [default: 0.5].
     #[arg(long, value_name = "λ")]
     pub forget_prob: Option<f64>,
+
+    /// What stands for the retained points, and for those that predictions are fitted on, in every
+    /// request of this command.
+    #[arg(long, value_enum, default_value_t)]
+    pub retained: RetainSet,
 
     /// Pairs of a retained and a forgotten point in a step.
     #[arg(long, default_value_t = BATCH)]
@@ -138,11 +144,14 @@ impl Options {
             subject,
             clipper: self.clipper,
             forget_prob: self.forget_prob,
+            retained: self.retained,
             thorough: self.thorough,
             batch: self.batch,
             samples: self.samples,
         };
-        let mut settings = vec![setting(Subject::Before), setting(Subject::Retrained)];
+        let again = self.case.retrained(&self.assets).1.len();
+        let mut settings = vec![setting(Subject::Before)];
+        settings.extend((0..again).map(|place| setting(Subject::Retrained(place))));
         for &steps in &self.steps {
             for &seed in &self.seeds {
                 for &order in &self.order {

@@ -56,6 +56,8 @@ pub struct RequestLine {
     pub device: String,
     /// The share λ of noisy points; empty for the protocol's own.
     pub forget_prob: Option<f64>,
+    /// What stood for the retained points; empty for the data.
+    pub retained: Option<String>,
 }
 
 /// Distances at the new points of a request in the model that memorised, in the one that the
@@ -115,6 +117,7 @@ impl RequestLine {
             seconds: rounded(took.seconds),
             device: device.to_string(),
             forget_prob: setting.forget_prob,
+            retained: setting.retained.name().map(Into::into),
         }
     }
 
@@ -132,8 +135,13 @@ impl RequestLine {
 /// What requests have in common that differ only in the seed of their run.
 type Key<'a> = (&'a str, usize, String, usize, usize, usize);
 
+fn titled(line: &RequestLine) -> String {
+    let retained = line.retained.as_deref();
+    title(&line.method, &line.clipper, line.forget_prob, retained)
+}
+
 fn key(line: &RequestLine) -> Key<'_> {
-    let title = title(&line.method, &line.clipper, line.forget_prob);
+    let title = titled(line);
     let RequestLine {
         points,
         steps,
@@ -182,7 +190,7 @@ fn row(group: &[&RequestLine]) -> String {
     let cells = [
         first.case.clone(),
         first.points.to_string(),
-        title(&first.method, &first.clipper, first.forget_prob),
+        titled(first),
         first.steps.to_string(),
         first.request.to_string(),
         first.forgotten.to_string(),

@@ -2,7 +2,7 @@
 
 use crate::probe::mean;
 
-use super::line::Line;
+use super::line::{Line, RETRAINED};
 
 /// What runs have in common that differ only in their seed.
 type Key<'a> = (&'a str, usize, String, usize, usize, usize);
@@ -33,14 +33,19 @@ pub fn table(runs: &[Line]) -> String {
     });
     let mut table = String::from(
         "| case | points | method | steps | seeds | answer distance | at t = 100, 250, 400 | cosine | \
-         denoised from 250, 400 | neighbourhood | loss distance | held-out loss, % | copies | of | \
+         denoised from 250, 400 | neighbourhood | loss distance | over the floor: answers, denoised \
+         from 400, neighbourhood, loss | held-out loss, % | copies | of | \
          inception score | evenness | sliced distance | likelihood of unseen, forgotten | membership | \
          relearning | rows per sample | seconds |\n",
     );
-    table += &format!("|{}\n", "---|".repeat(22));
+    table += &format!("|{}\n", "---|".repeat(23));
     for of_group in keys {
         let group: Vec<&Line> = runs.iter().filter(|run| key(run) == of_group).collect();
-        table += &row(&group);
+        let is_floor = |run: &&Line| {
+            run.method == RETRAINED && (run.case.as_str(), run.points) == (of_group.0, of_group.1)
+        };
+        let floor: Vec<&Line> = runs.iter().filter(is_floor).collect();
+        table += &row(&group, &over(&group, &floor));
     }
     table
 }
@@ -48,7 +53,25 @@ pub fn table(runs: &[Line]) -> String {
 /// A value of a run.
 type Value = fn(&Line) -> f64;
 
-fn row(group: &[&Line]) -> String {
+/// Distances divided by those of the other retrained models, means over runs.
+fn over(group: &[&Line], floor: &[&Line]) -> String {
+    let distances: [Value; 4] = [
+        |run| run.answer,
+        |run| run.denoised_400,
+        |run| run.neighbourhood,
+        |run| run.loss,
+    ];
+    let average = |runs: &[&Line], value: Value| {
+        mean(&runs.iter().map(|run| value(run)).collect::<Vec<f64>>())
+    };
+    if floor.is_empty() {
+        return "–".into();
+    }
+    let ratios = distances.map(|value| average(group, value) / average(floor, value));
+    ratios.map(|ratio| format!("{ratio:.1}")).join(", ")
+}
+
+fn row(group: &[&Line], over_floor: &str) -> String {
     let values = |value: Value| group.iter().map(|run| value(run)).collect::<Vec<f64>>();
     let means = |of: &[Value], decimals: usize| {
         let means = of.iter().map(|&value| mean(&values(value)));
@@ -110,6 +133,7 @@ fn row(group: &[&Line]) -> String {
         means(&[|run| run.denoised_250, |run| run.denoised_400], 2),
         means(&[|run| run.neighbourhood], 3),
         spread(|run| run.loss),
+        over_floor.into(),
         changes.join(", "),
         copies.join(", "),
         first.samples.to_string(),

@@ -213,7 +213,7 @@ mod tests {
         let trained = Trained {
             config: SchedulerConfig::default(),
             model,
-            again: retrained.clone(),
+            again: vec![retrained.clone()],
             retrained,
         };
         let measures = Measures {

@@ -21,6 +21,7 @@ use super::line::{Line, Measured, Setting, Subject, Took, Unlearning};
 use super::options::Options;
 use super::request::Request;
 use super::requests::{Moments, RequestLine};
+use super::retained::Generated;
 use super::thorough::Measures;
 
 /// Timesteps at which the loss of other points is measured.
@@ -49,6 +50,8 @@ pub struct Trial<'a> {
     classifier: Option<DigitClassifier>,
     /// Before unlearning.
     before: OtherLosses,
+    /// In place of the data.
+    generated: Option<Generated>,
 }
 
 impl<'a> Trial<'a> {
@@ -56,16 +59,25 @@ impl<'a> Trial<'a> {
         progress.phase("loading");
         let device = options.device.device()?;
         let trained = Trained::load(options.case, &options.assets, &device)?;
-        let mut trial = Self::new(options, data, trained)?;
+        let mut trial = Self::new(options, data, trained, progress)?;
         if options.case != Case::Faces {
             trial.classifier = Some(DigitClassifier::load(&options.assets, &device)?);
         }
         Ok(trial)
     }
 
-    fn new(options: &'a Options, data: &'a CaseData, trained: Trained) -> Result<Self> {
+    fn new(
+        options: &'a Options,
+        data: &'a CaseData,
+        trained: Trained,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let probe = Probe::new(&trained.config, chunks(options.device))?;
+        let generated =
+            (options.retained).generate(&probe, &trained.model, &data.forget, progress)?;
         let mut trial = Self {
-            probe: Probe::new(&trained.config, chunks(options.device))?,
+            probe,
+            generated,
             options,
             data,
             trained,
@@ -98,6 +110,10 @@ impl<'a> Trial<'a> {
 
     fn request(&self, model: UNet2d, points: Range<usize>) -> Result<Request<'_>> {
         let data = self.request_data(points)?;
+        let data = match &self.generated {
+            Some(generated) => generated.stand_in(data),
+            None => data,
+        };
         Ok(Request::new(&self.trained.config, model, data))
     }
 
@@ -164,7 +180,7 @@ impl<'a> Forgetting<'a> {
         };
         let unlearned = match setting.subject {
             Subject::Before => plain(&trained.model),
-            Subject::Retrained => plain(&trained.again),
+            Subject::Retrained(place) => plain(&trained.again[place]),
             Subject::Unlearned(run) => self.unlearn(setting, run, progress)?,
         };
         let line = self.measured(setting, &unlearned.model, unlearned.took, progress)?;
@@ -354,7 +370,7 @@ mod tests {
             config: SchedulerConfig::default(),
             model: unet(0),
             retrained: unet(1),
-            again: unet(2),
+            again: vec![unet(2)],
         }
     }
 
@@ -378,7 +394,7 @@ mod tests {
             heldout: points(3, 1),
             forget: points(2, 2),
         };
-        let trial = Trial::new(&options, &data, trained()).unwrap();
+        let trial = Trial::new(&options, &data, trained(), &Silent).unwrap();
         let mut forgetting = trial.forgetting(2).unwrap();
         let settings = options.settings(2);
         let [_, _, in_turn, replay] = settings.try_into().unwrap();
@@ -423,7 +439,7 @@ mod tests {
             heldout: points(3, 1),
             forget: points(1, 2),
         };
-        let trial = Trial::new(&options, &data, trained()).unwrap();
+        let trial = Trial::new(&options, &data, trained(), &Silent).unwrap();
         let setting = options.settings(2)[2];
         let (line, requests) = trial.forgetting(2).unwrap().run(&setting, &Silent).unwrap();
         let [first, second] = requests.try_into().unwrap();

@@ -179,9 +179,9 @@ impl Job {
             samples: options.samples,
             classifier: DigitClassifier::load(&options.assets, &device)?,
         };
-        let [retrained, another] = Case::Tshirt.retrained(&options.assets);
+        let (retrained, others) = Case::Tshirt.retrained(&options.assets);
         let retrained = UNet2d::load(retrained, &device)?;
-        let another_retrained = UNet2d::load(another, &device)?;
+        let another_retrained = UNet2d::load(&others[0], &device)?;
         let mut job = Self {
             retrained: Retrained::measure(&examiner, retrained)?,
             another_retrained,
