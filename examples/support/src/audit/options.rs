@@ -253,7 +253,7 @@ pub struct RecordOptions {
     pub completed: String,
 
     /// Who tests.
-    #[arg(long, value_name = "NAME", default_value = "not stated")]
+    #[arg(long, value_name = "NAME", default_value = "a tester who is not named")]
     pub tester: String,
 
     /// Their relation to the model.
