@@ -109,14 +109,14 @@ fn check_membership(report: &AuditReport) {
     for signal in ["PIA", "PIAN", "SecMI", "SimA"] {
         assert_eq!(of(&format!("{signal} at")).figures.len(), 1);
     }
-    let ratio = of("loss, likelihood ratio against 2 models");
+    let ratio = of("loss, likelihood ratio against 3 models");
     for figure in &ratio.figures {
         let before = figure.before.as_ref().unwrap();
         assert!(
             before.value < 0.0 && before.p_value.unwrap() < 0.5,
             "{figure:?}"
         );
-        assert_eq!(before.samples, [2]);
+        assert_eq!(before.samples, [3]);
     }
 }
 

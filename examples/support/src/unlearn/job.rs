@@ -644,8 +644,9 @@ fn rehearse_measuring<S: Subject>(
     let Points {
         points, condition, ..
     } = control.rows(&rows);
+    let middle = probe.process().num_timesteps() / 2;
     let pass = || {
-        probe.seconds_per_image(model, (&points, &condition), 0)?;
+        probe.seconds_per_image(model, (&points, &condition), middle)?;
         subject.space().pictures(&points.clone().narrow(0, 0, 1))?;
         networks.trial(retained)
     };
