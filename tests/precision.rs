@@ -1,6 +1,5 @@
 //! Networks whose weights are in bf16 compute in it, and take and give numbers in f32.
 
-use burn::module::{ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use siss::Denoiser;
 use siss::draws::{Stream, normal_noise};
@@ -8,14 +7,7 @@ use siss::models::{
     ClassCondition, Dit, Sd3Transformer, TextCondition, UNet2d, UNet2dCondition,
     UNet2dConditionConfig,
 };
-
-struct ToBf16;
-
-impl ModuleMapper for ToBf16 {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|weights| weights.cast(FloatDType::BF16))
-    }
-}
+use siss_support::cast::cast;
 
 fn numbers<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     normal_noise(shape, seed, 0, 0, Stream::Evaluation, &Device::flex())
@@ -36,7 +28,7 @@ fn assert_near_in_bf16<M: Denoiser<4>>(
         output.into_data().iter::<f64>().collect::<Vec<f64>>()
     };
     let wide = values(&model);
-    let narrow = values(&model.map(&mut ToBf16));
+    let narrow = values(&cast(model, FloatDType::BF16));
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|it| it * it).sum::<f64>().sqrt();
     let apart = norm(&mut wide.iter().zip(&narrow).map(|(a, b)| a - b));
     let apart = apart / norm(&mut wide.iter().copied());

@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::Parser;
-use image::{Rgb, RgbImage};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use siss::burn::tensor::{Device, Tensor};
 use siss::metrics::networks::{
     InceptionTap, InceptionV3, Sscd, SscdSize, TensorSource, formula_weights,
 };
 use siss::metrics::{CopyProtocol, CopySimilarity, Resize, frechet_distance};
-use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
+use siss::models::UNet2d;
 use siss::process::SchedulerConfig;
 use siss::sampling::{DdpmSampler, Sampler};
 use siss::{Error, StepReport};
 use siss_support::probe::EVALUATION_SEED;
 use siss_support::progress::Progress;
+use siss_support::tiny;
 use siss_support::unlearn::{job, options};
 use tempfile::TempDir;
 
@@ -41,39 +41,13 @@ impl Progress for Told {
     }
 }
 
-/// A different picture for each number.
-fn picture(number: u32) -> RgbImage {
-    RgbImage::from_fn(SIDE, SIDE, |x, y| {
-        let value = |factor: u32| ((number * 37 + x * factor + y * 11) % 256) as u8;
-        Rgb([value(7), value(13), value(29)])
-    })
-}
-
 /// A pipeline, one picture to forget, four to retain and eight to compare with.
 fn workplace() -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);
-    let config = UNet2dConfig {
-        block_out_channels: vec![4, 8],
-        down_block_types: vec![DownBlockType::Resnet, DownBlockType::Attention],
-        up_block_types: vec![UpBlockType::Attention, UpBlockType::Resnet],
-        layers_per_block: 1,
-        norm_num_groups: 2,
-        attention_head_dim: None,
-        sample_size: Some([SIDE as usize; 2]),
-        ..UNet2dConfig::default()
-    };
-    let network = config.init(&Device::flex()).unwrap();
-    network.save(at("model/unet")).unwrap();
-    fs::create_dir(at("model/scheduler")).unwrap();
-    let text = r#"{"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}"#;
-    fs::write(at("model/scheduler/scheduler_config.json"), text).unwrap();
+    tiny::plain_model(&at("model"));
     for (folder, numbers) in [("forget", 100..101), ("retain", 0..4), ("control", 20..28)] {
-        fs::create_dir(at(folder)).unwrap();
-        for number in numbers {
-            let file = at(folder).join(format!("{number:03}.png"));
-            picture(number).save(file).unwrap();
-        }
+        tiny::pictures(&at(folder), numbers);
     }
     place
 }

@@ -13,20 +13,13 @@ use clap::Parser;
 use image::{Rgb, RgbImage};
 use siss::StepReport;
 use siss::burn::tensor::Device;
-use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
+use siss::models::UNet2d;
 use siss_support::progress::Progress;
+use siss_support::tiny::{self, picture};
 use siss_support::unlearn::{job, options};
 use tempfile::TempDir;
 
 const SIDE: u32 = 8;
-
-/// A different picture for each number.
-fn picture(number: u32) -> RgbImage {
-    RgbImage::from_fn(SIDE, SIDE, |x, y| {
-        let value = |factor: u32| ((number * 37 + x * factor + y * 11) % 256) as u8;
-        Rgb([value(7), value(13), value(29)])
-    })
-}
 
 /// A pipeline in `model`, two pictures in `forget`, 24 in `retain`.
 fn workplace() -> TempDir {
@@ -36,26 +29,9 @@ fn workplace() -> TempDir {
 fn workplace_of(retained: u32) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);
-    let config = UNet2dConfig {
-        block_out_channels: vec![4, 8],
-        down_block_types: vec![DownBlockType::Resnet, DownBlockType::Attention],
-        up_block_types: vec![UpBlockType::Attention, UpBlockType::Resnet],
-        layers_per_block: 1,
-        norm_num_groups: 2,
-        attention_head_dim: None,
-        sample_size: Some([SIDE as usize; 2]),
-        ..UNet2dConfig::default()
-    };
-    let network = config.init(&Device::flex()).unwrap();
-    network.save(at("model/unet")).unwrap();
-    fs::create_dir(at("model/scheduler")).unwrap();
-    scheduler(&at("model"), "DDPMScheduler");
+    tiny::plain_model(&at("model"));
     for (folder, numbers) in [("forget", 100..102), ("retain", 0..retained)] {
-        fs::create_dir(at(folder)).unwrap();
-        for number in numbers {
-            let file = at(folder).join(format!("{number:03}.png"));
-            picture(number).save(file).unwrap();
-        }
+        tiny::pictures(&at(folder), numbers);
     }
     place
 }

@@ -5,8 +5,9 @@ use std::process::Command;
 use clap::ValueEnum;
 use serde::Serialize;
 use siss::SissTrainer;
-use siss::burn::module::{Module, ModuleMapper, Param};
-use siss::burn::tensor::{Device, FloatDType, Tensor};
+use siss::burn::module::Module;
+use siss::burn::tensor::{Device, FloatDType};
+use siss_support::cast::cast;
 use siss_support::small::{difference, norm, parameters};
 
 use crate::report::{MEBI, peak_memory, rounded};
@@ -118,9 +119,7 @@ fn start(arguments: &Arguments) -> Result<Network> {
     let device = arguments.device.device()?;
     device.seed(0);
     let (network, _) = prepare(arguments, &device)?;
-    Ok(network
-        .map(&mut To(FloatDType::BF16))
-        .map(&mut To(FloatDType::F32)))
+    Ok(cast(cast(network, FloatDType::BF16), FloatDType::F32))
 }
 
 /// The parameters after the steps.
@@ -128,7 +127,7 @@ fn train(arguments: &Arguments, begin: &Network, storage: Storage) -> Result<Vec
     let (_, pairs) = prepare(arguments, &arguments.device.device()?)?;
     let network = Network {
         bf16: storage.dtype() == FloatDType::BF16,
-        ..begin.clone().map(&mut To(storage.dtype()))
+        ..cast(begin.clone(), storage.dtype())
     };
     let mut builder = SissTrainer::builder(network, arguments.workload.scheduler()?)
         .learning_rate(LEARNING_RATE)
@@ -141,12 +140,4 @@ fn train(arguments: &Arguments, begin: &Network, storage: Storage) -> Result<Vec
         trainer.step(pairs.batch(step as u64, arguments.batch as usize)?)?;
     }
     Ok(parameters(&trainer.into_model()))
-}
-
-struct To(FloatDType);
-
-impl ModuleMapper for To {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|weights| weights.cast(self.0))
-    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use serde::Serialize;
-use siss::burn::module::{Module, ModuleMapper, Param};
+use siss::burn::module::Module;
 use siss::burn::tensor::{Device, FloatDType, Tensor};
 use siss::draws::{Stream, normal_noise};
 use siss::models::{
@@ -13,6 +13,7 @@ use siss::models::{
     UNet2dConfig, UpBlockType,
 };
 use siss::{DdpmScheduler, Denoiser, PairSampler};
+use siss_support::cast::cast;
 use siss_support::digits;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -234,16 +235,8 @@ impl Denoiser<4> for Network {
             return self.unet.predict(noisy, timesteps);
         }
         // The casts are part of the graph, so the gradients are those of the f32 weights.
-        let half = self.unet.clone().map(&mut ToBf16);
+        let half = cast(self.unet.clone(), FloatDType::BF16);
         let noisy = noisy.cast(FloatDType::BF16);
         half.predict(noisy, timesteps).cast(FloatDType::F32)
-    }
-}
-
-struct ToBf16;
-
-impl ModuleMapper for ToBf16 {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|weights| weights.cast(FloatDType::BF16))
     }
 }

@@ -172,7 +172,8 @@ pub enum CopyProtocol {
 }
 
 impl CopyProtocol {
-    fn copies(self) -> usize {
+    /// Copies of each picture.
+    pub fn copies(self) -> usize {
         match self {
             CopyProtocol::MeanOfSixteen => 16,
             CopyProtocol::Single => 1,

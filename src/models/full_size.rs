@@ -202,3 +202,49 @@ fn only_the_shape_tells_linear_projections_from_convolutions() {
     assert_eq!(shape(SD1), [320, 320, 1, 1]);
     assert_eq!(shape(SD2), [320, 320]);
 }
+
+/// Multiplications of a forward pass over one latent of `size × size`, with 77 tokens: those of each
+/// layer's weights at every place of its map, and the two products of each attention.
+fn multiplications(config: &str, size: usize) -> f64 {
+    const TOKENS: usize = 77;
+    let config = UNet2dConditionConfig::from_json(config, "config.json").unwrap();
+    let last = config.block_out_channels.len() - 1;
+    let shapes = expected_shapes(&config.init(&Device::flex()).unwrap());
+    let of_layer = |(name, shape): (&String, &Vec<usize>)| {
+        let parts: Vec<&str> = name.split('.').collect();
+        let block = || parts[1].parse::<usize>().unwrap();
+        let halvings = match (parts[0], *parts.get(2).unwrap_or(&"")) {
+            ("down_blocks", "downsamplers") => block() + 1,
+            ("down_blocks", _) => block(),
+            ("mid_block", _) => last,
+            ("up_blocks", "upsamplers") => last - block() - 1,
+            ("up_blocks", _) => last - block(),
+            _ => 0,
+        };
+        let map = (size >> halvings).pow(2);
+        let places = match name {
+            name if name.contains("embedding") || name.contains("time_emb") => 1,
+            name if name.contains("attn2.to_k") || name.contains("attn2.to_v") => TOKENS,
+            _ => map,
+        };
+        let products = match name {
+            name if name.ends_with("attn1.to_q.weight") => 2 * map * map * shape[0],
+            name if name.ends_with("attn2.to_q.weight") => 2 * map * TOKENS * shape[0],
+            _ => 0,
+        };
+        (places * shape.iter().product::<usize>() + products) as f64
+    };
+    // A vector is a bias, or the gain of a norm.
+    let layers = shapes.iter().filter(|(_, shape)| shape.len() > 1);
+    layers.map(of_layer).sum()
+}
+
+/// docs/performance.md has these numbers.
+#[test]
+fn a_pass_of_xl_takes_eight_times_that_of_version_1() {
+    let (sd1, xl) = (multiplications(SD1, 64), multiplications(SDXL, 128));
+    println!("{sd1:.3e}, {xl:.3e}, ratio {:.2}", xl / sd1);
+    assert!((sd1 / 0.40e12 - 1.0).abs() < 0.01, "{sd1:e}");
+    assert!((xl / 3.38e12 - 1.0).abs() < 0.01, "{xl:e}");
+    assert!((xl / sd1 - 8.4).abs() < 0.05, "{}", xl / sd1);
+}

@@ -176,7 +176,7 @@ fn evenness(counts: &[usize; CLASSES]) -> f64 {
     let total = counts.iter().sum::<usize>().max(1) as f64;
     let shares = counts.iter().map(|&count| count as f64 / total);
     let entropy: f64 = (shares.filter(|&share| share > 0.0))
-        .map(|share| -share * share.ln())
+        .map(|share| share * share.recip().ln())
         .sum();
     entropy / (CLASSES as f64).ln()
 }
@@ -227,7 +227,7 @@ mod tests {
             (judged.inception_score.value - 1.0).abs() < 1e-6,
             "{judged:?}"
         );
-        assert_eq!(judged.evenness, 0.0);
+        assert_eq!(judged.evenness.to_string(), "0");
         assert!(judge(&digits.clone().narrow(0, 0, 99)).is_none());
 
         let is_zero: Vec<bool> = labels[NUM_RETAIN..]

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod cases;
+pub mod cast;
 pub mod classifier;
 pub mod clock;
 pub mod closeness;

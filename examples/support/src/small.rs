@@ -12,6 +12,7 @@ use siss::steering::Levels;
 use siss::trainer::SissTrainerBuilder;
 use siss::{Denoiser, PredictionType, Steering, UnlearningBatch};
 
+use crate::cast::cast;
 use crate::way::Way;
 
 /// The device under test: `SISS_TEST_DEVICE`, or the CPU.
@@ -101,13 +102,7 @@ pub struct Narrow {
 impl Narrow {
     /// The model of a seed.
     pub fn new(seed: u64, dtype: FloatDType, device: &Device) -> Self {
-        struct Cast(FloatDType);
-        impl ModuleMapper for Cast {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                param.map(|value| value.cast(self.0))
-            }
-        }
-        let model = Mlp::new(seed, device).map(&mut Cast(dtype));
+        let model = cast(Mlp::new(seed, device), dtype);
         Self { model, dtype }
     }
 }

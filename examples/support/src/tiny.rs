@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use image::{Rgb, RgbImage};
 use siss::burn::tensor::Device;
 use siss::models::{
     AdditionEmbedType, AutoencoderKlConfig, ClipTextConfig, ConditionDownBlockType,
@@ -20,6 +21,42 @@ pub const SCHEDULER: &str = r#"{"_class_name": "DDIMScheduler", "num_train_times
 pub fn write(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();
+}
+
+/// A picture of 8 × 8 in colour, another for each number.
+pub fn picture(number: u32) -> RgbImage {
+    RgbImage::from_fn(8, 8, |x, y| {
+        let value = |factor: u32| ((number * 37 + x * factor + y * 11) % 256) as u8;
+        Rgb([value(7), value(13), value(29)])
+    })
+}
+
+/// Writes pictures into a folder, in files named by their numbers.
+pub fn pictures(folder: &Path, numbers: impl IntoIterator<Item = u32>) {
+    fs::create_dir_all(folder).unwrap();
+    for number in numbers {
+        let file = folder.join(format!("{number:03}.png"));
+        picture(number).save(file).unwrap();
+    }
+}
+
+/// A network without a condition.
+pub fn plain_model(folder: &Path) {
+    let config = UNet2dConfig {
+        block_out_channels: vec![4, 8],
+        down_block_types: vec![DownBlockType::Resnet, DownBlockType::Attention],
+        up_block_types: vec![UpBlockType::Attention, UpBlockType::Resnet],
+        layers_per_block: 1,
+        norm_num_groups: 2,
+        attention_head_dim: None,
+        sample_size: Some([8, 8]),
+        ..UNet2dConfig::default()
+    };
+    let unet = config.init(&Device::flex()).unwrap();
+    unet.save(folder.join("unet")).unwrap();
+    let text =
+        r#"{"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "clip_sample": true}"#;
+    write(&folder.join("scheduler/scheduler_config.json"), text);
 }
 
 /// A network with three classes and one for none.
@@ -196,7 +233,8 @@ pub fn flow_model(folder: &Path) {
     write(&folder.join("model_index.json"), FLOW_INDEX);
 }
 
-const FLOW_SCHEDULER: &str = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}"#;
+/// The scheduler of [`flow_model`].
+pub const FLOW_SCHEDULER: &str = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}"#;
 /// The index of [`flow_model`].
 pub const FLOW_INDEX: &str = r#"{"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModelWithProjection"],

@@ -1,9 +1,8 @@
 //! What stands for the retained points of a request.
 
-use std::fmt;
-
 use clap::ValueEnum;
-use siss::burn::tensor::{Device, Int, Tensor, TensorData};
+use siss::Condition;
+use siss::burn::tensor::Tensor;
 use siss::metrics::{Features, KMeans};
 use siss::models::UNet2d;
 
@@ -58,8 +57,7 @@ impl RetainSet {
         }
         let mut shape = forget.dims();
         shape[0] = GENERATED;
-        let device = forget.device();
-        let images = probe.sample(model, &(), BEGIN, shape, &device, |done| {
+        let images = probe.sample(model, &(), BEGIN, shape, &forget.device(), |done| {
             progress.phase(&format!("generating a retain set: {done} of {GENERATED}"));
         })?;
         let kept = match self {
@@ -70,7 +68,7 @@ impl RetainSet {
             "{} generated images stand for the data",
             kept.len()
         ));
-        Ok(Some(Generated::of(&images, &kept, &device)))
+        Ok(Some(Generated::of(&images, &kept)))
     }
 }
 
@@ -82,14 +80,11 @@ pub struct Generated {
 }
 
 impl Generated {
-    fn of(images: &Tensor<4>, kept: &[usize], device: &Device) -> Self {
+    fn of(images: &Tensor<4>, kept: &[usize]) -> Self {
         let part = |is_control: bool| {
             let places = kept.iter().enumerate();
             let part = places.filter(|(place, _)| (place % CONTROL_EVERY == 0) == is_control);
-            let rows: Vec<i64> = part.map(|(_, &row)| row as i64).collect();
-            let shape = [rows.len()];
-            let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, shape), device);
-            images.clone().select(0, rows)
+            images.take_rows(&part.map(|(_, &row)| row).collect::<Vec<usize>>())
         };
         Self {
             retain: part(false),
@@ -118,14 +113,10 @@ fn far_from(images: &Tensor<4>, points: &Tensor<4>) -> Result<Vec<usize>> {
     Ok(far.collect())
 }
 
-impl fmt::Display for RetainSet {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name().unwrap_or("the data"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use siss::burn::tensor::TensorData;
+
     use super::*;
     use crate::small::device;
 
@@ -147,7 +138,7 @@ mod tests {
         let expected: Vec<usize> = (0..43).filter(|row| ![7, 20, 33].contains(row)).collect();
         assert_eq!(far, expected);
 
-        let generated = Generated::of(&images, &far, &device());
+        let generated = Generated::of(&images, &far);
         let data = generated.stand_in(CaseData {
             retain: shaped(vec![9.0]),
             heldout: shaped(vec![9.0]),

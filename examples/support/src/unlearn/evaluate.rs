@@ -26,9 +26,9 @@ const COPIES_OF_ONE: usize = 8;
 /// Rows of either side per measurement of small images during the run.
 const ROWS_ALONG: usize = 16;
 
-/// Copies of each image whose similarity is measured, and the steps of their sampler, as in the
+/// The copies of each image whose similarity is measured, and the steps of their sampler, as in the
 /// SISS paper.
-const SIMILAR_COPIES: usize = 16;
+const PROTOCOL: CopyProtocol = CopyProtocol::MeanOfSixteen;
 const COPY_STEPS: usize = 50;
 
 /// Pixels of the images that are generated at a time to be saved, and most images.
@@ -111,8 +111,6 @@ struct Published {
     networks: PublishedNetworks,
     /// Of as many retained images as there are samples.
     retained: Option<Features>,
-    /// Of the copies.
-    sampler: Option<DdpmSampler>,
 }
 
 /// The data used to measure models.
@@ -180,10 +178,8 @@ impl<'a, S: Subject> Examiner<'a, S> {
         if networks.has_fid() {
             progress.phase("describing retained images");
         }
-        let copier = networks.has_sscd().then(|| self.copier()).transpose()?;
         self.published = Some(Published {
             retained: networks.features(retained)?,
-            sampler: copier,
             networks,
         });
         Ok(())
@@ -249,7 +245,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
         } else {
             [0; 2]
         };
-        let of_sscd = self.similar(networks) * (1 + SIMILAR_COPIES);
+        let of_sscd = self.similar(networks) * (1 + PROTOCOL.copies());
         let described = of_fid[0] + 2 * (of_fid[1] + of_sscd);
         Ok(Measuring {
             images,
@@ -270,7 +266,7 @@ impl<'a, S: Subject> Examiner<'a, S> {
 
     /// Images that are run through the model for these copies.
     fn copying(&self, networks: &PublishedNetworks) -> Result<usize> {
-        let copies = self.similar(networks) * SIMILAR_COPIES;
+        let copies = self.similar(networks) * PROTOCOL.copies();
         if copies == 0 {
             return Ok(0);
         }
@@ -364,15 +360,8 @@ impl<'a, S: Subject> Examiner<'a, S> {
         name: &str,
         progress: &dyn Progress,
     ) -> Result<Option<Similarity>> {
-        let Some(Published {
-            networks,
-            sampler: Some(sampler),
-            ..
-        }) = &self.published
-        else {
-            return Ok(None);
-        };
-        let Some(describe) = networks.describe() else {
+        let networks = self.published.as_ref().map(|it| &it.networks);
+        let Some((networks, describe)) = networks.and_then(|it| Some((it, it.describe()?))) else {
             return Ok(None);
         };
         progress.phase(&format!("SSCD {name}"));
@@ -380,12 +369,12 @@ impl<'a, S: Subject> Examiner<'a, S> {
             timestep: self.middle(),
             seed: EVALUATION_SEED,
             micro_batch_size: self.probe.rows(),
-            ..CopySimilarity::new(CopyProtocol::MeanOfSixteen)
+            ..CopySimilarity::new(PROTOCOL)
         };
         let images = self.forget.first(self.similar(networks));
-        let images = self
-            .generation()
-            .similarity(model, &images, (&measure, sampler), describe)?;
+        let images =
+            self.generation()
+                .similarity(model, &images, (&measure, &self.copier()?), describe)?;
         Similarity::of(images).map(Some)
     }
 

@@ -1,9 +1,10 @@
 //! The precision of the weights that are trained.
 
 use siss::backend::DeviceSpec;
-use siss::burn::module::{Module, ModuleMapper, Param};
-use siss::burn::tensor::{FloatDType, Tensor};
+use siss::burn::module::Module;
+use siss::burn::tensor::FloatDType;
 
+use crate::cast::cast;
 use crate::unlearn::options::Options;
 
 /// Refuses weights in bf16 on a device that does not compute in it.
@@ -36,7 +37,7 @@ fn refuse_without_bf16(
 /// The model as it is trained.
 pub fn of_training<M: Module>(model: M, options: &Options) -> M {
     match options.bf16_weights {
-        true => model.map(&mut To(FloatDType::BF16)),
+        true => cast(model, FloatDType::BF16),
         false => model,
     }
 }
@@ -44,17 +45,8 @@ pub fn of_training<M: Module>(model: M, options: &Options) -> M {
 /// The model as it is read from a file, and measured and saved.
 pub fn of_file<M: Module>(model: M, options: &Options) -> M {
     match options.bf16_weights {
-        true => model.map(&mut To(FloatDType::F32)),
+        true => cast(model, FloatDType::F32),
         false => model,
-    }
-}
-
-/// Converts parameters.
-struct To(FloatDType);
-
-impl ModuleMapper for To {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|weights| weights.cast(self.0))
     }
 }
 
