@@ -211,8 +211,8 @@ impl Checkpoints {
     /// Writes a checkpoint of the trainer between two steps, with a state of the program's own, and
     /// removes the checkpoints that are no longer kept.
     ///
-    /// When this returns, the checkpoint is on disk. A number with a fraction in `state` may come
-    /// back with a different last digit; [`f64::to_bits`] carries it exactly.
+    /// When this returns, the checkpoint is on disk. The numbers in `state` come back to the bit,
+    /// except NaN and infinities, which JSON cannot hold; [`f64::to_bits`] carries these.
     ///
     /// # Errors
     /// [`Error::AnotherRun`] if the folder holds checkpoints that [`resume`](Checkpoints::resume)

@@ -132,7 +132,7 @@ pub(super) fn prepare<M: Denoiser<D>, const D: usize>(
         ));
     }
     add_trainer(&mut settings, trainer, state.trainer.step)?;
-    let differences = state.settings.differences(&settings.as_read()?);
+    let differences = state.settings.differences(&settings);
     if !differences.is_empty() {
         return Err(Error::CheckpointDiffers {
             path: folder.into(),

@@ -92,6 +92,15 @@ mod tests {
         assert_eq!(bits(back), bits(values));
     }
 
+    /// The first is read with another last digit by a parser that takes the short way.
+    #[test]
+    fn finite_numbers_come_back_to_the_bit_without_help() {
+        for value in [10.930_863_576_071_891, 0.1 + 0.2, 5e-324, f64::MAX] {
+            let text = serde_json::to_string(&value).unwrap();
+            assert_eq!(serde_json::from_str::<f64>(&text).unwrap(), value, "{text}");
+        }
+    }
+
     #[test]
     fn the_words_of_python_are_read_where_a_number_may_stand() {
         let object = python_object(
