@@ -94,6 +94,9 @@ fn answers(operation: &Operation, device: &Device) -> Result<Vec<Vec<f32>>> {
                 ops::enlarge(input, *size)
             })
         }
+        Operation::Geglu { input } => {
+            answers_of(&no_layer, [*input], device, |_, [input]| ops::geglu(input))
+        }
         Operation::Projection { layer, input } => {
             answers_of(layer, [*input], device, |layer, [input]| {
                 ops::project(layer, input)

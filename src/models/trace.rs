@@ -27,6 +27,9 @@ pub(crate) enum Operation {
         input: [usize; 4],
         size: [usize; 2],
     },
+    Geglu {
+        input: [usize; 3],
+    },
     Projection {
         layer: Linear,
         input: [usize; 3],
@@ -68,6 +71,12 @@ impl fmt::Display for Operation {
             } => write!(
                 formatter,
                 "enlargement of {height}×{width} to {tall}×{wide}, {channels} channels"
+            ),
+            Operation::Geglu {
+                input: [_, channels, positions],
+            } => write!(
+                formatter,
+                "GEGLU of {channels} channels at {positions} positions"
             ),
             Operation::Projection { layer, input } => {
                 let [inputs, outputs] = layer.weight.dims();

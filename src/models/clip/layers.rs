@@ -2,11 +2,12 @@
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::{gelu, sigmoid, softmax};
+use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Device, Int, Tensor};
 
 use super::{ClipActivation, ClipTextConfig};
 use crate::host::tensor;
+use crate::models::ops;
 
 /// Stands for −∞ in the mask, as in transformers: the largest negative number of f32.
 const MASKED: f32 = f32::MIN;
@@ -162,7 +163,7 @@ impl FeedForward {
     fn forward(&self, state: Tensor<3>) -> Tensor<3> {
         let hidden = self.fc1.forward(state);
         self.fc2.forward(match self.activation {
-            ClipActivation::Gelu => gelu(hidden),
+            ClipActivation::Gelu => ops::gelu(hidden),
             // Hendrycks and Gimpel 2016: x σ(1.702 x).
             ClipActivation::QuickGelu => hidden.clone() * sigmoid(hidden.mul_scalar(1.702)),
         })

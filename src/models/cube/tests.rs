@@ -17,7 +17,7 @@ use crate::backend::DeviceSpec;
 use crate::denoiser::Denoiser;
 use crate::draws::{Stream, normal_noise};
 use crate::kernel::serial_sums;
-use crate::models::{DownBlockType, UNet2dConfig, UpBlockType};
+use crate::models::{DownBlockType, UNet2dConfig, UpBlockType, ops};
 
 /// Relative to the norm of the expected numbers.
 const TOLERANCE: f64 = 1e-5;
@@ -292,6 +292,19 @@ fn what_a_convolution_adds_to_is_added() {
         };
         let what = format!("{input:?}, per map: {per_map}");
         assert_close(&run(&device, true), &run(&Device::flex(), false), &what);
+    }
+}
+
+/// burn's own `gelu` fails here: the gradient is that of another function.
+#[test]
+fn gated_units_are_exact() {
+    let device = device();
+    for shape in [[2, 6, 5], [1, 2, 1], [3, 64, 100]] {
+        let run = |device: &Device| {
+            let features = noise(shape, 1, device).mul_scalar(2.0);
+            answers(features, vec![], |features, _| ops::geglu(features))
+        };
+        assert_close(&run(&device), &run(&Device::flex()), &format!("{shape:?}"));
     }
 }
 

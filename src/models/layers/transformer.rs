@@ -8,7 +8,7 @@ use burn::nn::{
     Dropout, DropoutConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
     LinearConfig,
 };
-use burn::tensor::activation::{gelu, gelu_approximate};
+use burn::tensor::activation::gelu_approximate;
 use burn::tensor::{Device, Tensor};
 
 use crate::models::ops;
@@ -143,11 +143,7 @@ impl FeedForward {
 impl Activation {
     fn apply(self, features: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Geglu => {
-                let half = features.dims()[1] / 2;
-                let gate = gelu(features.clone().narrow(1, half, half));
-                features.narrow(1, 0, half) * gate
-            }
+            Self::Geglu => ops::geglu(features),
             Self::GeluTanh => gelu_approximate(features),
         }
     }
