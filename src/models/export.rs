@@ -17,6 +17,7 @@ use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_prediction_type};
 use crate::files::json::python_object;
 use crate::files::{entries, invalid, open, path_text, read_configuration, replace};
+use crate::process::PredictionType;
 
 const INDEX: &str = "model_index.json";
 const CARD: &str = "readme.md";
@@ -118,11 +119,13 @@ impl PipelineNetwork for Sd3Transformer {
 /// - The scheduler's file is copied unchanged, so it must say that the model predicts what the
 ///   network predicts ([`Denoiser::prediction_type`]).
 /// - A missing index is written for a `UNet2DModel`, with the scheduler's own class. Networks of
-///   other pipelines need more parts, which only an index names.
+///   other pipelines need more parts, which only an index names, and diffusers has no pipeline of
+///   such a network for flow matching.
 /// - Other weights of the network, other folders and large files are not copied; they are returned
 ///   with the reason. Everything that the index names is copied unchanged, even a second network.
 /// - The model card, or a new one, gets a section *Unlearning* with this crate's version and
-///   `note`, a sentence that continues *it forgets some of its training data:*.
+///   `note`, a sentence that continues *it forgets some of its training data:*. With an empty
+///   note the card is copied as it is, for a model that was changed in another way.
 ///
 /// `folder` should be new: files in it that are not overwritten stay.
 ///
@@ -168,7 +171,8 @@ pub fn save_pipeline<N: PipelineNetwork>(
     create(&scheduler_folder)?;
     let scheduler = origin.scheduler_file();
     copy_file(scheduler, &scheduler_folder.join(SCHEDULER_CONFIG))?;
-    if index.is_none() && N::IS_ALONE {
+    let has_pipeline = stated != Some(PredictionType::FlowVelocity);
+    if index.is_none() && N::IS_ALONE && has_pipeline {
         let text = format!("{:#}\n", new_index(scheduler)?);
         write(&folder.join(INDEX), text.as_bytes())?;
     }
@@ -356,6 +360,12 @@ impl Export<'_> {
                 name = path.file_name().unwrap_or_default().to_owned();
             }
         }
+        if note.is_empty() {
+            return match card.is_empty() {
+                true => Ok(()),
+                false => write(&folder.join(name), &card),
+            };
+        }
         if !card.is_empty() {
             card.extend(if card.ends_with(b"\n") { "\n" } else { "\n\n" }.bytes());
         }
@@ -422,7 +432,6 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::models::{DownBlockType, UNet2dConfig, UpBlockType};
-    use crate::process::PredictionType;
     use burn::module::Module;
     use burn::tensor::Device;
 
@@ -638,6 +647,32 @@ mod tests {
         assert!(!new.join("unet_ema").exists());
     }
 
+    /// For a model that was changed in another way; and diffusers has no pipeline for its process.
+    #[test]
+    fn without_a_note_the_card_stays_and_a_network_of_a_path_gets_no_index() {
+        let place = tempfile::tempdir().unwrap();
+        let path = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#;
+        for (name, text) in [
+            ("model/README.md", "# Card"),
+            ("model/unet/config.json", "{}"),
+            ("model/scheduler/scheduler_config.json", path),
+        ] {
+            put(place.path(), name, text);
+        }
+        let (model, new) = (place.path().join("model"), place.path().join("new"));
+        let origin = ModelFolder::find(model).unwrap();
+        let network = network().with_prediction_type(PredictionType::FlowVelocity);
+        save_pipeline(&network, &origin, &new, "").unwrap();
+        assert_eq!(fs::read_to_string(new.join("README.md")).unwrap(), "# Card");
+        let expected = [
+            "README.md",
+            "scheduler/scheduler_config.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+        ];
+        assert_eq!(listed(&new), expected);
+    }
+
     #[test]
     fn a_new_index_has_the_schedulers_class() {
         let place = tempfile::tempdir().unwrap();
@@ -686,7 +721,7 @@ mod tests {
             symlink(at(target), at(link)).unwrap();
         }
         let origin = ModelFolder::find(at("model")).unwrap();
-        let left = save_pipeline(&network(), &origin, at("new"), "").unwrap();
+        let left = save_pipeline(&network(), &origin, at("new"), "by a test.").unwrap();
         let left: Vec<_> = left.iter().map(ToString::to_string).collect();
         let expected = [
             "NOTICE (a broken link)",

@@ -15,7 +15,8 @@ use burn::tensor::{Device, Int, Tensor};
 use super::condition::check_labels;
 use super::layers::{
     Activation, Attention, AttentionConfig, FeedForward, TimestepEmbedding, adaptive_norm,
-    modulate, patch_convolution, positions, sinusoidal_embedding, split, unpatchify,
+    modulate, network_timesteps, patch_convolution, positions, sinusoidal_embedding, split,
+    unpatchify,
 };
 use super::unet2d::prediction_type;
 use super::{LoadNote, folder, location, ops, settings};
@@ -165,6 +166,8 @@ impl Dit {
     ///
     /// # Errors
     /// Those of [`UNet2d::load`](super::UNet2d::load).
+    ///
+    /// Of flow matching as [`UNet2d::with_prediction_type`](super::UNet2d::with_prediction_type).
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let (root, folder) = (
             folder.as_ref(),
@@ -299,6 +302,7 @@ impl Denoiser<4> for Dit {
         timesteps: Tensor<1>,
         labels: &Tensor<1, Int>,
     ) -> Tensor<4> {
+        let timesteps = network_timesteps(timesteps, self.prediction_type);
         let output = self.forward(noisy, timesteps, labels);
         let channels = self.config.in_channels;
         match self.config.outputs() == 2 * channels {

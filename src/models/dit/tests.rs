@@ -1,6 +1,7 @@
 use burn::tensor::Distribution;
 
 use super::*;
+use crate::models::layers::assert_path_is_counted_in_thousandths;
 
 fn small() -> DitConfig {
     DitConfig {
@@ -42,6 +43,15 @@ fn every_class_and_the_null_class_change_the_prediction() {
     }
     let beyond = Tensor::from_data([4], &device);
     assert!(dit.check_condition(&beyond).is_err());
+}
+
+#[test]
+fn a_path_is_counted_in_thousandths() {
+    let device = Device::flex();
+    let dit = small().init(&device).unwrap();
+    let labels = Tensor::from_data([0, 3], &device);
+    let with = |predicted| dit.clone().with_prediction_type(predicted);
+    assert_path_is_counted_in_thousandths(with, &noise(2, 4), &labels);
 }
 
 #[test]

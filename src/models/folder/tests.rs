@@ -753,7 +753,14 @@ fn what_a_network_predicts_is_that_of_its_scheduler() {
     let sample = velocity.replace("v_prediction", "sample");
     let read = with(&beside, &sample).unwrap();
     assert_eq!(read.prediction_type(), PredictionType::Sample);
-    let other = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#;
+    let path = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#;
+    let read = with(&beside, path).unwrap();
+    assert_eq!(read.prediction_type(), PredictionType::FlowVelocity);
+    assert_eq!(read.notes(), []);
+    let coarse = path.replace('}', r#", "num_train_timesteps": 100}"#);
+    let error = with(&beside, &coarse).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedConfig { .. }), "{error}");
+    let other = r#"{"_class_name": "KarrasVeScheduler"}"#;
     let read = with(&beside, other).unwrap();
     assert_eq!(read.prediction_type(), PredictionType::Epsilon);
     let scheduler = Some(beside.clone());

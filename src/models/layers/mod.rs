@@ -17,7 +17,11 @@ pub(super) use resnet::{ResnetBlock, ResnetBlockConfig, TimeConditioning};
 pub(super) use stage::{
     DownBlock, MidBlock, Stage, StageAttention, StageEnd, Told, UpBlock, up_inputs,
 };
-pub(super) use timestep::{TimestepEmbedding, sinusoidal_embedding};
+#[cfg(test)]
+pub(super) use timestep::assert_path_is_counted_in_thousandths;
+pub(super) use timestep::{
+    FLOW_TIMESTEPS, TimestepEmbedding, network_timesteps, sinusoidal_embedding,
+};
 pub(super) use transformer::{
     Activation, Attention, AttentionConfig, FeedForward, Transformer2d, TransformerConfig,
 };

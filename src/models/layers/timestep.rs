@@ -6,9 +6,22 @@ use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::models::ops;
+use crate::process::PredictionType;
 
 /// The longest period of the sinusoids, divided by 2π.
 const MAX_PERIOD: f32 = 10_000.0;
+
+/// A network's timestep at the noisy end of the path of flow matching.
+pub(crate) const FLOW_TIMESTEPS: usize = 1000;
+
+/// The timesteps of a network whose times are those of the path of flow matching, from 0 to 1: it
+/// is trained and run with thousandths, as in diffusers' pipelines. Other timesteps stay.
+pub(crate) fn network_timesteps(timesteps: Tensor<1>, predicted: PredictionType) -> Tensor<1> {
+    match predicted {
+        PredictionType::FlowVelocity => timesteps.mul_scalar(FLOW_TIMESTEPS as f64),
+        _ => timesteps,
+    }
+}
 
 /// diffusers' `get_timestep_embedding`: sines and cosines of geometrically spaced frequencies.
 ///
@@ -72,6 +85,23 @@ impl TimestepEmbedding {
         let hidden = silu(ops::linear(&self.linear_1, sinusoids));
         ops::linear(&self.linear_2, hidden)
     }
+}
+
+/// Checks that a network does along the path of flow matching what it does at its own timesteps.
+#[cfg(test)]
+pub(crate) fn assert_path_is_counted_in_thousandths<M: crate::Denoiser<4>>(
+    with: impl Fn(PredictionType) -> M,
+    noisy: &Tensor<4>,
+    condition: &M::Condition,
+) {
+    let predict = |predicted, timestep: f32| -> Vec<f32> {
+        let timesteps = Tensor::full([noisy.dims()[0]], timestep, &noisy.device());
+        let output = with(predicted).predict(noisy.clone(), timesteps, condition);
+        output.into_data().try_to_vec().unwrap()
+    };
+    let flow = predict(PredictionType::FlowVelocity, 0.25);
+    assert_eq!(flow, predict(PredictionType::Velocity, 250.0));
+    assert_ne!(flow, predict(PredictionType::Velocity, 0.25));
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::index::PipelineIndex;
 use crate::error::{Error, Result};
 use crate::files::{invalid, path_text, read_configuration};
 use crate::process::{PredictionType, SchedulerConfig};
+use crate::sampling::EulerFlowConfig;
 
 /// The file that holds a network's configuration.
 pub(super) const CONFIG: &str = "config.json";
@@ -199,6 +200,9 @@ pub(super) fn scheduler(root: &Path, folder: &Path) -> Option<PathBuf> {
 /// # Errors
 /// [`Error::Io`]; [`Error::InvalidFile`] for a file that is not a scheduler's.
 pub(super) fn stated_prediction_type(scheduler: &Path) -> Result<Option<PredictionType>> {
+    if EulerFlowConfig::is_of_file(scheduler)? {
+        return Ok(Some(PredictionType::FlowVelocity));
+    }
     match SchedulerConfig::from_file(scheduler) {
         Ok(config) => Ok(Some(config.prediction_type)),
         Err(Error::UnsupportedConfig { .. }) => Ok(None),

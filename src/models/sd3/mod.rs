@@ -15,7 +15,7 @@ use burn::tensor::{Device, Tensor};
 use self::blocks::JointBlock;
 use super::condition::TextCondition;
 use super::layers::{
-    Modulation, TimestepEmbedding, adaptive_norm, patch_convolution, positions,
+    Modulation, TimestepEmbedding, adaptive_norm, network_timesteps, patch_convolution, positions,
     sinusoidal_embedding, unpatchify,
 };
 use super::{LoadNote, folder, location, ops, settings};
@@ -25,8 +25,6 @@ use crate::process::PredictionType;
 
 /// Sinusoids of a timestep.
 const SINUSOIDS: usize = 256;
-/// The network's timestep at pure noise.
-const TIMESTEPS: f64 = 1000.0;
 
 /// The transformer of Stable Diffusion 3: diffusers' `SD3Transformer2DModel` without the
 /// additions of version 3.5.
@@ -246,7 +244,8 @@ impl Denoiser<4> for Sd3Transformer {
         timesteps: Tensor<1>,
         condition: &TextCondition,
     ) -> Tensor<4> {
-        self.forward(noisy, timesteps.mul_scalar(TIMESTEPS), condition)
+        let timesteps = network_timesteps(timesteps, self.prediction_type());
+        self.forward(noisy, timesteps, condition)
     }
 
     fn prediction_type(&self) -> PredictionType {

@@ -20,14 +20,17 @@ use burn::tensor::{Device, Tensor};
 
 use super::condition::ClassCondition;
 use super::layers::{
-    AttentionBlockConfig, DownBlock, MidBlock, ResnetBlockConfig, Stage, StageAttention, StageEnd,
-    TimeConditioning, TimestepEmbedding, Told, UpBlock, same_convolution, sinusoidal_embedding,
-    up_inputs,
+    AttentionBlockConfig, DownBlock, FLOW_TIMESTEPS, MidBlock, ResnetBlockConfig, Stage,
+    StageAttention, StageEnd, TimeConditioning, TimestepEmbedding, Told, UpBlock,
+    network_timesteps, same_convolution, sinusoidal_embedding, up_inputs,
 };
+use super::settings::unsupported;
 use super::{LoadNote, folder, location, ops};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result, check_shape};
+use crate::files::path_text;
 use crate::process::PredictionType;
+use crate::sampling::EulerFlowConfig;
 
 /// The image denoiser of DDPM, diffusers' `UNet2DModel`.
 ///
@@ -138,6 +141,9 @@ impl UNet2d {
 
     /// Sets what the network predicts: for one made by [`UNet2dConfig::init`], or read without its
     /// scheduler's file.
+    ///
+    /// A network of the velocity of flow matching takes the times of the path, from 0 to 1, and
+    /// counts them in thousandths, as diffusers' pipelines do.
     pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
         Self {
             prediction_type,
@@ -241,6 +247,7 @@ impl UNet2d {
         timesteps: Tensor<1>,
         classes: Option<&ClassCondition>,
     ) -> Tensor<4> {
+        let timesteps = network_timesteps(timesteps, self.prediction_type);
         let output = self.forward(noisy, timesteps, classes);
         let channels = self.config.in_channels;
         match self.config.out_channels == 2 * channels {
@@ -323,10 +330,26 @@ pub(super) fn prediction_type(
         Some(file) => location::stated_prediction_type(file)?,
         None => None,
     };
-    if stated.is_none() {
-        notes.push(LoadNote::NoiseAssumed { scheduler });
+    match (stated, &scheduler) {
+        (None, _) => notes.push(LoadNote::NoiseAssumed { scheduler }),
+        (Some(PredictionType::FlowVelocity), Some(file)) => check_flow(file)?,
+        (Some(_), _) => {}
     }
     Ok(stated.unwrap_or_default())
+}
+
+/// Refuses a path of flow matching whose timesteps the networks do not count.
+fn check_flow(scheduler: &Path) -> Result<()> {
+    let count = EulerFlowConfig::from_file(scheduler)?.num_train_timesteps;
+    match count == FLOW_TIMESTEPS {
+        true => Ok(()),
+        false => Err(unsupported(
+            &path_text(scheduler),
+            "num_train_timesteps",
+            count,
+            format!("only networks that count a path in {FLOW_TIMESTEPS} timesteps are read"),
+        )),
+    }
 }
 
 fn class_embedding(config: &UNet2dConfig, device: &Device) -> Option<ClassEmbedding> {

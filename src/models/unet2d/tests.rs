@@ -7,6 +7,7 @@ use burn::tensor::{Distribution, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::*;
+use crate::models::layers::assert_path_is_counted_in_thousandths;
 
 fn conformance() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
@@ -91,6 +92,14 @@ fn the_forward_pass_is_pytorchs() {
         cases += 1;
     }
     assert!(cases > 0);
+}
+
+#[test]
+fn a_path_is_counted_in_thousandths() {
+    let device = Device::flex();
+    let unet = tiny().init(&device).unwrap();
+    let with = |predicted| unet.clone().with_prediction_type(predicted);
+    assert_path_is_counted_in_thousandths(with, &noise([2, 3, 4, 4], &device), &());
 }
 
 #[test]

@@ -17,8 +17,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::condition::TextCondition;
 use super::layers::{
     DownBlock, MidBlock, ResnetBlockConfig, Stage, StageAttention, StageEnd, TimeConditioning,
-    TimestepEmbedding, Told, TransformerConfig, UpBlock, same_convolution, sinusoidal_embedding,
-    up_inputs,
+    TimestepEmbedding, Told, TransformerConfig, UpBlock, network_timesteps, same_convolution,
+    sinusoidal_embedding, up_inputs,
 };
 use super::unet2d::prediction_type;
 use super::{LoadNote, folder, location, ops, settings};
@@ -84,6 +84,8 @@ impl UNet2dCondition {
     ///
     /// # Errors
     /// Those of [`UNet2d::load`](super::UNet2d::load).
+    ///
+    /// Of flow matching as [`UNet2d::with_prediction_type`](super::UNet2d::with_prediction_type).
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let location::Network {
             root,
@@ -223,6 +225,7 @@ impl Denoiser<4> for UNet2dCondition {
     ) -> Tensor<4> {
         let given = noisy.dtype();
         let noisy = ops::in_type_of(noisy, &self.conv_in.weight);
+        let timesteps = network_timesteps(timesteps, self.prediction_type);
         let told = self.told(timesteps, condition, noisy.dtype());
         let sample = match self.config.center_input_sample {
             true => noisy.mul_scalar(2.0).sub_scalar(1.0),

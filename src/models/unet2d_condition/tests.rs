@@ -5,6 +5,7 @@ use crate::draws::Stream;
 use crate::error::Error;
 use crate::evaluate::{DenoisingLoss, EmbeddingSearch};
 use crate::models::PerStage;
+use crate::models::layers::assert_path_is_counted_in_thousandths;
 
 fn small() -> UNet2dConditionConfig {
     UNet2dConditionConfig {
@@ -173,6 +174,15 @@ fn a_condition_has_the_parts_that_the_network_needs() {
         let error = unet.check_condition(&condition).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn a_path_is_counted_in_thousandths() {
+    let device = Device::flex();
+    let unet = small().init(&device).unwrap();
+    let noisy = Tensor::random([2, 4, 4, 4], Distribution::Normal(0.0, 1.0), &device);
+    let with = |predicted| unet.clone().with_prediction_type(predicted);
+    assert_path_is_counted_in_thousandths(with, &noisy, &prompts(2, &device));
 }
 
 #[test]
