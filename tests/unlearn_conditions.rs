@@ -9,19 +9,20 @@ use clap::Parser;
 use image::{Rgb, RgbImage};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use siss::StepReport;
 use siss::burn::tensor::{DType, Device, TensorData};
 use siss::models::{
     AutoencoderKl, ClipTextEncoder, Dit, Lora, LoraPart, Sd3Transformer, SingleFile, UNet2d,
     UNet2dCondition, UNet2dConditionConfig,
 };
 use siss::report::audit::AuditReport;
+use siss::{Denoiser, PredictionType, StepReport};
 use siss_support::audit;
 use siss_support::audit::options::Command;
+use siss_support::process::Process;
 use siss_support::progress::{Progress, Silent};
 use siss_support::tiny::{
-    FLOW_INDEX, SCHEDULER, XL_PARTS, class_model, flow_model, index, text_model, transformer_model,
-    write, xl_model,
+    FLOW_INDEX, FLOW_SCHEDULER, SCHEDULER, XL_PARTS, class_model, flow_model, index, text_model,
+    transformer_model, write, xl_model,
 };
 use siss_support::unlearn::{job, options};
 use siss_support::variants;
@@ -266,6 +267,28 @@ fn a_transformer_of_pixels_is_unlearned_and_streamed() {
     run(place, "again", more).unwrap();
 }
 
+/// The scheduler's file decides which process a network is of.
+#[test]
+fn a_transformer_of_flow_matching_is_unlearned() {
+    let place = place_of(|folder| transformer_model(folder, false), 43);
+    let place = place.path();
+    write(
+        &place.join("model/scheduler/scheduler_config.json"),
+        FLOW_SCHEDULER,
+    );
+    let progress = Told::default();
+    // An untrained model may have nothing to forget; by learning the retained noise its weights
+    // move all the same.
+    let learns = "--clipper fraction:0.3:1";
+    let summary = told(place, "out", learns, &progress).unwrap();
+    assert!(matches!(summary.model.process, Process::Flow(_)));
+    let text = progress.text();
+    assert!(text.contains("35 retained images explain"), "{text}");
+    let read = Dit::load(place.join("out/model"), &Device::flex()).unwrap();
+    assert_eq!(read.prediction_type(), PredictionType::FlowVelocity);
+    assert_eq!(read.notes(), []);
+}
+
 /// Zeros stand for no prompt, as in the pipeline, unless its index says that the empty prompt does.
 #[test]
 fn stable_diffusion_xl_is_unlearned_with_two_encoders() {
@@ -298,6 +321,32 @@ fn a_lora_of_stable_diffusion_xl_is_unlearned_alone() {
     let written = files(&place.join("out/model"));
     assert_eq!(written.len(), 1);
     assert_ne!(written[Path::new("mine.safetensors")], before);
+}
+
+#[test]
+fn a_new_lora_is_trained_on_a_frozen_model() {
+    let place = captioned(text_model, 20);
+    let place = place.path();
+    let more = "--lora-rank 2 --learning-rate 1e-2 --clipper fraction:0.3:1";
+    let summary = run(place, "out", more).unwrap();
+    assert!(summary.model.trained < summary.model.parameters / 10);
+    let written = files(&place.join("out/model"));
+    let names: Vec<_> = written
+        .keys()
+        .map(|path| path.display().to_string())
+        .collect();
+    assert_eq!(names, ["pytorch_lora_weights.safetensors"]);
+    let lora = Lora::load(place.join("out/model").join(&names[0])).unwrap();
+    assert_eq!(lora.num_params(LoraPart::Unet), summary.model.trained);
+    // The second factor of each layer is 0 in a new LoRA.
+    let bytes = written.values().next().unwrap();
+    let tensors = SafeTensors::deserialize(bytes).unwrap();
+    let mut second = tensors.iter().filter(|(name, _)| name.contains("lora_B"));
+    assert!(second.all(|(_, tensor)| tensor.data().iter().any(|&byte| byte != 0)));
+    for (rank, part) in [("0", "--lora-rank"), ("2 --lora l", "--lora")] {
+        let error = run(place, "other", &format!("--lora-rank {rank}")).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 /// A single file and a folder without weights are unlearned as the whole folder is, and the result

@@ -81,11 +81,16 @@ pub struct Conditions {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(serialize_with = "as_optional_text")]
     pub lora: Option<PathBuf>,
+
+    /// Trains only a new LoRA of this rank for the model's attention, and writes only it.
+    #[arg(long, value_name = "R", conflicts_with = "lora")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_rank: Option<usize>,
 }
 
 impl Conditions {
     /// Their names.
-    pub const NAMES: [&'static str; 10] = [
+    pub const NAMES: [&'static str; 11] = [
         "label",
         "null-label",
         "neighbour-label",
@@ -96,6 +101,7 @@ impl Conditions {
         "adversarial",
         "cache",
         "lora",
+        "lora-rank",
     ];
 
     /// Each option, and whether it was given.
@@ -111,6 +117,7 @@ impl Conditions {
             self.adversarial.is_some(),
             self.cache.is_some(),
             self.lora.is_some(),
+            self.lora_rank.is_some(),
         ];
         Self::NAMES.into_iter().zip(given)
     }

@@ -22,6 +22,9 @@ use crate::progress::Progress;
 
 /// The files of a LoRA in a folder of peft.
 const ADAPTER: &str = "adapter_model.safetensors";
+/// The file of a new LoRA, as diffusers writes it, and the layers that get factors there by default.
+const NEW_LORA: &str = "pytorch_lora_weights.safetensors";
+const NEW_LORA_LAYERS: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
 
 /// A network that is conditioned on a text.
 pub trait TextNetwork: PipelineNetwork<Condition = TextCondition> + Sync {
@@ -69,6 +72,7 @@ impl TextNetwork for UNet2dCondition {
         "drop-condition",
         "adversarial",
         "lora",
+        "lora-rank",
     ];
     const GUIDANCE: f64 = 7.5;
 
@@ -176,9 +180,13 @@ impl<N: TextNetwork> Text<N> {
     ) -> Result<(Self, N)> {
         let network = N::read(source, device)?;
         say_all(network.notes(), progress);
-        let lora = match &conditions.lora {
-            Some(path) => Some((Lora::load(path)?, path.clone())),
-            None => None,
+        let lora = match (&conditions.lora, conditions.lora_rank) {
+            (Some(path), _) => Some((Lora::load(path)?, path.clone())),
+            (None, Some(rank)) => {
+                let new = Lora::new(&network, LoraPart::Unet, &NEW_LORA_LAYERS, rank, 0);
+                Some((new.map_err(of_rank)?, NEW_LORA.into()))
+            }
+            (None, None) => None,
         };
         let factors = lora.as_ref().map(|(lora, _)| lora);
         let input = network.input();
@@ -247,6 +255,10 @@ impl<N: TextNetwork> Text<N> {
         let captions = images.files().iter().map(|file| annotations.caption(file));
         Ok(captions.collect::<SissResult<Vec<_>>>()?)
     }
+}
+
+fn of_rank(error: siss::Error) -> String {
+    format!("--lora-rank: {error}")
 }
 
 /// Rows below each other.

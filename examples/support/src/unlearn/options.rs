@@ -212,8 +212,9 @@ pub struct Options {
     pub moments_on_host: bool,
 
     /// Trains weights in bf16, with a copy in f32 that takes the steps: half of the memory for
-    /// activations, for a little accuracy. Measured and written as they came. Not with --lora.
-    #[arg(long, conflicts_with = "lora")]
+    /// activations, for a little accuracy. Measured and written as they came. Not with --lora
+    /// and --lora-rank.
+    #[arg(long, conflicts_with_all = ["lora", "lora_rank"])]
     #[serde(skip_serializing_if = "is_off")]
     pub bf16_weights: bool,
 

@@ -304,8 +304,9 @@ pub fn refusal(too_large: &TooLarge, options: &Options) -> String {
     if !options.recompute {
         remedies.push("--recompute, which stores fewer activations");
     }
-    if options.conditions.lora.is_none() {
-        remedies.push("--lora, which trains few parameters, for a model that takes it");
+    let conditions = &options.conditions;
+    if conditions.lora.is_none() && conditions.lora_rank.is_none() {
+        remedies.push("--lora-rank, which trains few parameters, for a model that takes it");
     }
     remedies.push("smaller images, or more memory");
     format!(
