@@ -94,8 +94,10 @@ fn answers(operation: &Operation, device: &Device) -> Result<Vec<Vec<f32>>> {
                 ops::enlarge(input, *size)
             })
         }
-        Operation::Geglu { input } => {
-            answers_of(&no_layer, [*input], device, |_, [input]| ops::geglu(input))
+        Operation::Activation { activation, input } => {
+            answers_of(&no_layer, [*input], device, |_, [input]| {
+                ops::activate(*activation, input)
+            })
         }
         Operation::Projection { layer, input } => {
             answers_of(layer, [*input], device, |layer, [input]| {

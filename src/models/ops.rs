@@ -13,7 +13,7 @@ use crate::host::row_index;
 use burn::module::Param;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, LayerNorm, Linear};
-use burn::tensor::activation::{self, silu, softmax};
+use burn::tensor::activation::{self, gelu_approximate, silu, softmax};
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
@@ -247,18 +247,37 @@ fn copy_pixels(input: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     tall.select(3, sources(width, size[1]))
 }
 
-/// GEGLU: `a · gelu(b)` of the two halves of channel-major features.
+/// What follows the first linear layer of a feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// GEGLU: `a · gelu(b)` of the two halves of the features.
+    Geglu,
+    /// `gelu` in its form with the hyperbolic tangent.
+    GeluTanh,
+}
+
+/// The activation of channel-major features.
 ///
 /// # Shapes
-/// - `features`: `[rows, 2 · channels, positions]`
-/// - the result: `[rows, channels, positions]`
-pub(crate) fn geglu(features: Tensor<3>) -> Tensor<3> {
-    record(|| Operation::Geglu {
+/// - `features`: `[rows, channels, positions]`
+/// - the result: the same, or half as many channels for GEGLU
+pub(crate) fn activate(activation: Activation, features: Tensor<3>) -> Tensor<3> {
+    record(|| Operation::Activation {
+        activation,
         input: features.dims(),
     });
-    let half = features.dims()[1] / 2;
-    let gate = gelu(features.clone().narrow(1, half, half));
-    features.narrow(1, 0, half) * gate
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = flex::activate(activation, &features) {
+        return output;
+    }
+    match activation {
+        Activation::Geglu => {
+            let half = features.dims()[1] / 2;
+            let gate = gelu(features.clone().narrow(1, half, half));
+            features.narrow(1, 0, half) * gate
+        }
+        Activation::GeluTanh => gelu_approximate(features),
+    }
 }
 
 /// `x Φ(x)`, with the distribution function Φ of the normal distribution.

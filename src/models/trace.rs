@@ -6,6 +6,8 @@ use std::fmt;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, Linear};
 
+use super::ops::Activation;
+
 thread_local! {
     /// The operations of this thread's networks since the recording began.
     static RECORDED: RefCell<Option<Vec<Operation>>> = const { RefCell::new(None) };
@@ -27,7 +29,8 @@ pub(crate) enum Operation {
         input: [usize; 4],
         size: [usize; 2],
     },
-    Geglu {
+    Activation {
+        activation: Activation,
         input: [usize; 3],
     },
     Projection {
@@ -72,12 +75,19 @@ impl fmt::Display for Operation {
                 formatter,
                 "enlargement of {height}×{width} to {tall}×{wide}, {channels} channels"
             ),
-            Operation::Geglu {
+            Operation::Activation {
+                activation,
                 input: [_, channels, positions],
-            } => write!(
-                formatter,
-                "GEGLU of {channels} channels at {positions} positions"
-            ),
+            } => {
+                let name = match activation {
+                    Activation::Geglu => "GEGLU",
+                    Activation::GeluTanh => "GELU",
+                };
+                write!(
+                    formatter,
+                    "{name} of {channels} channels at {positions} positions"
+                )
+            }
             Operation::Projection { layer, input } => {
                 let [inputs, outputs] = layer.weight.dims();
                 let positions = input[2];

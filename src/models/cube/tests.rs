@@ -17,7 +17,8 @@ use crate::backend::DeviceSpec;
 use crate::denoiser::Denoiser;
 use crate::draws::{Stream, normal_noise};
 use crate::kernel::serial_sums;
-use crate::models::{DownBlockType, UNet2dConfig, UpBlockType, ops};
+use crate::models::ops::{self, Activation};
+use crate::models::{DownBlockType, UNet2dConfig, UpBlockType};
 
 /// Relative to the norm of the expected numbers.
 const TOLERANCE: f64 = 1e-5;
@@ -297,14 +298,19 @@ fn what_a_convolution_adds_to_is_added() {
 
 /// burn's own `gelu` fails here: the gradient is that of another function.
 #[test]
-fn gated_units_are_exact() {
+fn activations_are_those_of_the_cpu() {
     let device = device();
     for shape in [[2, 6, 5], [1, 2, 1], [3, 64, 100]] {
-        let run = |device: &Device| {
-            let features = noise(shape, 1, device).mul_scalar(2.0);
-            answers(features, vec![], |features, _| ops::geglu(features))
-        };
-        assert_close(&run(&device), &run(&Device::flex()), &format!("{shape:?}"));
+        for activation in [Activation::Geglu, Activation::GeluTanh] {
+            let run = |device: &Device| {
+                let features = noise(shape, 1, device).mul_scalar(2.0);
+                answers(features, vec![], |features, _| {
+                    ops::activate(activation, features)
+                })
+            };
+            let what = format!("{activation:?}, {shape:?}");
+            assert_close(&run(&device), &run(&Device::flex()), &what);
+        }
     }
 }
 

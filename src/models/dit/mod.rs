@@ -14,10 +14,10 @@ use burn::tensor::{Device, Int, Tensor};
 
 use super::condition::check_labels;
 use super::layers::{
-    Activation, Attention, AttentionConfig, FeedForward, TimestepEmbedding, adaptive_norm,
-    modulate, network_timesteps, patch_convolution, positions, sinusoidal_embedding, split,
-    unpatchify,
+    Attention, AttentionConfig, FeedForward, TimestepEmbedding, adaptive_norm, modulate,
+    network_timesteps, patch_convolution, positions, sinusoidal_embedding, split, unpatchify,
 };
+use super::ops::Activation;
 use super::unet2d::prediction_type;
 use super::{LoadNote, folder, location, ops, settings};
 use crate::denoiser::Denoiser;

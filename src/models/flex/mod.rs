@@ -4,6 +4,7 @@
 //! type, or for a shape that it leaves to burn. Results depend on the processor's vector
 //! instructions, but not on the number of threads.
 
+mod activation;
 mod attention;
 mod attention_gradient;
 mod convolution;
@@ -27,6 +28,7 @@ use self::attention::AttentionShape;
 use self::convolution::ConvolutionShape;
 use self::norm::GroupNormShape;
 use self::operations::FastOperations;
+use super::ops::Activation;
 
 /// Whether the operations of this module are used at all.
 static ENABLED: AtomicBool = AtomicBool::new(true);
@@ -125,6 +127,22 @@ pub(crate) fn convolve(
     let [input, weight] = [input, weight].map(|tensor| tensor.clone().into_dispatch());
     let bias = bias.into_dispatch();
     let output = <Dispatch as FastOperations>::convolve(input, weight, bias, shape);
+    Some(Tensor::from_dispatch(output))
+}
+
+/// The activation of a feed-forward layer, over channel-major features.
+///
+/// # Shapes
+/// - `features`: `[rows, channels, positions]`
+/// - the result: the same, or half as many channels for GEGLU
+pub(crate) fn activate(activation: Activation, features: &Tensor<3>) -> Option<Tensor<3>> {
+    let [rows, channels, positions] = features.dims();
+    let halves = activation != Activation::Geglu || channels.is_multiple_of(2);
+    if !(takes(features) && halves) || rows * channels * positions == 0 {
+        return None;
+    }
+    let features = features.clone().into_dispatch();
+    let output = <Dispatch as FastOperations>::activate(features, activation);
     Some(Tensor::from_dispatch(output))
 }
 

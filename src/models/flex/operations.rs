@@ -1,5 +1,6 @@
 //! The operations as burn calls them: on Flex tensors, with their backward passes.
 
+use super::activation;
 use super::attention::{self, AttentionShape};
 use super::attention_gradient;
 use super::convolution::{self, ConvolutionShape};
@@ -7,6 +8,7 @@ use super::norm::{self, GroupNormShape, Statistics};
 use super::weight_gradient::{bias_gradient, weight_gradient};
 use crate::kernel::flex::{numbers, tensor};
 use crate::kernel::simd::instructions;
+use crate::models::ops::Activation;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
@@ -36,6 +38,9 @@ pub(crate) trait FastOperations: Backend {
         bias: FloatTensor<Self>,
         shape: ConvolutionShape,
     ) -> FloatTensor<Self>;
+
+    /// The activation of a feed-forward layer, `[rows, channels, positions]`.
+    fn activate(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 
     /// Attention, one head after another.
     fn attend(
@@ -74,6 +79,10 @@ impl FastOperations for Flex {
             &bias.to_contiguous(),
             &shape,
         )
+    }
+
+    fn activate(input: FlexTensor, activation: Activation) -> FlexTensor {
+        activate(&input.to_contiguous(), activation)
     }
 
     fn attend(
@@ -118,6 +127,15 @@ fn convolve(
     let output = convolution::forward(instructions(), shape, x, w, b);
     let [height, width] = shape.output();
     tensor(output, [input.shape()[0], shape.outputs, height, width])
+}
+
+fn activate(input: &FlexTensor, activation: Activation) -> FlexTensor {
+    let mut shape = input.shape();
+    let output = activation::forward(instructions(), activation, shape[0], numbers(input));
+    if activation == Activation::Geglu {
+        shape[1] /= 2;
+    }
+    tensor(output, shape)
 }
 
 fn attend(
@@ -181,6 +199,26 @@ impl<C: CheckpointStrategy> FastOperations for Autodiff<Flex, C> {
                 let [input, weight, _] = &inputs;
                 let kept = [input, weight].map(|input| prepared.checkpoint(input));
                 prepared.finish((kept, shape), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }
+
+    fn activate(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let output = activate(&input.primitive().to_contiguous(), activation);
+        let again = ActivateAgain {
+            input: input.id(),
+            activation,
+        };
+        let prepared = Activate
+            .prepare::<C>([input.node()])
+            .memory_bound()
+            .retro_forward(again)
+            .parents([&input]);
+        match prepared.stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = prepared.checkpoint(&input);
+                prepared.finish((kept, activation), output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         }
@@ -294,6 +332,41 @@ impl Backward<Flex, 3> for Convolve {
             let found = bias_gradient(instructions(), &shape, g);
             grads.register::<Flex>(parent.id, tensor(found, [shape.outputs]));
         }
+    }
+}
+
+/// Recomputes the forward pass of an activation.
+#[derive(Debug)]
+struct ActivateAgain {
+    input: NodeId,
+    activation: Activation,
+}
+
+impl RetroForward for ActivateAgain {
+    fn forward(&self, states: &mut BackwardStates, node: NodeId) {
+        let input = states.get_state::<FlexTensor>(&self.input).to_contiguous();
+        states.save(node, activate(&input, self.activation));
+    }
+}
+
+#[derive(Debug)]
+struct Activate;
+
+impl Backward<Flex, 1> for Activate {
+    type State = (NodeId, Activation);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, kept: &mut Checkpointer) {
+        let (input, activation) = ops.state;
+        let input = retrieve(kept, input);
+        let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let [parent] = ops.parents;
+        let Some(parent) = parent else {
+            return;
+        };
+        let (rows, shape) = (input.shape()[0], input.shape());
+        let (x, g) = (numbers(&input), numbers(&gradient));
+        let found = activation::backward(instructions(), activation, rows, x, g);
+        grads.register::<Flex>(parent.id, tensor(found, shape));
     }
 }
 

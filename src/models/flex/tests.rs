@@ -9,6 +9,7 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 
 use crate::kernel::simd::testing::{FORCED, at_every_level, host, on_threads, random, tracked};
+use crate::models::ops::{self, Activation};
 
 thread_local! {
     /// Whether the operations reject all tensors on this thread.
@@ -137,6 +138,70 @@ fn group_norm_is_burns() {
                 check_group_norm(shape, groups, activated, false);
             }
             check_group_norm(shape, groups, true, true);
+        }
+    });
+}
+
+/// Output and gradient, burn's or the crate's.
+fn activated(activation: Activation, input: &Tensor<3>, plain: bool) -> [Tensor<3>; 2] {
+    let input = tracked(input);
+    PLAIN.set(plain);
+    let output = ops::activate(activation, input.clone());
+    PLAIN.set(false);
+    // Each place has a weight of its own.
+    let numbers = output.shape().num_elements() as i64;
+    let places = Tensor::arange(0..numbers, &Device::flex()).float();
+    let weights = (places * 0.7).sin().reshape(output.dims());
+    let grads = (output.clone() * weights).sum().backward();
+    [output.inner(), input.grad(&grads).unwrap()]
+}
+
+#[test]
+fn activations_are_burns() {
+    at_every_level(|| {
+        for shape in [[2, 6, 5], [1, 2, 1], [3, 64, 100], [1, 40, 1000]] {
+            for (activation, transposed) in [
+                (Activation::Geglu, false),
+                (Activation::Geglu, true),
+                (Activation::GeluTanh, false),
+                (Activation::GeluTanh, true),
+            ] {
+                let [rows, channels, positions] = shape;
+                let input = match transposed {
+                    true => random([rows, positions, channels]).swap_dims(1, 2),
+                    false => random(shape),
+                };
+                let what = format!("{activation:?}, {shape:?}, {:?}", FORCED.get());
+                let [output, gradient] = activated(activation, &input, false);
+                let [expected, slope] = activated(activation, &input, true);
+                assert_close(output, expected, &format!("output, {what}"));
+                assert_close(gradient, slope, &format!("gradient, {what}"));
+            }
+        }
+    });
+}
+
+/// To the ends of the range, where the one half vanishes and the other is the number itself.
+#[test]
+fn gates_are_open_shut_or_undefined() {
+    let gates = [-1e30, -20.0, -5.0, 0.0, 5.0, 20.0, 1e30, f32::NAN];
+    let gates = Tensor::<1>::from_data(gates, &Device::flex()).reshape([1, 1, 8]);
+    let features = Tensor::cat(vec![gates.ones_like(), gates], 1);
+    at_every_level(|| {
+        let [output, gradient] = activated(Activation::Geglu, &features, false).map(host);
+        // −5 Φ(−5), Abramowitz and Stegun's table 26.2.
+        let expected: [f32; 7] = [0.0, 0.0, -5.0 * 2.866_516e-7, 0.0, 5.0, 20.0, 1e30];
+        for (found, expected) in output.iter().zip(expected) {
+            let scale = f32::max(1e-6, expected.abs());
+            assert!(
+                (found - expected).abs() <= 1e-6 * scale,
+                "{found} {expected}"
+            );
+        }
+        assert!(output[7].is_nan());
+        for (place, number) in gradient.iter().enumerate() {
+            let is_undefined = [7, 15].contains(&place);
+            assert_eq!(number.is_finite(), !is_undefined, "{place}: {number}");
         }
     });
 }

@@ -23,7 +23,7 @@ pub(super) use timestep::{
     FLOW_TIMESTEPS, TimestepEmbedding, network_timesteps, sinusoidal_embedding,
 };
 pub(super) use transformer::{
-    Activation, Attention, AttentionConfig, FeedForward, Transformer2d, TransformerConfig,
+    Attention, AttentionConfig, FeedForward, Transformer2d, TransformerConfig,
 };
 
 use burn::nn::PaddingConfig2d;

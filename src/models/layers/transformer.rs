@@ -8,10 +8,9 @@ use burn::nn::{
     Dropout, DropoutConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
     LinearConfig,
 };
-use burn::tensor::activation::gelu_approximate;
 use burn::tensor::{Device, Tensor};
 
-use crate::models::ops;
+use crate::models::ops::{self, Activation};
 
 /// `ε` of the layer normalisations of diffusers' transformer blocks.
 const LAYER_NORM_EPSILON: f64 = 1e-5;
@@ -77,15 +76,6 @@ impl Attention {
     }
 }
 
-/// The activation of a [`FeedForward`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Activation {
-    /// `a · gelu(b)` of the two halves of the features.
-    Geglu,
-    /// The hyperbolic-tangent form of `gelu`.
-    GeluTanh,
-}
-
 /// diffusers' `FeedForward`: `net.0.proj`, a dropout that is not applied, and `net.2`.
 #[derive(Module, Debug)]
 pub(crate) struct FeedForward {
@@ -132,20 +122,11 @@ impl FeedForward {
             .iter()
             .fold(features, |features, layer| match layer {
                 FeedForwardLayer::Activated(Activated { proj }) => {
-                    self.activation.apply(ops::project(proj, features))
+                    ops::activate(self.activation, ops::project(proj, features))
                 }
                 FeedForwardLayer::Dropout(_) => features,
                 FeedForwardLayer::Output(linear) => ops::project(linear, features),
             })
-    }
-}
-
-impl Activation {
-    fn apply(self, features: Tensor<3>) -> Tensor<3> {
-        match self {
-            Self::Geglu => ops::geglu(features),
-            Self::GeluTanh => gelu_approximate(features),
-        }
     }
 }
 

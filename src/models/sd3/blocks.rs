@@ -5,8 +5,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 
 use super::Sd3TransformerConfig;
-use crate::models::layers::{Activation, FeedForward, Modulation, adaptive_norm};
-use crate::models::ops;
+use crate::models::layers::{FeedForward, Modulation, adaptive_norm};
+use crate::models::ops::{self, Activation};
 
 /// diffusers' `JointTransformerBlock`. In the last one the prompt is only read.
 #[derive(Module, Debug)]
