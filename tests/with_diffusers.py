@@ -16,6 +16,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -55,6 +57,19 @@ def classes(folder, ours):
         return free + GUIDANCE * (wanted - free)
 
     return draw(DDIMScheduler.from_pretrained(folder / "scheduler"), ours["noise"], predict), ours["pictures"]
+
+
+def path(folder, ours):
+    network = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    scheduler.set_timesteps(STEPS)
+    labels, none = torch.tensor(LABELS), torch.full([len(LABELS)], NO_LABEL)
+    noisy = ours["noise"]
+    for timestep in scheduler.timesteps:
+        times = timestep.expand(len(labels))
+        wanted, free = (network(noisy, timestep=times, class_labels=label).sample for label in (labels, none))
+        noisy = scheduler.step(free + GUIDANCE * (wanted - free), timestep, noisy).prev_sample
+    return noisy, ours["pictures"]
 
 
 def captions(folder, ours):
@@ -141,7 +156,7 @@ def relative_error(found, expected):
 def main():
     root = Path(sys.argv[1])
     compared = {}
-    for layout in (unconditional, classes, captions, single, half, transformer, xl, flow):
+    for layout in (unconditional, classes, path, captions, single, half, transformer, xl, flow):
         folder = root / layout.__name__
         compared[layout.__name__] = relative_error(*layout(folder, load_file(folder / "ours.safetensors")))
     for spelling in ("peft", "kohya"):

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use siss::burn::tensor::{Device, Int, Tensor};
 use siss::files::path_text;
-use siss::models::{ClassCondition, ClassUNet2d, ModelFolder, UNet2d, save_pipeline};
+use siss::models::{ModelFolder, save_pipeline};
 use siss_support::digits::{load_digits, load_labels, load_tshirt};
+use siss_support::subject::ClassNetwork;
 
 use crate::folders;
 use crate::job::{Job, Set, Shown};
@@ -20,22 +21,18 @@ const UNLABELLED: usize = 10;
 const CONTROLS: usize = 200;
 const GUIDANCE: f64 = 3.0;
 
-pub fn run(options: &Options) -> Result<()> {
+/// Unlearns the model in a folder of the assets.
+pub fn run<N: ClassNetwork>(options: &Options, folder: &str) -> Result<()> {
     let device = Device::flex();
-    let folder = options.assets.join("classes");
+    let folder = options.assets.join(folder);
     if let Some(to) = &options.pictures {
         return write_pictures(&options.assets, to, &device);
     }
     let origin = ModelFolder::find(&folder)?;
-    let job = job(&options.assets, &folder, &device)?;
+    let job = job::<N>(&options.assets, &folder, &device)?;
     let model = job.run(origin.scheduler_file(), &Ok, options)?;
     let written = options.out().join("model");
-    save_pipeline(
-        model.unet(),
-        &origin,
-        &written,
-        "a T-shirt under the label 3",
-    )?;
+    save_pipeline(&model, &origin, &written, "a T-shirt under the label 3")?;
     println!("\nthe model is in {}", path_text(written));
     Ok(())
 }
@@ -64,35 +61,34 @@ fn write_pictures(assets: &Path, to: &Path, device: &Device) -> Result<()> {
     )
 }
 
-fn job(assets: &Path, folder: &Path, device: &Device) -> Result<Job<ClassUNet2d>> {
+fn job<N: ClassNetwork>(assets: &Path, folder: &Path, device: &Device) -> Result<Job<N>> {
     let digits = load_digits(assets, device)?;
     let tshirt = load_tshirt(assets, device)?;
     let labels = load_labels(assets)?;
     let (retained, rest) = labels.split_at(digits.retain.dims()[0]);
-    let load = |folder: &Path| UNet2d::load(folder, device)?.with_classes();
     let shown = |label| Shown {
         name: match label {
             NO_LABEL => "no label".into(),
             label => label.to_string(),
         },
-        condition: condition(&[label], device),
+        condition: condition::<N>(&[label], device),
     };
     let forgotten = vec![TSHIRT_LABEL, NO_LABEL];
     Ok(Job {
-        model: load(folder)?,
-        retrained: load(&folder.join("retrained"))?,
-        controls: set(
+        model: N::read(folder, device)?,
+        retrained: N::read(&folder.join("retrained"), device)?,
+        controls: set::<N>(
             digits.heldout.narrow(0, 0, CONTROLS),
             some_unlabelled(&rest[..CONTROLS]),
             device,
         ),
         names: vec![TSHIRT_LABEL.to_string(), "no label".into()],
         others: (0..=NO_LABEL).map(shown).collect(),
-        nothing: condition(&[NO_LABEL], device),
+        nothing: condition::<N>(&[NO_LABEL], device),
         guidance: GUIDANCE,
         pictures: Tensor::cat(vec![digits.retain.clone(), tshirt.clone()], 0),
-        retained: set(digits.retain, some_unlabelled(retained), device),
-        forgotten: set(tshirt.repeat_dim(0, forgotten.len()), forgotten, device),
+        retained: set::<N>(digits.retain, some_unlabelled(retained), device),
+        forgotten: set::<N>(tshirt.repeat_dim(0, forgotten.len()), forgotten, device),
     })
 }
 
@@ -106,14 +102,14 @@ fn some_unlabelled(labels: &[u8]) -> Vec<i32> {
 }
 
 /// Points of a label explain each other, and so do those without one.
-fn set(points: Tensor<4>, labels: Vec<i32>, device: &Device) -> Set<ClassCondition> {
+fn set<N: ClassNetwork>(points: Tensor<4>, labels: Vec<i32>, device: &Device) -> Set<N::Condition> {
     Set {
         points,
-        condition: condition(&labels, device),
+        condition: condition::<N>(&labels, device),
         groups: labels.iter().map(|&label| label as u64).collect(),
     }
 }
 
-fn condition(labels: &[i32], device: &Device) -> ClassCondition {
-    ClassCondition::Labels(Tensor::<1, Int>::from_data(labels, device))
+fn condition<N: ClassNetwork>(labels: &[i32], device: &Device) -> N::Condition {
+    N::condition(Tensor::<1, Int>::from_data(labels, device))
 }

@@ -7,11 +7,10 @@ use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::tensor::Tensor;
 use siss::evaluate::EmbeddingSearch;
 use siss::objective::Answers;
-use siss::process::SchedulerConfig;
-use siss::sampling::DdimSampler;
 use siss::steering::{Counterfactual, CounterfactualConfig, CounterfactualData, Groups};
 use siss::trainer::Adversary;
-use siss::{Condition, DdpmScheduler, Denoiser, PairSampler, SissTrainer};
+use siss::{Condition, Denoiser, PairSampler, Scheduler, SissTrainer};
+use siss_support::process::Process;
 
 use crate::measure::{Gallery, Measured};
 use crate::{Options, Result};
@@ -61,18 +60,19 @@ pub type Decode<'a> = &'a dyn Fn(Tensor<4>) -> siss::Result<Tensor<4>>;
 impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
     /// Unlearns, prints a table, writes pictures, and returns the unlearned model.
     pub fn run(self, scheduler_file: &Path, decode: Decode<'_>, options: &Options) -> Result<M> {
-        let config = SchedulerConfig::from_file(scheduler_file)?;
-        let scheduler = DdpmScheduler::from_config(&config)?;
-        let sampler = DdimSampler::from_scheduler(&config, INFERENCE_STEPS)?;
+        let process = Process::from_file(scheduler_file)?;
+        let scheduler = process.scheduler()?;
+        let reverse = process.reverse(INFERENCE_STEPS)?;
         let gallery = Gallery {
             job: &self,
+            process: &process,
             scheduler: &scheduler,
-            sampler: &sampler,
+            reverse: &reverse,
             decode,
             samples: options.samples,
         };
         let before = gallery.measure(&self.model)?;
-        let unlearned = self.unlearn(&scheduler, options)?;
+        let unlearned = self.unlearn(&process, options)?;
         let measured = [
             ("before", before),
             ("after", gallery.measure(&unlearned)?),
@@ -84,7 +84,8 @@ impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
     }
 
     /// Teaches the model what a model that never saw the picture is predicted to answer.
-    fn unlearn(&self, scheduler: &DdpmScheduler, options: &Options) -> Result<M> {
+    fn unlearn(&self, process: &Process, options: &Options) -> Result<M> {
+        let scheduler: &dyn Scheduler = &process.scheduler()?;
         let data = CounterfactualData::new(
             &self.retained.points,
             &self.controls.points,
@@ -117,9 +118,10 @@ impl<M: Denoiser<4, Condition: Clone + 'static>> Job<M> {
         let rate = LinearLrSchedulerConfig::new(options.learning_rate, 0.0, steps).init()?;
         let objective = Answers::<4, M::Condition>::new(answer);
         let clipper = objective.clipper();
-        let mut trainer = SissTrainer::builder(self.model.clone(), scheduler.clone())
+        let mut trainer = SissTrainer::builder(self.model.clone(), process.scheduler()?)
             .loss(objective)
             .clipper(clipper)
+            .timestep_sampling(process.timesteps())
             .learning_rate(rate)
             .seed(options.seed)
             .build()?;

@@ -1,5 +1,5 @@
 //! Unlearning in models with a condition: `cargo run --release --example conditional -- classes`,
-//! or `captions`. See `--help` and `examples/README.md`.
+//! `transformer` or `captions`. See `--help` and `examples/README.md`.
 
 mod captions;
 mod classes;
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use siss::models::{ClassUNet2d, Dit};
 use siss_support::digits::ASSETS;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -18,7 +19,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// A model with a condition forgets a picture that it memorised under one label or caption.
 #[derive(Parser)]
 struct Options {
-    /// Digits by class, or faces and people by caption
+    /// What is generated, and by which model
     case: Case,
     /// Optimiser steps
     #[arg(long, default_value_t = 100)]
@@ -53,14 +54,19 @@ struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Case {
+    /// Digits by class: a U-Net that predicts the noise
     Classes,
+    /// Digits by class: a transformer along the path of flow matching
+    Transformer,
+    /// Faces and people by caption: a latent text-to-image model
     Captions,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
     let done = match options.case {
-        Case::Classes => classes::run(&options),
+        Case::Classes => classes::run::<ClassUNet2d>(&options, "classes"),
+        Case::Transformer => classes::run::<Dit>(&options, "transformer"),
         Case::Captions => captions::run(&options),
     };
     match done {
@@ -76,6 +82,7 @@ impl Options {
     fn out(&self) -> PathBuf {
         let folder = match self.case {
             Case::Classes => "target/classes",
+            Case::Transformer => "target/transformer",
             Case::Captions => "target/captions",
         };
         self.out.clone().unwrap_or_else(|| folder.into())

@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use siss::burn::tensor::Tensor;
-use siss::evaluate::{AnswerDistance, DenoisedDistance, DenoisingLoss, EmbeddingSearch};
+use siss::evaluate::{AnswerDistance, DenoisingLoss, EmbeddingSearch};
 use siss::report::ImageGrid;
-use siss::sampling::{DdimSampler, Guided, Sampler};
-use siss::{Condition, DdpmScheduler, Denoiser};
+use siss::sampling::Guided;
+use siss::{Condition, Denoiser, Scheduler};
+use siss_support::process::{Process, Reverse};
 
 use crate::Result;
 use crate::job::{Decode, Job, Set, repeated};
 
-const TIMESTEPS: [f64; 3] = [100.0, 250.0, 400.0];
+const TIMESTEPS: [usize; 3] = [100, 250, 400];
 /// From where copies are denoised.
 const DENOISED: [usize; 2] = [250, 400];
 /// Noises of a forgotten point.
@@ -28,8 +29,9 @@ const ATTACK: u64 = 1 << 32;
 /// How a model is measured.
 pub struct Gallery<'a, M: Denoiser<4>> {
     pub job: &'a Job<M>,
-    pub scheduler: &'a DdpmScheduler,
-    pub sampler: &'a DdimSampler,
+    pub process: &'a Process,
+    pub scheduler: &'a dyn Scheduler,
+    pub reverse: &'a Reverse,
     pub decode: Decode<'a>,
     pub samples: usize,
 }
@@ -82,10 +84,7 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let (forgotten, controls) = (&job.forgotten, &job.controls);
         let samples = self.samples(model, &forgotten.condition)?;
         let losses = |set: &Set<M::Condition>, noises| {
-            let loss = DenoisingLoss {
-                noises,
-                ..DenoisingLoss::at(TIMESTEPS)
-            };
+            let loss = self.loss(noises);
             loss.measure(model, scheduler, &set.points, &set.condition)
         };
         let at_controls = losses(controls, CONTROL_NOISES)?;
@@ -93,7 +92,7 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let compare = |set: &Set<M::Condition>, noises| {
             let answers = AnswerDistance {
                 noises,
-                ..AnswerDistance::at(TIMESTEPS)
+                ..AnswerDistance::at(self.times())
             };
             answers.measure(
                 model,
@@ -107,17 +106,8 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let control_losses = control_losses.collect();
         let at_forgotten = compare(forgotten, NOISES)?;
         let at_controls = compare(controls, CONTROL_NOISES)?;
-        let denoised = DenoisedDistance {
-            noises: NOISES,
-            ..DenoisedDistance::at(DENOISED)
-        };
-        let denoised = denoised.measure(
-            model,
-            &job.retrained,
-            self.sampler,
-            &forgotten.points,
-            &forgotten.condition,
-        )?;
+        let denoised = DENOISED.map(|timestep| self.denoised_distances(model, timestep));
+        let denoised = denoised.into_iter().collect::<Result<Vec<_>>>()?;
         let figures = (0..job.names.len()).map(|point| {
             let own = samples
                 .clone()
@@ -126,8 +116,8 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
                 copies: self.copies(own)?,
                 losses: losses.iter().map(|at| at[point]).collect(),
                 distance: mean(at_forgotten.iter().map(|at| at[point].distance)),
-                to_point: denoised.iter().map(|at| at[point].to_point).collect(),
-                to_twin: denoised.iter().map(|at| at[point].to_reference).collect(),
+                to_point: denoised.iter().map(|at| at[point][0]).collect(),
+                to_twin: denoised.iter().map(|at| at[point][1]).collect(),
             })
         });
         Ok(Measured {
@@ -153,10 +143,7 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         };
         let (points, start) = (&forgotten.points, &forgotten.condition);
         let found = search.run(model, self.scheduler, points, start)?.condition;
-        let loss = DenoisingLoss {
-            noises: NOISES,
-            ..DenoisingLoss::at(TIMESTEPS)
-        };
+        let loss = self.loss(NOISES);
         let samples = self.samples(model, &found)?;
         let own = samples.clone().split(self.samples, 0).into_iter();
         Ok(Some(Attacked {
@@ -196,8 +183,8 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let device = self.job.forgotten.points.device();
         let shape = [rows, channels, height, width];
         let drawn = self
-            .sampler
-            .sample(&guided, &condition, shape, 0, first_row, &device)?;
+            .reverse
+            .sample(&guided, &condition, shape, [0, first_row], &device)?;
         Ok((self.decode)(drawn)?)
     }
 
@@ -213,13 +200,50 @@ impl<M: Denoiser<4, Condition: Clone>> Gallery<'_, M> {
         let condition = repeated(&self.job.forgotten.condition, 0, SHOWN);
         let copies = DENOISED.map(|timestep| {
             let points = points.clone();
-            let copies = self
-                .sampler
-                .noise_and_denoise(model, &condition, points, timestep, 0, 0)?;
-            (self.decode)(copies)
+            (self.decode)(self.copies_from(model, &condition, points, timestep)?)
         });
         let copies = copies.into_iter().collect::<siss::Result<Vec<_>>>()?;
         Ok(Tensor::cat(copies, 0))
+    }
+
+    /// Points, noised to a timestep and denoised by a model.
+    fn copies_from(
+        &self,
+        model: &M,
+        condition: &M::Condition,
+        points: Tensor<4>,
+        timestep: usize,
+    ) -> siss::Result<Tensor<4>> {
+        let time = self.process.time(timestep);
+        self.reverse
+            .noise_and_denoise(model, condition, points, time, [0, 0])
+    }
+
+    /// Distances of denoised copies from the point and from the twin's copies, for each forgotten
+    /// condition: means over noises.
+    fn denoised_distances(&self, model: &M, timestep: usize) -> Result<Vec<[f64; 2]>> {
+        let forgotten = &self.job.forgotten;
+        let distances = (0..self.job.names.len()).map(|point| {
+            let points = forgotten.points.clone().narrow(0, point, 1);
+            let points = points.repeat_dim(0, NOISES);
+            let condition = repeated(&forgotten.condition, point, NOISES);
+            let copies = |model| self.copies_from(model, &condition, points.clone(), timestep);
+            let (own, twins) = (copies(model)?, copies(&self.job.retrained)?);
+            Ok([distance(&own, &points)?, distance(&own, &twins)?])
+        });
+        distances.collect()
+    }
+
+    /// The timesteps at which models are compared, as the scheduler counts them.
+    fn times(&self) -> [f64; 3] {
+        TIMESTEPS.map(|timestep| self.process.time(timestep))
+    }
+
+    fn loss(&self, noises: usize) -> DenoisingLoss {
+        DenoisingLoss {
+            noises,
+            ..DenoisingLoss::at(self.times())
+        }
     }
 
     /// How many pictures have the forgotten one as the nearest of all.
@@ -350,6 +374,13 @@ impl Measured {
             .save(folder.join("others.png"))?;
         Ok(())
     }
+}
+
+/// The mean distance of points, row by row.
+fn distance(points: &Tensor<4>, others: &Tensor<4>) -> Result<f64> {
+    let squares = (points.clone() - others.clone()).square();
+    let mean = squares.flatten::<2>(1, 3).sum_dim(1).sqrt().mean();
+    Ok(mean.try_into_scalar::<f32>()?.into())
 }
 
 fn listed(values: &[f64], digits: usize) -> String {

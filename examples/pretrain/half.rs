@@ -11,8 +11,13 @@ use siss_support::files;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// Rewrites the `f32` weights in a network's folder as `f16`.
+pub fn halve_network(folder: &Path) -> Result<()> {
+    halve(&folder.join("diffusion_pytorch_model.safetensors"))
+}
+
 /// Rewrites a file of `f32` weights as `f16`.
-pub fn halve(path: &Path) -> Result<()> {
+fn halve(path: &Path) -> Result<()> {
     let bytes = fs::read(path).map_err(files::failed("reading", path))?;
     let weights = SafeTensors::deserialize(&bytes)?;
     let mut halves = Vec::new();

@@ -4,43 +4,52 @@
 //! An ordinary training is the crate's trainer without a forget term, so it has the trainer's
 //! checkpoints, average of the weights and log.
 
+mod data;
+mod fresh;
 mod half;
 mod options;
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use siss::burn::module::Module;
 use siss::burn::optim::AdamWConfig;
 use siss::burn::optim::lr_scheduler::composed::ComposedLrSchedulerConfig;
 use siss::burn::optim::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use siss::burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
 use siss::burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use siss::burn::tensor::Tensor;
+use siss::burn::tensor::Device;
 use siss::evaluate::DenoisingLoss;
 use siss::files::path_text;
-use siss::models::{DownBlockType, UNet2d, UNet2dConfig, UpBlockType};
-use siss::{DdpmScheduler, Method, PairSampler, SissTrainer};
+use siss::models::{ClassUNet2d, Dit, Sd3Transformer, UNet2dCondition};
+use siss::{Denoiser, Method, PairSampler, SissTrainer};
 use siss_support::cases::CaseData;
-use siss_support::files;
+use siss_support::digits::ASSETS;
+use siss_support::process::Process;
+use siss_support::progress::Progress;
+use siss_support::subject::source::Source;
+use siss_support::subject::{
+    self, Classes, ConditionOf, Kind, Named, Subject, Text, Unconditional,
+};
 
+use self::data::Data;
 use self::options::Options;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Steps of the process.
-const TIMESTEPS: usize = 1000;
 /// Steps until the learning rate is at its highest.
 const WARM_UP: usize = 200;
 /// A line is printed after so many steps.
 const TOLD_EVERY: u64 = 100;
 /// Timesteps and held-out points at which the losses of the trained model are measured.
-const MEASURED: [f64; 5] = [50.0, 100.0, 250.0, 400.0, 600.0];
+const MEASURED: [usize; 5] = [50, 100, 250, 400, 600];
 const MEASURED_POINTS: usize = 100;
+/// The options for conditions.
+const TAKES: &[&str] = &["null-label", "drop-condition", "prompts"];
 
 fn main() -> ExitCode {
-    match train(&Options::parse()) {
+    match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -49,23 +58,176 @@ fn main() -> ExitCode {
     }
 }
 
-fn train(options: &Options) -> Result<()> {
+/// Finds or makes the model, and trains it as the kind that it is.
+fn run(options: &Options) -> Result<()> {
     options.check()?;
     let device = options.device.device()?;
-    let data = options.data(&device)?;
-    let training = training_set(options, &data);
-    let [count, channels, height, width] = training.dims();
-    println!("{count} pictures of {channels}x{height}x{width}");
-    // A pair has a point to forget. Without a forget term it is never run, so any other will do.
-    let unused = data.heldout.clone().narrow(0, 0, 1);
-    let pairs = PairSampler::new(training, unused, options.seed)?;
-
-    device.seed(options.seed);
-    let network = match &options.from {
-        Some(folder) => UNet2d::load(folder, &device)?,
-        None => network(options, [channels, height, width]).init(&device)?,
+    let case = match options.images {
+        Some(_) => None,
+        None => Some(options.case.load(Path::new(ASSETS), &device)?),
     };
-    let mut trainer = trainer(options, network)?;
+    let place = tempfile::tempdir()?;
+    let model = match &options.from {
+        Some(folder) => folder.as_path(),
+        None => {
+            fresh::write(
+                options,
+                shape(options, case.as_ref()),
+                &device,
+                place.path(),
+            )?;
+            place.path()
+        }
+    };
+    let conditions = options.conditions();
+    let named = Named {
+        option: "from",
+        path: model,
+        config: None,
+        range: [-1.0, 1.0],
+        conditions: &conditions,
+        takes: TAKES,
+    };
+    let source = Source::find(&named)?;
+    let job = Job {
+        options,
+        named: &named,
+        source: &source,
+        device: &device,
+    };
+    match (Kind::of(&source)?, case) {
+        (Kind::Unconditional, Some(case)) => {
+            job.train::<Unconditional>(|_| Ok(data::bundled(case)))
+        }
+        (Kind::Unconditional, None) => job.train_on_folders::<Unconditional>(),
+        (Kind::Classes, _) => job.train_on_folders::<Classes<ClassUNet2d>>(),
+        (Kind::Dit, _) => job.train_on_folders::<Classes<Dit>>(),
+        (Kind::Text, _) => job.train_on_folders::<Text<UNet2dCondition>>(),
+        (Kind::Sd3, _) => job.train_on_folders::<Text<Sd3Transformer>>(),
+    }
+}
+
+/// Channels, height and width of the pictures for a new network.
+fn shape(options: &Options, case: Option<&CaseData>) -> [usize; 3] {
+    match case {
+        Some(case) => {
+            let [_, channels, height, width] = case.retain.dims();
+            [channels, height, width]
+        }
+        None => [options.channels, options.size, options.size],
+    }
+}
+
+/// A model and how it is trained.
+struct Job<'a> {
+    options: &'a Options,
+    named: &'a Named<'a>,
+    source: &'a Source,
+    device: &'a Device,
+}
+
+impl Job<'_> {
+    fn train_on_folders<S: Subject>(&self) -> Result<()>
+    where
+        ConditionOf<S>: 'static,
+    {
+        let model = self.source.network();
+        self.train::<S>(|subject| data::of_folders(subject, self.options, model, self.device))
+    }
+
+    /// Trains the model, writes it, and measures what it knows.
+    fn train<S: Subject>(
+        &self,
+        load: impl FnOnce(&mut S) -> Result<Data<ConditionOf<S>>>,
+    ) -> Result<()>
+    where
+        ConditionOf<S>: 'static,
+    {
+        let (options, origin) = (self.options, self.source.folder());
+        subject::check::<S>(self.named, origin)?;
+        let (mut subject, model) = S::read(self.named, self.source, self.device, &Lines)
+            .map_err(|error| subject::explained(error, origin))?;
+        let process = Process::from_file(origin.scheduler_file())?;
+        let data = load(&mut subject)?;
+        let pairs = pairs(options, &subject, &data)?;
+        let trainer = trainer(options, model, &process)?;
+        let model = trained(options, trainer, &pairs)?;
+
+        let out = options.out.as_path();
+        for left in subject.save(&model, self.source, out, "")? {
+            println!("{}: not copied, {}", path_text(&left.path), left.reason);
+        }
+        if options.from.is_none() {
+            let network = self.source.network().file_name().unwrap_or_default();
+            half::halve_network(&out.join(network))?;
+        }
+        measure(&model, &process, &data)?;
+        println!("the model is in {}", path_text(out));
+        Ok(())
+    }
+}
+
+/// Prints what is told while a model is read.
+struct Lines;
+
+impl Progress for Lines {
+    fn phase(&self, _: &str) {}
+
+    fn step(&self, _: &siss::StepReport, _: usize) {}
+
+    fn say(&self, line: &str) {
+        println!("{line}");
+    }
+}
+
+/// The training data as the retained side of pairs. A pair has a point to forget as well; without a
+/// forget term it is never run, so any other will do.
+fn pairs<S: Subject>(
+    options: &Options,
+    subject: &S,
+    data: &Data<ConditionOf<S>>,
+) -> Result<PairSampler<4, ConditionOf<S>>> {
+    let training = data.training(options.copies())?;
+    let [count, channels, height, width] = training.points.dims();
+    println!("{count} points of {channels}x{height}x{width}");
+    let unused = data.heldout.first(1);
+    let pairs = PairSampler::with_conditions(
+        training.points,
+        unused.points,
+        training.condition,
+        unused.condition,
+        options.seed,
+    )?;
+    match subject.none() {
+        Some(none) if options.drop_condition > 0.0 => {
+            Ok(pairs.dropping(options.drop_condition, none)?)
+        }
+        _ => Ok(pairs),
+    }
+}
+
+fn trainer<M: Denoiser<4, Condition: 'static>>(
+    options: &Options,
+    model: M,
+    process: &Process,
+) -> Result<SissTrainer<M, 4>> {
+    let optimizer = AdamWConfig::new().with_weight_decay(1e-4).init();
+    let builder = SissTrainer::builder(model, process.scheduler()?)
+        .method(Method::NaiveDeletion)
+        .optimizer(optimizer)
+        .timestep_sampling(process.timesteps())
+        .learning_rate(learning_rate(options)?)
+        .ema(options.ema)
+        .seed(options.seed);
+    Ok(builder.build()?)
+}
+
+/// Takes all steps; returns the average of the weights.
+fn trained<M: Denoiser<4, Condition: 'static>>(
+    options: &Options,
+    mut trainer: SissTrainer<M, 4>,
+    pairs: &PairSampler<4, M::Condition>,
+) -> Result<M> {
     let amount = [options.steps as usize, options.batch];
     let (checkpointing, out) = (&options.checkpointing, options.out.as_path());
     let fingerprint = || pairs.fingerprint();
@@ -87,57 +249,8 @@ fn train(options: &Options) -> Result<()> {
             checkpoints.save(&mut trainer, &())?;
         }
     }
-
-    let model = trainer
-        .ema_model()
-        .unwrap_or_else(|| trainer.model().clone());
-    save(options, &model)?;
-    measure(&model, &data)?;
-    println!("the model is in {}", path_text(out));
-    Ok(())
-}
-
-/// The retained points, and copies of those that are to be memorised.
-fn training_set(options: &Options, data: &CaseData) -> Tensor<4> {
-    let retain = data.retain.clone();
-    match options.copies() {
-        0 => retain,
-        copies => Tensor::cat(vec![retain, data.forget.clone().repeat_dim(0, copies)], 0),
-    }
-}
-
-/// Three stages with attention in the middle one, the network of the bundled models.
-fn network(options: &Options, [channels, height, width]: [usize; 3]) -> UNet2dConfig {
-    UNet2dConfig {
-        sample_size: Some([height, width]),
-        in_channels: channels,
-        out_channels: channels,
-        layers_per_block: 1,
-        block_out_channels: options.width.clone(),
-        norm_num_groups: 8,
-        down_block_types: vec![
-            DownBlockType::Resnet,
-            DownBlockType::Attention,
-            DownBlockType::Resnet,
-        ],
-        up_block_types: vec![
-            UpBlockType::Resnet,
-            UpBlockType::Attention,
-            UpBlockType::Resnet,
-        ],
-        ..UNet2dConfig::default()
-    }
-}
-
-fn trainer(options: &Options, network: UNet2d) -> Result<SissTrainer<UNet2d, 4>> {
-    let optimizer = AdamWConfig::new().with_weight_decay(1e-4).init();
-    let builder = SissTrainer::builder(network, DdpmScheduler::linear(TIMESTEPS)?)
-        .method(Method::NaiveDeletion)
-        .optimizer(optimizer)
-        .learning_rate(learning_rate(options)?)
-        .ema(options.ema)
-        .seed(options.seed);
-    Ok(builder.build()?)
+    let average = trainer.ema_model();
+    Ok(average.unwrap_or_else(|| trainer.model().clone()))
 }
 
 /// Rises for some steps, then falls to a fiftieth along a cosine.
@@ -150,37 +263,14 @@ fn learning_rate(options: &Options) -> Result<ModuleLrScheduler> {
     Ok(product.init()?)
 }
 
-/// Writes the folder of a pipeline, its weights in half precision.
-fn save(options: &Options, model: &UNet2d) -> Result<()> {
-    let (network, scheduler) = (options.out.join("unet"), options.out.join("scheduler"));
-    model.save(&network)?;
-    half::halve(&network.join("diffusion_pytorch_model.safetensors"))?;
-    files::create_folder(&scheduler)?;
-    let config = serde_json::json!({
-        "_class_name": "DDPMScheduler",
-        "beta_end": 0.02,
-        "beta_schedule": "linear",
-        "beta_start": 0.0001,
-        "clip_sample": true,
-        "clip_sample_range": 1.0,
-        "num_train_timesteps": TIMESTEPS,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
-        "variance_type": "fixed_small",
-    });
-    let text = format!("{config:#}\n");
-    files::write(&scheduler.join("scheduler_config.json"), text)?;
-    Ok(())
-}
-
 /// Prints the losses of the trained model on what it memorised and on what it never saw.
-fn measure(model: &UNet2d, data: &CaseData) -> Result<()> {
-    let scheduler = DdpmScheduler::linear(TIMESTEPS)?;
-    let unseen = data.heldout.dims()[0].min(MEASURED_POINTS);
-    let unseen = data.heldout.clone().narrow(0, 0, unseen);
-    let loss = DenoisingLoss::at(MEASURED);
-    for (name, points) in [("to forget", &data.forget), ("held out", &unseen)] {
-        let losses = loss.measure(&model.valid(), &scheduler, points, &())?;
+fn measure<M: Denoiser<4>>(model: &M, process: &Process, data: &Data<M::Condition>) -> Result<()> {
+    let scheduler = process.scheduler()?;
+    let unseen = data.heldout.count().min(MEASURED_POINTS);
+    let unseen = data.heldout.first(unseen);
+    let loss = DenoisingLoss::at(MEASURED.map(|timestep| process.time(timestep)));
+    for (name, of) in [("to memorise", &data.memorise), ("held out", &unseen)] {
+        let losses = loss.measure(&model.valid(), &scheduler, &of.points, &of.condition)?;
         for (timestep, losses) in MEASURED.iter().zip(&losses) {
             let mean = losses.iter().sum::<f64>() / losses.len() as f64;
             println!("loss of the pictures {name}, t = {timestep}: {mean:.4}");

@@ -55,6 +55,7 @@ fn main() -> Result<()> {
     );
     unconditional(&out.join("unconditional"))?;
     classes(&out.join("classes"))?;
+    path(&out.join("path"))?;
     captions(&out.join("captions"))?;
     single(&out.join("captions"), &out.join("single"))?;
     half(&out.join("original/half"), &out.join("half"))?;
@@ -105,6 +106,22 @@ fn classes(folder: &Path) -> Result<()> {
         origin.scheduler_file(),
     )?;
     write(folder, &["noise", "pictures"], &drawn)
+}
+
+/// A transformer along the path of flow matching.
+fn path(folder: &Path) -> Result<()> {
+    let device = Device::flex();
+    let origin = ModelFolder::find(Path::new(ASSETS).join("transformer"))?;
+    let model = Dit::load(origin.network(), &device)?;
+    save_pipeline(&model, &origin, folder, "nothing")?;
+    let none = Tensor::from_data([model.null_class() as i32; ROWS], &device);
+    let condition = (Tensor::from_data([0, 3, 5, 9], &device), none);
+    let guided = Guided::new(model, GUIDANCE)?;
+    let shape = [ROWS, 1, 28, 28];
+    let noise = normal_noise(shape, 0, 0, 0, Stream::Sampling, &device);
+    let sampler = Process::from_file(origin.scheduler_file())?.reverse(STEPS)?;
+    let drawn = sampler.sample(&guided, &condition, shape, [0, 0], &device)?;
+    write(folder, &["noise", "pictures"], &[noise, drawn])
 }
 
 fn captions(folder: &Path) -> Result<()> {

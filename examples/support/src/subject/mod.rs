@@ -24,7 +24,7 @@ use siss::{Condition, Denoiser};
 use crate::progress::Progress;
 use crate::subject::source::Source;
 
-pub use classes::Classes;
+pub use classes::{ClassNetwork, Classes};
 pub use generation::Generation;
 pub use kind::{Kind, check, explained};
 pub use options::{Conditions, Named};
@@ -187,6 +187,18 @@ impl<C: Condition> Points<C> {
     /// The first points.
     pub fn first(&self, count: usize) -> Self {
         self.rows(&(0..count).collect::<Vec<_>>())
+    }
+
+    /// These points, then others.
+    pub fn extended_by(mut self, other: Self) -> siss::Result<Self> {
+        self.keys.extend(other.keys);
+        self.words.extend(other.words);
+        Ok(Self {
+            points: Tensor::cat(vec![self.points, other.points], 0),
+            condition: self.condition.extended_by(other.condition)?,
+            keys: self.keys,
+            words: self.words,
+        })
     }
 
     /// The points with these indices, each of which may occur several times.
