@@ -203,8 +203,8 @@ fn only_the_shape_tells_linear_projections_from_convolutions() {
     assert_eq!(shape(SD2), [320, 320]);
 }
 
-/// Multiplications of a forward pass over one latent of `size × size`, with 77 tokens: those of each
-/// layer's weights at every place of its map, and the two products of each attention.
+/// Multiplications of a forward pass over one latent of `size × size`, with 77 tokens: those of
+/// each layer's weights at every place of its map, and the two products of each attention.
 fn multiplications(config: &str, size: usize) -> f64 {
     const TOKENS: usize = 77;
     let config = UNet2dConditionConfig::from_json(config, "config.json").unwrap();

@@ -343,6 +343,10 @@ pub(crate) fn project(layer: &Linear, input: Tensor<3>) -> Tensor<3> {
     if let Some(output) = cube_projection(layer, &input, None) {
         return output;
     }
+    #[cfg(feature = "flex-kernels")]
+    if let Some(output) = flex::project(layer, &input) {
+        return output;
+    }
     let weight = layer.weight.val().transpose().unsqueeze::<3>();
     let [_, outputs, _] = weight.dims();
     let output = weight.matmul(input);

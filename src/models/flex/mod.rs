@@ -21,6 +21,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::Dispatch;
+use burn::nn::Linear;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
 
@@ -128,6 +129,22 @@ pub(crate) fn convolve(
     let bias = bias.into_dispatch();
     let output = <Dispatch as FastOperations>::convolve(input, weight, bias, shape);
     Some(Tensor::from_dispatch(output))
+}
+
+/// A linear layer over the channels of channel-major features: a convolution with one tap.
+///
+/// # Shapes
+/// - `input`: `[rows, inputs, positions]`
+/// - the result: `[rows, outputs, positions]`
+pub(crate) fn project(layer: &Linear, input: &Tensor<3>) -> Option<Tensor<3>> {
+    let weight = layer.weight.val();
+    let [inputs, outputs] = weight.dims();
+    let weight = weight.transpose().reshape([outputs, inputs, 1, 1]);
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    let options = ConvOptions::new([1, 1], [0, 0], [1, 1], 1);
+    let input = input.clone().unsqueeze_dim(2);
+    let output = convolve(&input, &weight, bias.as_ref(), &options)?;
+    Some(output.squeeze_dim(2))
 }
 
 /// The activation of a feed-forward layer, over channel-major features.

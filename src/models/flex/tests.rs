@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-use burn::nn::GroupNormConfig;
+use burn::module::Param;
+use burn::nn::{GroupNormConfig, LinearConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
@@ -138,6 +139,36 @@ fn group_norm_is_burns() {
                 check_group_norm(shape, groups, activated, false);
             }
             check_group_norm(shape, groups, true, true);
+        }
+    });
+}
+
+#[test]
+fn linear_layers_are_burns() {
+    at_every_level(|| {
+        for ([rows, inputs, positions], outputs) in [
+            ([2, 3, 5], 4),
+            ([1, 64, 196], 70),
+            ([48, 5, 49], 130),
+            ([1, 1, 1], 1),
+            ([64, 128, 1], 32),
+        ] {
+            let (input, weight) = (random([rows, inputs, positions]), random([inputs, outputs]));
+            let (bias, seed) = (random([outputs]), random([rows, outputs, positions]));
+            let run = |plain| {
+                differentiate((&input, &weight, &bias), &seed, |input, weight, bias| {
+                    let mut layer = LinearConfig::new(inputs, outputs).init(&Device::flex());
+                    layer.weight = layer.weight.map(|_| weight);
+                    let bias_of = |parameter: Param<Tensor<1>>| parameter.map(|_| bias);
+                    layer.bias = layer.bias.map(bias_of);
+                    PLAIN.set(plain);
+                    let output = ops::project(&layer, input);
+                    PLAIN.set(false);
+                    output
+                })
+            };
+            let what = format!("{rows} × {positions}, {inputs} to {outputs}");
+            assert_same(run(false), run(true), &what);
         }
     });
 }

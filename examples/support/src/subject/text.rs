@@ -22,7 +22,8 @@ use crate::progress::Progress;
 
 /// The files of a LoRA in a folder of peft.
 const ADAPTER: &str = "adapter_model.safetensors";
-/// The file of a new LoRA, as diffusers writes it, and the layers that get factors there by default.
+/// The file of a new LoRA, as diffusers writes it, and the layers that get factors there by
+/// default.
 const NEW_LORA: &str = "pytorch_lora_weights.safetensors";
 const NEW_LORA_LAYERS: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
 
