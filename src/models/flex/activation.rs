@@ -155,7 +155,7 @@ fn normal<S: Simd>(simd: S, x: S::f32s) -> [S::f32s; 2] {
         -0.024_819_29,
         0.201_916_59,
         0.243_300_21,
-        0.282_348_0,
+        0.282_348,
         0.282_087_98,
     ];
     const TO_T: f32 = 0.5 * std::f32::consts::FRAC_1_SQRT_2;
@@ -181,7 +181,7 @@ fn normal<S: Simd>(simd: S, x: S::f32s) -> [S::f32s; 2] {
 /// `s = ½ (1 + tanh(u / 2)) = sigmoid(u)` and `u'`, with `u = √(8/π) (x + 0.044715 x³)`.
 #[inline(always)]
 fn logistic<S: Simd>(simd: S, x: S::f32s) -> [S::f32s; 2] {
-    const LINEAR: f32 = 1.595_769_1;
+    const LINEAR: f32 = 1.595_769;
     const CUBIC: f32 = LINEAR * 0.044_715;
     let square = simd.mul_f32s(x, x);
     let splat = |value| simd.splat_f32s(value);
