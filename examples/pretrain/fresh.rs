@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::json;
 use siss::burn::tensor::Device;
-use siss::models::{DitConfig, DownBlockType, UNet2dConfig, UpBlockType};
+use siss::models::{DitConfig, UNet2dConfig};
 use siss_support::files;
+use siss_support::network::three_stages;
 
 use crate::options::{Network, Options, Process};
 
@@ -22,7 +23,11 @@ pub fn write(options: &Options, shape: [usize; 3], device: &Device, folder: &Pat
     device.seed(options.seed);
     match options.network {
         Network::Unet => {
-            let network = unet(options, shape).init(device)?;
+            let network = UNet2dConfig {
+                num_class_embeds: options.classes.map(|classes| classes + 1),
+                ..three_stages(shape, options.width())
+            };
+            let network = network.init(device)?;
             network.save(folder.join("unet"))?;
         }
         Network::Dit => {
@@ -35,30 +40,6 @@ pub fn write(options: &Options, shape: [usize; 3], device: &Device, folder: &Pat
     let text = format!("{:#}\n", scheduler(options.process));
     files::write(&place.join("scheduler_config.json"), text)?;
     Ok(())
-}
-
-/// Three stages with attention in the middle one, the network of the bundled models.
-fn unet(options: &Options, [channels, height, width]: [usize; 3]) -> UNet2dConfig {
-    UNet2dConfig {
-        sample_size: Some([height, width]),
-        in_channels: channels,
-        out_channels: channels,
-        layers_per_block: 1,
-        block_out_channels: options.width(),
-        norm_num_groups: 8,
-        down_block_types: vec![
-            DownBlockType::Resnet,
-            DownBlockType::Attention,
-            DownBlockType::Resnet,
-        ],
-        up_block_types: vec![
-            UpBlockType::Resnet,
-            UpBlockType::Attention,
-            UpBlockType::Resnet,
-        ],
-        num_class_embeds: options.classes.map(|classes| classes + 1),
-        ..UNet2dConfig::default()
-    }
 }
 
 fn dit(options: &Options, [channels, height, width]: [usize; 3]) -> Result<DitConfig> {

@@ -15,12 +15,15 @@ use siss::models::{
 use siss::{DdpmScheduler, Denoiser, PairSampler};
 use siss_support::cast::cast;
 use siss_support::digits;
+use siss_support::network::three_stages;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Tokens of a prompt, and their features, as CLIP encodes it.
 const TOKENS: usize = 77;
 const FEATURES: usize = 768;
+/// Channels, height and width of a digit.
+const DIGIT: [usize; 3] = [1, 28, 28];
 
 /// A network and the data it is for.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -63,15 +66,11 @@ impl Workload {
     /// The configuration of a network that is told nothing.
     fn config(self, width: Option<usize>) -> Option<UNet2dConfig> {
         Some(match self {
-            Workload::Digits => UNet2dConfig {
-                layers_per_block: 1,
-                block_out_channels: vec![32, 64, 64],
-                norm_num_groups: 8,
-                ..digits()
-            },
+            Workload::Digits => three_stages(DIGIT, vec![32, 64, 64]),
             Workload::DigitsPaper => UNet2dConfig {
-                block_out_channels: vec![64, 128, 256],
-                ..digits()
+                layers_per_block: 2,
+                norm_num_groups: 32,
+                ..three_stages(DIGIT, vec![64, 128, 256])
             },
             Workload::Emoji32 => faces(32, width.unwrap_or(32)),
             Workload::Faces64 => faces(64, width.unwrap_or(32)),
@@ -114,25 +113,6 @@ impl Workload {
         let lengths = directions.clone().square().sum_dims(&[1, 2, 3]).sqrt();
         let retain = forget.clone() + directions / lengths * distance;
         Ok(PairSampler::new(retain, forget, 0)?)
-    }
-}
-
-fn digits() -> UNet2dConfig {
-    UNet2dConfig {
-        sample_size: Some([28; 2]),
-        in_channels: 1,
-        out_channels: 1,
-        down_block_types: vec![
-            DownBlockType::Resnet,
-            DownBlockType::Attention,
-            DownBlockType::Resnet,
-        ],
-        up_block_types: vec![
-            UpBlockType::Resnet,
-            UpBlockType::Attention,
-            UpBlockType::Resnet,
-        ],
-        ..UNet2dConfig::default()
     }
 }
 

@@ -169,7 +169,7 @@ impl ModuleVisitor for ParameterGradients<'_> {
 mod tests {
     use super::*;
     use crate::denoiser::Denoiser;
-    use crate::models::{DownBlockType, UNet2dConfig, UpBlockType};
+    use crate::models::{DitConfig, DownBlockType, UNet2dConfig, UpBlockType};
     use burn::tensor::Distribution;
 
     #[test]
@@ -207,6 +207,31 @@ mod tests {
         let off = operations.off(&device, &device, -1.0).unwrap();
         let distinct: HashSet<&String> = names.iter().collect();
         assert_eq!(off.len(), distinct.len());
+    }
+
+    #[test]
+    fn the_activation_of_a_transformer_is_recorded_and_agrees_with_itself() {
+        let device = Device::flex();
+        let config = DitConfig {
+            num_attention_heads: 2,
+            attention_head_dim: 4,
+            num_layers: 1,
+            sample_size: 4,
+            num_embeds_ada_norm: 3,
+            ..DitConfig::default()
+        };
+        let network = config.init(&device).unwrap();
+        let noisy = Tensor::random([2, 4, 4, 4], Distribution::Default, &device);
+        let timesteps = Tensor::from_data([3.0, 5.0], &device);
+        let labels = Tensor::from_data([0, 3], &device);
+        let (_, operations) = Operations::of(|| network.predict(noisy, timesteps, &labels));
+        assert_eq!(operations.off(&device, &device, 1e-6).unwrap(), []);
+        let names = operations.0.iter().map(ToString::to_string);
+        assert!(
+            names
+                .into_iter()
+                .any(|name| name == "GELU of 32 channels at 4 positions")
+        );
     }
 
     #[test]

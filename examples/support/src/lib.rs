@@ -15,6 +15,7 @@ pub mod digits;
 pub mod emoji;
 pub mod files;
 pub mod lines;
+pub mod network;
 pub mod options;
 pub mod page;
 pub mod predictions;

@@ -166,8 +166,6 @@ impl Dit {
     ///
     /// # Errors
     /// Those of [`UNet2d::load`](super::UNet2d::load).
-    ///
-    /// Of flow matching as [`UNet2d::with_prediction_type`](super::UNet2d::with_prediction_type).
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let (root, folder) = (
             folder.as_ref(),
@@ -185,6 +183,9 @@ impl Dit {
 
     /// Sets what the network predicts: for one made by [`DitConfig::init`], or read without its
     /// scheduler's file.
+    ///
+    /// Times of flow matching are counted as by
+    /// [`UNet2d::with_prediction_type`](super::UNet2d::with_prediction_type).
     pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
         Self {
             prediction_type,

@@ -115,6 +115,8 @@ impl UNet2d {
     ///
     /// # Errors
     /// - [`Error::Io`]; the errors of [`UNet2dConfig::from_json`]
+    /// - [`Error::UnsupportedConfig`] for a path of flow matching that is not divided into 1,000
+    ///   timesteps, or that is shifted dynamically
     /// - [`Error::InvalidFile`] for a scheduler file that cannot be read at all, if there is no
     ///   network, or if the weights are neither safetensors nor, with the feature `pytorch`,
     ///   pickled tensors

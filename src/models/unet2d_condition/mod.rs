@@ -84,8 +84,6 @@ impl UNet2dCondition {
     ///
     /// # Errors
     /// Those of [`UNet2d::load`](super::UNet2d::load).
-    ///
-    /// Of flow matching as [`UNet2d::with_prediction_type`](super::UNet2d::with_prediction_type).
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let location::Network {
             root,
@@ -107,6 +105,9 @@ impl UNet2dCondition {
 
     /// Sets what the network predicts: for one made by [`UNet2dConditionConfig::init`], or read
     /// without its scheduler's file. A note that it was assumed is dropped.
+    ///
+    /// Times of flow matching are counted as by
+    /// [`UNet2d::with_prediction_type`](super::UNet2d::with_prediction_type).
     pub fn with_prediction_type(mut self, prediction_type: PredictionType) -> Self {
         let is_kept = |note: &LoadNote| !matches!(note, LoadNote::NoiseAssumed { .. });
         self.notes.retain(is_kept);
